@@ -1,0 +1,185 @@
+"""The YAML of a run: its sections put together, read, overridden, and explained when wrong.
+
+Precedence: defaults < YAML < --set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model
+
+from synthcube import registry, yaml_text
+from synthcube.data.transforms import DataConfig
+from synthcube.errors import ConfigError, SynthCubeError
+from synthcube.family import FamilyConfig
+from synthcube.runtime import ComputeConfig
+from synthcube.schema import Schema
+from synthcube.training.config import TrainingConfig
+
+
+class SamplingConfig(Schema):
+    """What `synthcube infer` does unless told otherwise."""
+
+    num_images: int = Field(default=16, ge=1, description="Images to generate.")
+    batch_size: int = Field(default=16, ge=1, description="Images made at once.")
+
+
+class RunConfig(Schema):
+    """Everything that decides a training."""
+
+    seed: int = Field(default=0, ge=0, description="The one seed of every random choice.")
+    model: SerializeAsAny[FamilyConfig] = Field(description="The model: its family and settings.")
+    data: DataConfig = Field(default=DataConfig(), description="Images and what is done to them.")
+    training: TrainingConfig = Field(default=TrainingConfig(), description="How long and how.")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="What infer makes.")
+    compute: ComputeConfig = Field(default=ComputeConfig(), description="Where to compute.")
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, every default written out."""
+        return self.model_dump(mode="json")
+
+
+@cache
+def config_class(family: type[FamilyConfig]) -> type[RunConfig]:
+    """RunConfig whose section `model` is that family's: its faults are reported with the rest."""
+    return create_model(
+        "RunConfig",
+        __base__=RunConfig,
+        model=(family, Field(default_factory=family, description="The model.")),
+    )
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read and validate a YAML file with `key=value` overrides applied.
+
+    Raises:
+        ConfigError: all that is wrong with it, one line each.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path}: this is not a text file.") from error
+    values, lines = yaml_text.parse(text, str(path))
+    return build({} if values is None else values, overrides, where=str(path), lines=lines)
+
+
+def build(
+    values: Any,
+    overrides: Iterable[str] = (),
+    *,
+    where: str = "config",
+    lines: Mapping[tuple[Any, ...], int] | None = None,
+) -> RunConfig:
+    """Validate plain values, with `key=value` overrides applied.
+
+    Raises:
+        ConfigError: all that is wrong with them, one line each.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: a mapping of sections is needed, not {type(values).__name__}.")
+    for override in overrides:
+        _apply(values, override)
+    faults: list[str] = []
+    family: type[FamilyConfig] = registry.find(registry.DEFAULT)
+    section = values.get("model", {})
+    try:
+        if isinstance(section, dict):
+            family = registry.find(str(section.get("name", registry.DEFAULT)))
+            section = {"name": registry.DEFAULT, **section}
+    except SynthCubeError as error:
+        faults.append(f"model.name{_line(('model', 'name'), lines)}: {error}")
+        section = {}
+    kind = config_class(family)
+    try:
+        config = kind.model_validate({**values, "model": section})
+    except ValidationError as error:
+        faults += [_explained(kind, fault, lines) for fault in error.errors()]
+    if faults:
+        raise ConfigError(f"{where} has {len(faults)} fault(s):", faults)
+    return config
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a run's YAML, for editors; the section `model` is any known family's."""
+    families = [registry.find(name) for name in registry.names()]
+    schema = RunConfig.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    choices = []
+    for family in families:
+        part = family.model_json_schema(ref_template="#/$defs/{model}")
+        definitions |= part.pop("$defs", {})
+        definitions[family.__name__] = part
+        choices.append({"$ref": f"#/$defs/{family.__name__}"})
+    definitions.pop("FamilyConfig", None)
+    schema["properties"]["model"] = {"description": "The model.", "anyOf": choices}
+    schema["required"] = []
+    schema["title"] = "SynthCube run"
+    return schema
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"--set {override}: write it as key=value, as in --set seed=7.")
+    value, _ = yaml_text.parse(text, f"--set {override}")
+    for name in names[:-1]:
+        inner = values.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: {name} is not a section.")
+        values = inner
+    values[names[-1]] = value
+
+
+def _explained(
+    kind: type[BaseModel], fault: Any, lines: Mapping[tuple[Any, ...], int] | None
+) -> str:
+    place = tuple(fault["loc"])
+    key = ".".join(str(part) for part in place) or "config"
+    value = fault["input"]
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(kind, place[:-1])
+        near = get_close_matches(str(place[-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        message = f"unknown key; {hint}"
+    elif fault["type"] == "value_error":
+        message = str(fault["ctx"]["error"])
+    else:
+        message = fault["msg"].replace("Input should", "should")
+        shown = repr(value)
+        message += f", not {shown if len(shown) < 60 else type(value).__name__}"
+    return f"{key}{_line(place, lines)}: {message}"
+
+
+def _line(place: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int] | None) -> str:
+    while lines and place:
+        if place in lines:
+            return f" (line {lines[place]})"
+        place = place[:-1]
+    return ""
+
+
+def _fields_at(kind: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
+    for part in place:
+        field = kind.model_fields.get(str(part))
+        inner = [each for each in _classes_in(field.annotation)] if field else []
+        if not inner:
+            return []
+        kind = inner[0]
+    return list(kind.model_fields)
+
+
+def _classes_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found: list[type[BaseModel]] = []
+    for part in getattr(annotation, "__args__", ()):
+        found += _classes_in(part)
+    return found

@@ -1,0 +1,75 @@
+"""All images of a manifest, read, preprocessed and kept; or all that is wrong with them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from synthcube.data.cache import ImageCache, cache_key, open_cache
+from synthcube.data.images import read_image
+from synthcube.data.manifest import Manifest, capped
+from synthcube.data.transforms import DataConfig, Prepared, Preprocessing
+from synthcube.errors import ImageError, SynthCubeError
+
+log = logging.getLogger("synthcube")
+
+
+def load_images(manifest: Manifest, config: DataConfig, cache: Path) -> ImageCache:
+    """The preprocessed images of `manifest`, in its order; made only where they are not kept yet.
+
+    Raises:
+        ImageError: images that cannot be read, are constant, or differ in shape; all at once.
+        OutputError: the cache does not fit its limit or the disk.
+    """
+    files = [row.channels for row in manifest.rows]
+    key = cache_key(files, config.preprocessing_key, cache)
+    return open_cache(
+        cache, key, len(files), lambda: _prepared(manifest, config), config.cache_gb * 1e9
+    )
+
+
+def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
+    """Every image preprocessed, in the manifest's order; faults of all are raised together."""
+    preprocessing = Preprocessing(config)
+    faults: list[str] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    log.info("Preprocessing %d images (kept for next time) ...", len(manifest.rows))
+    for row in manifest.rows:
+        where = str(row.channels[0])
+        try:
+            prepared = preprocessing(read_image(row.channels))
+        except SynthCubeError as error:
+            text = str(error)
+            faults.append(text if row.channels[0].name in text else f"{where}: {text}")
+            continue
+        shapes[where] = tuple(prepared.tensor.shape)
+        if not faults:
+            yield prepared
+    faults += _shape_faults(shapes)
+    if faults:
+        raise ImageError(f"{len(faults)} images of {manifest.path} cannot be used:", capped(faults))
+
+
+def _shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    if len(set(shapes.values())) <= 1:
+        return []
+    usual, _ = Counter(shapes.values()).most_common(1)[0]
+    faults = []
+    for name, shape in shapes.items():
+        if shape[0] != usual[0]:
+            faults.append(
+                f"{name}: {shape[0]} channels, the others have {usual[0]}; convert it, or leave it out"
+            )
+        elif len(shape) != len(usual):
+            faults.append(
+                f"{name}: {len(shape) - 1} spatial axes, the others have {len(usual) - 1}; "
+                "leave it out"
+            )
+        elif shape != usual:
+            faults.append(
+                f"{name}: shape {shape[1:]}, the others {usual[1:]}; data.size: {list(usual[1:])} "
+                "brings all to one shape (data.spacing_mm and fit: crop_or_pad keep proportions)"
+            )
+    return faults

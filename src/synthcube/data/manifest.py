@@ -1,0 +1,187 @@
+"""The list of images: read from a CSV or a plain folder, checked as a whole, written back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from synthcube.data.labels import class_labels, natural_key
+from synthcube.data.table import KNOWN_COLUMNS, channel_columns, read_table
+from synthcube.errors import ManifestError
+from synthcube.storage import write_text
+
+SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SPLITS = ("train", "validation", "test")
+FILE_NAME = "manifest.csv"
+MAX_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image: its channel files (absolute paths), whose it is, and what is known of it."""
+
+    channels: tuple[Path, ...]
+    subject: str
+    label: int = -1
+    label_name: str = ""
+    split: str = ""
+    conditions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    number: int = 0
+    """Line in the CSV (the header is line 1); in a plain folder the running number from 1."""
+
+    @property
+    def name(self) -> str:
+        """A stem for output files, unique within a manifest: number and subject."""
+        subject = re.sub(r"[^A-Za-z0-9._-]+", "_", self.subject).strip("._")
+        return f"{self.number:05d}-{subject[:80] or 'image'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All rows, and the CSV or folder they were read from."""
+
+    path: Path
+    rows: tuple[Row, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names, in the order of their ids; an id that no row has is named by its number."""
+        names = {row.label: row.label_name for row in self.rows if row.label >= 0}
+        return tuple(names.get(i, str(i)) for i in range(max(names, default=-1) + 1))
+
+
+def image_suffix(path: Path) -> str:
+    """The known image suffix that a file's name ends in, in lower case, or an empty string."""
+    name = path.name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def capped(faults: Sequence[str]) -> list[str]:
+    """The first faults, and how many more there are: a screen, not a flood."""
+    more = len(faults) - MAX_SHOWN
+    return [*faults[:MAX_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+
+
+def read_manifest(data: Path) -> Manifest:
+    """Read a CSV, a folder that holds a manifest.csv, or a plain folder of images.
+
+    Raises:
+        ManifestError: nothing is there, nothing is in it, or rows are faulty (all are listed).
+    """
+    if not data.exists():
+        raise ManifestError(f"{data} does not exist; a CSV or a folder of images is needed.")
+    if not data.is_dir():
+        return _read_csv(data)
+    csv_path = data / FILE_NAME
+    return _read_csv(csv_path) if csv_path.is_file() else _read_folder(data)
+
+
+def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write a CSV in one step; columns in the order in which the rows bring them.
+
+    Raises:
+        ManifestError: there are no rows.
+        OutputError: `path` cannot be written.
+    """
+    if not rows:
+        raise ManifestError(f"There are no rows to write to {path}.")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def _read_folder(folder: Path) -> Manifest:
+    base = folder.absolute()
+    names = sorted(
+        (
+            path.relative_to(base).as_posix()
+            for path in base.rglob("*")
+            if image_suffix(path)
+            and not any(part.startswith(".") for part in path.relative_to(base).parts)
+            and path.is_file()
+        ),
+        key=natural_key,
+    )
+    if not names:
+        raise ManifestError(
+            f"{folder} holds no {FILE_NAME} and no image; "
+            f"an image's name ends in one of {', '.join(SUFFIXES)}."
+        )
+    rows = (
+        Row((base / name,), subject=name[: -len(image_suffix(Path(name)))], number=number)
+        for number, name in enumerate(names, start=1)
+    )
+    return Manifest(folder, tuple(rows))
+
+
+def _read_csv(path: Path) -> Manifest:
+    table = read_table(path)
+    channels = channel_columns(path, table.header)
+    conditions = [name for name in table.header if name not in (*KNOWN_COLUMNS, *channels)]
+    labels, label_faults = class_labels(table.records)
+    faults = list(table.faults)
+    rows = []
+    for number, cells in table.records.items():
+        files, file_faults = _channel_files(path, number, {name: cells[name] for name in channels})
+        faults += file_faults + _cell_faults(number, cells)
+        label, label_name = labels.get(number, (-1, ""))
+        subject = cells.get("SubjectID", f"row-{number}")
+        known = {name: cells[name] for name in conditions}
+        rows.append(Row(files, subject, label, label_name, cells.get("Split", ""), known, number))
+    faults += label_faults + _split_faults(rows)
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ManifestError(f"{path} has {count}:", capped(faults))
+    return Manifest(path, tuple(rows))
+
+
+def _cell_faults(number: int, cells: Mapping[str, str]) -> list[str]:
+    faults = []
+    if not cells.get("SubjectID", "own"):
+        faults.append(f"row {number}, column SubjectID: the cell is empty")
+    split = cells.get("Split", "")
+    if split and split not in SPLITS:
+        faults.append(
+            f"row {number}, column Split: {split!r} is not known; "
+            f"use {', '.join(SPLITS)}, or leave the cell empty"
+        )
+    return faults
+
+
+def _channel_files(
+    path: Path, number: int, cells: Mapping[str, str]
+) -> tuple[tuple[Path, ...], list[str]]:
+    files, faults = [], []
+    for column, cell in cells.items():
+        file = (path.parent / cell).absolute()
+        files.append(file)
+        fault = ""
+        if not cell:
+            fault = "the cell is empty"
+        elif not image_suffix(file):
+            fault = f"{cell} is not a known image; its name should end in {', '.join(SUFFIXES)}"
+        elif not file.is_file():
+            fault = f"{file} is {'not a file' if file.exists() else 'missing'}"
+        if fault:
+            faults.append(f"row {number}, column {column}: {fault}")
+    return tuple(files), faults
+
+
+def _split_faults(rows: Iterable[Row]) -> list[str]:
+    """One fault for each subject whose images are in more than one split."""
+    splits: dict[str, set[str]] = {}
+    for row in rows:
+        splits.setdefault(row.subject, set()).add(row.split)
+    return [
+        f"subject {subject!r} is in several splits: "
+        f"{', '.join(sorted(name or '(empty)' for name in names))}; a subject belongs to one"
+        for subject, names in splits.items()
+        if len(names) > 1
+    ]

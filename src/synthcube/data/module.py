@@ -1,0 +1,189 @@
+"""The data of a run: images preprocessed once, split by subject, and handed out in batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from synthcube.data.cache import ImageCache
+from synthcube.data.images import read_image
+from synthcube.data.loading import load_images
+from synthcube.data.manifest import Manifest
+from synthcube.data.splitting import split_subjects
+from synthcube.data.transforms import DataConfig, TransformConfig
+from synthcube.errors import ManifestError
+from synthcube.runtime import derived_seed
+from synthcube.schema import Batch, ImageSpec
+
+
+class Images(Dataset[Batch]):
+    """Rows of a cache, as whole batches; augmented where the config says so."""
+
+    def __init__(
+        self,
+        cache: ImageCache,
+        labels: Sequence[int],
+        augmentation: Sequence[TransformConfig],
+        seed: int,
+    ) -> None:
+        self.cache = cache
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.augmentation = [transform.build() for transform in augmentation]
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitems__(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """The batch at these (epoch, row) pairs."""
+        rows = [row for _, row in places]
+        image = torch.from_numpy(self.cache.read(rows))
+        if self.augmentation:
+            image = torch.stack(
+                [self._augmented(each, *place) for each, place in zip(image, places, strict=True)]
+            )
+        return Batch(image=image, label=self.labels[rows], index=torch.tensor(rows))
+
+    def _augmented(self, image: torch.Tensor, epoch: int, row: int) -> torch.Tensor:
+        """(C, *spatial) to the same; depends on nothing but the seed, the epoch and the row."""
+        import torchio as tio
+
+        affine = np.asarray(self.cache.entries[row].affine)
+        volume = image if image.ndim == 4 else image[..., None]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(self.seed, "augmentation", epoch, row))
+            scalar: Any = tio.ScalarImage(tensor=volume, affine=affine)
+            for transform in self.augmentation:
+                scalar = transform(scalar)
+        augmented: torch.Tensor = scalar.data.float().clamp(-1, 1).reshape(image.shape)
+        return augmented
+
+
+class EpochBatches:
+    """Batches of (epoch, row) pairs whose order depends on the seed and the epoch alone."""
+
+    def __init__(self, rows: Sequence[int], batch_size: int, seed: int, *, shuffle: bool) -> None:
+        self.rows = torch.tensor(rows)
+        self.batch_size = min(batch_size, len(rows))
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        self.sampler = self  # where Lightning looks for set_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.rows), self.batch_size)
+        return whole + bool(rest and not self.shuffle)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rows = self.rows
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+        for batch in list(rows.split(self.batch_size))[: len(self)]:
+            yield [(self.epoch, row) for row in batch.tolist()]
+
+
+class DataModule(pl.LightningDataModule):
+    """Images of a manifest for training and validation.
+
+    Raises, at construction:
+        ImageError: images that cannot be read, are constant, or differ in shape; all at once.
+        ManifestError: no subject is left to train on.
+    """
+
+    def __init__(
+        self, manifest: Manifest, config: DataConfig, *, batch_size: int, seed: int, cache: Path
+    ) -> None:
+        super().__init__()
+        self.manifest = manifest
+        self.config = config
+        self.batch_size = batch_size
+        self.seed = seed
+        self.cache = load_images(manifest, config, cache)
+        self.splits = self._split()
+        self.image = self._image_spec()
+
+    def rows(self, split: str) -> list[int]:
+        """Indices into the manifest's rows that are in that split."""
+        return [index for index, name in enumerate(self.splits) if name == split]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("train", self.config.augmentation)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        return self._loader("validation", ()) if self.rows("validation") else []
+
+    def _loader(self, split: str, augmentation: Sequence[TransformConfig]) -> DataLoader[Batch]:
+        labels = [row.label for row in self.manifest.rows]
+        batches = EpochBatches(
+            self.rows(split), self.batch_size, self.seed, shuffle=split == "train"
+        )
+        return DataLoader(
+            Images(self.cache, labels, augmentation, self.seed),
+            batch_sampler=batches,  # type: ignore[arg-type]  # typed for lists of int only
+            collate_fn=_as_it_is,
+            num_workers=self.config.num_workers,
+            persistent_workers=False,
+        )
+
+    def _split(self) -> list[str]:
+        rows = self.manifest.rows
+        if any(row.split for row in rows):
+            splits = [row.split or "train" for row in rows]
+        else:
+            names = split_subjects(
+                [row.subject for row in rows],
+                [row.label for row in rows],
+                {"validation": self.config.validation_fraction},
+                self.seed,
+            )
+            splits = [names[row.subject] for row in rows]
+        if "train" not in splits:
+            raise ManifestError(
+                f"{self.manifest.path} leaves nothing to train on: its splits are "
+                f"{dict(Counter(splits))}; at least one subject must be in train"
+            )
+        return splits
+
+    def _image_spec(self) -> ImageSpec:
+        train = [self.cache.entries[row] for row in self.rows("train")]
+        ranges = np.array([entry.intensity_range for entry in train])  # (N, C, 2)
+        affines = np.array([entry.affine for entry in train])  # (N, 4, 4)
+        source = read_image(self.manifest.rows[0].channels)
+        spacing = np.linalg.norm(np.median(affines, axis=0)[:3, :3], axis=0)
+        return ImageSpec(
+            size=self.cache.shape[2:],
+            channels=self.cache.shape[1],
+            spacing_mm=tuple(np.round(spacing, 6).tolist()),
+            affine=_common_affine(affines, spacing, self.cache.shape[2:]),
+            intensity_range=tuple(tuple(pair) for pair in ranges.mean(axis=0).round(6).tolist()),
+            file_format=source.file_format if self.cache.shape[1] in (1, 3) else "nii.gz",
+            integer=source.integer,
+            labels=self.manifest.labels,
+        )
+
+
+def _common_affine(
+    affines: np.ndarray, spacing: np.ndarray, size: Sequence[int]
+) -> tuple[tuple[float, ...], ...]:
+    """The affine of all images where they share one, else an upright one around the origin."""
+    if np.allclose(affines, affines[0], atol=1e-4):
+        return tuple(map(tuple, affines[0].tolist()))
+    affine = np.diag([*spacing, 1.0])
+    centre = (np.array([*size, 1][:3]) - 1) / 2
+    affine[:3, 3] = -centre * spacing
+    return tuple(map(tuple, affine.tolist()))
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,231 @@
+"""A folder tree of images to a manifest: channels in a fixed order, classes, splits."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from synthcube.data.labels import natural_key
+from synthcube.data.manifest import FILE_NAME, SUFFIXES, capped, image_suffix, write_manifest
+from synthcube.data.splitting import split_subjects
+from synthcube.errors import ManifestError
+from synthcube.storage import make_folder
+
+Paradigm = Literal["unlabeled", "patient", "custom"]
+
+LAYOUTS = {
+    "unlabeled": "SUBJECT/images, or images",
+    "patient": "SUBJECT/images",
+    "custom": "CLASS/SUBJECT/images, or CLASS/images",
+}
+_SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What was written, and what was left out and why."""
+
+    manifest_path: Path
+    rows: int
+    subjects: int
+    labels: dict[str, int]  # rows by class name
+    splits: dict[str, int]  # rows by split; empty where no fraction was given
+    left_out: tuple[tuple[Path, str], ...]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The images that belong together, and whose they are."""
+
+    name: str
+    label_name: str
+    files: tuple[Path, ...]
+
+
+_LeftOut = list[tuple[Path, str]]
+_Item = tuple[_Subject, tuple[Path, ...]]  # one row to be: its channel files
+
+
+def prepare(
+    folder: Path,
+    out: Path,
+    *,
+    paradigm: Paradigm = "unlabeled",
+    channels: Sequence[str] = (),
+    validation: float = 0.0,
+    test: float = 0.0,
+    seed: int = 0,
+) -> Preparation:
+    """List the images below `folder` in a manifest; nothing else is written or moved.
+
+    Args:
+        folder: laid out as LAYOUTS says; folders deeper than that belong to their subject.
+        out: a folder, which gets a manifest.csv, or the path of a .csv.
+        paradigm: "patient" makes each subject a class, "custom" each top folder. The same
+            subject folder in two classes is one person, who never is in two splits.
+        channels: one pattern per channel, in the order of the channels. A pattern matches a
+            whole word of a file's name ("t1" is not in "t1ce") or, with * or ?, all of it;
+            case does not matter. Without patterns every image is a row with one channel.
+        validation: share of the subjects for validation.
+        test: share of the subjects for the test.
+        seed: of the split.
+
+    Raises:
+        ManifestError: `folder` is missing or laid out otherwise, a pattern is empty or there
+            twice, the fractions do not fit, or no image is left (with the reasons).
+        OutputError: `out` cannot be written.
+    """
+    if not folder.is_dir():
+        raise ManifestError(f"{folder} is not a folder; one with images below it is needed.")
+    _check_patterns(channels)
+    csv_path = (out if out.suffix.lower() == ".csv" else out / FILE_NAME).resolve()
+    left_out: _LeftOut = []
+    images = _images(folder.resolve(), csv_path, left_out)
+    subjects = _subjects(folder.resolve(), images, paradigm, left_out)
+    items = [item for subject in subjects for item in _items(subject, channels, left_out)]
+    if not items:
+        reasons = [f"{path}: {reason}" for path, reason in left_out]
+        raise ManifestError(
+            f"{folder} holds no image that can be used (layout: {LAYOUTS[paradigm]}; "
+            f"names end in {', '.join(SUFFIXES)}).",
+            capped(reasons),
+        )
+    rows = _rows(items, csv_path.parent)
+    if validation or test:
+        _add_splits(rows, {"validation": validation, "test": test}, seed)
+    make_folder(csv_path.parent)
+    write_manifest(csv_path, rows)
+    return Preparation(
+        manifest_path=csv_path,
+        rows=len(rows),
+        subjects=len({row["SubjectID"] for row in rows}),
+        labels=_tally(rows, "LabelMapping"),
+        splits=_tally(rows, "Split"),
+        left_out=tuple(left_out),
+    )
+
+
+def _check_patterns(channels: Sequence[str]) -> None:
+    folded = [pattern.casefold() for pattern in channels]
+    faults = [f"channel {i}: the pattern is empty" for i, text in enumerate(folded) if not text]
+    faults += [
+        f"channel {i}: the pattern {channels[i]!r} is there already"
+        for i, text in enumerate(folded)
+        if text and text in folded[:i]
+    ]
+    if faults:
+        raise ManifestError("The channel patterns cannot be used.", faults)
+
+
+def _images(folder: Path, csv_path: Path, left_out: _LeftOut) -> list[Path]:
+    """Image files below `folder`, relative to it, in natural order."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    images = []
+    for file in sorted(files, key=lambda file: natural_key(file.as_posix())):
+        if folder / file == csv_path:  # of an earlier call
+            continue
+        reason = ""
+        if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in file.parts):
+            reason = "hidden or of the system"
+        elif not image_suffix(file):
+            reason = f"not a known image; names end in {', '.join(SUFFIXES)}"
+        elif not (folder / file).stat().st_size:
+            reason = "empty (0 bytes)"
+        if reason:
+            left_out.append((folder / file, reason))
+        else:
+            images.append(file)
+    return images
+
+
+def _subjects(
+    folder: Path, images: Iterable[Path], paradigm: Paradigm, left_out: _LeftOut
+) -> list[_Subject]:
+    """Images grouped by the folders they are in; a loose image is a subject of its own."""
+    groups: dict[tuple[str, str, str], list[Path]] = {}
+    for image in images:
+        above = list(image.parts[:-1])
+        label = above.pop(0) if paradigm == "custom" and above else ""
+        if (paradigm == "custom" and not label) or (paradigm == "patient" and not above):
+            reason = f"not in a folder of its own (layout: {LAYOUTS[paradigm]})"
+            left_out.append((folder / image, reason))
+            continue
+        stem = image.name[: -len(image_suffix(image))]
+        subject = above[0] if above else "/".join(filter(None, (label, stem)))
+        # loose images of one stem (a.png, a.jpg) share the subject, but are not its channels
+        loose = "" if above else image.as_posix()
+        label = subject if paradigm == "patient" else label
+        groups.setdefault((label, subject, loose), []).append(folder / image)
+    return [_Subject(name, label, tuple(files)) for (label, name, _), files in groups.items()]
+
+
+def _items(subject: _Subject, channels: Sequence[str], left_out: _LeftOut) -> Iterator[_Item]:
+    """The subject's rows: one per image, or one in all where channels have patterns."""
+    if not channels:
+        yield from ((subject, (file,)) for file in subject.files)
+        return
+    faults = []
+    chosen = []
+    for pattern in channels:
+        matches = [file for file in subject.files if _matches(file, pattern)]
+        chosen += matches[:1]
+        if len(matches) > 1:
+            names = ", ".join(file.name for file in matches)
+            faults.append(f"channel {pattern!r} has {len(matches)} files ({names})")
+        elif not matches:
+            faults.append(f"channel {pattern!r} has no file")
+    twice = [file.name for file, count in Counter(chosen).items() if count > 1]
+    if twice and not faults:
+        faults.append(f"{twice[0]} matches several channels")
+    if faults:
+        reason = f"subject {subject.name}: {'; '.join(faults)}"
+        left_out.extend((file, reason) for file in subject.files)
+        return
+    left_out.extend((f, "matches no channel") for f in subject.files if f not in chosen)
+    yield subject, tuple(chosen)
+
+
+def _matches(file: Path, pattern: str) -> bool:
+    stem = file.name[: -len(image_suffix(file))].casefold()
+    folded = pattern.casefold()
+    if re.search(rf"(?<![^\W_]){re.escape(folded)}(?![^\W_])", stem):
+        return True
+    is_glob = "*" in folded or "?" in folded
+    return is_glob and (fnmatchcase(stem, folded) or fnmatchcase(file.name.casefold(), folded))
+
+
+def _rows(items: Iterable[_Item], base: Path) -> list[dict[str, str]]:
+    items = sorted(
+        items, key=lambda item: (natural_key(item[0].label_name), natural_key(item[0].name))
+    )
+    names = sorted({subject.label_name for subject, _ in items} - {""}, key=natural_key)
+    ids = {name: i for i, name in enumerate(names)}
+    rows = []
+    for subject, files in items:
+        row = {
+            f"Channel_{i}": Path(os.path.relpath(file, base)).as_posix()
+            for i, file in enumerate(files)
+        }
+        row["SubjectID"] = subject.name
+        if subject.label_name:
+            row["Label"] = str(ids[subject.label_name])
+            row["LabelMapping"] = subject.label_name
+        rows.append(row)
+    return rows
+
+
+def _add_splits(rows: Sequence[dict[str, str]], fractions: dict[str, float], seed: int) -> None:
+    labels = [int(row.get("Label", -1)) for row in rows]
+    splits = split_subjects([row["SubjectID"] for row in rows], labels, fractions, seed)
+    for row in rows:
+        row["Split"] = splits[row["SubjectID"]]
+
+
+def _tally(rows: Iterable[dict[str, str]], column: str) -> dict[str, int]:
+    return dict(Counter(row[column] for row in rows if column in row))

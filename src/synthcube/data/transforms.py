@@ -1,0 +1,221 @@
+"""From an image in its own units to what a model sees, and back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import ConfigDict, Field, Strict, model_validator
+from typing_extensions import Self
+
+from synthcube import plugins
+from synthcube.data.images import Image
+from synthcube.errors import ImageError, SynthCubeError
+from synthcube.schema import List, Schema
+
+Pair = Annotated[tuple[float, float], Strict(False)]
+
+
+class TransformConfig(Schema):
+    """A transform of TorchIO, or package.module:MyTransform; further keys are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="Class name in torchio, or package.module:MyTransform.")
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> Self:
+        try:
+            self.build()
+        except SynthCubeError as error:
+            raise ValueError(str(error)) from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{self.name} does not take these arguments: {error}") from error
+        return self
+
+    def build(self) -> Callable[[Any], Any]:
+        """The transform: torchio.Subject to torchio.Subject."""
+        if ":" in self.name:
+            kind: Any = plugins.load(self.name)
+        else:
+            known = _torchio_transforms()
+            if self.name not in known:
+                near = get_close_matches(self.name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"torchio has no transform {self.name!r}{hint}")
+            kind = known[self.name]
+        transform: Callable[[Any], Any] = kind(**(self.model_extra or {}))
+        return transform
+
+
+class DataConfig(Schema):
+    """How images are read, brought to one shape and range, split and augmented."""
+
+    spacing_mm: List[float] | None = Field(
+        default=None, description="Resample to this voxel size; null keeps the source's."
+    )
+    size: List[int] | None = Field(
+        default=None, description="Voxels along each axis; null: all images already agree."
+    )
+    fit: Literal["resize", "crop_or_pad"] = Field(
+        default="resize", description="How an image is brought to data.size."
+    )
+    intensity_range: Pair | None = Field(
+        default=None,
+        description="Source intensities that become -1 and 1 (clipped beyond), such as "
+        "[-1000, 1000] for CT; null: 0 to 255 for 8-bit pictures, else percentiles of each image.",
+    )
+    percentiles: Pair = Field(
+        default=(0.5, 99.5), description="Percentiles of an image that become -1 and 1."
+    )
+    preprocessing: List[TransformConfig] = Field(
+        default=(),
+        description="TorchIO transforms applied once, before resampling and sizing: "
+        "[{name: CropOrPad, target_shape: 64}].",
+    )
+    augmentation: List[TransformConfig] = Field(
+        default=(),
+        description="TorchIO transforms applied anew in every epoch: [{name: RandomFlip, axes: 0}].",
+    )
+    validation_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of the subjects held out, where the manifest has no Split column.",
+    )
+    num_workers: int = Field(
+        default=0,
+        ge=0,
+        description="Loader processes; the cache makes 0 enough without augmentation.",
+    )
+    cache_gb: float = Field(
+        default=20, ge=0, description="Size that the cache of preprocessed images may reach."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name, pair in (("percentiles", self.percentiles), ("range", self.intensity_range)):
+            if pair and not pair[0] < pair[1]:
+                raise ValueError(f"{name} {list(pair)}: the first must be below the second")
+        if not (0 <= self.percentiles[0] and self.percentiles[1] <= 100):
+            raise ValueError(f"percentiles {list(self.percentiles)} must lie in 0 to 100")
+        for name, values in (("size", self.size), ("spacing_mm", self.spacing_mm)):
+            if values and (len(values) not in (2, 3) or min(values) <= 0):
+                raise ValueError(f"{name} {list(values)}: two or three positive values are needed")
+        return self
+
+    @property
+    def preprocessing_key(self) -> dict[str, Any]:
+        """The settings on which a preprocessed image depends."""
+        kept = {"spacing_mm", "size", "fit", "intensity_range", "percentiles", "preprocessing"}
+        return self.model_dump(mode="json", include=kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image as a model sees it, with what is needed to put it back."""
+
+    tensor: torch.Tensor  # (C, *spatial), float32 in [-1, 1]
+    affine: npt.NDArray[np.float64]  # (4, 4), voxel index to RAS+ mm
+    intensity_range: tuple[tuple[float, float], ...]  # per channel, in the source's units
+
+
+class Preprocessing:
+    """The deterministic part: orientation, the user's transforms, spacing, size, intensity."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.transforms = [transform.build() for transform in config.preprocessing]
+
+    def __call__(self, image: Image) -> Prepared:
+        """Bring `image` into the model's range.
+
+        Raises:
+            ImageError: it is constant, or a transform cannot be applied to it.
+        """
+        import torchio as tio
+
+        scalar: Any = tio.ScalarImage(tensor=image.tensor, affine=image.affine)
+        is_volume = image.tensor.shape[-1] > 1
+        if is_volume and not image.raster:
+            # Volumes are kept the same way round, whatever order their scanner stored them in.
+            scalar = tio.ToCanonical()(scalar)
+        for transform in self.transforms:
+            scalar = transform(scalar)
+        scalar = self._sized(scalar)
+        tensor, ranges = self._rescaled(scalar.data.float(), eight_bit=image.file_format == "png")
+        if tensor.shape[-1] == 1:
+            tensor = tensor[..., 0]
+        return Prepared(tensor.contiguous(), np.asarray(scalar.affine, dtype=float), ranges)
+
+    def _sized(self, scalar: Any) -> Any:
+        import torchio as tio
+
+        shape = np.asarray(scalar.spatial_shape)
+        size, spacing = self.config.size, self.config.spacing_mm
+        if spacing:
+            scalar = tio.Resample((*spacing, scalar.spacing[2])[:3], antialias=True)(scalar)
+        if not size:
+            return scalar
+        shape, target = np.asarray(scalar.spatial_shape), np.asarray((*size, 1)[:3])
+        if self.config.fit == "resize" and (shape != target).any():
+            if len(size) == 2 and shape[2] > 1:
+                raise ImageError(
+                    f"data.size {list(size)} has two sides, the image is a volume of {shape}"
+                )
+            wanted = shape / target * np.asarray(scalar.spacing)
+            scalar = tio.Resample(tuple(wanted), antialias=True)(scalar)
+        return tio.CropOrPad(tuple(int(side) for side in target))(scalar)
+
+    def _rescaled(
+        self, tensor: torch.Tensor, *, eight_bit: bool
+    ) -> tuple[torch.Tensor, tuple[tuple[float, float], ...]]:
+        if float(tensor.min()) == float(tensor.max()):
+            raise ImageError(
+                f"constant image: every voxel is {float(tensor.min()):g}; leave it out of the manifest"
+            )
+        fixed = self.config.intensity_range or ((0.0, 255.0) if eight_bit else None)
+        ranges = tuple(fixed or self._percentile_range(channel) for channel in tensor)
+        # (C, 1, 1, 1)
+        low, high = (
+            torch.tensor([pair[end] for pair in ranges]).view(-1, 1, 1, 1) for end in (0, 1)
+        )
+        return ((tensor - low) / (high - low) * 2 - 1).clamp(-1, 1), ranges
+
+    def _percentile_range(self, channel: torch.Tensor) -> tuple[float, float]:
+        low, high = np.percentile(channel.numpy(), self.config.percentiles)
+        if low == high:  # nearly all background
+            low, high = channel.min(), channel.max()
+        if low == high:
+            raise ImageError(f"constant channel: every voxel is {float(low):g}")
+        return float(low), float(high)
+
+
+def to_intensities(
+    tensor: torch.Tensor, intensity_range: tuple[tuple[float, float], ...]
+) -> torch.Tensor:
+    """(C, *spatial) in [-1, 1] to the source's units, channel by channel."""
+    shape = (-1, *[1] * (tensor.ndim - 1))
+    low, high = (
+        torch.tensor([pair[end] for pair in intensity_range]).view(shape) for end in (0, 1)
+    )
+    return (tensor.float().cpu() + 1) / 2 * (high - low) + low
+
+
+def _torchio_transforms() -> dict[str, Any]:
+    import torchio as tio
+
+    return {
+        name: item
+        for name, item in vars(tio).items()
+        if inspect.isclass(item)
+        and issubclass(item, tio.Transform)
+        and not inspect.isabstract(item)
+        and name not in {"Transform", "Lambda", "Compose", "OneOf"}
+    }

@@ -1,0 +1,55 @@
+"""The exceptions of SynthCube.
+
+SynthCubeError          a user's fault: shown without a traceback, exit code 2
+|- ConfigError          the YAML file or a --set override
+|- ManifestError        the list of images
+|- ImageError           an image that cannot be read or does not fit the others
+|- ArtifactError        a trained model's folder is missing, damaged or too new
+|- FamilyError          a family is unknown, or cannot do what is asked of it
+|- OutputError          an output folder is not writable, not empty, or the disk is full
+`- NonFiniteLossError   training produced a loss that is not a number
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class SynthCubeError(Exception):
+    """What is wrong, the value, what would be right, and where.
+
+    Several faults of the same kind are reported together, one line each.
+    """
+
+    def __init__(self, headline: str, faults: Iterable[str] = ()) -> None:
+        self.headline = headline
+        self.faults = tuple(faults)
+        super().__init__("\n".join([headline, *(f"  - {fault}" for fault in self.faults)]))
+
+
+class ConfigError(SynthCubeError):
+    """The YAML file or a --set override is not a valid config."""
+
+
+class ManifestError(SynthCubeError):
+    """The list of images is empty, malformed or contradicts itself."""
+
+
+class ImageError(SynthCubeError):
+    """An image cannot be read, holds values that cannot be used, or does not fit the others."""
+
+
+class ArtifactError(SynthCubeError):
+    """A trained model's folder is missing, incomplete, damaged or of a newer version."""
+
+
+class FamilyError(SynthCubeError):
+    """A family is unknown, or cannot do what is asked of it."""
+
+
+class OutputError(SynthCubeError):
+    """An output folder cannot be written, already holds something else, or the disk is full."""
+
+
+class NonFiniteLossError(SynthCubeError):
+    """Training produced a loss that is not a number."""

@@ -1,0 +1,61 @@
+"""The U-Net of MONAI that the pixel-space diffusion and flow families share."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from monai.networks.nets import DiffusionModelUNet
+from pydantic import Field
+
+from synthcube.schema import ImageSpec, List, Schema
+
+
+class UNetFields(Schema):
+    """The network's part of a family's config.
+
+    The defaults give the 2,328,449-parameter network of GaNDLF-Synth's DDPM.
+    """
+
+    channels: Annotated[List[int], Field(min_length=1)] = Field(
+        default=(32, 64, 64, 64), description="Channels at each level, full resolution first."
+    )
+    num_res_blocks: int = Field(default=2, ge=1, description="Residual blocks at each level.")
+    attention_from: int = Field(
+        default=2, ge=0, description="First level with self-attention (0 is full resolution)."
+    )
+    num_head_channels: int = Field(
+        default=8,
+        ge=1,
+        description="Most channels of an attention head; lowered to divide model.channels.",
+    )
+    num_norm_groups: int = Field(
+        default=32,
+        ge=1,
+        description="Most groups of a group norm; lowered to divide model.channels.",
+    )
+
+    def network_faults(self, image: ImageSpec) -> list[str]:
+        """Why the network cannot be built for such images."""
+        step = 2 ** (len(self.channels) - 1)
+        if any(side % step for side in image.size):
+            return [
+                f"data.size {list(image.size)}: every side must be a multiple of {step}, because "
+                f"model.channels has {len(self.channels)} levels"
+            ]
+        return []
+
+    def build_network(self, image: ImageSpec) -> DiffusionModelUNet:
+        """The network: (x_t (B, C, *spatial), time (B,)) to (B, C, *spatial)."""
+        levels = len(self.channels)
+        return DiffusionModelUNet(
+            spatial_dims=image.rank,
+            in_channels=image.channels,
+            out_channels=image.channels,
+            channels=self.channels,
+            num_res_blocks=self.num_res_blocks,
+            attention_levels=tuple(level >= self.attention_from for level in range(levels)),
+            num_head_channels=math.gcd(self.num_head_channels, *self.channels),
+            norm_num_groups=math.gcd(self.num_norm_groups, *self.channels),
+            use_flash_attention=True,
+        )

@@ -1,0 +1,58 @@
+"""The strict base of every config section, and the small types that rooms hand each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+List = Annotated[tuple[T, ...], Strict(False)]
+"""A YAML list: stored as a tuple, so that a config stays immutable."""
+
+FileFormat = Literal["png", "nii.gz"]
+
+
+class Schema(BaseModel):
+    """Frozen and strict: unknown keys and silent conversions ("16" for 16) are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class ImageSpec(Schema):
+    """What every image of a data set has in common: enough to sample, and to save true images.
+
+    A model sees float32 in [-1, 1]; ``intensity_range`` is what -1 and 1 stand for in the
+    source's own units, channel by channel. ``size`` has one entry for each spatial axis, in TorchIO's order
+    (first axis = left to right), so its length is the spatial rank, 2 or 3.
+    """
+
+    size: List[int] = Field(description="Voxels along each spatial axis.")
+    channels: int = Field(ge=1, description="Channels of one image (3 for RGB).")
+    spacing_mm: List[float] = Field(description="Voxel size in millimetres, always three values.")
+    affine: List[List[float]] = Field(
+        description="4x4 matrix from voxel index to RAS+ millimetres, given to generated images."
+    )
+    intensity_range: List[Annotated[tuple[float, float], Strict(False)]] = Field(
+        description="Source intensities that -1 and 1 stand for, one pair for each channel."
+    )
+    file_format: FileFormat = Field(description="Format in which images are written.")
+    integer: bool = Field(default=False, description="Whether source intensities are integers.")
+    labels: List[str] = Field(default=(), description="Class names, in the order of their ids.")
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes: 2 or 3."""
+        return len(self.size)
+
+
+class Batch(TypedDict):
+    """What the data room hands to a family."""
+
+    image: torch.Tensor  # (B, C, *spatial), float32 in [-1, 1]
+    label: torch.Tensor  # (B,), int64 class id; -1 where the manifest gives none
+    index: torch.Tensor  # (B,), int64 row of the manifest

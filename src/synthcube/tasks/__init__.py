@@ -1,0 +1,1 @@
+"""The tasks: plain functions from folders to folders, one for each command."""

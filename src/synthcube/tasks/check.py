@@ -1,0 +1,92 @@
+"""Check: everything that could fail later, before any training."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from synthcube import config, runtime
+from synthcube.config import RunConfig
+from synthcube.data.manifest import Manifest, read_manifest
+from synthcube.data.module import DataModule
+from synthcube.errors import ConfigError, ImageError, SynthCubeError
+from synthcube.training.memory import training_bytes
+
+
+def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) -> list[str]:
+    """Read the config and every image, build the model, and say what a training will need.
+
+    Returns:
+        The findings, one line each.
+
+    Raises:
+        SynthCubeError: all faults of the config and of the manifest; or all faults of images.
+    """
+    settings: RunConfig | None = None
+    manifest: Manifest | None = None
+    faults: list[SynthCubeError] = []
+    try:
+        settings = config.load(config_path, overrides)
+    except SynthCubeError as error:
+        faults.append(error)
+    try:
+        manifest = read_manifest(data_path)
+    except SynthCubeError as error:
+        faults.append(error)
+    if not (settings and manifest):
+        raise faults[0] if len(faults) == 1 else ConfigError("\n".join(map(str, faults)))
+    data = DataModule(
+        manifest, settings.data, batch_size=settings.training.batch_size,
+        seed=settings.seed, cache=runtime.cache_folder(),
+    )  # fmt: skip
+    if misfits := settings.model.faults(data.image):
+        raise ImageError("The images do not fit the model:", misfits)
+    return [*_data_lines(data), *_need_lines(settings, data)]
+
+
+def _data_lines(data: DataModule) -> list[str]:
+    image, rows = data.image, data.manifest.rows
+    subjects = len({row.subject for row in rows})
+    ranges = np.array([entry.intensity_range for entry in data.cache.entries])  # (N, C, 2)
+    lines = [
+        f"images: {len(rows)} of {subjects} subjects, all readable and of one shape",
+        f"splits: {dict(Counter(data.splits))}",
+        f"size: {' x '.join(map(str, image.size))}, {image.channels} channel(s), "
+        f"{' x '.join(f'{each:g}' for each in image.spacing_mm)} mm",
+    ]
+    for channel in range(image.channels):
+        low, high = ranges[:, channel].mean(axis=0)
+        lines.append(f"channel {channel}: intensities {low:g} to {high:g} become -1 to 1")
+    if image.labels:
+        counts = Counter(row.label for row in rows)
+        named = {name: counts[index] for index, name in enumerate(image.labels)}
+        lines.append(f"classes: {named}")
+    if not data.rows("validation"):
+        lines.append("no validation images: the best checkpoint is chosen by the training loss")
+    return lines
+
+
+def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
+    device = runtime.device(settings.compute.accelerator)
+    precision, reason = runtime.precision(settings.compute.precision, device)
+    weights, needed = training_bytes(
+        settings.model, data.image, settings.training.batch_size,
+        mixed=precision == "bf16-mixed", device="cpu",
+    )  # fmt: skip
+    # Two checkpoints of weights, average and two moments; one more while it is being written.
+    on_disk = 3 * 4 * weights + weights
+    free = shutil.disk_usage(Path.cwd()).free
+    steps = len(data.train_dataloader()) * settings.training.max_epochs
+    return [
+        f"model: {settings.model.name}, {weights / 1e6:.1f} MB of weights",
+        f"precision: {precision} on {device.type} ({reason})",
+        f"memory: about {needed / 1e9:.2f} GB at batch size {settings.training.batch_size}, "
+        "beside about 1 GB of libraries",
+        f"disk: about {on_disk / 1e6:.0f} MB for the run, {free / 1e9:.1f} GB free here; the "
+        f"cache holds {np.prod(data.cache.shape) * 4 / 1e6:.0f} MB in {runtime.cache_folder()}",
+        f"length: {steps} steps in {settings.training.max_epochs} epochs",
+    ]

@@ -1,0 +1,30 @@
+"""What there is: families, and a config to start from."""
+
+from __future__ import annotations
+
+from synthcube import registry
+from synthcube.config import config_class
+from synthcube.data.transforms import DataConfig
+from synthcube.yaml_template import template
+
+
+def family_lines() -> list[str]:
+    """One line for each family: its name and what it is."""
+    width = max(map(len, registry.names()))
+    return [f"{name:{width}}  {registry.find(name).summary}" for name in registry.names()]
+
+
+def starting_yaml(family: str, dims: int) -> str:
+    """A commented YAML with every key of that family's run, for images of 64 voxels a side.
+
+    Raises:
+        FamilyError: there is no such family.
+    """
+    kind = registry.find(family)
+    side = 64 if dims == 2 else 32
+    config = config_class(kind)(model=kind(name=family), data=DataConfig(size=(side,) * dims))
+    heading = (
+        f"# A {dims}D {family}. Leave out any key to take the value shown here.\n"
+        "# synthcube train -c THIS_FILE -d DATA -o RUN\n\n"
+    )
+    return heading + template(config)

@@ -1,0 +1,42 @@
+"""Export: a verified, self-contained folder of a trained model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from synthcube import artifact, storage
+from synthcube.errors import OutputError
+from synthcube.export.card import model_card
+
+CARD = "README.md"
+
+
+def export(model_path: Path, folder: Path) -> Path:
+    """Verify the artifact and write it, with a model card, to `folder`.
+
+    Raises:
+        ArtifactError: there is no trained model, or it is damaged.
+        OutputError: `folder` is not writable, or holds something that is no exported model.
+    """
+    trained = artifact.load(model_path)
+    storage.make_folder(folder)
+    if any(folder.iterdir()) and not (folder / artifact.INDEX).exists():
+        raise OutputError(
+            f"{folder} holds something that is no exported model: give another --output-path."
+        )
+    if folder.resolve() == trained.folder.resolve():
+        raise OutputError(f"{folder} is the artifact itself: give another --output-path.")
+    with storage.explained(folder):
+        # The index goes first and comes back last: in between, the folder is no artifact.
+        (folder / artifact.INDEX).unlink(missing_ok=True)
+        for file in trained.folder.iterdir():
+            if file.name != artifact.INDEX:
+                storage.write_with(
+                    folder / file.name, lambda to, source=file: shutil.copyfile(source, to)
+                )
+    has_picture = (folder / artifact.PICTURE).exists()
+    storage.write_text(folder / CARD, model_card(trained, has_picture=has_picture))
+    artifact.write_index(folder)
+    artifact.load(folder)
+    return folder

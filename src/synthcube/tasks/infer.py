@@ -1,0 +1,153 @@
+"""Infer: a trained model in, images with their provenance out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from synthcube import __version__, artifact, runtime, sampling, storage
+from synthcube.artifact import Artifact
+from synthcube.data.images import write_image
+from synthcube.data.loading import load_images
+from synthcube.data.manifest import Manifest, read_manifest, write_manifest
+from synthcube.data.pictures import save_grid
+from synthcube.data.transforms import DataConfig, to_intensities
+from synthcube.errors import FamilyError, ImageError, OutputError
+from synthcube.family import Reconstructs, Samples
+from synthcube.schema import ImageSpec
+
+log = logging.getLogger("synthcube")
+
+IMAGES, MANIFEST, GRID, PROVENANCE = "images", "manifest.csv", "grid.png", "provenance.json"
+_IN_GRID = 64
+
+
+def infer(
+    model_path: Path,
+    out: Path,
+    *,
+    num_images: int | None = None,
+    seed: int | None = None,
+    data_path: Path | None = None,
+    batch_size: int | None = None,
+) -> Path:
+    """Generate images, or reconstruct those at `data_path`; returns the picture of them.
+
+    Raises:
+        ArtifactError: there is no trained model, or it is damaged.
+        FamilyError: the family cannot do what is asked.
+        OutputError: `out` is not writable, or holds other images.
+    """
+    trained = artifact.load(model_path)
+    settings = trained.config
+    seed = settings["seed"] if seed is None else seed
+    batch_size = batch_size or settings["sampling"]["batch_size"]
+    device = runtime.device(settings["compute"]["accelerator"])
+    precision, reason = runtime.precision(settings["compute"]["precision"], device)
+    family = trained.build(device)
+    name = settings["model"]["name"]
+    log.info("Computing on %s in %s (%s).", device.type, precision, reason)
+    if data_path:
+        if not isinstance(family, Reconstructs):
+            raise FamilyError(f"{name} does not reconstruct images: leave out --data-path.")
+        return _reconstruct(trained, family, read_manifest(data_path), out, batch_size, precision)
+    if not isinstance(family, Samples):
+        raise FamilyError(
+            f"{name} does not generate images out of nothing: give images to reconstruct with "
+            "--data-path."
+        )
+    number = settings["sampling"]["num_images"] if num_images is None else num_images
+    seeds = sampling.image_seeds(seed, number)
+    _claim(out, trained, {"task": "generate", "seed": seed, "num_images": number}, precision)
+    images = sampling.generate(family, seeds, batch_size, precision, device)
+    rows, tiles = [], []
+    for index, (image, image_seed) in enumerate(zip(images, seeds, strict=True)):
+        stem = f"{index:05d}"
+        path = _write(out, stem, image, trained.image)
+        rows.append({"Channel_0": path, "SubjectID": stem, "Seed": str(image_seed)})
+        tiles += [image] if index < _IN_GRID else []
+    return _finish(out, rows, tiles, trained.image, columns=None)
+
+
+def _reconstruct(
+    trained: Artifact, family: Any, manifest: Manifest, out: Path, batch_size: int, precision: str
+) -> Path:
+    images = load_images(
+        manifest, DataConfig.model_validate(trained.config["data"]), runtime.cache_folder()
+    )
+    spec = trained.image
+    if images.shape[1:] != (spec.channels, *spec.size):
+        raise ImageError(
+            f"{manifest.path}: the images have {images.shape[1]} channel(s) and size "
+            f"{list(images.shape[2:])}, the model was trained on {spec.channels} and "
+            f"{list(spec.size)}."
+        )
+    _claim(out, trained, {"task": "reconstruct", "data": str(manifest.path)}, precision)
+    rows, tiles = [], []
+    device = family.device
+    pairs = sampling.reconstruct(family, images, batch_size, precision, device)
+    for row, entry, (original, made) in zip(manifest.rows, images.entries, pairs, strict=True):
+        own = spec.model_copy(
+            update={"affine": entry.affine, "intensity_range": entry.intensity_range}
+        )
+        path = _write(out, row.name, made, own)
+        rows.append({"Channel_0": path, "SubjectID": row.subject, "Source": str(row.channels[0])})
+        tiles += [(original, made)] if len(tiles) < _IN_GRID // 8 else []
+    shown = [pair[side] for side in (0, 1) for pair in tiles]
+    return _finish(out, rows, shown, spec, columns=len(tiles))
+
+
+def _write(out: Path, stem: str, image: torch.Tensor, spec: ImageSpec) -> str:
+    path = Path(IMAGES) / f"{stem}.{spec.file_format}"
+    intensities = to_intensities(image, spec.intensity_range)
+    write_image(out / path, intensities, spec.affine, integer=spec.integer)
+    return str(path)
+
+
+def _claim(out: Path, trained: Artifact, request: dict[str, Any], precision: str) -> None:
+    """Take `out` for this request: empty, or holding the outcome of the very same one."""
+    provenance = {
+        "request": request,
+        "artifact_sha256": trained.sha256,
+        "artifact": str(trained.folder),
+        "config": trained.config,
+        "precision": precision,
+        "synthcube": __version__,
+        "versions": runtime.versions(),
+        "complete": False,
+    }
+    storage.make_folder(out)
+    existing = out / PROVENANCE
+    if existing.exists():
+        before = json.loads(existing.read_text(encoding="utf-8"))
+        same = ("request", "artifact_sha256", "precision")
+        if any(before.get(key) != provenance[key] for key in same):
+            raise OutputError(
+                f"{out} holds other images, made by {before.get('request')} from the model "
+                f"{str(before.get('artifact_sha256'))[:12]}: give another --output-path, or empty it."
+            )
+    elif (out / IMAGES).exists() or (out / MANIFEST).exists():
+        raise OutputError(f"{out} already holds images: give another --output-path, or empty it.")
+    storage.write_json(existing, provenance)
+    storage.make_folder(out / IMAGES)
+
+
+def _finish(
+    out: Path,
+    rows: list[dict[str, str]],
+    tiles: list[torch.Tensor],
+    spec: ImageSpec,
+    columns: int | None,
+) -> Path:
+    save_grid(
+        out / GRID, tiles, columns=columns, raster=spec.file_format == "png",
+        spacing_mm=spec.spacing_mm,
+    )  # fmt: skip
+    write_manifest(out / MANIFEST, rows)
+    provenance = json.loads((out / PROVENANCE).read_text(encoding="utf-8"))
+    storage.write_json(out / PROVENANCE, provenance | {"complete": True})
+    return out / GRID

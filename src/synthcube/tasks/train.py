@@ -1,0 +1,181 @@
+"""Train: a config and data in, a run folder with an artifact out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from synthcube import artifact, config, runtime, storage
+from synthcube.config import RunConfig
+from synthcube.data.manifest import read_manifest, write_manifest
+from synthcube.data.module import DataModule
+from synthcube.errors import ConfigError, ImageError, OutputError
+from synthcube.training import checkpoints, fit
+
+log = logging.getLogger("synthcube")
+
+CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
+# Keys that may differ from the run that is continued: they change no step already taken.
+_FREE = (
+    "training.max_epochs", "training.max_minutes", "training.sample_every_n_epochs",
+    "training.num_sample_images", "training.log_every_n_steps", "sampling", "compute",
+    "data.num_workers", "data.cache_gb",
+)  # fmt: skip
+
+
+def train(
+    config_path: Path,
+    data_path: Path,
+    run: Path,
+    *,
+    overrides: Sequence[str] = (),
+    resume: str = "auto",
+) -> Path:
+    """Train, or continue the training in `run`; returns the artifact folder.
+
+    Args:
+        resume: "auto" continues where there is something to continue, "never" refuses a folder
+            that holds a run, anything else is the path of a checkpoint.
+
+    Raises:
+        SynthCubeError: bad config, data or output folder; see errors.py.
+    """
+    settings = config.load(config_path, overrides)
+    manifest = read_manifest(data_path)
+    storage.make_folder(run)
+    checkpoint = _checkpoint(run, resume)
+    if (run / CONFIG).exists():
+        _check_unchanged(run / CONFIG, settings)
+    device = runtime.device(settings.compute.accelerator)
+    precision, reason = runtime.precision(settings.compute.precision, device)
+    log.info("Computing on %s in %s (%s).", device.type, precision, reason)
+    data = DataModule(
+        manifest, settings.data, batch_size=settings.training.batch_size,
+        seed=settings.seed, cache=runtime.cache_folder(),
+    )  # fmt: skip
+    if faults := settings.model.faults(data.image):
+        raise ImageError("The images do not fit the model:", faults)
+    _record(run, settings, data, runtime.environment_record(device, precision))
+    if not (checkpoint and checkpoints.reached(checkpoint)[0] >= settings.training.max_epochs):
+        _fit(run, settings, data, precision, device, checkpoint)
+    else:
+        log.info("All %d epochs are trained already.", settings.training.max_epochs)
+        if (run / "artifact" / artifact.INDEX).exists():
+            return run / "artifact"
+    return _save_artifact(run, settings, data)
+
+
+def _fit(
+    run: Path, settings: RunConfig, data: DataModule, precision: str, device: torch.device,
+    checkpoint: Path | None,
+) -> None:  # fmt: skip
+    log.info(
+        "%d training and %d validation images of size %s, %d channel(s).",
+        len(data.rows("train")), len(data.rows("validation")),
+        "x".join(map(str, data.image.size)), data.image.channels,
+    )  # fmt: skip
+    if checkpoint:
+        epochs, steps = checkpoints.reached(checkpoint)
+        log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
+    torch.manual_seed(runtime.derived_seed(settings.seed, "weights"))
+    family = settings.model.build(data.image)
+    fit(
+        family, data, settings.training, settings.compute,
+        run=run, seed=settings.seed, precision=precision, device=device, checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def _save_artifact(run: Path, settings: RunConfig, data: DataModule) -> Path:
+    best = run / "checkpoints" / checkpoints.BEST
+    source = best if best.exists() else run / "checkpoints" / checkpoints.LAST
+    epochs, steps = checkpoints.reached(source)
+    pictures = sorted((run / "samples").glob("*.png"))
+    artifact.save(
+        run / "artifact",
+        config=settings.dump(),
+        image=data.image,
+        weights=checkpoints.weights(source),
+        metrics={"epochs": epochs, "steps": steps, **checkpoints.monitored(source)},
+        picture=pictures[-1] if pictures else None,
+    )
+    return run / "artifact"
+
+
+def _checkpoint(run: Path, resume: str) -> Path | None:
+    last = run / "checkpoints" / checkpoints.LAST
+    if resume == "auto":
+        return last if last.exists() else None
+    if resume == "never":
+        if last.exists() or (run / "artifact").exists():
+            raise OutputError(
+                f"{run} already holds a run, and --resume is never: give another folder, or "
+                "remove this one."
+            )
+        return None
+    if not Path(resume).is_file():
+        raise ConfigError(
+            f"--resume {resume}: there is no such checkpoint; use auto, never, or the path of one."
+        )
+    return Path(resume)
+
+
+def _check_unchanged(path: Path, settings: RunConfig) -> None:
+    before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    now = _flat(settings.dump())
+    faults = [
+        f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and not key.startswith(_FREE)
+    ]
+    if faults:
+        raise ConfigError(
+            f"{path.parent} was trained with another config; give another --output-path, or the "
+            "same values:",
+            faults,
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _record(run: Path, settings: RunConfig, data: DataModule, environment: dict[str, Any]) -> None:
+    rows = [
+        {
+            "SubjectID": row.subject,
+            "Split": split,
+            "Label": row.label_name,
+            **{f"Channel_{i}": str(path) for i, path in enumerate(row.channels)},
+        }
+        for row, split in zip(data.manifest.rows, data.splits, strict=True)
+    ]
+    _check_same_split(run / SPLIT, rows)
+    storage.write_text(run / CONFIG, yaml.safe_dump(settings.dump(), sort_keys=False))
+    write_manifest(run / SPLIT, rows)
+    storage.write_json(run / ENVIRONMENT, environment)
+
+
+def _check_same_split(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """A run is continued on the images it was started with: subjects must not change sides."""
+    if not path.exists():
+        return
+    import csv
+
+    with path.open(newline="", encoding="utf-8") as file:
+        before = [(row["SubjectID"], row["Split"]) for row in csv.DictReader(file)]
+    if before != [(row["SubjectID"], row["Split"]) for row in rows]:
+        raise ConfigError(
+            f"{path.parent} was trained on other subjects ({len(before)} images then, {len(rows)} "
+            "now); give another --output-path, or the same data."
+        )

@@ -1,0 +1,6 @@
+"""Training: the Lightning Trainer, put together from the config."""
+
+from synthcube.training.config import EMAConfig, TrainingConfig
+from synthcube.training.fit import fit
+
+__all__ = ["EMAConfig", "TrainingConfig", "fit"]

@@ -1,0 +1,202 @@
+"""What happens around the training steps."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+
+from synthcube.data.pictures import save_grid
+from synthcube.errors import NonFiniteLossError
+from synthcube.family import Reconstructs, Samples
+from synthcube.runtime import derived_seed
+from synthcube.schema import Batch
+from synthcube.storage import make_folder
+
+log = logging.getLogger("synthcube")
+
+
+class RampedEMA(WeightAveraging):
+    """Moving average of the weights whose decay ramps up, so that early weights are forgotten.
+
+    At the n-th update the decay is min(`decay`, (1 + n) / (10 + n)), as in the exponential
+    moving average of TensorFlow and diffusers. Buffers are copied, not averaged.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+        self.max_decay = decay
+
+    @torch.no_grad()
+    def _average(
+        self, averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], _: Any
+    ) -> None:
+        number = self._latest_update_step
+        decay = min(self.max_decay, (1 + number) / (10 + number))
+        torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
+
+
+class StepSeeds(Callback):
+    """Draws of every step depend on the seed and the step alone: a resumed run repeats them."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        torch.manual_seed(derived_seed(self.seed, "step", trainer.fit_loop.total_batch_idx))
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        # The same draws at every validation, so that its loss compares from epoch to epoch.
+        torch.manual_seed(derived_seed(self.seed, "validation"))
+
+
+class FiniteLossGuard(Callback):
+    """Stops at a loss that is not finite, naming the step, its files and the way back.
+
+    On a GPU the loss is looked at only every `interval` steps, so that no step waits for it.
+    """
+
+    def __init__(
+        self,
+        files: Callable[[Sequence[int]], list[str]],
+        last_good: Callable[[], str],
+        interval: int,
+    ) -> None:
+        self.files = files
+        self.last_good = last_good
+        self.interval = interval
+        self._recent: deque[tuple[int, torch.Tensor, torch.Tensor]] = deque()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, _: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if loss is None:
+            return
+        self._recent.append((trainer.global_step, loss.detach(), batch["index"]))
+        if loss.device.type == "cpu" or len(self._recent) >= self.interval:
+            self.check()
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Look at the losses since the last look.
+
+        Raises:
+            NonFiniteLossError: one is NaN or infinite.
+        """
+        for step, loss, rows in self._recent:
+            if not math.isfinite(loss.item()):
+                raise NonFiniteLossError(
+                    f"The loss became {loss.item()} at step {step}. Last good checkpoint: "
+                    f"{self.last_good()}. Try a lower model.optimizer.lr, compute.precision 32, or "
+                    "look at the batch:",
+                    self.files(rows.tolist()),
+                )
+        self._recent.clear()
+
+
+class SamplePictures(Callback):
+    """Writes what the averaged weights make, with the same seeds each time."""
+
+    def __init__(self, folder: Path, num_images: int, every_n_epochs: int, seed: int) -> None:
+        self.folder = folder
+        self.num_images = num_images
+        self.every_n_epochs = every_n_epochs
+        self.seed = seed
+        self._examples: list[torch.Tensor] = []
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, *_: Any
+    ) -> None:
+        missing = self.num_images - len(self._examples)
+        if missing > 0:
+            self._examples += list(batch["image"][:missing].cpu())
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if self.every_n_epochs and (
+            epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
+        ):
+            self.write(module, f"epoch_{epoch:04d}.png")
+
+    def write(self, module: Any, name: str) -> None:
+        """One picture: samples, or originals above their reconstructions."""
+        was_training = module.training
+        module.eval()
+        with torch.inference_mode(), module.trainer.strategy.precision_plugin.forward_context():
+            tiles = self._tiles(module)
+        module.train(was_training)
+        if tiles:
+            spec = module.image
+            make_folder(self.folder)
+            save_grid(
+                self.folder / name,
+                tiles,
+                columns=self.num_images if isinstance(module, Reconstructs) else None,
+                raster=spec.file_format == "png",
+                spacing_mm=spec.spacing_mm,
+            )
+
+    def _tiles(self, module: Any) -> list[torch.Tensor]:
+        if isinstance(module, Samples):
+            seeds = [derived_seed(self.seed, "picture", i) for i in range(self.num_images)]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            return list(module.sample(generators).float().cpu())
+        if isinstance(module, Reconstructs) and self._examples:
+            originals = torch.stack(self._examples)
+            made = module.reconstruct(originals.to(module.device)).float().cpu()
+            return [*originals, *made]
+        return []
+
+
+class LogLines(Callback):
+    """One line and one row of metrics.csv every N steps; one line for each epoch."""
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self._since = time.monotonic()
+        self._images = 0
+
+    def on_train_start(self, *_: Any) -> None:
+        self._since, self._images = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, _: int
+    ) -> None:
+        self._images += len(batch["index"])
+        step = trainer.fit_loop.total_batch_idx + 1
+        if step % self.interval or outputs is None:
+            return
+        now = time.monotonic()
+        values = {
+            "train/loss_now": float(outputs["loss"]),
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "images_per_second": self._images / max(now - self._since, 1e-9),
+        }
+        self._since, self._images = now, 0
+        trainer.logger.log_metrics(  # type: ignore[union-attr]  # there is always metrics.csv
+            values | {"epoch": trainer.current_epoch}, trainer.global_step
+        )
+        log.info(
+            "epoch %d/%s  step %d  loss %.4f  lr %.2e  %.1f images/s",
+            trainer.current_epoch + 1, trainer.max_epochs, trainer.global_step,
+            values["train/loss_now"], values["lr"], values["images_per_second"],
+        )  # fmt: skip
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        shown = [
+            f"{name} {float(value):.4f}"
+            for name, value in trainer.callback_metrics.items()
+            if name.endswith("/loss")
+        ]
+        log.info("epoch %d/%s  %s", trainer.current_epoch + 1, trainer.max_epochs, "  ".join(shown))

@@ -1,0 +1,87 @@
+"""Checkpoints of a run: written in one step, the best and the last kept, for resuming only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from synthcube.errors import ArtifactError
+from synthcube.storage import write_with
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and moves it there, and never unpickles code."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_with(target, lambda temporary: torch.save(checkpoint, temporary))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        return load(Path(path), map_location)
+
+
+class BestAndLast(ModelCheckpoint):
+    """last.ckpt after every validation, best.ckpt where the monitored loss is lowest."""
+
+    def __init__(self, folder: Path, monitor: str, every_n_epochs: int) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename=Path(BEST).stem,
+            monitor=monitor,
+            mode="min",
+            save_top_k=1,
+            save_last=True,
+            enable_version_counter=False,
+            every_n_epochs=every_n_epochs,
+            save_on_train_epoch_end=True,
+            auto_insert_metric_name=False,
+        )
+        self.CHECKPOINT_NAME_LAST = Path(LAST).stem
+
+
+def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint: tensors and plain values only.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ArtifactError(
+            f"The checkpoint {path} cannot be read: it is damaged or not a checkpoint of "
+            f"SynthCube ({type(error).__name__}). Remove it to start from the other one in its "
+            "folder, or train into a new folder."
+        ) from error
+    return content
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The model's weights in a checkpoint: the averaged ones where there are any."""
+    state: dict[str, torch.Tensor] = load(path)["state_dict"]
+    return state
+
+
+def reached(path: Path) -> tuple[int, int]:
+    """Epochs completed and steps taken at a checkpoint."""
+    content = load(path)
+    return int(content["epoch"]) + 1, int(content["global_step"])
+
+
+def monitored(path: Path) -> dict[str, float]:
+    """The loss for which a checkpoint was kept, by name; empty where none was recorded."""
+    for name, state in load(path)["callbacks"].items():
+        if name.startswith(BestAndLast.__name__) and state.get("current_score") is not None:
+            return {str(state["monitor"]): float(state["current_score"])}
+    return {}

@@ -1,0 +1,44 @@
+"""How long and how to train."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from synthcube.schema import Schema
+
+
+class EMAConfig(Schema):
+    """Moving average of the weights: what is validated, sampled and shared."""
+
+    decay: float = Field(
+        default=0.999, gt=0, lt=1, description="Decay; ramped up as (1 + n) / (10 + n) at step n."
+    )
+
+
+class TrainingConfig(Schema):
+    """Length, batches, averaging and what is written on the way."""
+
+    max_epochs: int = Field(default=100, ge=1, description="Passes over the training images.")
+    max_minutes: float | None = Field(
+        default=None, gt=0, description="Stop after this long, whatever the epoch; null: never."
+    )
+    batch_size: int = Field(default=16, ge=1, description="Images in a batch.")
+    accumulate: int = Field(
+        default=1, ge=1, description="Batches whose gradients are added up for one step."
+    )
+    gradient_clip_norm: float | None = Field(
+        default=1.0, gt=0, description="Largest norm of a gradient; null: not clipped."
+    )
+    ema: EMAConfig | None = Field(
+        default=EMAConfig(), description="Moving average of the weights; null: none."
+    )
+    validate_every_n_epochs: int = Field(
+        default=1, ge=1, description="Epochs between validations and checkpoints."
+    )
+    sample_every_n_epochs: int = Field(
+        default=5, ge=0, description="Epochs between sample pictures; 0: none."
+    )
+    num_sample_images: int = Field(default=8, ge=1, description="Images in a sample picture.")
+    log_every_n_steps: int = Field(
+        default=50, ge=1, description="Steps between lines in the log and in metrics.csv."
+    )

@@ -1,0 +1,108 @@
+"""One training: from a model and its data to checkpoints, metrics and pictures in a run folder."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
+
+from synthcube.data.module import DataModule
+from synthcube.family import Family
+from synthcube.runtime import ComputeConfig, is_terminal, quiet_lightning
+from synthcube.training import checkpoints
+from synthcube.training.callbacks import (
+    FiniteLossGuard,
+    LogLines,
+    RampedEMA,
+    SamplePictures,
+    StepSeeds,
+)
+from synthcube.training.config import TrainingConfig
+from synthcube.training.metrics import MetricsTable
+
+log = logging.getLogger("synthcube")
+
+
+def fit(
+    family: Family,
+    data: DataModule,
+    training: TrainingConfig,
+    compute: ComputeConfig,
+    *,
+    run: Path,
+    seed: int,
+    precision: str,
+    device: torch.device,
+    checkpoint: Path | None,
+) -> dict[str, float]:
+    """Train `family`, from `checkpoint` where one is given; returns the last metrics.
+
+    Writes `checkpoints/`, `samples/` and `metrics.csv` under `run`.
+
+    Raises:
+        NonFiniteLossError: the loss became NaN or infinite.
+        OutputError: the run folder cannot be written.
+    """
+    table = MetricsTable(run / "metrics.csv")
+    if checkpoint:
+        table.drop_after(checkpoints.reached(checkpoint)[1])
+    with quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=compute.num_devices,
+            num_nodes=compute.num_nodes,
+            strategy=compute.strategy,
+            precision=precision,  # type: ignore[arg-type]  # a checked name
+            max_epochs=training.max_epochs,
+            accumulate_grad_batches=training.accumulate,
+            gradient_clip_val=training.gradient_clip_norm,
+            check_val_every_n_epoch=training.validate_every_n_epochs,
+            num_sanity_val_steps=0,
+            log_every_n_steps=training.log_every_n_steps,
+            callbacks=_callbacks(data, training, run, seed),
+            plugins=[checkpoints.AtomicCheckpointIO()],
+            logger=table,
+            enable_progress_bar=is_terminal(),
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=run,
+        )
+        trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _callbacks(data: DataModule, training: TrainingConfig, run: Path, seed: int) -> list[Callback]:
+    folder = run / "checkpoints"
+    monitor = "validation/loss" if data.rows("validation") else "train/loss"
+    # Pictures and checkpoints see the averaged weights only in this order: pictures are drawn
+    # before the average is swapped out again at the end of a validation.
+    callbacks: list[Callback] = [
+        StepSeeds(seed),
+        FiniteLossGuard(
+            lambda rows: [str(path) for row in rows for path in data.manifest.rows[row].channels],
+            lambda: _last_good(folder),
+            training.log_every_n_steps,
+        ),
+        SamplePictures(
+            run / "samples", training.num_sample_images, training.sample_every_n_epochs, seed
+        ),
+        LogLines(training.log_every_n_steps),
+        checkpoints.BestAndLast(folder, monitor, training.validate_every_n_epochs),
+    ]
+    if training.ema:
+        callbacks.append(RampedEMA(training.ema.decay))
+    if training.max_minutes:
+        callbacks.append(Timer(timedelta(minutes=training.max_minutes), interval="step"))
+    if is_terminal():
+        callbacks.append(TQDMProgressBar())
+    return callbacks
+
+
+def _last_good(folder: Path) -> str:
+    last: Any = folder / checkpoints.LAST
+    return str(last) if last.exists() else "none yet"

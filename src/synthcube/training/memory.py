@@ -1,0 +1,44 @@
+"""What a training will need, estimated before it starts."""
+
+from __future__ import annotations
+
+import torch
+
+from synthcube.family import FamilyConfig
+from synthcube.schema import Batch, ImageSpec
+
+_STATES = 4  # gradient, two moments of Adam, moving average: each as large as the weights
+
+
+def training_bytes(
+    config: FamilyConfig, image: ImageSpec, batch_size: int, *, mixed: bool, device: str
+) -> tuple[int, int]:
+    """Bytes of weights, and of a training step at that batch size.
+
+    A real forward pass of one image tells what is kept for its backward pass; nothing else is
+    measured, so treat it as a lower bound.
+    """
+    family = config.build(image)
+    weights = sum(each.numel() * each.element_size() for each in family.parameters())
+    kept = 0
+    seen: set[int] = set()
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen and not isinstance(tensor, torch.nn.Parameter):
+            seen.add(storage.data_ptr())
+            kept += storage.nbytes()
+        return tensor
+
+    batch = Batch(
+        image=torch.zeros(1, image.channels, *image.size),
+        label=torch.zeros(1, dtype=torch.int64),
+        index=torch.zeros(1, dtype=torch.int64),
+    )
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, torch.Tensor.detach),
+        torch.autocast(device, torch.bfloat16, enabled=mixed),
+    ):
+        family.loss(batch)
+    return weights, weights * (1 + _STATES) + kept * batch_size

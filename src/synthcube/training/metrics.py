@@ -1,0 +1,71 @@
+"""metrics.csv: one row for each thing logged, continued when a run resumes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from synthcube.storage import write_with
+
+FIRST = ("epoch", "step")
+
+
+class MetricsTable(Logger):
+    """Appends rows of epoch, step and named numbers; a new name rewrites the header."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.columns: list[str] = list(FIRST)
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.columns = next(csv.reader(file), self.columns)
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Hyperparameters are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {name: f"{value:.8g}" for name, value in metrics.items() if name != "epoch"}
+        row |= {"epoch": f"{int(metrics.get('epoch', 0))}", "step": str(step)}
+        new = [name for name in row if name not in self.columns]
+        if new or not self.path.exists():
+            rows = self._read()
+            self.columns += new
+            self._rewrite(rows)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def drop_after(self, step: int) -> None:
+        """Forget what a killed run logged after the checkpoint that it resumes from."""
+        if self.path.exists():
+            self._rewrite([row for row in self._read() if int(row["step"]) <= step])
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+        return [{name: value or "" for name, value in row.items() if name} for row in rows]
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        def write(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(rows)
+
+        write_with(self.path, write)
