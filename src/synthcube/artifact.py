@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from synthcube import __version__, registry, runtime
 from synthcube.errors import ArtifactError
 from synthcube.family import Family
 from synthcube.schema import ImageSpec
-from synthcube.storage import recovered_folder, replaced_folder, sha256, write_json, write_text
+from synthcube.storage import (
+    recovered_folder,
+    replaced_folder,
+    sha256,
+    write_json,
+    write_text,
+    write_with,
+)
 
 SCHEMA_VERSION = 1
 INDEX = "artifact.json"
@@ -72,7 +80,8 @@ def save(
 ) -> None:
     """Write the artifact in one step, in place of an older one."""
     with replaced_folder(folder) as staging:
-        save_file({name: value.contiguous() for name, value in weights.items()}, staging / WEIGHTS)
+        tensors = {name: value.contiguous() for name, value in weights.items()}
+        write_with(staging / WEIGHTS, partial(save_file, tensors))
         write_text(staging / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
         write_json(staging / IMAGE, image.model_dump(mode="json"))
         finite = {name: value for name, value in metrics.items() if abs(value) < float("inf")}

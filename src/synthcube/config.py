@@ -169,7 +169,7 @@ def _line(place: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int] | None) -
 def _fields_at(kind: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
     for part in place:
         field = kind.model_fields.get(str(part))
-        inner = [each for each in _classes_in(field.annotation)] if field else []
+        inner = _classes_in(field.annotation) if field else []
         if not inner:
             return []
         kind = inner[0]

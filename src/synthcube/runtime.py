@@ -44,6 +44,7 @@ _LIGHTNING_CHATTER = (
     r"The number of training batches .* is smaller than the logging interval",
     r"Checkpoint directory .* exists and is not empty",
     r"GPU available but not used",
+    r"The dirpath has changed from",
 )
 
 
@@ -114,7 +115,7 @@ def computes_in_bf16(on: torch.device) -> bool:
     import torch
 
     if on.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -165,7 +166,6 @@ def open_log(*, debug: bool = False) -> None:
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keep out what Lightning tells its developers: its advertisements, and what users know."""
-    import lightning.pytorch  # sets its own levels when it is imported
 
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

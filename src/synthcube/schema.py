@@ -27,8 +27,8 @@ class ImageSpec(Schema):
     """What every image of a data set has in common: enough to sample, and to save true images.
 
     A model sees float32 in [-1, 1]; ``intensity_range`` is what -1 and 1 stand for in the
-    source's own units, channel by channel. ``size`` has one entry for each spatial axis, in TorchIO's order
-    (first axis = left to right), so its length is the spatial rank, 2 or 3.
+    source's own units, channel by channel. ``size`` has one entry for each spatial axis, in
+    TorchIO's order (first axis = left to right), so its length is the spatial rank, 2 or 3.
     """
 
     size: List[int] = Field(description="Voxels along each spatial axis.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -19,7 +19,7 @@ _PLAIN_BOOL = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
 class _Loader(yaml.SafeLoader):
     """PyYAML reads 1e-4 as text and `no` as False; this one follows YAML 1.2."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar = {
         first: [
             (tag, pattern)
             for tag, pattern in resolvers
@@ -57,11 +57,11 @@ def parse(text: str, where: str) -> tuple[Any, dict[tuple[Any, ...], int]]:
 def _check_events(text: str, where: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        at = f"{where}, line {event.start_mark.line + 1}"
+        at = f"{where}, line {event.start_mark.line + 1 if event.start_mark else 0}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ConfigError(f"{at}: anchors and aliases (& and *) are not allowed in a config.")
-        if getattr(event, "tag", None):
-            raise ConfigError(f"{at}: tags ({event.tag}) are not allowed: a config is data only.")
+        if tag := getattr(event, "tag", None):
+            raise ConfigError(f"{at}: tags ({tag}) are not allowed: a config is data only.")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
@@ -79,8 +79,9 @@ def _value(
             line = key_node.start_mark.line + 1
             if key in found:
                 raise ConfigError(f"{where}, line {line}: the key {key!r} is there twice.")
-            found[key] = _value(value_node, (*path, key), lines, where)
-            lines[(*path, key)] = line
+            place = (*path, key)
+            found[key] = _value(value_node, place, lines, where)
+            lines[place] = line
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_value(each, (*path, i), lines, where) for i, each in enumerate(node.value)]

@@ -20,7 +20,7 @@ def listed(folder: Path, text: str | bytes, *images: str) -> Path:
 
 
 def faults(path: Path) -> str:
-    with pytest.raises(ManifestError, match=".") as caught:
+    with pytest.raises(ManifestError, match="fault") as caught:
         read_manifest(path)
     return str(caught.value)
 

@@ -8,11 +8,12 @@ import json
 import logging
 import mmap
 import os
+import re
 import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ import numpy.typing as npt
 from synthcube import __version__
 from synthcube.data.transforms import Prepared
 from synthcube.errors import OutputError
-from synthcube.storage import explained
+from synthcube.storage import explained, make_folder, write_json
 
 log = logging.getLogger("synthcube")
 
-_FORMAT = 1
+_FORMAT = 2
 _ARRAY, _INDEX = "images.f32", "index.json"
+_KEY_LENGTH, _BUILDING = 32, ".building-"
+# Whatever else is in the folder is not for us to remove.
+_OURS = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|{re.escape(_BUILDING)}[0-9a-f]{{{_KEY_LENGTH}}}-.*")
 # Mapped pages count as memory of the process; past this much they are handed back.
 _MAPPED_BYTES = 64 << 20
 
@@ -46,10 +50,12 @@ class ImageCache:
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        self.shape = tuple(index["shape"])
+        self.shape: tuple[int, ...] = tuple(index["shape"])
         self.entries = [Entry(**entry) for entry in index["entries"]]
-        self._file = (folder / _ARRAY).open("rb")
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._folder = folder
+        with (folder / _ARRAY).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # the map keeps it: what is open is not pruned
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._images: npt.NDArray[np.float32] = np.frombuffer(self._map, np.float32).reshape(
             self.shape
         )
@@ -58,9 +64,12 @@ class ImageCache:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __reduce__(self) -> tuple[type[ImageCache], tuple[Path]]:
+        return ImageCache, (self._folder,)  # for loader processes that are not forked
+
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """A copy of those images, (len(rows), C, *spatial)."""
-        batch = self._images[np.asarray(rows)]
+        batch: npt.NDArray[np.float32] = self._images[np.asarray(rows)]
         self._touched += batch.nbytes
         if self._touched > _MAPPED_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)
@@ -77,7 +86,9 @@ def cache_key(files: Sequence[Sequence[Path]], settings: dict[str, Any], root: P
         "settings": settings,
         "files": [[digests[path] for path in row] for row in files],
     }
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        json.dumps(parts, sort_keys=True).encode(), digest_size=_KEY_LENGTH // 2
+    ).hexdigest()
 
 
 def open_cache(
@@ -94,14 +105,14 @@ def open_cache(
     Raises:
         OutputError: it would not fit `limit_bytes` or the disk.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     folder = root / key
     with _locked(root / f"{key}.lock"):
         if not _is_whole(folder):
-            if folder.exists():
-                log.warning("The cache %s is damaged: it is made again.", folder)
-                shutil.rmtree(folder)
             with explained(folder):
+                if folder.exists():
+                    log.warning("The cache %s is damaged: it is made again.", folder)
+                    shutil.rmtree(folder)
                 _build(folder, num_images, prepare(), limit_bytes)
             _prune(root, keep=folder, limit_bytes=limit_bytes)
         os.utime(folder)
@@ -109,7 +120,7 @@ def open_cache(
 
 
 def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_bytes: float) -> None:
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{_BUILDING}{folder.name}-"))
     try:
         entries: list[Entry] = []
         checksum = 0
@@ -127,11 +138,11 @@ def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_byte
                 )
             file.flush()
             os.fsync(file.fileno())
-        index = {
+        index: dict[str, Any] = {
             "shape": [num_images, *shape],
-            "checksum": checksum,
             "entries": [asdict(entry) for entry in entries],
         }
+        index["checksum"] = zlib.crc32(json.dumps(index).encode(), checksum)
         (staging / _INDEX).write_text(json.dumps(index), encoding="utf-8")
         staging.rename(folder)
     finally:
@@ -159,25 +170,46 @@ def _is_whole(folder: Path) -> bool:
         with (folder / _ARRAY).open("rb") as file:
             while piece := file.read(1 << 22):
                 checksum = zlib.crc32(piece, checksum)
-        return bool(index["checksum"] == checksum)
-    except (OSError, ValueError, KeyError, TypeError):
+        expected = index.pop("checksum")
+        return bool(zlib.crc32(json.dumps(index).encode(), checksum) == expected)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 
 def _prune(root: Path, *, keep: Path, limit_bytes: float) -> None:
-    """Drop the caches that were not used for longest until the rest fits the limit."""
-    folders = sorted(
-        (path for path in root.iterdir() if path.is_dir() and path.name[0] != "."),
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    )
-    total = 0
-    for folder in [keep, *(path for path in folders if path != keep)]:
-        total += sum(file.stat().st_size for file in folder.iterdir())
-        if total > limit_bytes:
-            log.info("The cache %s goes, to keep within data.cache_gb.", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            (root / f"{folder.name}.lock").unlink(missing_ok=True)
+    """Drop the caches not used for longest until the rest fits the limit, and killed builds.
+
+    One that a process has open or is about to open stays.
+    """
+    folders = [path for path in root.iterdir() if _OURS.fullmatch(path.name) and path != keep]
+    folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    total = _size(keep)
+    for folder in folders:
+        is_leftover = folder.name.startswith(_BUILDING)
+        total += 0 if is_leftover else _size(folder)
+        if not is_leftover and total <= limit_bytes:
+            continue
+        key = folder.name.removeprefix(_BUILDING)[:_KEY_LENGTH]
+        with suppress(OutputError), _locked(root / f"{key}.lock", wait=False) as is_mine:
+            if is_mine and (is_leftover or not _is_open(folder)):
+                log.info("The cache %s goes, to keep within data.cache_gb.", folder)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _is_open(folder: Path) -> bool:
+    """Whether an :class:`ImageCache` of any process is reading it."""
+    try:
+        with (folder / _ARRAY).open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
@@ -190,18 +222,15 @@ def _digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
     found: dict[Path, str] = {}
     fresh: dict[str, str] = {}
     for path in paths:
-        stat = path.stat()
-        name = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
-        digest = memo.get(name)
-        if digest is None:
-            digest = fresh[name] = _digest(path)
-        found[path] = digest
+        try:
+            stat = path.stat()
+            name = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+            found[path] = memo.get(name) or fresh.setdefault(name, _digest(path))
+        except OSError:
+            found[path] = os.urandom(16).hex()  # in no cache; reading the image says why
     if fresh:
-        root.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=root, prefix=".digests-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(memo | fresh, file)
-        Path(temporary).replace(memo_path)
+        make_folder(root)
+        write_json(memo_path, memo | fresh)
     return found
 
 
@@ -214,10 +243,14 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock called `path`; without `wait`, say whether it was free."""
+    with explained(path):
+        file = path.open("w")
+    with file:
         try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -7,6 +7,7 @@ array; in a picture (PNG, JPEG, TIFF) the first axis runs to the right, the seco
 from __future__ import annotations
 
 import gzip
+import struct
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -15,9 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import PIL
+import PIL.Image
 import torch
+from nibabel.filebasedimages import ImageFileError
 from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError, ImageDataError
+from nibabel.wrapstruct import WrapStructError
 
 from synthcube.data.channels import Array, Channels
 from synthcube.data.manifest import SUFFIXES, image_suffix
@@ -27,6 +31,13 @@ from synthcube.errors import ImageError
 from synthcube.schema import FileFormat
 from synthcube.storage import write_with
 
+# What decoders raise at damaged files. Not Exception: our own fault is not to pass for damage.
+_DAMAGE = (
+    *(OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, RuntimeError),
+    TypeError,  # Pillow, at a TIFF whose tags have the wrong type
+    *(zlib.error, struct.error, PIL.Image.DecompressionBombError),
+    *(HeaderDataError, HeaderTypeError, ImageDataError, ImageFileError, WrapStructError),
+)
 _TOLERANCE_MM = 1e-3  # between the affines of one image's files: float32 in their headers
 
 
@@ -74,8 +85,9 @@ def write_image(
     A ``.png`` is rounded and clipped to 0..255; it holds no affine. A ``.nii.gz`` is float32,
     or with `integer` the smallest of uint8, int16 and int32 that fits. Several channels,
     RGB among them, become the 5D vector of the NIfTI standard, (X, Y, Z, 1, C) with intent
-    "vector", which nibabel, SimpleITK, TorchIO and :func:`read_image` all read as C channels.
-    The same image gives the same bytes.
+    "vector", which nibabel, SimpleITK, TorchIO and :func:`read_image` all read as C channels
+    (of a single slice, SimpleITK and TorchIO forget where the slice lies). The same image
+    gives the same bytes.
 
     Args:
         path: ends in .png (2D, 1 or 3 channels) or .nii.gz.
@@ -121,9 +133,7 @@ def _read_file(path: Path) -> Channels:
         with warnings.catch_warnings(), LoggingOutputSuppressor(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             file = read_nifti(path) if suffix.startswith(".nii") else read_raster(path)
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # a damaged file makes decoders raise anything
+    except _DAMAGE as error:
         raise ImageError(f"{path} {_reason(error, suffix)}; copy or export it again.") from error
     _check_finite(path, file.voxels)
     return file

@@ -60,7 +60,8 @@ def _shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:
     for name, shape in shapes.items():
         if shape[0] != usual[0]:
             faults.append(
-                f"{name}: {shape[0]} channels, the others have {usual[0]}; convert it, or leave it out"
+                f"{name}: {shape[0]} channels, the others have {usual[0]}; "
+                "convert it, or leave it out"
             )
         elif len(shape) != len(usual):
             faults.append(

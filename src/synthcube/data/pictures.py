@@ -89,7 +89,7 @@ def _tile(image: torch.Tensor, raster: bool, spacing_mm: Sequence[float] | None)
             f"An image of shape {tuple(image.shape)} cannot be shown; "
             "(C, X, Y) or (C, X, Y, Z) is needed."
         )
-    spacing = [*(spacing_mm or ()), 1.0, 1.0, 1.0][:3]
+    spacing = [*(() if spacing_mm is None else map(float, spacing_mm)), 1.0, 1.0, 1.0][:3]
     if voxels.shape[-1] > 1:
         return _beside(plane for channel in voxels for plane in _planes(channel, spacing))
     flat = voxels[..., 0].transpose(0, 2, 1)  # (C, Y, X)

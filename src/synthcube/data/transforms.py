@@ -16,7 +16,8 @@ from typing_extensions import Self
 
 from synthcube import plugins
 from synthcube.data.images import Image
-from synthcube.errors import ImageError, SynthCubeError
+from synthcube.data.resampling import Affine, cropped_or_padded, resampled
+from synthcube.errors import ConfigError, ImageError, SynthCubeError
 from synthcube.schema import List, Schema
 
 Pair = Annotated[tuple[float, float], Strict(False)]
@@ -48,9 +49,11 @@ class TransformConfig(Schema):
             if self.name not in known:
                 near = get_close_matches(self.name, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"torchio has no transform {self.name!r}{hint}")
+                raise ConfigError(f"torchio has no transform {self.name!r}{hint}")
             kind = known[self.name]
         transform: Callable[[Any], Any] = kind(**(self.model_extra or {}))
+        if not callable(transform):
+            raise ConfigError(f"{self.name} makes {transform!r}, which is no transform")
         return transform
 
 
@@ -81,7 +84,8 @@ class DataConfig(Schema):
     )
     augmentation: List[TransformConfig] = Field(
         default=(),
-        description="TorchIO transforms applied anew in every epoch: [{name: RandomFlip, axes: 0}].",
+        description="TorchIO transforms applied anew in every epoch, such as "
+        "[{name: RandomFlip, axes: 0}].",
     )
     validation_fraction: float = Field(
         default=0.1,
@@ -100,13 +104,14 @@ class DataConfig(Schema):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        for name, pair in (("percentiles", self.percentiles), ("range", self.intensity_range)):
+        pairs = {"percentiles": self.percentiles, "intensity_range": self.intensity_range}
+        for name, pair in pairs.items():
             if pair and not pair[0] < pair[1]:
                 raise ValueError(f"{name} {list(pair)}: the first must be below the second")
-        if not (0 <= self.percentiles[0] and self.percentiles[1] <= 100):
+        if min(self.percentiles) < 0 or max(self.percentiles) > 100:
             raise ValueError(f"percentiles {list(self.percentiles)} must lie in 0 to 100")
         for name, values in (("size", self.size), ("spacing_mm", self.spacing_mm)):
-            if values and (len(values) not in (2, 3) or min(values) <= 0):
+            if values is not None and (len(values) not in (2, 3) or min(values) <= 0):
                 raise ValueError(f"{name} {list(values)}: two or three positive values are needed")
         return self
 
@@ -142,44 +147,45 @@ class Preprocessing:
         import torchio as tio
 
         scalar: Any = tio.ScalarImage(tensor=image.tensor, affine=image.affine)
-        is_volume = image.tensor.shape[-1] > 1
-        if is_volume and not image.raster:
+        if image.tensor.shape[-1] > 1 and not image.raster:
             # Volumes are kept the same way round, whatever order their scanner stored them in.
             scalar = tio.ToCanonical()(scalar)
-        for transform in self.transforms:
-            scalar = transform(scalar)
-        scalar = self._sized(scalar)
-        tensor, ranges = self._rescaled(scalar.data.float(), eight_bit=image.file_format == "png")
+        for transform, settings in zip(self.transforms, self.config.preprocessing, strict=True):
+            try:
+                scalar = transform(scalar)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ImageError(f"{settings.name} cannot be applied: {error}") from error
+        tensor, affine = scalar.data.float(), np.asarray(scalar.affine, dtype=float)
+        _check_contrast(tensor)  # resampling would turn a constant into noise
+        tensor, affine = self._sized(tensor, affine)
+        tensor, ranges = self._rescaled(tensor, eight_bit=image.file_format == "png")
         if tensor.shape[-1] == 1:
             tensor = tensor[..., 0]
-        return Prepared(tensor.contiguous(), np.asarray(scalar.affine, dtype=float), ranges)
+        return Prepared(tensor.contiguous(), affine, ranges)
 
-    def _sized(self, scalar: Any) -> Any:
-        import torchio as tio
-
-        shape = np.asarray(scalar.spatial_shape)
+    def _sized(self, tensor: torch.Tensor, affine: Affine) -> tuple[torch.Tensor, Affine]:
         size, spacing = self.config.size, self.config.spacing_mm
         if spacing:
-            scalar = tio.Resample((*spacing, scalar.spacing[2])[:3], antialias=True)(scalar)
+            shape, own = tensor.shape[1:], np.linalg.norm(affine[:3, :3], axis=0)
+            wanted = (*spacing, own[2])[:3]  # of a single slice, the thickness is kept
+            steps = [w / o if n > 1 else 1.0 for w, o, n in zip(wanted, own, shape, strict=True)]
+            sides = [max(1, round(n / step)) for n, step in zip(shape, steps, strict=True)]
+            tensor, affine = resampled(tensor, affine, sides, steps)
         if not size:
-            return scalar
-        shape, target = np.asarray(scalar.spatial_shape), np.asarray((*size, 1)[:3])
-        if self.config.fit == "resize" and (shape != target).any():
-            if len(size) == 2 and shape[2] > 1:
-                raise ImageError(
-                    f"data.size {list(size)} has two sides, the image is a volume of {shape}"
-                )
-            wanted = shape / target * np.asarray(scalar.spacing)
-            scalar = tio.Resample(tuple(wanted), antialias=True)(scalar)
-        return tio.CropOrPad(tuple(int(side) for side in target))(scalar)
+            return tensor, affine
+        shape, target = tensor.shape[1:], (*size, 1)[:3]
+        if (len(size) == 2 and shape[2] > 1) or (target[2] > 1 and shape[2] == 1):
+            kind = f"a volume of {list(shape)}" if shape[2] > 1 else f"2D, {list(shape[:2])}"
+            raise ImageError(f"data.size {list(size)} has {len(size)} sides, the image is {kind}")
+        if self.config.fit == "crop_or_pad":
+            return cropped_or_padded(tensor, affine, target)
+        steps = [old / new for old, new in zip(shape, target, strict=True)]
+        return resampled(tensor, affine, target, steps)
 
     def _rescaled(
         self, tensor: torch.Tensor, *, eight_bit: bool
     ) -> tuple[torch.Tensor, tuple[tuple[float, float], ...]]:
-        if float(tensor.min()) == float(tensor.max()):
-            raise ImageError(
-                f"constant image: every voxel is {float(tensor.min()):g}; leave it out of the manifest"
-            )
+        _check_contrast(tensor)
         fixed = self.config.intensity_range or ((0.0, 255.0) if eight_bit else None)
         ranges = tuple(fixed or self._percentile_range(channel) for channel in tensor)
         # (C, 1, 1, 1)
@@ -206,6 +212,14 @@ def to_intensities(
         torch.tensor([pair[end] for pair in intensity_range]).view(shape) for end in (0, 1)
     )
     return (tensor.float().cpu() + 1) / 2 * (high - low) + low
+
+
+def _check_contrast(tensor: torch.Tensor) -> None:
+    low, high = float(tensor.min()), float(tensor.max())
+    if not low - high <= 0:
+        raise ImageError("data.preprocessing leaves voxels that are not a number")
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # rounding errors of float32 included
+        raise ImageError(f"constant image: every voxel is {low:g}; leave it out of the manifest")
 
 
 def _torchio_transforms() -> dict[str, Any]:

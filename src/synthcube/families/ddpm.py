@@ -116,11 +116,11 @@ class DDPM(Family):
         epsilon = torch.randn_like(x_0)
         step = torch.randint(self.config.num_train_steps, (len(x_0),), device=x_0.device)
         x_t = self.noise_schedule.add_noise(x_0, epsilon, step)
-        target = {
-            "epsilon": lambda: epsilon,
-            "v": lambda: self.noise_schedule.get_velocity(x_0, epsilon, step),
-            "x_0": lambda: x_0,
-        }[self.config.prediction]()
+        target = epsilon
+        if self.config.prediction == "v":
+            target = self.noise_schedule.get_velocity(x_0, epsilon, step)
+        elif self.config.prediction == "x_0":
+            target = x_0
         prediction = self.network(x_t, step.float()).float()
         return {"loss": torch.nn.functional.mse_loss(prediction, target)}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from monai.networks.nets import VQVAE as Network
+from monai.networks import nets
 from pydantic import Field
 from typing_extensions import Self
 
@@ -77,7 +77,7 @@ class VQVAE(Family):
     def __init__(self, config: VQVAEConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
         levels = len(config.channels)
-        self.network = Network(
+        self.network = nets.VQVAE(
             spatial_dims=image.rank,
             in_channels=image.channels,
             out_channels=image.channels,

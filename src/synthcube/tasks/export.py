@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 from synthcube import artifact, storage
@@ -32,9 +33,7 @@ def export(model_path: Path, folder: Path) -> Path:
         (folder / artifact.INDEX).unlink(missing_ok=True)
         for file in trained.folder.iterdir():
             if file.name != artifact.INDEX:
-                storage.write_with(
-                    folder / file.name, lambda to, source=file: shutil.copyfile(source, to)
-                )
+                storage.write_with(folder / file.name, partial(shutil.copyfile, file))
     has_picture = (folder / artifact.PICTURE).exists()
     storage.write_text(folder / CARD, model_card(trained, has_picture=has_picture))
     artifact.write_index(folder)

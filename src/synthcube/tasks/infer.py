@@ -87,7 +87,8 @@ def _reconstruct(
             f"{list(spec.size)}."
         )
     _claim(out, trained, {"task": "reconstruct", "data": str(manifest.path)}, precision)
-    rows, tiles = [], []
+    rows: list[dict[str, str]] = []
+    tiles: list[tuple[torch.Tensor, torch.Tensor]] = []
     device = family.device
     pairs = sampling.reconstruct(family, images, batch_size, precision, device)
     for row, entry, (original, made) in zip(manifest.rows, images.entries, pairs, strict=True):
@@ -128,7 +129,8 @@ def _claim(out: Path, trained: Artifact, request: dict[str, Any], precision: str
         if any(before.get(key) != provenance[key] for key in same):
             raise OutputError(
                 f"{out} holds other images, made by {before.get('request')} from the model "
-                f"{str(before.get('artifact_sha256'))[:12]}: give another --output-path, or empty it."
+                f"{str(before.get('artifact_sha256'))[:12]}: give another --output-path, or "
+                "empty it."
             )
     elif (out / IMAGES).exists() or (out / MANIFEST).exists():
         raise OutputError(f"{out} already holds images: give another --output-path, or empty it.")

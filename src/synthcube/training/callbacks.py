@@ -148,14 +148,14 @@ class SamplePictures(Callback):
             )
 
     def _tiles(self, module: Any) -> list[torch.Tensor]:
+        device = module.device
         if isinstance(module, Samples):
             seeds = [derived_seed(self.seed, "picture", i) for i in range(self.num_images)]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             return list(module.sample(generators).float().cpu())
         if isinstance(module, Reconstructs) and self._examples:
-            originals = torch.stack(self._examples)
-            made = module.reconstruct(originals.to(module.device)).float().cpu()
-            return [*originals, *made]
+            originals = torch.stack(self._examples).to(device)
+            return [*originals.cpu(), *module.reconstruct(originals).float().cpu()]
         return []
 
 
@@ -166,9 +166,14 @@ class LogLines(Callback):
         self.interval = interval
         self._since = time.monotonic()
         self._images = 0
+        self._rate = 0.0
 
     def on_train_start(self, *_: Any) -> None:
         self._since, self._images = time.monotonic(), 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        # Schedules step before the end of a batch: this is the rate that its step is taken with.
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, _: int
@@ -180,7 +185,7 @@ class LogLines(Callback):
         now = time.monotonic()
         values = {
             "train/loss_now": float(outputs["loss"]),
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": self._rate,
             "images_per_second": self._images / max(now - self._since, 1e-9),
         }
         self._since, self._images = now, 0

@@ -63,6 +63,7 @@ def fit(
             gradient_clip_val=training.gradient_clip_norm,
             check_val_every_n_epoch=training.validate_every_n_epochs,
             num_sanity_val_steps=0,
+            limit_val_batches=1.0 if data.rows("validation") else 0,
             log_every_n_steps=training.log_every_n_steps,
             callbacks=_callbacks(data, training, run, seed),
             plugins=[checkpoints.AtomicCheckpointIO()],

@@ -1,0 +1,41 @@
+"""Print a table of measurements; exit with code 1 where a bound is missed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from bench.report import Options, Row, exit_code, table
+
+DEFAULT = ("startup", "train_step", "data_path", "sampling", "memory")
+ON_REQUEST = ("precision",)
+
+
+def main() -> int:
+    """Run the benches that the command line names, or the default ones."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME",
+        help=f"{', '.join(DEFAULT)} (the default), {', '.join(ON_REQUEST)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny numbers and no verdict: only to see it run"
+    )
+    parser.add_argument("--output", type=Path, help="picture to draw (precision)")
+    given = parser.parse_args()
+    unknown = sorted({*given.names} - {*DEFAULT, *ON_REQUEST})
+    if unknown:
+        parser.error(f"there is no bench {', '.join(unknown)}")
+    options = Options(quick=given.quick, output=given.output)
+    rows: list[Row] = []
+    for name in given.names or DEFAULT:
+        print(f"bench {name} ...", file=sys.stderr, flush=True)
+        rows += import_module(f"bench.{name}").measure(options)
+    print(table(rows, options))
+    return exit_code(rows, options)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthcube.data.manifest import read_manifest
+from synthcube.data.preparation import prepare
+from synthcube.errors import ManifestError
+
+
+def tree(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"" if "empty" in name else b"x")
+    return root
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def reasons(done: Any) -> dict[str, str]:
+    return {path.name: reason for path, reason in done.left_out}
+
+
+def test_unlabeled_subjects_and_loose_images(tmp_path: Path) -> None:
+    root = tree(tmp_path / "data", "s10/a.png", "s2/b.png", "s2/deep/a.png", "x.nii.gz")
+    done = prepare(root, tmp_path / "out")
+    assert done.manifest_path == tmp_path / "out" / "manifest.csv"
+    assert table(done.manifest_path) == [
+        {"Channel_0": "../data/s2/b.png", "SubjectID": "s2"},
+        {"Channel_0": "../data/s2/deep/a.png", "SubjectID": "s2"},
+        {"Channel_0": "../data/s10/a.png", "SubjectID": "s10"},
+        {"Channel_0": "../data/x.nii.gz", "SubjectID": "x"},
+    ]
+    assert (done.rows, done.subjects, done.labels, done.splits) == (4, 3, {}, {})
+    assert len(read_manifest(done.manifest_path).rows) == 4
+
+
+def test_channels_keep_their_order_whatever_the_names(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "data",
+        *("p1/p1_T2.nii.gz", "p1/p1_t1.nii.gz", "p1/p1_t1ce.nii.gz"),
+        *("p2/a-T1.nii", "p2/b-t2.nii", "p2/c-t1ce.nii"),
+    )
+    done = prepare(root, tmp_path, channels=["t2", "T1"])
+    assert [[row["Channel_0"], row["Channel_1"]] for row in table(done.manifest_path)] == [
+        ["data/p1/p1_T2.nii.gz", "data/p1/p1_t1.nii.gz"],
+        ["data/p2/b-t2.nii", "data/p2/a-T1.nii"],
+    ]
+    assert reasons(done) == {
+        "p1_t1ce.nii.gz": "matches no channel",
+        "c-t1ce.nii": "matches no channel",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "fits"),
+    [
+        ("t1", "sub_T1.png", True),
+        ("t1", "sub_t1ce.png", False),
+        ("t1", "t1-sub.png", True),
+        ("t1", "1t1.png", False),
+        ("t1_ce", "sub-t1_ce.png", True),
+        ("t1*", "t1ce.png", True),
+        ("*t1??", "sub_t1ce.png", True),
+        ("*.nii.gz", "a.nii.gz", True),
+        ("t?", "sub_t1.png", False),
+        ("nii", "a.nii.gz", False),
+    ],
+)
+def test_patterns(tmp_path: Path, pattern: str, name: str, fits: bool) -> None:
+    root = tree(tmp_path / "data", f"s/{name}")
+    if fits:
+        assert prepare(root, tmp_path, channels=[pattern]).rows == 1
+    else:
+        with pytest.raises(ManifestError, match="has no file"):
+            prepare(root, tmp_path, channels=[pattern])
+
+
+def test_incomplete_subjects_are_left_out(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "data",
+        *("ok/t1.png", "ok/t2.png", "lacks/t1.png", "double/t1.png", "double/t2.png"),
+        "double/x_t2.png",
+    )
+    done = prepare(root, tmp_path, channels=["t1", "t2"])
+    assert [row["SubjectID"] for row in table(done.manifest_path)] == ["ok"]
+    told = {path.parent.name: reason for path, reason in done.left_out}
+    assert told == {
+        "lacks": "subject lacks: channel 't2' has no file",
+        "double": "subject double: channel 't2' has 2 files (t2.png, x_t2.png)",
+    }
+
+
+def test_a_file_is_not_two_channels(tmp_path: Path) -> None:
+    root = tree(tmp_path / "data", "s/t1_flair.png")
+    with pytest.raises(ManifestError, match=r"t1_flair\.png matches several channels"):
+        prepare(root, tmp_path, channels=["t1", "flair"])
+
+
+def test_stray_files_are_left_out(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "data",
+        *("s/a.png", "s/.DS_Store", "s/._a.png", "s/Thumbs.db", "s/empty.png", "s/notes.txt"),
+        *("__MACOSX/a.png", ".git/b.png"),
+    )
+    done = prepare(root, tmp_path)
+    assert done.rows == 1
+    told = reasons(done)
+    assert told["empty.png"] == "empty (0 bytes)"
+    assert told["notes.txt"].startswith("not a known image")
+    assert {told[n] for n in (".DS_Store", "._a.png", "Thumbs.db", "a.png", "b.png")} == {
+        "hidden or of the system"
+    }
+
+
+def test_patients_are_classes(tmp_path: Path) -> None:
+    root = tree(tmp_path / "data", "p10/a.png", "p2/a.png", "p2/b.png", "loose.png")
+    done = prepare(root, tmp_path, paradigm="patient")
+    assert done.labels == {"p2": 2, "p10": 1}
+    assert [(r["Label"], r["LabelMapping"]) for r in table(done.manifest_path)] == [
+        *(("0", "p2"), ("0", "p2"), ("1", "p10"))
+    ]
+    assert reasons(done) == {"loose.png": "not in a folder of its own (layout: SUBJECT/images)"}
+
+
+def test_custom_classes(tmp_path: Path) -> None:
+    root = tree(tmp_path / "data", "b/s1/t1.png", "b/s2/t1.png", "A/x.png", "A/s1/t1.png", "y.png")
+    done = prepare(root, tmp_path, paradigm="custom")
+    rows = [(r["SubjectID"], r["Label"], r["LabelMapping"]) for r in table(done.manifest_path)]
+    assert rows == [("A/x", "0", "A"), ("s1", "0", "A"), ("s1", "1", "b"), ("s2", "1", "b")]
+    assert read_manifest(done.manifest_path).labels == ("A", "b")
+    assert list(reasons(done)) == ["y.png"]
+
+
+def test_split_by_subject_and_class(tmp_path: Path) -> None:
+    names = [f"{label}/s{label}{i}/{n}.png" for label in "ab" for i in range(10) for n in range(2)]
+    root = tree(tmp_path / "data", *names)
+    done = prepare(root, tmp_path, paradigm="custom", validation=0.2, test=0.1, seed=3)
+    assert done.splits == {"train": 28, "validation": 8, "test": 4}
+    assert {(row["Label"], row["Split"]) for row in table(done.manifest_path)} == {
+        (label, split) for label in "01" for split in ("train", "validation", "test")
+    }
+    read_manifest(done.manifest_path)  # no subject in two splits
+    before = done.manifest_path.read_bytes()
+    prepare(root, tmp_path, paradigm="custom", validation=0.2, test=0.1, seed=3)
+    assert done.manifest_path.read_bytes() == before
+    prepare(root, tmp_path, paradigm="custom", validation=0.2, test=0.1, seed=4)
+    assert done.manifest_path.read_bytes() != before
+
+
+def test_out_may_be_a_csv_or_the_folder_itself(tmp_path: Path) -> None:
+    root = tree(tmp_path / "data", "s/a.png")
+    assert prepare(root, tmp_path / "new" / "list.csv").manifest_path.name == "list.csv"
+    assert sorted(p.name for p in root.rglob("*")) == ["a.png", "s"]
+    for _ in range(2):
+        done = prepare(root, root)
+        assert done.left_out == ()
+        assert table(root / "manifest.csv") == [{"Channel_0": "s/a.png", "SubjectID": "s"}]
+
+
+def test_paths_through_a_linked_folder(tmp_path: Path) -> None:
+    tree(tmp_path / "a" / "b" / "data", "s/a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    done = prepare(tmp_path / "link" / "data", tmp_path / "link" / "out")
+    assert read_manifest(done.manifest_path).rows[0].channels[0].is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": ["t1", "T1"]}, "channel 1: the pattern 'T1' is there already"),
+        ({"channels": [""]}, "channel 0: the pattern is empty"),
+        ({"validation": 0.7, "test": 0.7}, "validation 0.7, test 0.7 cannot be split off"),
+        ({"validation": -0.1}, "cannot be split off"),
+        ({"paradigm": "patient"}, r"(?s)layout: SUBJECT/images.*not in a folder of its own"),
+    ],
+)
+def test_unusable_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        prepare(tree(tmp_path / "data", "a.png"), tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_folder_and_nothing_left(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="nowhere is not a folder"):
+        prepare(tmp_path / "nowhere", tmp_path)
+    root = tree(tmp_path / "data", *(f"empty{i}.png" for i in range(30)))
+    with pytest.raises(ManifestError, match="no image that can be used") as caught:
+        prepare(root, tmp_path)
+    assert str(caught.value).endswith("and 10 more")

@@ -1,0 +1,351 @@
+"""From folder to folder: train, infer, export, check, as a user does, through the command line."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+
+from synthcube import artifact
+from synthcube.cli import main
+from synthcube.data.phantom import write_phantoms
+from synthcube.storage import sha256
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs a command in this process; returns its exit code, output and errors."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["synthcube", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def trained(cli, tiny_config, phantoms: Path, tmp_path: Path) -> Path:
+    code, _, err = cli("train", "-c", tiny_config(), "-d", phantoms, "-o", tmp_path / "run")
+    assert code == 0, err
+    return tmp_path / "run"
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_whole_way(cli, trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    before = hashes(phantoms)
+    assert cli("infer", "-m", trained, "-o", tmp_path / "images", "-n", 5, "--seed", 3)[0] == 0
+    assert cli("export", "-m", trained, "-o", tmp_path / "shared")[0] == 0
+    assert (
+        cli("infer", "-m", tmp_path / "shared", "-o", tmp_path / "again", "-n", 5, "--seed", 3)[0]
+        == 0
+    )
+    assert hashes(tmp_path / "images" / "images") == hashes(tmp_path / "again" / "images")
+    assert hashes(phantoms) == before
+
+
+def test_infer_writes_as_many_images_as_asked(cli, trained: Path, tmp_path: Path) -> None:
+    """GaNDLF-Synth wrote one image a batch, and overwrote them."""
+    out = tmp_path / "images"
+    code, printed, _ = cli("infer", "-m", trained, "-o", out, "-n", 5, "--batch-size", 2)
+    assert code == 0
+    assert str(out / "grid.png") in printed
+    names = sorted(path.name for path in (out / "images").iterdir())
+    assert names == [f"{index:05d}.png" for index in range(5)]
+    with (out / "manifest.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["Channel_0"] for row in table] == [f"images/{name}" for name in names]
+    assert len({row["Seed"] for row in table}) == 5
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["complete"] is True
+    assert provenance["artifact_sha256"] == artifact.load(trained).sha256
+    assert provenance["config"]["model"]["name"] == "rectified_flow"
+    assert provenance["versions"]["torch"] == torch.__version__
+
+
+def test_an_image_depends_on_its_seed_alone(cli, trained: Path, tmp_path: Path) -> None:
+    for name, size, number in (("a", 1, 3), ("b", 3, 3), ("c", 4, 6)):
+        words = ("-n", number, "--batch-size", size, "--seed", 9)
+        assert cli("infer", "-m", trained, "-o", tmp_path / name, *words)[0] == 0
+    a, b, c = (hashes(tmp_path / name / "images") for name in "abc")
+    assert a == b
+    assert a.items() <= c.items()
+    assert cli("infer", "-m", trained, "-o", tmp_path / "d", "-n", 3, "--seed", 10)[0] == 0
+    assert not set(hashes(tmp_path / "d" / "images").values()) & set(a.values())
+
+
+def test_what_infer_writes_can_be_trained_on(cli, trained, tiny_config, tmp_path: Path) -> None:
+    out = tmp_path / "images"
+    assert cli("infer", "-m", trained, "-o", out, "-n", 6)[0] == 0
+    code, _, err = cli("train", "-c", tiny_config(), "-d", out, "-o", tmp_path / "second")
+    assert code == 0, err
+
+
+def test_infer_again_replaces_only_its_own_images(cli, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "images"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert cli("infer", "-m", trained, "-o", out, "-n", 2)[0] == 0
+    before = hashes(out)
+    assert cli("infer", "-m", trained, "-o", out, "-n", 2)[0] == 0
+    assert hashes(out) == before
+    code, _, err = cli("infer", "-m", trained, "-o", out, "-n", 3)
+    assert code == 2
+    assert "holds other images" in err
+    assert hashes(out) == before
+
+
+def test_vqvae_reconstructs_with_the_geometry_of_its_source(
+    cli, tiny_config, tmp_path: Path
+) -> None:
+    data = write_phantoms(tmp_path / "volumes", num=6, size=(16, 16, 16), spacing_mm=(1, 1.5, 3))
+    for index, path in enumerate(sorted(data.parent.glob("*.nii.gz"))):
+        image = nib.load(path)
+        affine = image.affine.copy()
+        affine[:3, 3] = (10 * index, -5, 7)
+        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), path)
+    assert cli("train", "-c", tiny_config("vqvae"), "-d", data, "-o", tmp_path / "run")[0] == 0
+    out = tmp_path / "out"
+    code, _, err = cli("infer", "-m", tmp_path / "run", "-o", out, "-d", data)
+    assert code == 0, err
+    made = sorted((out / "images").iterdir())
+    sources = sorted(data.parent.glob("*.nii.gz"))
+    assert len(made) == len(sources) == 6
+    for one, source in zip(made, sources, strict=True):
+        np.testing.assert_allclose(nib.load(one).affine, nib.load(source).affine, atol=1e-4)
+        assert nib.load(one).shape == nib.load(source).shape
+        assert nib.load(one).get_fdata().max() <= 260
+    with Pillow.open(out / "grid.png") as picture:
+        assert picture.width > 500
+
+
+def test_generated_volumes_have_the_training_geometry(cli, tiny_config, tmp_path: Path) -> None:
+    data = write_phantoms(tmp_path / "volumes", num=6, size=(16, 16, 16), spacing_mm=(1, 1.5, 3))
+    assert cli("train", "-c", tiny_config(), "-d", data, "-o", tmp_path / "run")[0] == 0
+    assert cli("infer", "-m", tmp_path / "run", "-o", tmp_path / "out", "-n", 2)[0] == 0
+    image = nib.load(tmp_path / "out" / "images" / "00001.nii.gz")
+    assert image.header.get_zooms() == pytest.approx((1, 1.5, 3))
+    source = nib.load(next(iter(sorted(data.parent.glob("*.nii.gz")))))
+    np.testing.assert_allclose(image.affine, source.affine, atol=1e-4)
+
+
+def test_families_say_what_they_cannot_do(cli, trained, tiny_config, phantoms, tmp_path) -> None:
+    code, _, err = cli("infer", "-m", trained, "-o", tmp_path / "x", "-d", phantoms)
+    assert (code, err) == (2, "Computing on cpu in 32-true (asked for).\nerror: rectified_flow "
+                              "does not reconstruct images: leave out --data-path.\n")  # fmt: skip
+    assert cli("train", "-c", tiny_config("vqvae"), "-d", phantoms, "-o", tmp_path / "vq")[0] == 0
+    code, _, err = cli("infer", "-m", tmp_path / "vq", "-o", tmp_path / "x", "-n", 3)
+    assert code == 2
+    assert "vqvae does not generate images out of nothing" in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_infer_needs_a_trained_model(cli, tmp_path: Path) -> None:
+    """GaNDLF-Synth ran random weights and exited 0."""
+    code, _, err = cli("infer", "-m", tmp_path, "-o", tmp_path / "out")
+    assert code == 2
+    assert "no trained model is here" in err
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    code, _, err = cli("infer", "-m", tmp_path / "run", "-o", tmp_path / "out")
+    assert code == 2
+    assert "this run has not finished training" in err
+    code, _, err = cli("infer", "-m", tmp_path / "gone", "-o", tmp_path / "out")
+    assert code == 2
+    assert "there is no such folder" in err
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "config.yaml", "image.json"])
+def test_one_flipped_byte_is_found(cli, trained: Path, tmp_path: Path, name: str) -> None:
+    path = trained / "artifact" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for command in ("infer", "export"):
+        code, _, err = cli(command, "-m", trained, "-o", tmp_path / "out")
+        assert code == 2
+        assert f"{name} has changed since it was written" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_and_a_newer_schema_are_named(cli, trained: Path, tmp_path: Path) -> None:
+    index = trained / "artifact" / "artifact.json"
+    (trained / "artifact" / "image.json").unlink()
+    assert "image.json is missing" in cli("infer", "-m", trained, "-o", tmp_path / "out")[2]
+    newer = json.loads(index.read_text()) | {"schema_version": 99}
+    index.write_text(json.dumps(newer))
+    code, _, err = cli("infer", "-m", trained, "-o", tmp_path / "out")
+    assert code == 2
+    assert "is of artifact schema 99, this SynthCube" in err
+
+
+def test_export_is_self_contained_and_verified(cli, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shared"
+    assert cli("export", "-m", trained, "-o", out)[0] == 0
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "artifact.json", "config.yaml", "image.json", "metrics.json", "samples.png",
+        "versions.json", "weights.safetensors",
+    }  # fmt: skip
+    card = (out / "README.md").read_text()
+    assert "For research only" in card
+    assert card.startswith("---\nlibrary_name: synthcube\n")
+    assert cli("export", "-m", trained, "-o", out)[0] == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    code, _, err = cli("export", "-m", trained, "-o", tmp_path / "mine")
+    assert code == 2
+    assert "holds something that is no exported model" in err
+
+
+def test_check_reports_data_and_needs(cli, tiny_config, phantoms: Path) -> None:
+    code, out, err = cli("check", "-c", tiny_config(), "-d", phantoms)
+    assert code == 0, err
+    assert "images: 12 of 12 subjects, all readable and of one shape" in out
+    assert "size: 16 x 16, 1 channel(s)" in out
+    assert "classes: {'disc': 4, 'square': 4, 'ring': 4}" in out
+    for word in ("memory: about", "disk: about", "length: 4 steps in 2 epochs", "Ready to train."):
+        assert word in out
+
+
+def test_check_finds_faults_of_config_and_data_together(cli, tmp_path: Path) -> None:
+    config = tmp_path / "bad.yaml"
+    config.write_text("training: {batch: 1}")
+    manifest = tmp_path / "bad.csv"
+    manifest.write_text("Channel_0\nnowhere.png\n")
+    code, _, err = cli("check", "-c", config, "-d", manifest)
+    assert code == 2
+    assert "training.batch" in err
+    assert "nowhere.png" in err
+
+
+def test_sizes_that_do_not_fit_the_model_stop_before_training(
+    cli, tiny_config, tmp_path: Path
+) -> None:
+    data = write_phantoms(tmp_path / "odd", num=4, size=(17, 16))
+    for command in (["check"], ["train", "-o", tmp_path / "run"]):
+        code, _, err = cli(*command, "-c", tiny_config(), "-d", data)
+        assert code == 2
+        assert "data.size [17, 16]: every side must be a multiple of 2" in err
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_outputs_that_cannot_be_written(cli, tiny_config, phantoms, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out, expected in (
+        (file, "it is a file, a folder is needed"),
+        (file / "below", "Cannot write"),
+        (Path("/proc/nothing"), "Cannot write"),
+    ):
+        code, _, err = cli("train", "-c", tiny_config(), "-d", phantoms, "-o", out)
+        assert code == 2, err
+        assert expected in err
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("family", ["rectified_flow", "vqvae"])
+def test_underscores_and_mlcubes_names_are_understood(
+    cli, family: str, tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    code, _, err = cli(
+        "train", f"--parameters_file={tiny_config(family)}", f"--data_path={phantoms}",
+        f"--output_path={tmp_path / 'run'}", "--set", "training.max_epochs=1",
+    )  # fmt: skip
+    assert code == 0, err
+    code, _, err = cli(
+        "export", f"--model_path={tmp_path / 'run'}", f"--output_path={tmp_path / 'out'}"
+    )
+    assert code == 0, err
+
+
+def test_usage_errors_exit_with_2(cli) -> None:
+    assert cli("train")[0] == 2
+    assert cli("dance")[0] == 2
+    assert cli("infer", "-m", "x", "-o", "y", "-n", "0")[0] == 2
+
+
+def test_a_bug_shows_its_traceback_and_exits_with_1(tmp_path: Path) -> None:
+    script = (
+        "import synthcube.tasks.describe as d, sys\n"
+        "d.family_lines = lambda: 1 / 0\n"
+        "from synthcube.cli import main\nsys.argv = ['synthcube', 'families']\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, synthcube.cli\nsys.argv = ['synthcube', '--help']\n"
+        "try:\n    synthcube.cli.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'numpy', 'lightning', 'monai', 'torchio', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "infer", "export", "prepare", "check", "init", "families", "schema"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_python_m_is_the_same() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "synthcube", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "0.1.0"
+
+
+def test_prepare_prints_what_it_found_and_left_out(cli, phantoms: Path, tmp_path: Path) -> None:
+    (phantoms / "notes.txt").write_text("not an image")
+    code, out, _ = cli("prepare", "-d", phantoms, "-o", tmp_path / "m", "--validation", "0.25")
+    assert code == 0
+    assert "12 images of 12 subjects" in out
+    assert "Splits: train 9, validation 3" in out
+    assert "notes.txt" in out
+    assert cli("families")[1].startswith("ddpm ")
+    assert json.loads(cli("schema")[1])["title"] == "SynthCube run"
+
+
+def test_a_kill_at_any_moment_leaves_a_run_that_goes_on(
+    tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while training; the same command again ends where an untouched run ends."""
+    words = [sys.executable, "-m", "synthcube", "train", "-c", str(tiny_config()), "-d"]
+    words += [str(phantoms), "--set", "training.max_epochs=30", "-o"]
+    process = subprocess.Popen(
+        [*words, str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    for line in process.stderr:
+        if line.startswith("epoch 4/"):
+            process.kill()
+            break
+    process.communicate()
+    assert not (tmp_path / "killed" / "artifact").exists()
+    for name in ("killed", "straight"):
+        subprocess.run([*words, str(tmp_path / name)], check=True, capture_output=True)
+    digests = {
+        hashlib.sha256((tmp_path / name / "artifact" / "weights.safetensors").read_bytes()).digest()
+        for name in ("killed", "straight")
+    }
+    assert len(digests) == 1
