@@ -31,13 +31,13 @@ def measure(options: Options) -> list[Row]:
         Row(
             f"precision: validation loss of each epoch, {name}, seed {seed}",
             losses[-1],
-            " ".join(f"{loss:.4f}" for loss in losses),
+            " ".join(f"{loss:.5f}" for loss in losses),
         )
         for name, found in curves.items()
         for seed, losses in enumerate(found)
     ]
     full, mixed = (mean(losses[-1] for losses in curves[name]) for name in PRECISIONS)
-    shown = f"{mixed / full:.4f} ({mixed:.4f} against {full:.4f})"
+    shown = f"{mixed / full:.4f} ({mixed:.5f} against {full:.5f})"
     return [*rows, Row("precision: last loss in bf16 over that in fp32", mixed / full, shown)]
 
 

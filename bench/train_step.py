@@ -1,16 +1,18 @@
 """A training step of synthcube, as a user gets it, against bare PyTorch loops.
 
-Both take their steps in turn in one process, so that whatever else the machine does slows both;
-a round is a process, its ratio the median of its steps', the figure the median of the rounds.
+Every loop runs in a process of its own: two in one process would share a heap, and how often the
+heap goes back to the system changes a step by a fifth. The processes take turns, so that what
+else the machine does slows all alike; a figure is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
 import io
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -24,72 +26,86 @@ if TYPE_CHECKING:
     import torch
 
 BATCH_SIZE, SIDE, WARM_UP = 16, 64, 3
-
-
-@dataclass(frozen=True)
-class Round:
-    """CPU-seconds of each step after the warm-up: ours, and the reference's just before it."""
-
-    ours: list[float]
-    reference: list[float]
-    precision: str
-
-    @property
-    def ratio(self) -> float:
-        return median(a / b for a, b in zip(self.ours, self.reference, strict=True))
+BARE = (
+    "training step of ddpm over a bare loop of the same network (forward, mse, backward, "
+    "clip_grad_norm_, AdamW; tensors in memory; its own process)"
+)
+PREDECESSOR = (
+    "training step of ddpm over a bare fp32 loop of the network that GaNDLF-Synth takes from "
+    "monai-generative (forward, mse, backward, Adam; tensors in memory; its own process)"
+)
 
 
 def measure(options: Options) -> list[Row]:
-    own = "the same network in a bare loop (forward, mse, backward, clip, AdamW; data in memory)"
-    rounds = _rounds("own", "auto", options)
-    is_bf16 = rounds[0].precision == "bf16-mixed"
-    rows = [_row(f"training step over {own}", rounds, at_most=1.03)]
+    precision = apart(auto_precision)
+    is_bf16 = precision == "bf16-mixed"
+    loops: dict[str, tuple[Any, ...]] = {
+        "ours": (our_steps, precision),
+        "bare": (bare_steps, "own", precision),
+        "predecessor": (bare_steps, "predecessor", "32-true"),
+    }
     if is_bf16:
-        rows.append(_row(f"training step over {own}", _rounds("own", "32", options), None))
-    rows.append(
-        _row(
-            "training step over GaNDLF-Synth's network of monai-generative in a bare fp32 loop "
-            "(forward, mse, backward, Adam; data in memory)",
-            _rounds("predecessor", "auto", options),
-            at_most=0.60 if is_bf16 else None,
-        )
-    )
-    return rows
+        loops |= {"ours32": (our_steps, "32-true"), "bare32": (bare_steps, "own", "32-true")}
+    num_rounds, num_steps = (1, 2) if options.quick else (5, 10)
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(num_rounds):
+        for name, (function, *arguments) in loops.items():
+            seconds[name].append(median(apart(function, *arguments, num_steps)))
+    rows = [_row(f"{BARE}, {precision}", seconds["ours"], seconds["bare"], at_most=1.03)]
+    if is_bf16:
+        rows.append(_row(f"{BARE}, 32-true", seconds["ours32"], seconds["bare32"], None))
+    bound = 0.60 if is_bf16 else None
+    name = f"{PREDECESSOR}, {precision}"
+    return [*rows, _row(name, seconds["ours"], seconds["predecessor"], bound)]
 
 
-def alternate(reference: str, precision_name: str, num_steps: int) -> Round:
-    """Train the default ddpm, with a step of the reference before every step of its own."""
+def auto_precision() -> str:
+    """What synthcube computes in on this processor unless told otherwise."""
     import torch
 
     from synthcube import runtime
+
+    return runtime.precision("auto", torch.device("cpu"))[0]
+
+
+def our_steps(precision: str, num_steps: int) -> list[float]:
+    """CPU-seconds from the start of a step to the start of the next, in a training of ddpm."""
+    import torch
+
     from synthcube.families.ddpm import DDPMConfig
+    from synthcube.runtime import ComputeConfig
     from synthcube.training import TrainingConfig, fit
 
-    device = torch.device("cpu")
-    precision, _ = runtime.precision(precision_name, device)
+    starts: list[float] = []
     with TemporaryDirectory() as name, redirect_stderr(io.StringIO()):  # no progress bar
         folder = Path(name)
         data = _data(folder, WARM_UP + num_steps + 1)
         family = DDPMConfig().build(data.image)
-        reference_step = _reference_step(reference, precision)
-        ours: list[float] = []
-        others: list[float] = []
-        last: list[float] = []
 
-        def take_turns(*_: Any) -> None:
-            start = time.process_time()
-            ours.extend(start - end for end in last)
-            reference_step()
-            last[:] = [time.process_time()]
-            others.append(last[0] - start)
+        def note(*_: Any) -> None:
+            starts.append(time.process_time())
 
-        family.on_train_batch_start = take_turns  # type: ignore[assignment]
+        family.on_train_batch_start = note  # type: ignore[assignment]
         fit(
-            family, data, TrainingConfig(max_epochs=1), runtime.ComputeConfig(accelerator="cpu"),
-            run=folder / "run", seed=0, precision=precision, device=device, checkpoint=None,
+            family, data, TrainingConfig(max_epochs=1), ComputeConfig(accelerator="cpu"),
+            run=folder / "run", seed=0, precision=precision, device=torch.device("cpu"),
+            checkpoint=None,
         )  # fmt: skip
-    # The last step of ours is not followed by another: where it ends is not known.
-    return Round(ours[WARM_UP:], others[WARM_UP:-1], precision)
+    return _between(starts)
+
+
+def bare_steps(network: str, precision: str, num_steps: int) -> list[float]:
+    """The same of a loop in which there is nothing but a step."""
+    take = _reference_step(network, precision)
+    starts = []
+    for _ in range(WARM_UP + num_steps + 1):
+        starts.append(time.process_time())
+        take()
+    return _between(starts)
+
+
+def _between(starts: list[float]) -> list[float]:
+    return [after - before for before, after in pairwise(starts)][WARM_UP:]
 
 
 def _data(folder: Path, num_batches: int) -> Any:
@@ -147,7 +163,9 @@ def _own_network() -> torch.nn.Module:
 
 def _predecessor() -> torch.nn.Module:
     """The network that GaNDLF-Synth builds for its DDPM; it has as many weights as ours."""
-    from generative.networks.nets import DiffusionModelUNet
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of its old autocast
+        from generative.networks.nets import DiffusionModelUNet
 
     network: torch.nn.Module = DiffusionModelUNet(
         spatial_dims=2, in_channels=1, out_channels=1, num_res_blocks=(2, 2, 2, 2),
@@ -157,17 +175,10 @@ def _predecessor() -> torch.nn.Module:
     return network
 
 
-def _rounds(reference: str, precision: str, options: Options) -> list[Round]:
-    num_rounds, num_steps = (1, 2) if options.quick else (3, 12)
-    return [apart(alternate, reference, precision, num_steps) for _ in range(num_rounds)]
-
-
-def _row(name: str, rounds: list[Round], at_most: float | None) -> Row:
-    ratios = [each.ratio for each in rounds]
-    ours = median(median(each.ours) for each in rounds)
-    reference = median(median(each.reference) for each in rounds)
+def _row(name: str, ours: list[float], reference: list[float], at_most: float | None) -> Row:
+    ratios = [a / b for a, b in zip(ours, reference, strict=True)]
     shown = (
         f"{median(ratios):.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f}; "
-        f"{ours:.2f} against {reference:.2f} CPU-s)"
+        f"{median(ours):.2f} against {median(reference):.2f} CPU-s)"
     )
-    return Row(f"{name}, {rounds[0].precision}", median(ratios), shown, at_most=at_most)
+    return Row(name, median(ratios), shown, at_most=at_most)

@@ -108,7 +108,7 @@ def test_a_finished_run_is_left_alone(tiny_config, phantoms, tmp_path: Path, cap
     before = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").iterdir()}
     with caplog.at_level("INFO", "synthcube"):
         train(tiny_config(), phantoms, run)
-    assert "All 2 epochs are trained already" in caplog.text
+    assert "This training is complete; raise training.max_epochs" in caplog.text
     assert before == {path: path.stat().st_mtime_ns for path in (run / "checkpoints").iterdir()}
 
 
@@ -241,3 +241,18 @@ def test_every_optimizer_can_be_named(tiny_config) -> None:
         weight.grad = torch.ones(2, 2)
         OptimizerConfig(name=name, lr=1e-3).build([weight]).step()
     assert torch.isfinite(weight).all()
+
+
+def test_when_the_time_is_up_nothing_learned_is_lost(tiny_config, phantoms, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    overrides = [
+        "training.max_epochs=10000", "training.max_minutes=0.02",
+        "training.validate_every_n_epochs=9999", "training.sample_every_n_epochs=0",
+    ]  # fmt: skip
+    train(tiny_config(), phantoms, run, overrides=overrides)
+    epochs, steps = checkpoints.reached(run / "checkpoints" / "last.ckpt")
+    assert 1 <= epochs < 9999
+    assert steps > 0
+    before = (run / "artifact" / "artifact.json").read_text()
+    train(tiny_config(), phantoms, run, overrides=overrides)
+    assert (run / "artifact" / "artifact.json").read_text() == before

@@ -199,6 +199,7 @@ def schema() -> None:
 def _prepare(plugin_folders: list[Path]) -> None:
     from synthcube import plugins, runtime
 
+    runtime.calm_threads()
     runtime.open_log()
     plugins.add_folders(plugin_folders)
 

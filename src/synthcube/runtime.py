@@ -149,6 +149,15 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(tempfile.gettempdir()) / "synthcube-cache"
 
 
+def calm_threads() -> None:
+    """Let waiting threads sleep; to be called before torch is imported.
+
+    GNU OpenMP's threads spin while they wait. On a machine that is busy with something else this
+    made sampling nine times slower; see docs/benchmarks.md.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def is_terminal() -> bool:
     """Whether a person watches: progress bars are for people, lines are for logs."""
     return sys.stderr.isatty()

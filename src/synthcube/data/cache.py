@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from synthcube import __version__
+from synthcube.data.digests import content_digests
 from synthcube.data.transforms import Prepared
 from synthcube.errors import OutputError
-from synthcube.storage import explained, make_folder, write_json
+from synthcube.storage import explained, make_folder
 
 log = logging.getLogger("synthcube")
 
@@ -79,7 +80,7 @@ class ImageCache:
 
 def cache_key(files: Sequence[Sequence[Path]], settings: dict[str, Any], root: Path) -> str:
     """Name of the cache of these files' content under these settings."""
-    digests = _digests([path for row in files for path in row], root)
+    digests = content_digests([path for row in files for path in row], root)
     parts = {
         "format": _FORMAT,
         "version": __version__,
@@ -120,7 +121,10 @@ def open_cache(
 
 
 def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_bytes: float) -> None:
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{_BUILDING}{folder.name}-"))
+    prefix = f"{_BUILDING}{folder.name}-"
+    for killed in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(killed)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
         entries: list[Entry] = []
         checksum = 0
@@ -182,7 +186,7 @@ def _prune(root: Path, *, keep: Path, limit_bytes: float) -> None:
     One that a process has open or is about to open stays.
     """
     folders = [path for path in root.iterdir() if _OURS.fullmatch(path.name) and path != keep]
-    folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    folders.sort(key=_last_use, reverse=True)
     total = _size(keep)
     for folder in folders:
         is_leftover = folder.name.startswith(_BUILDING)
@@ -196,8 +200,18 @@ def _prune(root: Path, *, keep: Path, limit_bytes: float) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def _last_use(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # another process has just removed it
+        return 0.0
+
+
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir())
+    except FileNotFoundError:
+        return 0
 
 
 def _is_open(folder: Path) -> bool:
@@ -210,36 +224,6 @@ def _is_open(folder: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
-    """Content hashes; a file of unchanged path, size and time is not read again."""
-    memo_path = root / "digests.json"
-    try:
-        memo = dict(json.loads(memo_path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        memo = {}
-    found: dict[Path, str] = {}
-    fresh: dict[str, str] = {}
-    for path in paths:
-        try:
-            stat = path.stat()
-            name = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
-            found[path] = memo.get(name) or fresh.setdefault(name, _digest(path))
-        except OSError:
-            found[path] = os.urandom(16).hex()  # in no cache; reading the image says why
-    if fresh:
-        make_folder(root)
-        write_json(memo_path, memo | fresh)
-    return found
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -42,14 +42,16 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
             prepared = preprocessing(read_image(row.channels))
         except SynthCubeError as error:
             text = str(error)
-            faults.append(text if row.channels[0].name in text else f"{where}: {text}")
+            names_it = any(str(path) in text for path in row.channels)
+            faults.append(text if names_it else f"{where}: {text}")
             continue
         shapes[where] = tuple(prepared.tensor.shape)
         if not faults:
             yield prepared
     faults += _shape_faults(shapes)
     if faults:
-        raise ImageError(f"{len(faults)} images of {manifest.path} cannot be used:", capped(faults))
+        count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
+        raise ImageError(f"{count} of {manifest.path} cannot be used:", capped(faults))
 
 
 def _shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:

@@ -18,7 +18,7 @@ from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest
 from synthcube.data.splitting import split_subjects
 from synthcube.data.transforms import DataConfig, TransformConfig
-from synthcube.errors import ManifestError
+from synthcube.errors import ImageError, ManifestError
 from synthcube.runtime import derived_seed
 from synthcube.schema import Batch, ImageSpec
 
@@ -62,8 +62,13 @@ class Images(Dataset[Batch]):
             scalar: Any = tio.ScalarImage(tensor=volume, affine=affine)
             for transform in self.augmentation:
                 scalar = transform(scalar)
-        augmented: torch.Tensor = scalar.data.float().clamp(-1, 1).reshape(image.shape)
-        return augmented
+        augmented: torch.Tensor = scalar.data.float().clamp(-1, 1)
+        if augmented.shape != volume.shape:
+            raise ImageError(
+                f"data.augmentation makes {tuple(augmented.shape)} of an image of the shape "
+                f"{tuple(volume.shape)}: what changes the shape belongs in data.preprocessing"
+            )
+        return augmented.reshape(image.shape)
 
 
 class EpochBatches:
@@ -160,13 +165,13 @@ class DataModule(pl.LightningDataModule):
         ranges = np.array([entry.intensity_range for entry in train])  # (N, C, 2)
         affines = np.array([entry.affine for entry in train])  # (N, 4, 4)
         source = read_image(self.manifest.rows[0].channels)
-        spacing = np.linalg.norm(np.median(affines, axis=0)[:3, :3], axis=0)
+        spacing = np.median(np.linalg.norm(affines[:, :3, :3], axis=1), axis=0)
         return ImageSpec(
             size=self.cache.shape[2:],
             channels=self.cache.shape[1],
             spacing_mm=tuple(np.round(spacing, 6).tolist()),
             affine=_common_affine(affines, spacing, self.cache.shape[2:]),
-            intensity_range=tuple(tuple(pair) for pair in ranges.mean(axis=0).round(6).tolist()),
+            intensity_range=tuple(tuple(pair) for pair in ranges.mean(axis=0).tolist()),
             file_format=source.file_format if self.cache.shape[1] in (1, 3) else "nii.gz",
             integer=source.integer,
             labels=self.manifest.labels,

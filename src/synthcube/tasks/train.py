@@ -61,10 +61,10 @@ def train(
     if faults := settings.model.faults(data.image):
         raise ImageError("The images do not fit the model:", faults)
     _record(run, settings, data, runtime.environment_record(device, precision))
-    if not (checkpoint and checkpoints.reached(checkpoint)[0] >= settings.training.max_epochs):
+    if not (checkpoint and checkpoints.is_complete(checkpoint, settings.training)):
         _fit(run, settings, data, precision, device, checkpoint)
     else:
-        log.info("All %d epochs are trained already.", settings.training.max_epochs)
+        log.info("This training is complete; raise training.max_epochs to continue it.")
         if (run / "artifact" / artifact.INDEX).exists():
             return run / "artifact"
     return _save_artifact(run, settings, data)

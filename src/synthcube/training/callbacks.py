@@ -35,6 +35,11 @@ class RampedEMA(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
         self.max_decay = decay
 
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """The model with the averaged weights, while training."""
+        return self._average_model.module if self._average_model else None
+
     @torch.no_grad()
     def _average(
         self, averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], _: Any
@@ -106,56 +111,57 @@ class FiniteLossGuard(Callback):
 
 
 class SamplePictures(Callback):
-    """Writes what the averaged weights make, with the same seeds each time."""
+    """Writes what the averaged weights make, with the same seeds each time.
 
-    def __init__(self, folder: Path, num_images: int, every_n_epochs: int, seed: int) -> None:
+    Args:
+        examples: images for a family that reconstructs, (N, C, *spatial) in [-1, 1].
+        averaged: the model with averaged weights, or None where there is none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        examples: torch.Tensor,
+        averaged: Callable[[], Any],
+        every_n_epochs: int,
+        seed: int,
+    ) -> None:
         self.folder = folder
-        self.num_images = num_images
+        self.examples = examples
+        self.averaged = averaged
         self.every_n_epochs = every_n_epochs
         self.seed = seed
-        self._examples: list[torch.Tensor] = []
 
-    def on_validation_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, *_: Any
-    ) -> None:
-        missing = self.num_images - len(self._examples)
-        if missing > 0:
-            self._examples += list(batch["image"][:missing].cpu())
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if self.every_n_epochs and (
-            epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
-        ):
-            self.write(module, f"epoch_{epoch:04d}.png")
-
-    def write(self, module: Any, name: str) -> None:
-        """One picture: samples, or originals above their reconstructions."""
-        was_training = module.training
-        module.eval()
-        with torch.inference_mode(), module.trainer.strategy.precision_plugin.forward_context():
-            tiles = self._tiles(module)
-        module.train(was_training)
+        is_last = epoch == trainer.max_epochs or trainer.should_stop
+        if not self.every_n_epochs or (epoch % self.every_n_epochs and not is_last):
+            return
+        drawn: Any = self.averaged() or module
+        was_training = drawn.training
+        drawn.eval()
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            tiles = self._tiles(drawn)
+        drawn.train(was_training)
         if tiles:
-            spec = module.image
             make_folder(self.folder)
             save_grid(
-                self.folder / name,
+                self.folder / f"epoch_{epoch:04d}.png",
                 tiles,
-                columns=self.num_images if isinstance(module, Reconstructs) else None,
-                raster=spec.file_format == "png",
-                spacing_mm=spec.spacing_mm,
+                columns=len(self.examples) if len(tiles) > len(self.examples) else None,
+                raster=drawn.image.file_format == "png",
+                spacing_mm=drawn.image.spacing_mm,
             )
 
     def _tiles(self, module: Any) -> list[torch.Tensor]:
         device = module.device
         if isinstance(module, Samples):
-            seeds = [derived_seed(self.seed, "picture", i) for i in range(self.num_images)]
+            seeds = [derived_seed(self.seed, "picture", i) for i in range(len(self.examples))]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             return list(module.sample(generators).float().cpu())
-        if isinstance(module, Reconstructs) and self._examples:
-            originals = torch.stack(self._examples).to(device)
-            return [*originals.cpu(), *module.reconstruct(originals).float().cpu()]
+        if isinstance(module, Reconstructs):
+            made = module.reconstruct(self.examples.to(device)).float().cpu()
+            return [*self.examples, *made]
         return []
 
 

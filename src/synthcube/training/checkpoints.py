@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from synthcube.errors import ArtifactError
 from synthcube.storage import write_with
+from synthcube.training.config import TrainingConfig
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -49,6 +51,12 @@ class BestAndLast(ModelCheckpoint):
         )
         self.CHECKPOINT_NAME_LAST = Path(LAST).stem
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.should_stop and self._last_global_step_saved != trainer.global_step:
+            # The time is up between two validations: what was learned since must not be lost.
+            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
+
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """The content of a checkpoint: tensors and plain values only.
@@ -77,6 +85,13 @@ def reached(path: Path) -> tuple[int, int]:
     """Epochs completed and steps taken at a checkpoint."""
     content = load(path)
     return int(content["epoch"]) + 1, int(content["global_step"])
+
+
+def is_complete(path: Path, training: TrainingConfig) -> bool:
+    """Whether a checkpoint has the epochs or the minutes that are asked for."""
+    spent = load(path)["callbacks"].get("Timer", {}).get("time_elapsed", {}).get("train", 0.0)
+    in_time = training.max_minutes is None or spent < 60 * training.max_minutes
+    return not in_time or reached(path)[0] >= training.max_epochs
 
 
 def monitored(path: Path) -> dict[str, float]:

@@ -80,8 +80,8 @@ def fit(
 def _callbacks(data: DataModule, training: TrainingConfig, run: Path, seed: int) -> list[Callback]:
     folder = run / "checkpoints"
     monitor = "validation/loss" if data.rows("validation") else "train/loss"
-    # Pictures and checkpoints see the averaged weights only in this order: pictures are drawn
-    # before the average is swapped out again at the end of a validation.
+    ema = RampedEMA(training.ema.decay) if training.ema else None
+    rows = (data.rows("validation") or data.rows("train"))[: training.num_sample_images]
     callbacks: list[Callback] = [
         StepSeeds(seed),
         FiniteLossGuard(
@@ -89,14 +89,17 @@ def _callbacks(data: DataModule, training: TrainingConfig, run: Path, seed: int)
             lambda: _last_good(folder),
             training.log_every_n_steps,
         ),
-        SamplePictures(
-            run / "samples", training.num_sample_images, training.sample_every_n_epochs, seed
-        ),
         LogLines(training.log_every_n_steps),
         checkpoints.BestAndLast(folder, monitor, training.validate_every_n_epochs),
+        SamplePictures(
+            run / "samples",
+            torch.from_numpy(data.cache.read(rows)),
+            lambda: ema.model if ema else None,
+            training.sample_every_n_epochs,
+            seed,
+        ),
+        *([ema] if ema else []),
     ]
-    if training.ema:
-        callbacks.append(RampedEMA(training.ema.decay))
     if training.max_minutes:
         callbacks.append(Timer(timedelta(minutes=training.max_minutes), interval="step"))
     if is_terminal():

@@ -1,0 +1,93 @@
+"""What is documented runs: every command of the pages, and the reference is fresh."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from synthcube.data.phantom import write_phantoms
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# What a command that is not ours may begin with; none of them needs a test of ours.
+OTHERS = ("make ", "git ", "cd ", "pip ", ".venv/bin/pre-commit", "python -m bench", "python docs/")
+
+
+def commands(page: Path) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and line[0] != "#"]
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Path:
+    """A folder like a clone of the project, with small stand-ins for the reader's own data."""
+    for name in ("workspace", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("Hand", "HeadCT"):
+        write_phantoms(tmp_path / "MedNIST" / name, num=8, size=(64, 64))
+    write_phantoms(tmp_path / "volumes", num=4, size=(32, 32, 32), spacing_mm=(1, 1, 2))
+    write_phantoms(tmp_path / "pictures", num=8, size=(32, 32))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_runs_as_written(page: Path, newcomer: Path) -> None:
+    """As written, but for the length of a training, which is cut to one epoch."""
+    for line in commands(page):
+        if line.startswith(OTHERS):
+            continue
+        words = shlex.split(line)
+        assert words[0] == "synthcube", f"{page.name}: is this tested? {line}"
+        if words[1] == "train":
+            words += ["--set", "training.max_epochs=1"]
+        target = None
+        if ">" in words:
+            target = newcomer / words[words.index(">") + 1]
+            words = words[: words.index(">")]
+        done = subprocess.run(
+            [sys.executable, "-m", "synthcube", *words[1:]],
+            cwd=newcomer, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{page.name}: {line}\n{done.stderr}"
+        if target:
+            target.write_text(done.stdout)
+
+
+def test_make_targets_in_the_pages_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE))
+        assert named <= targets, f"{page.name}: {named - targets}"
+
+
+def test_the_reference_is_what_the_fields_say() -> None:
+    path = ROOT / "docs" / "make_reference.py"
+    specification = importlib.util.spec_from_file_location("make_reference", path)
+    assert specification
+    assert specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == module.reference()
+
+
+def test_links_and_pictures_in_the_pages_exist() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if not target.startswith(("http://", "https://")):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_no_file_is_over_a_mebibyte() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    sizes = {name: (ROOT / name).stat().st_size for name in listed.stdout.split("\0") if name
+             and (ROOT / name).is_file()}  # fmt: skip
+    assert {name for name, size in sizes.items() if size > 1 << 20} == set()
