@@ -5,16 +5,24 @@ PYTHON ?= python3
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
+# Containers: docker, or podman where docker has no daemon; names of what is built; cpu or cuda.
+CONTAINER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
+SINGULARITY ?= singularity
+IMAGE ?= synthcube:latest
+SIF ?= synthcube.sif
+TORCH ?= cpu
+IMAGE_FLAGS ?=
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.installed
 QUICK := not slow and not gpu and not container
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint format lock clean
+.PHONY: help setup demo test test-all bench lint format lock clean image sif mlcube test-containers
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with the locked versions (variables: PYTHON, TORCH_INDEX)
 
@@ -48,9 +56,25 @@ lock: $(STAMP) ## Write constraints.txt anew with the newest versions
 	$(BIN)/uv pip compile --universal --python-version 3.10 --group dev --no-annotate \
 	  --no-python-downloads --upgrade --output-file constraints.txt pyproject.toml
 
+image: ## Build the container image (variables: IMAGE, TORCH=cpu|cuda, CONTAINER, IMAGE_FLAGS)
+	$(CONTAINER) build --tag $(IMAGE) --build-arg TORCH=$(TORCH) $(VERSION_ARGS) \
+	  --build-arg CREATED=$(shell git log -1 --format=%cI 2>/dev/null || echo unknown) \
+	  $(IMAGE_FLAGS) .
+
+sif: ## Make the Singularity image of the container image (variables: SIF, IMAGE, SINGULARITY)
+	rm -f synthcube.tar
+	$(CONTAINER) save --output synthcube.tar $(IMAGE)
+	$(SINGULARITY) build --force $(VERSION_ARGS) $(SIF) Singularity.def
+	rm -f synthcube.tar
+
+mlcube: .venv-mlcube/.installed ## Make .venv-mlcube, with MLCube and its two runners
+
+test-containers: $(STAMP) ## Run the tests marked container, on the images made before
+	IMAGE=$(IMAGE) SIF=$(SIF) $(BIN)/python -m pytest -m container
+
 clean: ## Remove what the targets above made, except .venv
-	rm -rf demo-run demo-images build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
-	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf demo-run demo-images synthcube.sif synthcube.tar build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # Debian and Ubuntu ship venv without ensurepip; then pip comes from the package index.
 .venv/bin/pip: | .venv/bin/python
@@ -66,4 +90,18 @@ $(STAMP): pyproject.toml constraints.txt | .venv/bin/pip
 	$(PIP) install --constraint constraints.txt pip
 	$(PIP) install --constraint constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable . --group dev
+	@touch $@
+
+VERSION_ARGS = \
+  --build-arg VERSION=$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/synthcube/__init__.py) \
+  --build-arg REVISION=$(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+
+# MLCube 0.0.9 asks for an omegaconf whose metadata newer pips refuse: its own venv, an older pip.
+.venv-mlcube/.installed: | $(STAMP)
+	rm -rf .venv-mlcube
+	$(PYTHON) -m venv --without-pip .venv-mlcube
+	$(BIN)/python -m pip --disable-pip-version-check --python .venv-mlcube/bin/python \
+	  install --quiet pip==23.2 setuptools==68.2.2
+	.venv-mlcube/bin/python -m pip --disable-pip-version-check install --quiet \
+	  mlcube==0.0.9 mlcube-docker==0.0.9 mlcube-singularity==0.0.9
 	@touch $@

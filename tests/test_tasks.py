@@ -153,7 +153,7 @@ def test_generated_volumes_have_the_training_geometry(cli, tiny_config, tmp_path
 def test_families_say_what_they_cannot_do(cli, trained, tiny_config, phantoms, tmp_path) -> None:
     code, _, err = cli("infer", "-m", trained, "-o", tmp_path / "x", "-d", phantoms)
     assert (code, err) == (2, "Computing on cpu in 32-true (asked for).\nerror: rectified_flow "
-                              "does not reconstruct images: leave out --data-path.\n")  # fmt: skip
+                              "does not reconstruct images: leave out data_path.\n")  # fmt: skip
     assert cli("train", "-c", tiny_config("vqvae"), "-d", phantoms, "-o", tmp_path / "vq")[0] == 0
     code, _, err = cli("infer", "-m", tmp_path / "vq", "-o", tmp_path / "x", "-n", 3)
     assert code == 2
@@ -349,3 +349,14 @@ def test_a_kill_at_any_moment_leaves_a_run_that_goes_on(
         for name in ("killed", "straight")
     }
     assert len(digests) == 1
+
+
+def test_prepare_verifies_where_asked(cli, phantoms: Path, tmp_path: Path) -> None:
+    """MedNIST's HeadCT holds 17 pictures of nothing."""
+    Pillow.new("L", (16, 16), 25).save(phantoms / "blank.png")
+    (phantoms / "text.png").write_text("no picture")
+    assert "14 images" in cli("prepare", "-d", phantoms, "-o", tmp_path / "all")[1]
+    out = cli("prepare", "-d", phantoms, "-o", tmp_path / "usable", "--verify")[1]
+    assert "12 images" in out
+    assert "blank.png: constant image: every voxel is 25" in out
+    assert "text.png: is not a .png image, whatever its name says" in out

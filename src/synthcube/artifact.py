@@ -110,17 +110,17 @@ def find(path: Path) -> Path:
         ArtifactError: there is none.
     """
     if not path.exists():
-        raise ArtifactError(f"--model-path {path}: there is no such folder.")
+        raise ArtifactError(f"model_path {path}: there is no such folder.")
     for folder in (path, recovered_folder(path / "artifact")):
         if (folder / INDEX).is_file():
             return folder
     if (path / "checkpoints").is_dir():
         raise ArtifactError(
-            f"--model-path {path}: this run has not finished training; run the same "
+            f"model_path {path}: this run has not finished training; run the same "
             "synthcube train command again to continue it."
         )
     raise ArtifactError(
-        f"--model-path {path}: no trained model is here; give the run folder of synthcube train, "
+        f"model_path {path}: no trained model is here; give the run folder of synthcube train, "
         f"or a folder with {INDEX}."
     )
 

@@ -23,27 +23,34 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    # MLCube passes parameter names as they stand in its YAML: --data_path is --data-path.
+    # Spelled as MLCube and the YAML spell them; --data-path is --data_path.
     context_settings={
-        "token_normalize_func": lambda token: token.replace("_", "-"),
+        "token_normalize_func": lambda token: token.replace("-", "_"),
         "help_option_names": ["-h", "--help"],
     },
 )
 
 Config = Annotated[
-    Path, typer.Option("--config", "-c", "--parameters-file", help="YAML of the run.")
+    Path, typer.Option("--config", "-c", "--parameters_file", help="YAML of the run.")
 ]
+OptionalConfig = Annotated[
+    Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
+    typer.Option(
+        "--config", "-c", "--parameters_file",
+        help="YAML whose seed, sampling and compute win over those of the training.",
+    ),
+]  # fmt: skip
 Data = Annotated[
     Path,
-    typer.Option("--data-path", "-d", help="CSV, folder with manifest.csv, or folder of images."),
+    typer.Option("--data_path", "-d", help="CSV, folder with manifest.csv, or folder of images."),
 ]
 OptionalData = Annotated[
-    Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
-    typer.Option("--data-path", "-d", help="Images to reconstruct, instead of generating."),
+    Optional[Path],  # noqa: UP045
+    typer.Option("--data_path", "-d", help="Images to reconstruct, instead of generating."),
 ]
-Output = Annotated[Path, typer.Option("--output-path", "-o", help="Folder to write to.")]
+Output = Annotated[Path, typer.Option("--output_path", "-o", help="Folder to write to.")]
 Model = Annotated[
-    Path, typer.Option("--model-path", "-m", help="Run folder, or the folder of an artifact.")
+    Path, typer.Option("--model_path", "-m", help="Run folder, or the folder of an artifact.")
 ]
 Override = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")
@@ -93,14 +100,15 @@ def infer(
     output: Output,
     num_images: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--num-images", "-n", min=1, help="Images to generate."),
+        typer.Option("--num_images", "-n", min=1, help="Images to generate."),
     ] = None,
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed of the images.")] = None,  # noqa: UP045
     data: OptionalData = None,
     batch_size: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Images made at once."),
+        typer.Option("--batch_size", min=1, help="Images made at once."),
     ] = None,
+    config: OptionalConfig = None,
     plugins: Plugins = [],  # noqa: B006
 ) -> None:
     """Generate images, or reconstruct those given."""
@@ -108,8 +116,9 @@ def infer(
     from synthcube.tasks.infer import infer as task
 
     picture = task(
-        model, output, num_images=num_images, seed=seed, data_path=data, batch_size=batch_size
-    )
+        model, output, num_images=num_images, seed=seed, data_path=data, batch_size=batch_size,
+        config_path=config,
+    )  # fmt: skip
     print(f"Images: {output / 'images'}\nPicture: {picture}")
 
 
@@ -124,8 +133,8 @@ def export(model: Model, output: Output) -> None:
 
 @app.command()
 def prepare(
-    data: Annotated[Path, typer.Option("--data-path", "-d", help="Folder of images.")],
-    output: Annotated[Path, typer.Option("--output-path", "-o", help="Folder or .csv to write.")],
+    data: Annotated[Path, typer.Option("--data_path", "-d", help="Folder of images.")],
+    output: Annotated[Path, typer.Option("--output_path", "-o", help="Folder or .csv to write.")],
     paradigm: Annotated[
         Literal["unlabeled", "patient", "custom"],
         typer.Option(help="Classes: none, one for each patient, or one for each folder."),
@@ -136,15 +145,23 @@ def prepare(
     validation: Annotated[float, typer.Option(min=0, max=1, help="Share held out.")] = 0.0,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share kept for tests.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every image, and leave out what cannot be used.")
+    ] = False,
 ) -> None:
     """Make a manifest CSV from a folder of images."""
     _prepare([])
     from synthcube.data.preparation import prepare as task
 
+    fault_of = None
+    if verify:
+        from synthcube.data.images import image_fault
+
+        fault_of = image_fault
     patterns = [each.strip() for each in channels.split(",") if each.strip()]
     found = task(
         data, output, paradigm=paradigm, channels=patterns,
-        validation=validation, test=test, seed=seed,
+        validation=validation, test=test, seed=seed, fault_of=fault_of,
     )  # fmt: skip
     print(f"Manifest: {found.manifest_path}")
     print(f"{found.rows} images of {found.subjects} subjects")
@@ -196,6 +213,25 @@ def schema() -> None:
     print(json.dumps(json_schema(), indent=2))
 
 
+@app.command()
+def self_check() -> None:
+    """Train, infer and export in a temporary folder: does this installation work?"""
+    _prepare([])
+    from synthcube.tasks.self_check import self_check as task
+
+    for line in task():
+        print(line, flush=True)
+    print("self-check passed")
+
+
+@app.command(hidden=True)
+def specs(write: Annotated[Path, typer.Option(help="Folder of mlcube.yaml.")]) -> None:
+    """Write the description of the container that MLCube reads."""
+    from synthcube.specs import write_specs
+
+    print(f"Written: {write_specs(write)}")
+
+
 def _prepare(plugin_folders: list[Path]) -> None:
     from synthcube import plugins, runtime
 
@@ -210,4 +246,7 @@ def main() -> None:
         app()
     except SynthCubeError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except PermissionError as error:
+        print(f"error: {error.filename}: this user has no permission.", file=sys.stderr)
         raise SystemExit(2) from error

@@ -63,9 +63,9 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}.") from error
+        raise ConfigError(f"parameters_file (--config) {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {path}: this is not a text file.") from error
+        raise ConfigError(f"parameters_file (--config) {path}: this is not a text file.") from error
     values, lines = yaml_text.parse(text, str(path))
     return build({} if values is None else values, overrides, where=str(path), lines=lines)
 

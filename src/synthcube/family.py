@@ -82,7 +82,8 @@ class Family(pl.LightningModule, ABC):
     def _logged_loss(self, batch: Batch, stage: str) -> torch.Tensor:
         terms = self.loss(batch)
         named = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, batch_size=len(batch["index"]))
+        number = len(batch["index"])
+        self.log_dict(named, on_step=False, on_epoch=True, prog_bar=True, batch_size=number)
         return terms["loss"]
 
 

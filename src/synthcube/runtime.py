@@ -10,6 +10,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import warnings
@@ -45,6 +46,8 @@ _LIGHTNING_CHATTER = (
     r"Checkpoint directory .* exists and is not empty",
     r"GPU available but not used",
     r"The dirpath has changed from",
+    r"The `srun` command is available on your system but is not used",
+    r"The `srun` command is available on your system",
 )
 
 
@@ -147,6 +150,29 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     if home and os.access(home, os.W_OK):
         return Path(home) / ".cache" / "synthcube"
     return Path(tempfile.gettempdir()) / "synthcube-cache"
+
+
+def workers_that_fit(
+    num_workers: int, batch_bytes: int, shared_memory: Path = Path("/dev/shm")
+) -> int:
+    """As many of `num_workers` as shared memory has room for; says so where these are fewer.
+
+    Every worker keeps two batches there and the training holds a third; a container has 64 MB
+    unless told otherwise. Another sharing strategy of PyTorch would not help: each of them takes
+    the same memory. The batches are the same with any number of workers.
+    """
+    if not num_workers or not shared_memory.is_dir():
+        return num_workers
+    free = shutil.disk_usage(shared_memory).free
+    fitting = min(num_workers, max(0, free // batch_bytes - 1) // 2)
+    if fitting < num_workers:
+        log.info(
+            "Loading data with %d instead of %d workers: %s has %.1f MB free, they need %.1f MB. "
+            "Give the container more with --shm-size.",
+            fitting, num_workers, shared_memory, free / 1e6,
+            (2 * num_workers + 1) * batch_bytes / 1e6,
+        )  # fmt: skip
+    return fitting
 
 
 def calm_threads() -> None:

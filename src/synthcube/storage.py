@@ -19,26 +19,35 @@ _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn an operating system error while writing `path` into an :class:`OutputError`."""
+def explained(path: Path, name: str = "") -> Iterator[None]:
+    """Turn an operating system error while writing `path` into an :class:`OutputError`.
+
+    Args:
+        name: the parameter that `path` was given as, if it was.
+    """
     try:
         yield
     except OSError as error:
         reason = _FULL.get(error.errno or 0, error.strerror or str(error))
         raise OutputError(
-            f"Cannot write {path}: {reason}. What was there before is unchanged."
+            f"Cannot write {_called(path, name)}: {reason}. What was there before is unchanged."
         ) from error
 
 
-def make_folder(path: Path) -> Path:
+def make_folder(path: Path, name: str = "") -> Path:
     """Create `path` and its parents, and prove that it can be written.
+
+    Args:
+        name: the parameter that `path` was given as, if it was.
 
     Raises:
         OutputError: it is a file, or not writable.
     """
     if path.exists() and not path.is_dir():
-        raise OutputError(f"Cannot write to {path}: it is a file, a folder is needed.")
-    with explained(path):
+        raise OutputError(
+            f"Cannot write to {_called(path, name)}: it is a file, a folder is needed."
+        )
+    with explained(path, name):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
@@ -109,6 +118,10 @@ def sha256(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def _called(path: Path, name: str) -> str:
+    return f"{name} {path}".strip()
 
 
 def _previous(target: Path) -> Path:

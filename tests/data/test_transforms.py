@@ -209,9 +209,7 @@ def test_pictures_and_single_slices_are_never_flipped() -> None:
 
 @pytest.mark.parametrize("size", [(16, 16, 16), (40, 33, 10), (13, 17, 9), (24, 20, 12)])
 @pytest.mark.parametrize("affine", [ANISOTROPIC, OBLIQUE], ids=["aniso", "oblique"])
-def test_resize_keeps_extent_and_a_blob_in_place(
-    size: tuple[int, ...], affine: np.ndarray
-) -> None:
+def test_resize_keeps_extent_and_a_blob_in_place(size: tuple[int, ...], affine: np.ndarray) -> None:
     shape = (24, 20, 12)
     centre = affine[:3, :3] @ [11, 8, 6] + affine[:3, 3]
     result = prepared(

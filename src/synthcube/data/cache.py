@@ -14,7 +14,6 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +28,28 @@ from synthcube.storage import explained, make_folder
 
 log = logging.getLogger("synthcube")
 
-_FORMAT = 2
+_FORMAT = 3
 _ARRAY, _INDEX = "images.f32", "index.json"
 _KEY_LENGTH, _BUILDING = 32, ".building-"
 # Whatever else is in the folder is not for us to remove.
 _OURS = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|{re.escape(_BUILDING)}[0-9a-f]{{{_KEY_LENGTH}}}-.*")
-# Mapped pages count as memory of the process; past this much they are handed back.
-_MAPPED_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the cache knows of one image beside its voxels."""
-
-    affine: list[list[float]]
-    intensity_range: list[list[float]]
+# Mapped pages count as memory of the process; past this much they are handed back. The kernel maps
+# some pages around every one that is read, so that several times as much is resident.
+_MAPPED_BYTES = 2 << 20
 
 
 class ImageCache:
-    """The images of one manifest under one set of settings, (N, C, *spatial) float32."""
+    """The images of one manifest under one set of settings, (N, C, *spatial) float32.
+
+    Beside them `affines` (N, 4, 4), and `intensity_ranges` (N, C, 2): the source intensities that
+    -1 and 1 stand for.
+    """
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
         self.shape: tuple[int, ...] = tuple(index["shape"])
-        self.entries = [Entry(**entry) for entry in index["entries"]]
+        self.affines: npt.NDArray[np.float64] = np.array(index["affines"])
+        self.intensity_ranges: npt.NDArray[np.float64] = np.array(index["intensity_ranges"])
         self._folder = folder
         with (folder / _ARRAY).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)  # the map keeps it: what is open is not pruned
@@ -126,7 +123,8 @@ def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_byte
         shutil.rmtree(killed)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
-        entries: list[Entry] = []
+        affines: list[list[list[float]]] = []
+        ranges: list[Sequence[Sequence[float]]] = []
         checksum = 0
         shape: tuple[int, ...] = ()
         with (staging / _ARRAY).open("wb") as file:
@@ -137,14 +135,14 @@ def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_byte
                 piece = image.tensor.numpy().tobytes()
                 checksum = zlib.crc32(piece, checksum)
                 file.write(piece)
-                entries.append(
-                    Entry(image.affine.tolist(), [list(pair) for pair in image.intensity_range])
-                )
+                affines.append(image.affine.tolist())
+                ranges.append(image.intensity_range)
             file.flush()
             os.fsync(file.fileno())
         index: dict[str, Any] = {
             "shape": [num_images, *shape],
-            "entries": [asdict(entry) for entry in entries],
+            "affines": affines,
+            "intensity_ranges": ranges,
         }
         index["checksum"] = zlib.crc32(json.dumps(index).encode(), checksum)
         (staging / _INDEX).write_text(json.dumps(index), encoding="utf-8")

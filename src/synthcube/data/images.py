@@ -77,6 +77,16 @@ def read_image(paths: Sequence[Path]) -> Image:
     )
 
 
+def image_fault(path: Path) -> str:
+    """Why a file cannot be used as an image, or an empty text."""
+    try:
+        tensor = read_image([path]).tensor
+    except ImageError as error:
+        return str(error).removeprefix(f"{path} ")
+    low, high = float(tensor.min()), float(tensor.max())
+    return f"constant image: every voxel is {low:g}" if low == high else ""
+
+
 def write_image(
     path: Path, tensor: torch.Tensor, affine: npt.ArrayLike, *, integer: bool = False
 ) -> None:

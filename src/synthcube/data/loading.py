@@ -51,7 +51,11 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
     faults += _shape_faults(shapes)
     if faults:
         count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
-        raise ImageError(f"{count} of {manifest.path} cannot be used:", capped(faults))
+        raise ImageError(
+            f"{count} of {manifest.path} cannot be used (synthcube prepare --verify leaves out what "
+            "cannot be read):",
+            capped(faults),
+        )
 
 
 def _shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:

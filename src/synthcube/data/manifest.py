@@ -73,7 +73,9 @@ def read_manifest(data: Path) -> Manifest:
         ManifestError: nothing is there, nothing is in it, or rows are faulty (all are listed).
     """
     if not data.exists():
-        raise ManifestError(f"{data} does not exist; a CSV or a folder of images is needed.")
+        raise ManifestError(
+            f"data_path {data} does not exist; a CSV or a folder of images is needed."
+        )
     if not data.is_dir():
         return _read_csv(data)
     csv_path = data / FILE_NAME
@@ -111,7 +113,7 @@ def _read_folder(folder: Path) -> Manifest:
     )
     if not names:
         raise ManifestError(
-            f"{folder} holds no {FILE_NAME} and no image; "
+            f"data_path {folder} holds no {FILE_NAME} and no image; "
             f"an image's name ends in one of {', '.join(SUFFIXES)}."
         )
     rows = (

@@ -17,9 +17,9 @@ from synthcube.data.images import read_image
 from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest
 from synthcube.data.splitting import split_subjects
-from synthcube.data.transforms import DataConfig, TransformConfig
+from synthcube.data.transforms import DataConfig, Preprocessing, TransformConfig
 from synthcube.errors import ImageError, ManifestError
-from synthcube.runtime import derived_seed
+from synthcube.runtime import derived_seed, workers_that_fit
 from synthcube.schema import Batch, ImageSpec
 
 
@@ -55,7 +55,7 @@ class Images(Dataset[Batch]):
         """(C, *spatial) to the same; depends on nothing but the seed, the epoch and the row."""
         import torchio as tio
 
-        affine = np.asarray(self.cache.entries[row].affine)
+        affine = self.cache.affines[row]
         volume = image if image.ndim == 4 else image[..., None]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.seed, "augmentation", epoch, row))
@@ -76,7 +76,7 @@ class EpochBatches:
 
     def __init__(self, rows: Sequence[int], batch_size: int, seed: int, *, shuffle: bool) -> None:
         self.rows = torch.tensor(rows)
-        self.batch_size = min(batch_size, len(rows))
+        self.batch_size = max(1, min(batch_size, len(rows)))
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
@@ -117,6 +117,7 @@ class DataModule(pl.LightningDataModule):
         self.cache = load_images(manifest, config, cache)
         self.splits = self._split()
         self.image = self._image_spec()
+        self.num_workers = workers_that_fit(config.num_workers, self._batch_bytes())
 
     def rows(self, split: str) -> list[int]:
         """Indices into the manifest's rows that are in that split."""
@@ -137,9 +138,15 @@ class DataModule(pl.LightningDataModule):
             Images(self.cache, labels, augmentation, self.seed),
             batch_sampler=batches,
             collate_fn=_as_it_is,
-            num_workers=self.config.num_workers,
+            num_workers=self.num_workers,
             persistent_workers=False,
         )
+
+    def _batch_bytes(self) -> int:
+        """A batch in shared memory: images, labels and indices, each in pages of its own."""
+        pages = 3 * 4096
+        image_bytes = int(np.prod(self.cache.shape[1:])) * 4
+        return min(self.batch_size, len(self.rows("train"))) * image_bytes + pages
 
     def _split(self) -> list[str]:
         rows = self.manifest.rows
@@ -161,10 +168,11 @@ class DataModule(pl.LightningDataModule):
         return splits
 
     def _image_spec(self) -> ImageSpec:
-        train = [self.cache.entries[row] for row in self.rows("train")]
-        ranges = np.array([entry.intensity_range for entry in train])  # (N, C, 2)
-        affines = np.array([entry.affine for entry in train])  # (N, 4, 4)
+        train = self.rows("train")
+        ranges, affines = self.cache.intensity_ranges[train], self.cache.affines[train]
         source = read_image(self.manifest.rows[0].channels)
+        keeps = Preprocessing(self.config).keeps_intensities
+        is_picture = source.file_format == "png" and self.cache.shape[1] in (1, 3) and keeps
         spacing = np.median(np.linalg.norm(affines[:, :3, :3], axis=1), axis=0)
         return ImageSpec(
             size=self.cache.shape[2:],
@@ -172,8 +180,8 @@ class DataModule(pl.LightningDataModule):
             spacing_mm=tuple(np.round(spacing, 6).tolist()),
             affine=_common_affine(affines, spacing, self.cache.shape[2:]),
             intensity_range=tuple(tuple(pair) for pair in ranges.mean(axis=0).tolist()),
-            file_format=source.file_format if self.cache.shape[1] in (1, 3) else "nii.gz",
-            integer=source.integer,
+            file_format="png" if is_picture else "nii.gz",
+            integer=source.integer and keeps,
             labels=self.manifest.labels,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -61,6 +61,7 @@ def prepare(
     validation: float = 0.0,
     test: float = 0.0,
     seed: int = 0,
+    fault_of: Callable[[Path], str] | None = None,
 ) -> Preparation:
     """List the images below `folder` in a manifest; nothing else is written or moved.
 
@@ -75,6 +76,8 @@ def prepare(
         validation: share of the subjects for validation.
         test: share of the subjects for the test.
         seed: of the split.
+        fault_of: says why a file cannot be used, or nothing; such files are left out. Without
+            it no file is opened.
 
     Raises:
         ManifestError: `folder` is missing or laid out otherwise, a pattern is empty or there
@@ -82,11 +85,15 @@ def prepare(
         OutputError: `out` cannot be written.
     """
     if not folder.is_dir():
-        raise ManifestError(f"{folder} is not a folder; one with images below it is needed.")
+        raise ManifestError(
+            f"data_path {folder} is not a folder; one with images below it is needed."
+        )
     _check_patterns(channels)
     csv_path = (out if out.suffix.lower() == ".csv" else out / FILE_NAME).resolve()
     left_out: _LeftOut = []
     images = _images(folder.resolve(), csv_path, left_out)
+    if fault_of:
+        images = _usable(folder.resolve(), images, fault_of, left_out)
     subjects = _subjects(folder.resolve(), images, paradigm, left_out)
     items = [item for subject in subjects for item in _items(subject, channels, left_out)]
     if not items:
@@ -99,7 +106,7 @@ def prepare(
     rows = _rows(items, csv_path.parent)
     if validation or test:
         _add_splits(rows, {"validation": validation, "test": test}, seed)
-    make_folder(csv_path.parent)
+    make_folder(csv_path.parent, "output_path")
     write_manifest(csv_path, rows)
     return Preparation(
         manifest_path=csv_path,
@@ -109,6 +116,18 @@ def prepare(
         splits=_tally(rows, "Split"),
         left_out=tuple(left_out),
     )
+
+
+def _usable(
+    folder: Path, images: Iterable[Path], fault_of: Callable[[Path], str], left_out: _LeftOut
+) -> list[Path]:
+    usable = []
+    for file in images:
+        if reason := fault_of(folder / file):
+            left_out.append((folder / file, reason))
+        else:
+            usable.append(file)
+    return usable
 
 
 def _check_patterns(channels: Sequence[str]) -> None:

@@ -138,6 +138,13 @@ class Preprocessing:
         self.config = config
         self.transforms = [transform.build() for transform in config.preprocessing]
 
+    @property
+    def keeps_intensities(self) -> bool:
+        """Whether the user's transforms leave a picture in its own 0 to 255."""
+        import torchio as tio
+
+        return all(isinstance(each, tio.SpatialTransform) for each in self.transforms)
+
     def __call__(self, image: Image) -> Prepared:
         """Bring `image` into the model's range.
 
@@ -158,7 +165,9 @@ class Preprocessing:
         tensor, affine = scalar.data.float(), np.asarray(scalar.affine, dtype=float)
         _check_contrast(tensor)  # resampling would turn a constant into noise
         tensor, affine = self._sized(tensor, affine)
-        tensor, ranges = self._rescaled(tensor, eight_bit=image.file_format == "png")
+        tensor, ranges = self._rescaled(
+            tensor, eight_bit=image.file_format == "png" and self.keeps_intensities
+        )
         if tensor.shape[-1] == 1:
             tensor = tensor[..., 0]
         return Prepared(tensor.contiguous(), affine, ranges)

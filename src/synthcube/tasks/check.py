@@ -51,7 +51,7 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
 def _data_lines(data: DataModule) -> list[str]:
     image, rows = data.image, data.manifest.rows
     subjects = len({row.subject for row in rows})
-    ranges = np.array([entry.intensity_range for entry in data.cache.entries])  # (N, C, 2)
+    ranges = data.cache.intensity_ranges  # (N, C, 2)
     lines = [
         f"images: {len(rows)} of {subjects} subjects, all readable and of one shape",
         f"splits: {dict(Counter(data.splits))}",

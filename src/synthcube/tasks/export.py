@@ -21,13 +21,13 @@ def export(model_path: Path, folder: Path) -> Path:
         OutputError: `folder` is not writable, or holds something that is no exported model.
     """
     trained = artifact.load(model_path)
-    storage.make_folder(folder)
+    storage.make_folder(folder, "output_path")
     if any(folder.iterdir()) and not (folder / artifact.INDEX).exists():
         raise OutputError(
-            f"{folder} holds something that is no exported model: give another --output-path."
+            f"output_path {folder} holds something that is no exported model: give another one."
         )
     if folder.resolve() == trained.folder.resolve():
-        raise OutputError(f"{folder} is the artifact itself: give another --output-path.")
+        raise OutputError(f"output_path {folder} is model_path itself: give another one.")
     with storage.explained(folder):
         # The index goes first and comes back last: in between, the folder is no artifact.
         (folder / artifact.INDEX).unlink(missing_ok=True)

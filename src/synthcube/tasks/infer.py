@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from synthcube import __version__, artifact, runtime, sampling, storage
+from synthcube import __version__, artifact, config, runtime, sampling, storage
 from synthcube.artifact import Artifact
 from synthcube.data.images import write_image
 from synthcube.data.loading import load_images
@@ -34,16 +34,21 @@ def infer(
     seed: int | None = None,
     data_path: Path | None = None,
     batch_size: int | None = None,
+    config_path: Path | None = None,
 ) -> Path:
     """Generate images, or reconstruct those at `data_path`; returns the picture of them.
 
+    Args:
+        config_path: YAML whose seed, sampling and compute win over those of the training.
+
     Raises:
+        ConfigError: the YAML is not valid.
         ArtifactError: there is no trained model, or it is damaged.
         FamilyError: the family cannot do what is asked.
         OutputError: `out` is not writable, or holds other images.
     """
     trained = artifact.load(model_path)
-    settings = trained.config
+    settings = _settings(trained, config_path)
     seed = settings["seed"] if seed is None else seed
     batch_size = batch_size or settings["sampling"]["batch_size"]
     device = runtime.device(settings["compute"]["accelerator"])
@@ -53,12 +58,12 @@ def infer(
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
     if data_path:
         if not isinstance(family, Reconstructs):
-            raise FamilyError(f"{name} does not reconstruct images: leave out --data-path.")
+            raise FamilyError(f"{name} does not reconstruct images: leave out data_path.")
         return _reconstruct(trained, family, read_manifest(data_path), out, batch_size, precision)
     if not isinstance(family, Samples):
         raise FamilyError(
-            f"{name} does not generate images out of nothing: give images to reconstruct with "
-            "--data-path."
+            f"{name} does not generate images out of nothing: give images to reconstruct as "
+            "data_path."
         )
     number = settings["sampling"]["num_images"] if num_images is None else num_images
     seeds = sampling.image_seeds(seed, number)
@@ -71,6 +76,16 @@ def infer(
         rows.append({"Channel_0": path, "SubjectID": stem, "Seed": str(image_seed)})
         tiles += [image] if index < _IN_GRID else []
     return _finish(out, rows, tiles, trained.image, columns=None)
+
+
+def _settings(trained: Artifact, config_path: Path | None) -> dict[str, Any]:
+    settings = dict(trained.config)
+    if config_path:
+        given = config.load(config_path).model_dump(mode="json", exclude_unset=True)
+        settings["seed"] = given.get("seed", settings["seed"])
+        for section in ("sampling", "compute"):
+            settings[section] = {**settings[section], **given.get(section, {})}
+    return settings
 
 
 def _reconstruct(
@@ -91,9 +106,12 @@ def _reconstruct(
     tiles: list[tuple[torch.Tensor, torch.Tensor]] = []
     device = family.device
     pairs = sampling.reconstruct(family, images, batch_size, precision, device)
-    for row, entry, (original, made) in zip(manifest.rows, images.entries, pairs, strict=True):
+    for index, (row, (original, made)) in enumerate(zip(manifest.rows, pairs, strict=True)):
         own = spec.model_copy(
-            update={"affine": entry.affine, "intensity_range": entry.intensity_range}
+            update={
+                "affine": images.affines[index].tolist(),
+                "intensity_range": images.intensity_ranges[index].tolist(),
+            }
         )
         path = _write(out, row.name, made, own)
         rows.append({"Channel_0": path, "SubjectID": row.subject, "Source": str(row.channels[0])})
@@ -121,19 +139,18 @@ def _claim(out: Path, trained: Artifact, request: dict[str, Any], precision: str
         "versions": runtime.versions(),
         "complete": False,
     }
-    storage.make_folder(out)
+    storage.make_folder(out, "output_path")
     existing = out / PROVENANCE
     if existing.exists():
         before = json.loads(existing.read_text(encoding="utf-8"))
         same = ("request", "artifact_sha256", "precision")
         if any(before.get(key) != provenance[key] for key in same):
             raise OutputError(
-                f"{out} holds other images, made by {before.get('request')} from the model "
-                f"{str(before.get('artifact_sha256'))[:12]}: give another --output-path, or "
-                "empty it."
+                f"output_path {out} holds other images, made by {before.get('request')} from the "
+                f"model {str(before.get('artifact_sha256'))[:12]}: give another one, or empty it."
             )
     elif (out / IMAGES).exists() or (out / MANIFEST).exists():
-        raise OutputError(f"{out} already holds images: give another --output-path, or empty it.")
+        raise OutputError(f"output_path {out} already holds images: give another, or empty it.")
     storage.write_json(existing, provenance)
     storage.make_folder(out / IMAGES)
 

@@ -47,7 +47,7 @@ def train(
     """
     settings = config.load(config_path, overrides)
     manifest = read_manifest(data_path)
-    storage.make_folder(run)
+    storage.make_folder(run, "output_path")
     checkpoint = _checkpoint(run, resume)
     if (run / CONFIG).exists():
         _check_unchanged(run / CONFIG, settings)
@@ -113,8 +113,8 @@ def _checkpoint(run: Path, resume: str) -> Path | None:
     if resume == "never":
         if last.exists() or (run / "artifact").exists():
             raise OutputError(
-                f"{run} already holds a run, and --resume is never: give another folder, or "
-                "remove this one."
+                f"output_path {run} already holds a run, and --resume is never: give another one, "
+                "or remove this one."
             )
         return None
     if not Path(resume).is_file():
@@ -134,7 +134,7 @@ def _check_unchanged(path: Path, settings: RunConfig) -> None:
     ]
     if faults:
         raise ConfigError(
-            f"{path.parent} was trained with another config; give another --output-path, or the "
+            f"output_path {path.parent} was trained with another config; give another one, or the "
             "same values:",
             faults,
         )
@@ -176,6 +176,6 @@ def _check_same_split(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         before = [(row["SubjectID"], row["Split"]) for row in csv.DictReader(file)]
     if before != [(row["SubjectID"], row["Split"]) for row in rows]:
         raise ConfigError(
-            f"{path.parent} was trained on other subjects ({len(before)} images then, {len(rows)} "
-            "now); give another --output-path, or the same data."
+            f"output_path {path.parent} was trained on other subjects ({len(before)} images then, "
+            f"{len(rows)} now); give another one, or the same data."
         )

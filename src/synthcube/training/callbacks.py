@@ -166,10 +166,11 @@ class SamplePictures(Callback):
 
 
 class LogLines(Callback):
-    """One line and one row of metrics.csv every N steps; one line for each epoch."""
+    """One row of metrics.csv every N steps; lines too, where no progress bar is shown."""
 
-    def __init__(self, interval: int) -> None:
+    def __init__(self, interval: int, *, quiet: bool) -> None:
         self.interval = interval
+        self.level = logging.DEBUG if quiet else logging.INFO
         self._since = time.monotonic()
         self._images = 0
         self._rate = 0.0
@@ -198,7 +199,8 @@ class LogLines(Callback):
         trainer.logger.log_metrics(  # type: ignore[union-attr]  # there is always metrics.csv
             values | {"epoch": trainer.current_epoch}, trainer.global_step
         )
-        log.info(
+        log.log(
+            self.level,
             "epoch %d/%s  step %d  loss %.4f  lr %.2e  %.1f images/s",
             trainer.current_epoch + 1, trainer.max_epochs, trainer.global_step,
             values["train/loss_now"], values["lr"], values["images_per_second"],
@@ -210,4 +212,10 @@ class LogLines(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.endswith("/loss")
         ]
-        log.info("epoch %d/%s  %s", trainer.current_epoch + 1, trainer.max_epochs, "  ".join(shown))
+        log.log(
+            self.level,
+            "epoch %d/%s  %s",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            "  ".join(shown),
+        )

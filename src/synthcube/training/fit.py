@@ -89,7 +89,7 @@ def _callbacks(data: DataModule, training: TrainingConfig, run: Path, seed: int)
             lambda: _last_good(folder),
             training.log_every_n_steps,
         ),
-        LogLines(training.log_every_n_steps),
+        LogLines(training.log_every_n_steps, quiet=is_terminal()),
         checkpoints.BestAndLast(folder, monitor, training.validate_every_n_epochs),
         SamplePictures(
             run / "samples",

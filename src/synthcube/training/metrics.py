@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from synthcube.storage import write_with
+from synthcube.storage import explained, write_with
 
 FIRST = ("epoch", "step")
 
@@ -46,7 +46,7 @@ class MetricsTable(Logger):
             rows = self._read()
             self.columns += new
             self._rewrite(rows)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with explained(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
     def drop_after(self, step: int) -> None:

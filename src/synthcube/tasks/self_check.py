@@ -1,0 +1,87 @@
+"""Self-check: the way from images to an exported model, once for each family, on phantoms."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from synthcube import artifact, registry, yaml_text
+from synthcube.data.phantom import write_phantoms
+from synthcube.family import Samples
+from synthcube.storage import sha256, write_text
+from synthcube.tasks.export import export
+from synthcube.tasks.infer import IMAGES, infer
+from synthcube.tasks.train import CONFIG, train
+
+_NUM_IMAGES, _SIDE, _SPACING_MM = 6, 16, (1.0, 1.5, 3.0)
+
+
+class SelfCheckError(Exception):
+    """A step failed: a fault of this installation or of this machine, not of a user's input."""
+
+
+def self_check() -> Iterator[str]:
+    """Every family's smallest model, trained in a temporary folder, drawn from and exported.
+
+    Yields:
+        One line for each step that succeeded.
+
+    Raises:
+        SelfCheckError: a step failed; which one, and why.
+    """
+    logging.getLogger("synthcube").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="synthcube-self-check-") as name:
+        for family in registry.names():
+            for rank in (2, 3):
+                folder = Path(name) / f"{family}-{rank}d"
+                for step, run in _steps(folder, family, rank).items():
+                    yield f"{family} in {rank}D, {step}: {_timed(run, family, rank, step):.1f} s"
+
+
+def _steps(folder: Path, family: str, rank: int) -> dict[str, Callable[[], object]]:
+    data, run, images, shared = (folder / name for name in ("data", "run", "images", "model"))
+    return {
+        "phantoms": lambda: _write_inputs(folder, data, family, rank),
+        "train": lambda: train(folder / CONFIG, data, run),
+        "infer": lambda: infer(run, images, num_images=3, data_path=_source(run, data)),
+        "export": lambda: export(run, shared),
+        "verify": lambda: _verify(shared, data, images, folder / "again"),
+    }
+
+
+def _timed(run: Callable[[], object], family: str, rank: int, step: str) -> float:
+    start = time.perf_counter()
+    try:
+        run()
+    except Exception as error:
+        raise SelfCheckError(f"{family} in {rank}D, {step}: {error}") from error
+    return time.perf_counter() - start
+
+
+def _write_inputs(folder: Path, data: Path, family: str, rank: int) -> None:
+    write_phantoms(data, num=_NUM_IMAGES, size=(_SIDE,) * rank, spacing_mm=_SPACING_MM)
+    model = registry.find(family).tiny().model_dump(mode="json")
+    training = {"max_epochs": 1, "batch_size": 4, "sample_every_n_epochs": 0}
+    write_text(folder / CONFIG, yaml_text.dump({"model": model, "training": training}))
+
+
+def _source(model: Path, data: Path) -> Path | None:
+    """The images to reconstruct, for a family that does not make them out of nothing."""
+    family = artifact.load(model).build(torch.device("cpu"))
+    return None if isinstance(family, Samples) else data
+
+
+def _verify(shared: Path, data: Path, images: Path, again: Path) -> None:
+    """The exported model makes the same images, byte for byte."""
+    infer(shared, again, num_images=3, data_path=_source(shared, data))
+    first, second = (
+        {path.name: sha256(path) for path in sorted((folder / IMAGES).iterdir())}
+        for folder in (images, again)
+    )
+    if first != second:
+        raise ValueError(f"the exported model makes other images: {first} and {second}")

@@ -1,0 +1,191 @@
+"""The examples for Slurm, submitted to a cluster of this one machine that lives for the tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "slurm"
+DAEMONS = ("munged", "slurmctld", "slurmd")
+SETTINGS = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2,bf_interval=2
+MpiDefault=none
+ReturnToService=2
+KillWait=2
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=1000
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(need: Callable[..., None]) -> Iterator[dict[str, str]]:
+    """A cluster of one node; yields the environment in which its commands work."""
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    found = all(shutil.which(name, path=path) for name in (*DAEMONS, "sbatch"))
+    need("slurm", found and os.getuid() == 0, "Slurm is not here, or we are not root")
+    folder = Path(tempfile.mkdtemp(prefix="synthcube-slurm-"))
+    folder.chmod(0o755)  # munge wants to be reached by everybody
+    environment = {**os.environ, "PATH": path, "SLURM_CONF": str(folder / "slurm.conf")}
+    try:
+        _start(folder, environment)
+        yield environment
+    finally:
+        for name in reversed(DAEMONS):
+            _end(folder / f"{name}.pid")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path, environment: dict[str, str]) -> None:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    (folder / "slurm.conf").write_text(
+        SETTINGS.format(
+            host=socket.gethostname().split(".")[0],
+            folder=folder,
+            ports=ports,
+        )
+    )
+    (folder / "key").write_bytes(os.urandom(128))
+    (folder / "key").chmod(0o600)
+    files = ("socket", "pid", "log")
+    munge = {"socket": "munge.socket", "pid": "munged.pid", "log": "munged.log"}
+    for command in (
+        ["munged", "--force", f"--key-file={folder}/key", f"--seed-file={folder}/seed",
+         *(f"--{name}{'' if name == 'socket' else '-file'}={folder}/{munge[name]}"
+           for name in files)],
+        ["slurmctld", "-c", "-f", str(folder / "slurm.conf")],
+        ["slurmd", "-c", "-f", str(folder / "slurm.conf")],
+    ):  # fmt: skip
+        # in files: a daemon would keep a pipe open
+        with (folder / f"{command[0]}.out").open("w") as out:
+            code = subprocess.run(command, env=environment, stdout=out, stderr=out).returncode
+        assert code == 0, _logs(folder)
+    end = time.monotonic() + 60
+    while "idle" not in _said(["sinfo", "--noheader", "--format=%T"], environment):
+        assert time.monotonic() < end, _logs(folder)
+        time.sleep(0.5)
+
+
+def _logs(folder: Path) -> str:
+    logs = (*folder.glob("*.out"), *folder.glob("*.log"))
+    return "\n".join(f"{path.name}:\n{path.read_text()[-2000:]}" for path in logs)
+
+
+def _end(pid_file: Path) -> None:
+    if not pid_file.exists():
+        return
+    pid = int(pid_file.read_text())
+    try:
+        os.kill(pid, signal.SIGTERM)
+        for _ in range(100):
+            os.kill(pid, 0)
+            time.sleep(0.1)
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _said(command: list[str], environment: dict[str, str]) -> str:
+    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+
+
+class Job:
+    """A submitted example; its GPUs are left out, all else is as it stands."""
+
+    def __init__(self, script: str, slurm: dict[str, str], folder: Path, **places: object) -> None:
+        self.environment = {**slurm, **{name: str(value) for name, value in places.items()}}
+        self.log = folder / "job.log"
+        smaller = ("--gres=none", "--nodes=1", "--cpus-per-task=1", "--mem=1000", "--time=10")
+        done = subprocess.run(
+            ["sbatch", "--parsable", *smaller, f"--output={self.log}", str(EXAMPLES / script)],
+            cwd=folder, env=self.environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        self.number = done.stdout.strip()
+
+    def state(self) -> str:
+        said = _said(["scontrol", "show", "job", self.number], self.environment)
+        return said.partition("JobState=")[2].split(" ")[0]
+
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 240) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.state() not in ("FAILED", "CANCELLED", "TIMEOUT"), self.said()
+            assert time.monotonic() < end, f"{self.state()}\n{self.said()}"
+            time.sleep(0.2)
+
+    def finish(self) -> None:
+        self.wait_for(lambda: self.state() == "COMPLETED")
+
+
+def test_one_gpu(slurm, sif: Path, inputs: Path, tmp_path: Path) -> None:
+    Job("one_gpu.sbatch", slurm, tmp_path, SIF=sif, INPUTS=inputs, OUTPUTS=tmp_path / "o").finish()
+    assert len(list((tmp_path / "o" / "images" / "images").iterdir())) > 0
+
+
+def test_one_node_trains_with_a_seed_on_each_then_several_nodes_make_images(
+    slurm, sif: Path, inputs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "outputs"
+    Job("one_node.sbatch", slurm, tmp_path, SIF=sif, INPUTS=inputs, OUTPUTS=out).finish()
+    weights = {path.read_bytes() for path in out.glob("run-*/artifact/weights.safetensors")}
+    assert len(weights) == 4
+    places = {"MODEL": out / "run-0", "OUTPUTS": out, "NUM_IMAGES": 2}
+    Job("several_nodes.sbatch", slurm, tmp_path, SIF=sif, **places).finish()
+    images = {path.read_bytes() for path in out.glob("images-*/images/*.png")}
+    assert len(images) == 8
+
+
+def test_the_signal_sends_the_job_back_and_it_continues(
+    slurm, sif: Path, inputs: Path, tmp_path: Path
+) -> None:
+    text = (inputs / "config.yaml").read_text().replace("max_epochs: 2", "max_epochs: 150")
+    longer = tmp_path / "longer"
+    longer.mkdir()
+    (longer / "config.yaml").write_text(text.replace("n_epochs: 1", "n_epochs: 0"))
+    shutil.copytree(inputs / "data", longer / "data")
+    out = tmp_path / "outputs"
+    job = Job("one_gpu.sbatch", slurm, tmp_path, SIF=sif, INPUTS=longer, OUTPUTS=out)
+    job.wait_for(lambda: bool(list(out.glob("run/checkpoints/last*"))))
+    subprocess.run(
+        ["scancel", "--signal=USR1", "--batch", job.number], env=job.environment, check=True
+    )
+    job.finish()
+    assert "back into the queue" in job.said()
+    assert "Continuing after epoch" in job.said()

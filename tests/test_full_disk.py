@@ -1,0 +1,62 @@
+"""A disk that is really full: a small tmpfs, where this machine lets us mount one."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from synthcube import artifact
+from synthcube.errors import OutputError
+from synthcube.tasks.export import export
+from synthcube.tasks.infer import infer
+from synthcube.tasks.train import train
+from synthcube.training import checkpoints
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    try:
+        with (disk / "filler").open("wb") as file:
+            while True:
+                file.write(b"0" * 4096)
+                file.flush()
+    except OSError:
+        pass
+
+
+def test_a_full_disk_leaves_the_last_good_state(
+    small_disk: Path, tiny_config, phantoms: Path
+) -> None:
+    run = small_disk / "run"
+    train(tiny_config(), phantoms, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    fill(small_disk)
+    with pytest.raises(OutputError, match=r"Cannot write .*: the disk is full\."):
+        train(tiny_config(), phantoms, run, overrides=["training.max_epochs=4"])
+    kept = {path for path in before if path.name not in ("metrics.csv", "config.yaml")}
+    assert all(path.read_bytes() == before[path] for path in kept)
+    assert not [path for path in run.rglob(".*") if path.is_file()], "half-written files are left"
+    assert artifact.load(run)
+    for task in (lambda out: export(run, out), lambda out: infer(run, out, num_images=2)):
+        with pytest.raises(OutputError, match="the disk is full"):
+            task(small_disk / "out")
+    (small_disk / "filler").unlink()
+    train(tiny_config(), phantoms, run, overrides=["training.max_epochs=4"])
+    assert checkpoints.reached(run / "checkpoints" / "last.ckpt")[0] == 4
+    assert load_file(run / "artifact" / "weights.safetensors")

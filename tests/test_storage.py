@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from synthcube import artifact
+from synthcube.data.images import write_image
+from synthcube.data.manifest import write_manifest
+from synthcube.errors import OutputError
+from synthcube.schema import ImageSpec
+from synthcube.storage import (
+    make_folder,
+    recovered_folder,
+    replaced_folder,
+    sha256,
+    write_json,
+    write_text,
+    write_with,
+)
+
+SPEC = ImageSpec(
+    size=[8, 8],
+    channels=1,
+    spacing_mm=[1, 1, 1],
+    affine=np.eye(4).tolist(),
+    intensity_range=[[0, 255]],
+    file_format="png",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "out"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002], ids=lambda mask: f"umask {mask:03o}")
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    assert os.umask(before) == request.param  # nothing left it changed
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def killed(code: str, *arguments: object) -> None:
+    """Run `code`, which ends itself with SIGKILL, in another process."""
+    head = "import os, sys\nfrom pathlib import Path\nfrom synthcube import storage\n"
+    command = [sys.executable, "-c", head + code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def test_text_and_json(folder: Path) -> None:
+    write_text(folder / "a.txt", "Gehirn: größer\n")
+    assert (folder / "a.txt").read_bytes() == "Gehirn: größer\n".encode()
+    write_json(folder / "b.json", {"b": [1, 2.5], "a": None})
+    assert (folder / "b.json").read_text() == (
+        '{\n  "b": [\n    1,\n    2.5\n  ],\n  "a": null\n}\n'
+    )
+    with pytest.raises(ValueError, match="Out of range float values are not JSON"):
+        write_json(folder / "b.json", {"a": float("nan")})
+    assert '"a": null' in (folder / "b.json").read_text()
+    assert names(folder) == ["a.txt", "b.json"]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(folder: Path) -> None:
+    path = folder / "model.ckpt"
+    write_text(path, "good")
+
+    def failing(temporary: Path) -> None:
+        assert temporary.parent == folder  # a rename is atomic within a file system only
+        assert temporary.suffix == ".ckpt"
+        temporary.write_text("half")
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match=r"^out of luck$"):
+        write_with(path, failing)
+    assert path.read_text() == "good"
+    assert names(folder) == ["model.ckpt"]
+
+
+def test_a_system_error_is_explained(folder: Path) -> None:
+    write_text(folder / "file", "x")
+
+    def full(temporary: Path) -> None:
+        with Path("/dev/full").open("w") as device:
+            device.write("y")
+
+    message = (
+        f"^Cannot write {folder / 'file'}: the disk is full. What was there before is unchanged.$"
+    )
+    with pytest.raises(OutputError, match=message):
+        write_with(folder / "file", full)
+    assert (folder / "file").read_text() == "x"
+    assert names(folder) == ["file"]
+    with pytest.raises(OutputError, match=r"Cannot write .*: No such file or directory"):
+        write_text(folder / "missing" / "file", "x")
+    with pytest.raises(OutputError, match=r"Cannot write .*: Not a directory"):
+        write_text(folder / "file" / "below", "x")
+
+
+def test_a_kill_while_writing_leaves_the_old_file(folder: Path) -> None:
+    path = folder / "file.txt"
+    write_text(path, "good")
+    killed(
+        "def write(temporary):\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "storage.write_with(Path(sys.argv[1]), write)\n",
+        path,
+    )
+    assert path.read_text() == "good"
+
+
+def test_outputs_are_readable_as_umask_says(folder: Path, umask: int) -> None:
+    """Temporary files are private; what they become is not."""
+    write_text(folder / "a.txt", "x")
+    write_json(folder / "a.json", {})
+    write_image(folder / "a.png", torch.zeros(1, 4, 4), np.eye(4))
+    write_image(folder / "a.nii.gz", torch.zeros(1, 4, 4, 4), np.eye(4))
+    write_manifest(folder / "manifest.csv", [{"Channel_0": "a.png"}])
+    with replaced_folder(folder / "sub") as staging:
+        write_text(staging / "b.txt", "x")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) == 6
+    assert {path.name: oct(mode(path)) for path in files} == {
+        path.name: oct(0o666 & ~umask) for path in files
+    }
+    assert oct(mode(folder / "sub")) == oct(0o777 & ~umask)
+
+
+def test_an_artifact_is_readable_as_umask_says(folder: Path, umask: int) -> None:
+    picture = folder / "picture.png"
+    write_image(picture, torch.zeros(1, 4, 4), np.eye(4))
+    artifact.save(
+        folder / "artifact",
+        config={"model": {"name": "ddpm"}},
+        image=SPEC,
+        weights={"w": torch.ones(3)},
+        metrics={"loss": 1.0},
+        picture=picture,
+    )
+    files = list((folder / "artifact").iterdir())
+    assert "weights.safetensors" in names(folder / "artifact")
+    assert {path.name: oct(mode(path)) for path in files} == {
+        path.name: oct(0o666 & ~umask) for path in files
+    }
+
+
+# -- folders -----------------------------------------------------------------------------------
+
+
+def test_make_folder(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    assert make_folder(path) == path
+    (path / "kept").write_text("x")
+    assert make_folder(path) == path
+    assert names(path) == ["kept"]
+    with pytest.raises(OutputError, match=r"Cannot write to .*kept: it is a file, a folder is"):
+        make_folder(path / "kept")
+    with pytest.raises(OutputError, match=r"Cannot write .*below: Not a directory"):
+        make_folder(path / "kept" / "below")
+    with pytest.raises(OutputError, match="Cannot write /proc/synthcube"):
+        make_folder(Path("/proc/synthcube"))
+
+
+def generation(folder: Path) -> str:
+    return (folder / "generation").read_text()
+
+
+def replace(target: Path, text: str) -> None:
+    with replaced_folder(target) as staging:
+        (staging / "generation").write_text(text)
+
+
+def test_a_folder_is_replaced_as_a_whole(folder: Path) -> None:
+    target = folder / "deep" / "artifact"
+    replace(target, "1")
+    (target / "only in 1").touch()
+    replace(target, "2")
+    assert generation(target) == "2"
+    assert names(target) == ["generation"]
+    assert names(target.parent) == ["artifact"]
+    assert recovered_folder(target) == target
+
+
+def test_a_failure_leaves_the_old_folder(folder: Path) -> None:
+    target = folder / "artifact"
+    replace(target, "1")
+
+    def half() -> None:
+        with replaced_folder(target) as staging:
+            (staging / "generation").write_text("2")
+            raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match=r"^out of luck$"):
+        half()
+    assert generation(target) == "1"
+    assert names(folder) == ["artifact"]
+
+
+def test_a_system_error_in_a_folder_is_explained(folder: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=f"Cannot write {folder / 'artifact'}: the disk is full"),
+        replaced_folder(folder / "artifact"),
+        Path("/dev/full").open("w") as device,
+    ):
+        device.write("y")
+    assert names(folder) == []
+    (folder / "file").touch()
+    with (
+        pytest.raises(OutputError, match=r"Cannot write .*artifact: (Not a dir|File exists)"),
+        replaced_folder(folder / "file" / "artifact"),
+    ):
+        pass
+
+
+KILLS = {
+    "while filling": "(staging / 'generation').write_text('2'); os.kill(os.getpid(), 9)",
+    "between the renames": "last = 1",
+    "after the renames": "last = 2",
+}
+
+
+@pytest.mark.parametrize(("moment", "left"), list(zip(KILLS, "112", strict=True)))
+def test_a_kill_at_any_moment_leaves_a_whole_folder(folder: Path, moment: str, left: str) -> None:
+    target = folder / "artifact"
+    replace(target, "1")
+    killed(
+        "target, last, done = Path(sys.argv[1]), 0, 0\n"
+        "rename = Path.rename\n"
+        "def counted(self, to):\n"
+        "    global done\n"
+        "    rename(self, to)\n"
+        "    done += 1\n"
+        "    if done == last:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "Path.rename = counted\n"
+        "with storage.replaced_folder(target) as staging:\n"
+        "    (staging / 'generation').write_text('2')\n"
+        f"    {KILLS[moment]}\n",
+        target,
+    )
+    assert target.exists() == (moment != "between the renames")
+    assert generation(recovered_folder(target)) == left
+    replace(target, "3")
+    assert generation(target) == "3"
+    assert recovered_folder(target) == target
+    assert names(target) == ["generation"]
+    assert ".artifact.previous" not in names(folder)
+
+
+def test_nothing_to_recover_is_the_target_itself(folder: Path) -> None:
+    assert recovered_folder(folder / "never") == folder / "never"
+
+
+# -- hashes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_sha256(folder: Path, size: int) -> None:
+    content = np.random.default_rng(size).bytes(size)
+    path = folder / "file"
+    path.write_bytes(content)
+    assert sha256(path) == hashlib.sha256(content).hexdigest()
+    if shutil.which("sha256sum"):
+        done = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True)
+        assert done.stdout.split()[0] == sha256(path)
