@@ -10,6 +10,7 @@ CONTAINER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
 SINGULARITY ?= singularity
 IMAGE ?= synthcube:latest
 SIF ?= synthcube.sif
+SIF_FLAGS ?=
 TORCH ?= cpu
 IMAGE_FLAGS ?=
 
@@ -61,16 +62,16 @@ image: ## Build the container image (variables: IMAGE, TORCH=cpu|cuda, CONTAINER
 	  --build-arg CREATED=$(shell git log -1 --format=%cI 2>/dev/null || echo unknown) \
 	  $(IMAGE_FLAGS) .
 
-sif: ## Make the Singularity image of the container image (variables: SIF, IMAGE, SINGULARITY)
+sif: ## Make the Singularity image of the container image (variables: SIF, IMAGE, SINGULARITY, SIF_FLAGS)
 	rm -f synthcube.tar
 	$(CONTAINER) save --output synthcube.tar $(IMAGE)
-	$(SINGULARITY) build --force $(VERSION_ARGS) $(SIF) Singularity.def
+	$(SINGULARITY) build --force $(SIF_FLAGS) $(VERSION_ARGS) $(SIF) Singularity.def
 	rm -f synthcube.tar
 
 mlcube: .venv-mlcube/.installed ## Make .venv-mlcube, with MLCube and its two runners
 
 test-containers: $(STAMP) ## Run the tests marked container, on the images made before
-	IMAGE=$(IMAGE) SIF=$(SIF) $(BIN)/python -m pytest -m container
+	CONTAINER=$(CONTAINER) IMAGE=$(IMAGE) SIF=$(SIF) $(BIN)/python -m pytest -m container
 
 clean: ## Remove what the targets above made, except .venv
 	rm -rf demo-run demo-images synthcube.sif synthcube.tar build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

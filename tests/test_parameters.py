@@ -145,10 +145,22 @@ def test_a_folder_that_this_user_may_not_read(data: str, expected: str) -> None:
         (Path(name) / "closed").chmod(0o700)
         (Path(name) / "config.yaml").write_text("seed: 1")
         script = (  # imports first: afterwards even the libraries may be out of reach
-            "import os, pdb, sys, synthcube.tasks.train\nfrom synthcube.cli import main\n"
+            "import os, sys, lightning, monai, synthcube.tasks.train\n"
+            "from synthcube.cli import main\n"
             f"os.setuid(12345)\nos.chdir({name!r})\n"
             f"sys.argv = ['synthcube', 'train', '-c', 'config.yaml', '-d', {data!r}, '-o', 'out']\n"
             "main()\n"
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, expected)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_user_without_a_name_is_given_one() -> None:
+    """MONAI's import asks for it: KeyError where neither environment nor passwd has one."""
+    script = (
+        "import getpass, os\nfrom synthcube import runtime\nos.setuid(12345)\n"
+        "runtime.name_user()\nprint(getpass.getuser())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={})
+    assert (done.returncode, done.stdout) == (0, "synthcube\n"), done.stderr

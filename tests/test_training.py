@@ -68,6 +68,21 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     assert (tmp_path / "stopped" / "artifact" / "artifact.json").read_text() != before
 
 
+def test_a_run_that_ends_between_validations_is_prolonged(
+    tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    """Epochs after the last validation are kept, counted rightly, and continued exactly."""
+    common = ["training.validate_every_n_epochs=3", "model.scheduler=null"]
+    straight, longer = tmp_path / "straight", tmp_path / "longer"
+    train(tiny_config(), phantoms, straight, overrides=[*common, "training.max_epochs=5"])
+    for number in (2, 4, 5):
+        overrides = [*common, f"training.max_epochs={number}"]
+        train(tiny_config(), phantoms, longer, overrides=overrides)
+        assert checkpoints.reached(longer / "checkpoints" / "last.ckpt")[0] == number
+    a, b = (checkpoints.weights(run / "checkpoints" / "last.ckpt") for run in (straight, longer))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_the_artifact_holds_the_averaged_weights(tiny_config, phantoms, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(tiny_config(), phantoms, run)

@@ -35,11 +35,8 @@ Config = Annotated[
 ]
 OptionalConfig = Annotated[
     Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
-    typer.Option(
-        "--config", "-c", "--parameters_file",
-        help="YAML whose seed, sampling and compute win over those of the training.",
-    ),
-]  # fmt: skip
+    typer.Option("--config", "-c", "--parameters_file", help="YAML of seed, sampling, compute."),
+]
 Data = Annotated[
     Path,
     typer.Option("--data_path", "-d", help="CSV, folder with manifest.csv, or folder of images."),
@@ -236,6 +233,7 @@ def _prepare(plugin_folders: list[Path]) -> None:
     from synthcube import plugins, runtime
 
     runtime.calm_threads()
+    runtime.name_user()
     runtime.open_log()
     plugins.add_folders(plugin_folders)
 

@@ -5,6 +5,7 @@ The only room that reads the environment.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import importlib.metadata
 import logging
@@ -182,6 +183,17 @@ def calm_threads() -> None:
     made sampling nine times slower; see docs/benchmarks.md.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def name_user() -> None:
+    """Give a nameless user a name; to be called before MONAI is imported, which fails without.
+
+    A container may run under any number, also one that its list of users does not have.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError since Python 3.13
+        os.environ["USER"] = "synthcube"
 
 
 def is_terminal() -> bool:

@@ -1,7 +1,8 @@
 """The tools, the images and the three tasks, for the tests marked `container`.
 
-Environment: IMAGE and SIF name what `make image` and `make sif` have built. REQUIRE_TOOLS lists
-the tools, separated by commas, whose absence is a failure: without it their tests are skipped.
+Environment: IMAGE and SIF name what `make image` and `make sif` have built, CONTAINER the tool
+that built it. REQUIRE_TOOLS lists the tools, separated by commas, whose absence is a failure:
+without it their tests are skipped.
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ def need() -> Callable[[str, bool, str], None]:
 
 @pytest.fixture(scope="session")
 def tool() -> str:
-    """docker where its daemon answers, else podman."""
-    working = [name for name in ("docker", "podman") if _succeeds(name, "info")]
+    """The tool that CONTAINER names; else docker where its daemon answers, else podman."""
+    names = [os.environ["CONTAINER"]] if "CONTAINER" in os.environ else ["docker", "podman"]
+    working = [name for name in names if _succeeds(name, "info")]
     _need("podman", bool(working), "neither docker nor podman works here")
     return working[0]
 

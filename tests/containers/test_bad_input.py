@@ -24,7 +24,7 @@ CASES = {
     "unwritable output": (
         [*TRAIN, "--output_path=/out/run"], {"inputs": "/in:ro", "out": "/out:ro"}, "/out/run",
     ),
-    "missing parameter": (TRAIN, {"inputs": "/in:ro"}, "--output-path"),
+    "missing parameter": (TRAIN, {"inputs": "/in:ro"}, "--output_path"),
     "unknown parameter": (
         [*TRAIN, "--output_path=/out/run", "--nonsense=1"], {"inputs": "/in:ro"}, "--nonsense",
     ),

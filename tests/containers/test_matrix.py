@@ -102,7 +102,7 @@ def test_killed_training_resumes(docker, tool: str, inputs: Path, tmp_path: Path
     """SIGKILL in the middle; the same command again ends where an undisturbed training ends."""
     out, undisturbed = tmp_path / "outputs", tmp_path / "undisturbed"
     out.mkdir()
-    longer = ("--set", "training.max_epochs=60", "--set", "training.sample_every_n_epochs=0")
+    longer = ("--set", "training.max_epochs=40", "--set", "training.sample_every_n_epochs=0")
     train, infer, _ = known.tasks("/in", "/out", longer)
     mounts = {inputs: "/in:ro", out: "/out"}
     name = f"synthcube-killed-{os.getpid()}"

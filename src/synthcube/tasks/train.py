@@ -64,7 +64,9 @@ def train(
     if not (checkpoint and checkpoints.is_complete(checkpoint, settings.training)):
         _fit(run, settings, data, precision, device, checkpoint)
     else:
-        log.info("This training is complete; raise training.max_epochs to continue it.")
+        log.info(
+            "This training is complete; raise training.max_epochs, or max_minutes, to continue it."
+        )
         if (run / "artifact" / artifact.INDEX).exists():
             return run / "artifact"
     return _save_artifact(run, settings, data)

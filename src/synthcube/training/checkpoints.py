@@ -53,9 +53,13 @@ class BestAndLast(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        if trainer.should_stop and self._last_global_step_saved != trainer.global_step:
-            # The time is up between two validations: what was learned since must not be lost.
+        is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if is_last and self._last_global_step_saved != trainer.global_step:
+            # The end is between two validations: what was learned since must not be lost.
             trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing: by now the averaged weights stand in the place of those that are trained."""
 
 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

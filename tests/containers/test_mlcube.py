@@ -1,0 +1,229 @@
+"""MLCube 0.0.9 with mlcube/mlcube.yaml, on a copy of the repository's two folders."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "how-to" / "mlcube.md"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def mlcube(need, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs `mlcube run` in a folder; its own settings do not land in the home folder."""
+    own = ROOT / ".venv-mlcube" / "bin" / "mlcube"
+    found = str(own) if own.is_file() else shutil.which("mlcube")
+    need("mlcube", bool(found), "no MLCube: make mlcube")
+    settings = tmp_path_factory.mktemp("mlcube") / "settings.yaml"
+    environment = {**os.environ, "MLCUBE_SYSTEM_SETTINGS": str(settings)}
+    if os.getuid():
+        environment["PODMAN_USERNS"] = "keep-id"
+
+    def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(found), "run", *map(str, words)], cwd=folder, env=environment,
+            capture_output=True, text=True, timeout=900,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The folders mlcube/ and workspace/ as committed, but for a training of two epochs."""
+    shutil.copytree(ROOT / "mlcube", tmp_path / "mlcube", symlinks=True)
+    (tmp_path / "workspace").mkdir()
+    shutil.copytree(ROOT / "workspace" / "data", tmp_path / "workspace" / "data")
+    text = (ROOT / "workspace" / "config.yaml").read_text(encoding="utf-8")
+    assert "max_epochs: 100" in text
+    shorter = text.replace("max_epochs: 100", "max_epochs: 2")
+    (tmp_path / "workspace" / "config.yaml").write_text(shorter, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def podman(tool: str, image: str) -> list[str]:
+    """The last words for MLCube: which container tool there is; which image, if not the usual one.
+
+    Without the `--`, MLCube takes an h in a -P word for -h, prints its help and does nothing.
+    """
+    other = [] if image == "synthcube:latest" else ["--", f"-Pdocker.image={image}"]
+    return [f"-Pdocker.docker={tool}", *other]
+
+
+@pytest.fixture
+def own_config(inputs: Path, tmp_path: Path) -> Path:
+    """The configuration of `inputs`, which makes as many images as `expected` has."""
+    values = yaml.safe_load((inputs / "config.yaml").read_text(encoding="utf-8"))
+    path = tmp_path / "parameters" / "own.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump({**values, "sampling": {"num_images": 3}}), encoding="utf-8")
+    return path
+
+
+def succeeded(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def fault(done: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence in which SynthCube says what is wrong."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    found = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(found) == 1, done.stderr
+    return found[0]
+
+
+def test_defaults_from_the_top_and_from_within_and_again(
+    mlcube, podman, tool: str, image: str, tree: Path, known
+) -> None:
+    data = known.hashes(tree / "workspace" / "data")
+    for task in ("train", "infer", "export"):
+        succeeded(mlcube(tree, "--mlcube=mlcube", f"--task={task}", *podman))
+    workspace = tree / "workspace"
+    images = known.hashes(workspace / "images" / "images")
+    assert len(images) == 16
+    assert (workspace / "model" / "artifact.json").is_file()
+    log = succeeded(mlcube(tree / "mlcube", "--task=train,infer,export", *podman))
+    assert "This training is complete" in log
+    assert known.hashes(workspace / "images" / "images") == images
+    assert known.hashes(workspace / "data") == data
+    assert {path.name for path in workspace.iterdir()} == {
+        "config.yaml", "data", "images", "model", "run",
+    }  # fmt: skip
+    assert {path.lstat().st_uid for path in workspace.rglob("*")} == {os.getuid()}
+    left = subprocess.run(
+        [tool, "ps", "--all", "--quiet", f"--filter=ancestor={image}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert left.stdout == "", "MLCube leaves containers behind unless told --rm"
+
+    config = workspace / "config.yaml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("max_epochs: 2", "max_epochs: 3"), encoding="utf-8")
+    log = succeeded(mlcube(tree, "--mlcube=mlcube", "--task=train", *podman))
+    assert "Continuing after epoch" in log
+    told = fault(mlcube(tree, "--mlcube=mlcube", "--task=infer,export", *podman))
+    assert re.search(r"^error: output_path /mlcube_io\d holds other images, .*or empty it\.$", told)
+    assert known.hashes(workspace / "images" / "images") == images
+
+
+def test_own_files_make_the_same_images_as_the_command_line(
+    mlcube, podman, tree: Path, inputs: Path, own_config: Path, expected, known
+) -> None:
+    before = known.hashes(inputs)
+    common = (*podman, f"parameters_file={own_config}")
+    run, images = tree / "my-run", tree / "my-images"
+    succeeded(
+        mlcube(
+            tree,
+            "--mlcube=mlcube",
+            "--task=train",
+            *common,
+            f"data_path={inputs}/data",
+            f"output_path={run}",
+        )
+    )
+    succeeded(
+        mlcube(
+            tree,
+            "--mlcube=mlcube",
+            "--task=infer",
+            *common,
+            f"model_path={run}",
+            f"output_path={images}",
+        )
+    )
+    assert known.hashes(images / "images") == expected
+    assert known.hashes(inputs) == before
+
+
+def test_another_workspace(mlcube, podman, tree: Path, inputs: Path, own_config, known) -> None:
+    """Its own data; a missing config.yaml is MLCube's copy of the default one."""
+    other = tree / "other"
+    shutil.copytree(inputs / "data", other / "data")
+    shutil.copy(own_config, tree / "workspace" / "config.yaml")
+    succeeded(
+        mlcube(tree, "--mlcube=mlcube", "--task=train,infer", f"--workspace={other}", *podman)
+    )
+    assert len(list((other / "images" / "images").iterdir())) == 3
+    assert {path.name for path in (tree / "workspace").iterdir()} == {"config.yaml", "data"}
+
+
+def test_singularity_makes_the_same_images(
+    mlcube, tree: Path, sif: Path, inputs: Path, own_config: Path, expected, known
+) -> None:
+    """With the SIF where `make sif` puts it, and nothing but the defaults."""
+    (tree / "synthcube.sif").symlink_to(sif)
+    shutil.rmtree(tree / "workspace" / "data")
+    shutil.copytree(inputs / "data", tree / "workspace" / "data")
+    shutil.copy(own_config, tree / "workspace" / "config.yaml")
+    for task in ("train", "infer", "export"):
+        succeeded(mlcube(tree, "--mlcube=mlcube", f"--task={task}", "--platform=singularity"))
+    assert known.hashes(tree / "workspace" / "images" / "images") == expected
+    assert (tree / "workspace" / "model" / "artifact.json").is_file()
+    again = mlcube(tree, "--mlcube=mlcube", "--task=infer", "--platform=singularity",
+                   f"model_path={tree / 'nothing'}")  # fmt: skip
+    assert "error: model_path /mlcube_io0: no trained model is here" in fault(again)
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "expected"),
+    [
+        ("train", "data_path=nothing", "data_path /mlcube_io0 holds no manifest.csv and no image"),
+        ("train", "parameters_file=nothing/at.yaml",
+         "parameters_file (--config) /mlcube_io1/at.yaml: No such file"),
+        ("infer", "model_path=nothing", "model_path /mlcube_io0: no trained model is here"),
+        ("infer", "output_path=data", "output_path /mlcube_io2 already holds images"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_and_mlcube_fails(
+    mlcube, podman, tree: Path, task: str, given: str, expected: str
+) -> None:
+    if "output_path" in given:
+        succeeded(mlcube(tree, "--mlcube=mlcube", "--task=train", *podman))
+        (tree / "workspace" / "data" / "images").mkdir()
+    told = fault(mlcube(tree, "--mlcube=mlcube", f"--task={task}", *podman, given))
+    assert told.startswith(f"error: {expected}")
+
+
+def test_what_mlcube_itself_refuses(mlcube, podman, tree: Path) -> None:
+    (tree / "file").write_text("")
+    done = mlcube(tree, "--mlcube=mlcube", "--task=train", *podman, f"output_path={tree / 'file'}")
+    assert done.returncode == 1
+    assert "FileExistsError" in done.stderr
+    done = mlcube(tree, "--mlcube=mlcube", "--task=dance", *podman)
+    assert done.returncode == 1
+    assert "Unknown tasks have been requested" in done.stderr
+
+
+def test_every_command_of_the_page_runs(
+    mlcube, podman, tree: Path, own_config: Path, request: pytest.FixtureRequest
+) -> None:
+    """In order, with /my/... as folders of the test."""
+    mine = tree / "my"
+    shutil.copytree(tree / "workspace" / "data", mine / "data")
+    shutil.copytree(tree / "workspace" / "data", mine / "workspace" / "data")
+    for folder in (tree / "workspace", mine):
+        shutil.copy(own_config, folder / "config.yaml")
+    page = PAGE.read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).splitlines()
+    assert len(lines) > 5
+    for line in lines:
+        words = shlex.split(line.replace("=/my/", f"={mine}/"))
+        assert words[:2] == ["mlcube", "run"], line
+        if "--platform=singularity" in words:
+            sif: Path = request.getfixturevalue("sif")
+            (tree / "synthcube.sif").symlink_to(sif)
+        succeeded(mlcube(tree, *words[2:], *podman))
+    assert len(list((mine / "images" / "images").iterdir())) == 3
