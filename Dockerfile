@@ -3,7 +3,7 @@
 # Both are described in docs/how-to/docker.md.
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
-FROM ${BASE_IMAGE} AS builder
+FROM ${BASE_IMAGE} AS dependencies
 # cpu, or cuda: the CUDA build of PyTorch, and DeepSpeed.
 ARG TORCH=cpu
 # Where pip finds PyTorch without CUDA; empty where the usual index has it.
@@ -31,15 +31,17 @@ print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], se
     --constraint constraints.txt --requirement requirements.txt ${extra} \
  && chmod -R a+rX /app
 
+FROM dependencies AS project
 COPY README.md LICENSE ./
 COPY src src
 RUN /tools/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir wheels . \
  && /tools/bin/python -m pip --python /app/bin/python install --quiet --no-deps --compile \
-    wheels/*.whl \
- && chmod -R a+rX /app
+    --root /project wheels/*.whl \
+ && chmod -R a+rX /project
 
 FROM ${BASE_IMAGE}
-COPY --from=builder /app /app
+COPY --from=dependencies /app /app
+COPY --from=project /project/app /app
 # Nothing but /tmp and the output folder is ever written, whoever runs the container.
 ENV HOME=/tmp USER=synthcube LOGNAME=synthcube \
     SYNTHCUBE_CACHE=/tmp/synthcube-cache XDG_CACHE_HOME=/tmp/cache HF_HOME=/tmp/huggingface \

@@ -20,7 +20,7 @@ STAMP := .venv/.installed
 QUICK := not slow and not gpu and not container
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint format lock clean image sif mlcube test-containers
+.PHONY: help setup demo test test-slow test-all bench lint format lock clean image sif mlcube test-containers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ demo: $(STAMP) ## Train the smallest model on the bundled data and draw 16 image
 
 test: $(STAMP) ## Run the quick tests
 	$(BIN)/python -m pytest -m "$(QUICK)"
+
+test-slow: $(STAMP) ## Run the tests that take longer
+	$(BIN)/python -m pytest -m "slow and not gpu and not container"
 
 test-all: $(STAMP) ## Run every test, also those marked slow, gpu and container
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the descriptions of the config's fields: python docs/make_reference.py."""
+"""Writes docs/reference.md from the config's own fields: python docs/make_reference.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def reference() -> str:
             parts += [f"## `{name}`\n", table(kind, prefix=f"{name}.")]
     for family in registry.names():
         kind = registry.find(family)
-        parts += [f"## `model` for `{family}`\n", f"{kind.summary}.\n", table(kind, prefix="model.")]
+        parts += [
+            f"## `model` for `{family}`\n",
+            f"{kind.summary}.\n",
+            table(kind, prefix="model."),
+        ]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -54,9 +54,9 @@ def test_no_and_on_are_words_not_truths() -> None:
 
 
 def test_unknown_keys_name_the_nearest_right_one_and_the_line(write) -> None:
-    path = write("training:\n  batch_sise: 4\nmodel:\n  chanels: [8]\n")
+    path = write("training:\n  batch_sise: 4\nmodel:\n  chnnels: [8]\n")
     assert faults(path) == [
-        "model.chanels (line 4): unknown key; did you mean channels?",
+        "model.chnnels (line 4): unknown key; did you mean channels?",
         "training.batch_sise (line 2): unknown key; did you mean batch_size?",
     ]
 

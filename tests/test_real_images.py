@@ -91,7 +91,9 @@ def test_every_real_volume_survives_a_round_trip(volumes: Path, tmp_path: Path) 
 def test_a_volume_is_no_picture(volumes: Path, size: tuple[int, int], tmp_path: Path) -> None:
     from synthcube.errors import ImageError
 
-    with pytest.raises(ImageError, match=r"data.size \[32, 32\] has 2 sides, the image is a volume"):
+    with pytest.raises(
+        ImageError, match=r"data.size \[32, 32\] has 2 sides, the image is a volume"
+    ):
         DataModule(
             read_manifest(volumes), DataConfig(size=size), batch_size=1, seed=0, cache=tmp_path
         )

@@ -175,7 +175,7 @@ def test_one_node_trains_with_a_seed_on_each_then_several_nodes_make_images(
 def test_the_signal_sends_the_job_back_and_it_continues(
     slurm, sif: Path, inputs: Path, tmp_path: Path
 ) -> None:
-    text = (inputs / "config.yaml").read_text().replace("max_epochs: 2", "max_epochs: 150")
+    text = (inputs / "config.yaml").read_text().replace("max_epochs: 2", "max_epochs: 60")
     longer = tmp_path / "longer"
     longer.mkdir()
     (longer / "config.yaml").write_text(text.replace("n_epochs: 1", "n_epochs: 0"))
