@@ -52,7 +52,8 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
     if faults:
         count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         raise ImageError(
-            f"{count} of {manifest.path} cannot be used (synthcube prepare --verify leaves such out):",
+            f"{count} of {manifest.path} cannot be used "
+            "(synthcube prepare --verify leaves them out):",
             capped(faults),
         )
 
