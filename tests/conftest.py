@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from synthcube.cli import main
 
 torch.set_num_threads(1)  # the first backward pass takes 0.04 s instead of 2.8 s on two cores
 
@@ -93,3 +96,20 @@ def tiny_config(tmp_path: Path):
         return path
 
     return write
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs a command in this process; returns its exit code, output and errors."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["synthcube", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

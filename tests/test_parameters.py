@@ -10,22 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from synthcube.cli import main
 from synthcube.data.phantom import write_phantoms
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def cli(cli):
     """Runs a command in this process; returns its exit code and the last line it printed."""
 
     def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["synthcube", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
+        code, out, err = cli(*words)
         assert "Traceback" not in err
         return code, (out + err).strip().splitlines()[-1]
 
