@@ -45,7 +45,7 @@ def validation_losses(precision_name: str, seed: int, epochs: int, num_images: i
     """Train the default family on phantoms; the loss of every validation."""
     import torch
 
-    from synthcube import registry, runtime
+    from synthcube import compute, registry, runtime
     from synthcube.data.manifest import read_manifest
     from synthcube.data.module import DataModule
     from synthcube.data.phantom import write_phantoms
@@ -53,7 +53,7 @@ def validation_losses(precision_name: str, seed: int, epochs: int, num_images: i
     from synthcube.training import TrainingConfig, fit
 
     device = torch.device("cpu")
-    precision, _ = runtime.precision(precision_name, device)
+    precision, _ = compute.precision(precision_name, device)
     with TemporaryDirectory() as name, redirect_stderr(io.StringIO()):  # no progress bar
         folder = Path(name)
         images = write_phantoms(folder / "images", num=num_images, size=(SIDE, SIDE))
@@ -66,7 +66,7 @@ def validation_losses(precision_name: str, seed: int, epochs: int, num_images: i
         fit(
             family, data,
             TrainingConfig(max_epochs=epochs, sample_every_n_epochs=0),
-            runtime.ComputeConfig(accelerator="cpu"),
+            compute.ComputeConfig(accelerator="cpu"),
             run=folder, seed=seed, precision=precision, device=device, checkpoint=None,
         )  # fmt: skip
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:

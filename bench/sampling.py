@@ -32,13 +32,13 @@ def images_per_second(family_name: str, num_batches: int, asked: str) -> tuple[f
     """The median batch's images for each CPU-second, and the precision they are made in."""
     import torch
 
-    from synthcube import registry, runtime, sampling
+    from synthcube import compute, registry, sampling
 
     device = torch.device("cpu")
-    precision, _ = runtime.precision(asked, device)
+    precision, _ = compute.precision(asked, device)
     family: Any = registry.find(family_name)(name=family_name).build(image_spec(64)).eval()
     seeds = sampling.image_seeds(0, BATCH_SIZE)
-    with runtime.inference(precision, device):  # the first call chooses kernels
+    with compute.inference(precision, device):  # the first call chooses kernels
         family.network(torch.zeros(BATCH_SIZE, 1, 64, 64), torch.zeros(BATCH_SIZE))
     speeds = []
     for _ in range(num_batches):

@@ -63,17 +63,17 @@ def auto_precision() -> str:
     """What synthcube computes in on this processor unless told otherwise."""
     import torch
 
-    from synthcube import runtime
+    from synthcube import compute
 
-    return runtime.precision("auto", torch.device("cpu"))[0]
+    return compute.precision("auto", torch.device("cpu"))[0]
 
 
 def our_steps(precision: str, num_steps: int) -> list[float]:
     """CPU-seconds from the start of a step to the start of the next, in a training of ddpm."""
     import torch
 
+    from synthcube.compute import ComputeConfig
     from synthcube.families.ddpm import DDPMConfig
-    from synthcube.runtime import ComputeConfig
     from synthcube.training import TrainingConfig, fit
 
     starts: list[float] = []

@@ -67,7 +67,7 @@ def test_every_fault_is_reported_at_once(write) -> None:
             "seed: -1\n"
             "model: {optimizer: {name: AdamWW}, sampler: magic}\n"
             "training: {batch_size: '16', max_epochs: 1.5, ema: {decay: 2}}\n"
-            "compute: {precision: '12', strategy: dpp, num_devices: 4}\n"
+            "compute: {precision: '12', strategy: dpp, num_devices: 0}\n"
         )
     )
     text = "\n".join(found)

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model
 
 from synthcube import registry, yaml_text
+from synthcube.compute import ComputeConfig
 from synthcube.data.transforms import DataConfig
 from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.family import FamilyConfig
-from synthcube.runtime import ComputeConfig
 from synthcube.schema import Schema
 from synthcube.training.config import TrainingConfig
 

@@ -82,8 +82,11 @@ class Family(pl.LightningModule, ABC):
     def _logged_loss(self, batch: Batch, stage: str) -> torch.Tensor:
         terms = self.loss(batch)
         named = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
-        number = len(batch["index"])
-        self.log_dict(named, on_step=False, on_epoch=True, prog_bar=True, batch_size=number)
+        # Lightning averages counts over processes in integers: a multiple leaves nothing to round.
+        number = len(batch["index"]) * self.trainer.world_size
+        self.log_dict(
+            named, on_step=False, on_epoch=True, prog_bar=True, batch_size=number, sync_dist=True
+        )
         return terms["loss"]
 
 

@@ -1,4 +1,4 @@
-"""The machine a run happens on: device, precision, seeds, caches, logging.
+"""The process a run happens in: seeds, caches, memory, logging, versions.
 
 The only room that reads the environment.
 """
@@ -18,22 +18,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import BeforeValidator, Field
-
-from synthcube.errors import ConfigError
-from synthcube.schema import Schema
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger("synthcube")
-
-Precision = Literal[
-    "auto", "64", "64-true", "32", "32-true", "16", "16-mixed", "16-true",
-    "bf16", "bf16-mixed", "bf16-true",
-]  # fmt: skip
 
 _RECORDED = (
     "synthcube", "torch", "lightning", "monai", "monai-generative", "torchio", "SimpleITK",
@@ -50,89 +40,6 @@ _LIGHTNING_CHATTER = (
     r"The `srun` command is available on your system but is not used",
     r"The `srun` command is available on your system",
 )
-
-
-def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-class ComputeConfig(Schema):
-    """Where and how exactly to compute. The keys are those of GaNDLF-Synth."""
-
-    accelerator: Literal["auto", "cpu", "gpu"] = Field(
-        default="auto", description="Processor to use; auto takes a GPU where there is one."
-    )
-    num_devices: Literal[1] = Field(default=1, description="Devices on each node; one for now.")
-    num_nodes: Literal[1] = Field(default=1, description="Machines; one for now.")
-    precision: Annotated[Precision, BeforeValidator(_as_text)] = Field(
-        default="auto",
-        description="Lightning's name of a precision; auto is bf16-mixed where the hardware "
-        "computes in bfloat16, else 32-true.",
-    )
-    strategy: Literal["auto"] = Field(
-        default="auto", description="Lightning's strategy; auto for now."
-    )
-    strategy_config: dict[str, Any] = Field(
-        default={}, max_length=0, description="Arguments of the strategy; none for now."
-    )
-
-
-def device(accelerator: str) -> torch.device:
-    """The device that `accelerator` ("auto", "cpu" or "gpu") stands for on this machine.
-
-    Raises:
-        ConfigError: a GPU is asked for and there is none.
-    """
-    import torch
-
-    has_gpu = torch.cuda.is_available()
-    if accelerator == "gpu" and not has_gpu:
-        raise ConfigError(
-            "compute.accelerator is gpu, but PyTorch sees no GPU on this machine: "
-            "use auto or cpu, or start the container with its GPU option."
-        )
-    return torch.device("cuda" if has_gpu and accelerator != "cpu" else "cpu")
-
-
-def precision(name: str, on: torch.device) -> tuple[str, str]:
-    """Lightning's full name for `name` on that device, and the reason for the choice.
-
-    Raises:
-        ConfigError: half precision is asked for on a CPU.
-    """
-    if name == "auto":
-        if computes_in_bf16(on):
-            return "bf16-mixed", f"this {on.type} computes in bfloat16"
-        return "32-true", f"this {on.type} has no fast bfloat16"
-    full = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(
-        name, name
-    )
-    if on.type == "cpu" and full.startswith("16"):
-        raise ConfigError(
-            f"compute.precision is {name}, which a CPU cannot train in: use auto, bf16 or 32."
-        )
-    return full, "asked for"
-
-
-def computes_in_bf16(on: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 natively (on a CPU: avx512_bf16 or AMX)."""
-    import torch
-
-    if on.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-@contextmanager
-def inference(precision_name: str, on: torch.device) -> Iterator[None]:
-    """No gradients, and autocast where `precision_name` is a mixed one."""
-    import torch
-
-    dtype = torch.float16 if precision_name.startswith("16") else torch.bfloat16
-    mixed = precision_name.endswith("-mixed")
-    with torch.inference_mode(), torch.autocast(on.type, dtype, enabled=mixed):
-        yield
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -194,6 +101,14 @@ def name_user() -> None:
         getpass.getuser()
     except (KeyError, OSError):  # OSError since Python 3.13
         os.environ["USER"] = "synthcube"
+
+
+def process_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Number of this process among those that train together, as their launcher wrote it."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return 0
 
 
 def is_terminal() -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from synthcube import runtime
+from synthcube import compute, runtime
 from synthcube.data.cache import ImageCache
 from synthcube.family import Reconstructs, Samples
 
@@ -25,7 +25,7 @@ def generate(
         generators = [
             torch.Generator().manual_seed(each) for each in seeds[start : start + batch_size]
         ]
-        with runtime.inference(precision, device):
+        with compute.inference(precision, device):
             images = family.sample(generators)
         yield from images.float().cpu()
 
@@ -37,6 +37,6 @@ def reconstruct(
     for start in range(0, len(images), batch_size):
         rows = range(start, min(start + batch_size, len(images)))
         originals = torch.from_numpy(images.read(rows))
-        with runtime.inference(precision, device):
+        with compute.inference(precision, device):
             made: Any = family.reconstruct(originals.to(device))
         yield from zip(originals, made.float().cpu(), strict=True)

@@ -129,3 +129,23 @@ def _wait_for(condition, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+def test_two_processes_train_and_agree(docker, sealed, inputs: Path, tmp_path: Path) -> None:
+    """The launcher starts the second process from the entrypoint; gloo finds it without network."""
+    out = tmp_path / "outputs"
+    out.mkdir()
+    spy = Path(__file__).parents[1] / "each_rank.py"
+    mounts = {inputs: "/in:ro", out: "/out", spy: "/each_rank.py:ro"}
+    flags = ("--rm", "--network=none", *sealed, *SMALL_MEMORY)
+    two = ("--set", "compute.num_devices=2", *WORKERS)
+    train = ("train", "-c", "/in/config.yaml", "-d", "/in/data", "-o", "/out/run", *two)
+    done = docker(train, mounts, flags=flags)
+    assert done.returncode == 0, done.stderr
+    spied = ("/each_rank.py", "/in/config.yaml", "/in/data", "/out/spied", "compute.num_devices=2")
+    done = docker(spied, mounts, flags=flags, by=("/app/bin/python",))
+    assert done.returncode == 0, done.stderr
+    first, second = ((out / f"spied/rank_{rank}.safetensors").read_bytes() for rank in (0, 1))
+    assert first == second
+    artifact = "artifact/weights.safetensors"
+    assert (out / "run" / artifact).read_bytes() == (out / "spied" / artifact).read_bytes()

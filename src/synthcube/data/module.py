@@ -72,11 +72,26 @@ class Images(Dataset[Batch]):
 
 
 class EpochBatches:
-    """Batches of (epoch, row) pairs whose order depends on the seed and the epoch alone."""
+    """Batches of (epoch, row) pairs whose order depends on the seed and the epoch alone.
 
-    def __init__(self, rows: Sequence[int], batch_size: int, seed: int, *, shuffle: bool) -> None:
+    Args:
+        batch_size: rows of a batch over all processes, each of which takes its share.
+        place: rank of this process, and how many share each batch.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[int],
+        batch_size: int,
+        seed: int,
+        place: tuple[int, int] = (0, 1),
+        *,
+        shuffle: bool,
+    ) -> None:
         self.rows = torch.tensor(rows)
-        self.batch_size = max(1, min(batch_size, len(rows)))
+        self.rank, self.processes = place
+        fitting = min(batch_size, len(rows))
+        self.batch_size = max(1, fitting - fitting % self.processes)
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
@@ -87,15 +102,20 @@ class EpochBatches:
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.rows), self.batch_size)
-        return whole + bool(rest and not self.shuffle)
+        return whole + int(not self.shuffle and rest >= self.processes) or min(1, len(self.rows))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rows = self.rows
         if self.shuffle:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
             rows = rows[torch.randperm(len(rows), generator=generator)]
-        for batch in list(rows.split(self.batch_size))[: len(self)]:
-            yield [(self.epoch, row) for row in batch.tolist()]
+        for number in range(len(self)):
+            # Every process needs its share: a rest too small for that joins the last batch.
+            takes_rest = not self.shuffle and number + 1 == len(self)
+            start, size = number * self.batch_size, self.batch_size
+            batch = rows[start:] if takes_rest else rows[start : start + size]
+            share = batch[self.rank :: self.processes] if len(batch) >= self.processes else batch
+            yield [(self.epoch, row) for row in share.tolist()]
 
 
 class DataModule(pl.LightningDataModule):
@@ -117,11 +137,19 @@ class DataModule(pl.LightningDataModule):
         self.cache = load_images(manifest, config, cache)
         self.splits = self._split()
         self.image = self._image_spec()
-        self.num_workers = workers_that_fit(config.num_workers, self._batch_bytes())
+        self.num_workers = config.num_workers
 
     def rows(self, split: str) -> list[int]:
         """Indices into the manifest's rows that are in that split."""
         return [index for index, name in enumerate(self.splits) if name == split]
+
+    def setup(self, stage: str) -> None:
+        _, processes = self._place()
+        node = self.trainer.num_devices if self.trainer else 1
+        # The processes of a node share its memory.
+        self.num_workers = workers_that_fit(
+            self.config.num_workers, self._batch_bytes() // processes * node
+        )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader("train", self.config.augmentation)
@@ -132,7 +160,7 @@ class DataModule(pl.LightningDataModule):
     def _loader(self, split: str, augmentation: Sequence[TransformConfig]) -> DataLoader[Batch]:
         labels = [row.label for row in self.manifest.rows]
         batches = EpochBatches(
-            self.rows(split), self.batch_size, self.seed, shuffle=split == "train"
+            self.rows(split), self.batch_size, self.seed, self._place(), shuffle=split == "train"
         )
         return DataLoader(
             Images(self.cache, labels, augmentation, self.seed),
@@ -141,6 +169,10 @@ class DataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=False,
         )
+
+    def _place(self) -> tuple[int, int]:
+        """This process among those that train together: its rank, and how many they are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _batch_bytes(self) -> int:
         """A batch in shared memory: images, labels and indices, each in pages of its own."""

@@ -127,6 +127,8 @@ class VQVAE(Family):
         quantizer = self.network.quantizer.quantizer
         outputs = z.float().movedim(1, -1).reshape(-1, self.config.embedding_dim)
         picked = outputs[torch.randint(len(outputs), (len(quantizer.ema_w),), device=z.device)]
+        if torch.distributed.is_initialized():  # the codebook is one, whoever revives a code
+            torch.distributed.broadcast(picked, src=0)
         unused = quantizer.ema_cluster_size < self.config.revive_below
         quantizer.ema_cluster_size.masked_fill_(unused, 1.0)
         quantizer.ema_w.copy_(torch.where(unused[:, None], picked, quantizer.ema_w))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from synthcube import config, runtime
+from synthcube import compute, config, runtime
 from synthcube.config import RunConfig
 from synthcube.data.manifest import Manifest, read_manifest
 from synthcube.data.module import DataModule
@@ -71,8 +71,8 @@ def _data_lines(data: DataModule) -> list[str]:
 
 
 def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
-    device = runtime.device(settings.compute.accelerator)
-    precision, reason = runtime.precision(settings.compute.precision, device)
+    device = compute.device(settings.compute.accelerator)
+    precision, reason = compute.precision(settings.compute.precision, device)
     weights, needed = training_bytes(
         settings.model, data.image, settings.training.batch_size,
         mixed=precision == "bf16-mixed", device="cpu",

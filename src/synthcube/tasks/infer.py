@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from synthcube import __version__, artifact, config, runtime, sampling, storage
+from synthcube import __version__, artifact, compute, config, runtime, sampling, storage
 from synthcube.artifact import Artifact
 from synthcube.data.images import write_image
 from synthcube.data.loading import load_images
@@ -51,8 +51,8 @@ def infer(
     settings = _settings(trained, config_path)
     seed = settings["seed"] if seed is None else seed
     batch_size = batch_size or settings["sampling"]["batch_size"]
-    device = runtime.device(settings["compute"]["accelerator"])
-    precision, reason = runtime.precision(settings["compute"]["precision"], device)
+    device = compute.device(settings["compute"]["accelerator"])
+    precision, reason = compute.precision(settings["compute"]["precision"], device)
     family = trained.build(device)
     name = settings["model"]["name"]
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from synthcube import artifact, config, runtime, storage
+from synthcube import artifact, compute, config, runtime, storage
 from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.module import DataModule
@@ -46,13 +46,14 @@ def train(
         SynthCubeError: bad config, data or output folder; see errors.py.
     """
     settings = config.load(config_path, overrides)
+    device = compute.device(settings.compute.accelerator)
+    rank = _join(settings, compute.devices_used(settings.compute, device))
     manifest = read_manifest(data_path)
     storage.make_folder(run, "output_path")
     checkpoint = _checkpoint(run, resume)
     if (run / CONFIG).exists():
         _check_unchanged(run / CONFIG, settings)
-    device = runtime.device(settings.compute.accelerator)
-    precision, reason = runtime.precision(settings.compute.precision, device)
+    precision, reason = compute.precision(settings.compute.precision, device)
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
     data = DataModule(
         manifest, settings.data, batch_size=settings.training.batch_size,
@@ -60,7 +61,8 @@ def train(
     )  # fmt: skip
     if faults := settings.model.faults(data.image):
         raise ImageError("The images do not fit the model:", faults)
-    _record(run, settings, data, runtime.environment_record(device, precision))
+    if rank == 0:
+        _record(run, settings, data, runtime.environment_record(device, precision))
     if not (checkpoint and checkpoints.is_complete(checkpoint, settings.training)):
         _fit(run, settings, data, precision, device, checkpoint)
     else:
@@ -69,7 +71,30 @@ def train(
         )
         if (run / "artifact" / artifact.INDEX).exists():
             return run / "artifact"
-    return _save_artifact(run, settings, data)
+    if rank == 0:
+        _save_artifact(run, settings, data)
+    return run / "artifact"
+
+
+def _join(settings: RunConfig, num_devices: int) -> int:
+    """This process's rank in the training, whose other processes stay silent but for warnings.
+
+    Raises:
+        ConfigError: the processes cannot share a batch.
+    """
+    processes, batch_size = num_devices * settings.compute.num_nodes, settings.training.batch_size
+    if batch_size % processes:
+        less = batch_size - batch_size % processes
+        sizes = f"{less} or {less + processes}" if less else f"{processes}"
+        raise ConfigError(
+            f"training.batch_size is {batch_size}, which {processes} processes "
+            f"(compute.num_devices {num_devices} x num_nodes {settings.compute.num_nodes}) cannot "
+            f"share evenly: use {sizes}."
+        )
+    rank = runtime.process_rank() if processes > 1 else 0
+    if rank:
+        log.setLevel(logging.WARNING)
+    return rank
 
 
 def _fit(
@@ -92,7 +117,7 @@ def _fit(
     )  # fmt: skip
 
 
-def _save_artifact(run: Path, settings: RunConfig, data: DataModule) -> Path:
+def _save_artifact(run: Path, settings: RunConfig, data: DataModule) -> None:
     best = run / "checkpoints" / checkpoints.BEST
     source = best if best.exists() else run / "checkpoints" / checkpoints.LAST
     epochs, steps = checkpoints.reached(source)
@@ -105,7 +130,6 @@ def _save_artifact(run: Path, settings: RunConfig, data: DataModule) -> Path:
         metrics={"epochs": epochs, "steps": steps, **checkpoints.monitored(source)},
         picture=pictures[-1] if pictures else None,
     )
-    return run / "artifact"
 
 
 def _checkpoint(run: Path, resume: str) -> Path | None:

@@ -56,11 +56,16 @@ class StepSeeds(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        torch.manual_seed(derived_seed(self.seed, "step", trainer.fit_loop.total_batch_idx))
+        self._draw(trainer, "step", trainer.fit_loop.total_batch_idx)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         # The same draws at every validation, so that its loss compares from epoch to epoch.
-        torch.manual_seed(derived_seed(self.seed, "validation"))
+        self._draw(trainer, "validation")
+
+    def _draw(self, trainer: pl.Trainer, *parts: str | int) -> None:
+        # Processes that share a batch draw noise of their own.
+        rank = [trainer.global_rank] if trainer.global_rank else []
+        torch.manual_seed(derived_seed(self.seed, *parts, *rank))
 
 
 class FiniteLossGuard(Callback):
@@ -88,26 +93,43 @@ class FiniteLossGuard(Callback):
             return
         self._recent.append((trainer.global_step, loss.detach(), batch["index"]))
         if loss.device.type == "cpu" or len(self._recent) >= self.interval:
-            self.check()
+            self.check(trainer)
 
-    def on_validation_start(self, *_: Any) -> None:
-        self.check()
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.check(trainer)
 
-    def check(self) -> None:
-        """Look at the losses since the last look.
+    def check(self, trainer: pl.Trainer) -> None:
+        """Look at the losses since the last look, in all processes together.
 
         Raises:
             NonFiniteLossError: one is NaN or infinite.
         """
-        for step, loss, rows in self._recent:
-            if not math.isfinite(loss.item()):
-                raise NonFiniteLossError(
-                    f"The loss became {loss.item()} at step {step}. Last good checkpoint: "
-                    f"{self.last_good()}. Try a lower model.optimizer.lr, compute.precision 32, or "
-                    "look at the batch:",
-                    self.files(rows.tolist()),
-                )
+        found = [
+            (step, loss.item(), self.files(rows.tolist()))
+            for step, loss, rows in self._recent
+            if not math.isfinite(loss.item())
+        ]
         self._recent.clear()
+        if not trainer.strategy.reduce_boolean_decision(bool(found), all=False):
+            return
+        found = _gathered(found, trainer)
+        step, loss, _ = min(found)
+        if not trainer.is_global_zero:
+            raise SystemExit(0)  # the first process says it for all
+        raise NonFiniteLossError(
+            f"The loss became {loss} at step {step}. Last good checkpoint: {self.last_good()}. "
+            "Try a lower model.optimizer.lr, compute.precision 32, or look at the batch:",
+            [file for at, _, files in found if at == step for file in files],
+        )
+
+
+def _gathered(values: list[Any], trainer: pl.Trainer) -> list[Any]:
+    """The lists of all processes, one after the other."""
+    if trainer.world_size == 1:
+        return values
+    lists: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(lists, values)
+    return [value for each in lists for value in each]
 
 
 class SamplePictures(Callback):
@@ -135,6 +157,8 @@ class SamplePictures(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         is_last = epoch == trainer.max_epochs or trainer.should_stop
+        if not trainer.is_global_zero:
+            return
         if not self.every_n_epochs or (epoch % self.every_n_epochs and not is_last):
             return
         drawn: Any = self.averaged() or module
@@ -185,7 +209,7 @@ class LogLines(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, _: int
     ) -> None:
-        self._images += len(batch["index"])
+        self._images += len(batch["index"]) * trainer.world_size
         step = trainer.fit_loop.total_batch_idx + 1
         if step % self.interval or outputs is None:
             return

@@ -9,11 +9,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 
+from synthcube.compute import ComputeConfig, devices_used, strategy
 from synthcube.data.module import DataModule
+from synthcube.errors import ConfigError
 from synthcube.family import Family
-from synthcube.runtime import ComputeConfig, is_terminal, quiet_lightning
+from synthcube.runtime import is_terminal, quiet_lightning
 from synthcube.training import checkpoints
 from synthcube.training.callbacks import (
     FiniteLossGuard,
@@ -49,15 +53,14 @@ def fit(
         OutputError: the run folder cannot be written.
     """
     table = MetricsTable(run / "metrics.csv")
-    if checkpoint:
-        table.drop_after(checkpoints.reached(checkpoint)[1])
+    num_devices = devices_used(compute, device)
     with quiet_lightning():
-        trainer = pl.Trainer(
+        trainer = _trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=compute.num_devices,
+            devices=num_devices,
             num_nodes=compute.num_nodes,
-            strategy=compute.strategy,
-            precision=precision,  # type: ignore[arg-type]  # a checked name
+            strategy=strategy(compute, num_devices),
+            precision=precision,
             max_epochs=training.max_epochs,
             accumulate_grad_batches=training.accumulate,
             gradient_clip_val=training.gradient_clip_norm,
@@ -73,8 +76,20 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=run,
         )
+        if checkpoint and trainer.is_global_zero:
+            table.drop_after(checkpoints.reached(checkpoint)[1])
         trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _trainer(**settings: Any) -> pl.Trainer:
+    try:
+        trainer = pl.Trainer(**settings)
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise ConfigError(f"compute: {error}") from error
+    # Lightning takes it from Slurm, also where a task of a job is a training of its own.
+    vars(rank_zero_only)["rank"] = trainer.global_rank
+    return trainer
 
 
 def _callbacks(data: DataModule, training: TrainingConfig, run: Path, seed: int) -> list[Callback]:

@@ -1,0 +1,168 @@
+"""Where a run computes: devices, processes, precision."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from typing_extensions import Self
+
+from synthcube.errors import ConfigError
+from synthcube.schema import Schema
+
+if TYPE_CHECKING:
+    import torch
+    from lightning.pytorch.strategies import Strategy
+
+Precision = Literal[
+    "auto", "64", "64-true", "32", "32-true", "16", "16-mixed", "16-true",
+    "bf16", "bf16-mixed", "bf16-true",
+]  # fmt: skip
+
+# What SynthCube sets itself, or what no YAML can say.
+_OURS = {
+    "self", "kwargs", "accelerator", "parallel_devices", "cluster_environment", "checkpoint_io",
+    "precision_plugin", "ddp_comm_state", "ddp_comm_hook", "ddp_comm_wrapper",
+    "model_averaging_period", "module", "device_ids", "output_device", "dim", "process_group",
+    "device_mesh", "delay_all_reduce_named_params", "param_to_hook_all_reduce", "mixed_precision",
+}  # fmt: skip
+
+
+def _arguments(kind: type) -> Iterator[str]:
+    yield from inspect.signature(kind).parameters
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class ComputeConfig(Schema):
+    """Where and how exactly to compute. The keys are those of GaNDLF-Synth."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto", description="Processor to use; auto takes a GPU where there is one."
+    )
+    num_devices: int | None = Field(
+        default=None,
+        ge=1,
+        description="Devices on each node, with a process for each; null: every GPU of the node, "
+        "or one process on its CPU.",
+    )
+    num_nodes: int = Field(default=1, ge=1, description="Machines that train together.")
+    precision: Annotated[Precision, BeforeValidator(_as_text)] = Field(
+        default="auto",
+        description="Lightning's name of a precision; auto is bf16-mixed where the hardware "
+        "computes in bfloat16, else 32-true.",
+    )
+    strategy: Literal["auto", "ddp"] = Field(
+        default="auto",
+        description="How several processes share the work; auto is ddp where there are several.",
+    )
+    strategy_config: dict[str, Any] = Field(
+        default={},
+        description="Arguments of Lightning's DDPStrategy and of torch's DistributedDataParallel.",
+    )
+
+    @model_validator(mode="after")
+    def _arguments_known(self) -> Self:
+        if self.strategy_config:
+            from lightning.pytorch.strategies import DDPStrategy
+            from torch.nn.parallel import DistributedDataParallel
+
+            known = {*_arguments(DDPStrategy), *_arguments(DistributedDataParallel)}
+            unknown = [name for name in self.strategy_config if name not in known - _OURS]
+            if unknown:
+                raise ValueError(
+                    f"strategy_config takes no argument {', '.join(map(repr, unknown))}; "
+                    f"ddp takes {', '.join(sorted(known - _OURS))}"
+                )
+        return self
+
+
+def device(accelerator: str) -> torch.device:
+    """The device that `accelerator` ("auto", "cpu" or "gpu") stands for on this machine.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if accelerator == "gpu" and not has_gpu:
+        raise ConfigError(
+            "compute.accelerator is gpu, but PyTorch sees no GPU on this machine: "
+            "use auto or cpu, or start the container with its GPU option."
+        )
+    return torch.device("cuda" if has_gpu and accelerator != "cpu" else "cpu")
+
+
+def precision(name: str, on: torch.device) -> tuple[str, str]:
+    """Lightning's full name for `name` on that device, and the reason for the choice.
+
+    Raises:
+        ConfigError: half precision is asked for on a CPU.
+    """
+    if name == "auto":
+        if computes_in_bf16(on):
+            return "bf16-mixed", f"this {on.type} computes in bfloat16"
+        return "32-true", f"this {on.type} has no fast bfloat16"
+    full = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(
+        name, name
+    )
+    if on.type == "cpu" and full.startswith("16"):
+        raise ConfigError(
+            f"compute.precision is {name}, which a CPU cannot train in: use auto, bf16 or 32."
+        )
+    return full, "asked for"
+
+
+def computes_in_bf16(on: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 natively (on a CPU: avx512_bf16 or AMX)."""
+    import torch
+
+    if on.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def devices_used(config: ComputeConfig, on: torch.device) -> int:
+    """Devices of this node that a training under `config` uses, with one process for each.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    import torch
+
+    if on.type == "cpu":
+        return config.num_devices or 1
+    present = torch.cuda.device_count()
+    if (config.num_devices or 0) > present:
+        raise ConfigError(
+            f"compute.num_devices is {config.num_devices}, but PyTorch sees {present} GPU(s) on "
+            f"this machine: use at most {present}, or leave it out to use all."
+        )
+    return config.num_devices or present
+
+
+def strategy(config: ComputeConfig, num_devices: int) -> Strategy | str:
+    """Lightning's strategy for that many devices on each node."""
+    from lightning.pytorch.strategies import DDPStrategy
+
+    if num_devices * config.num_nodes == 1:
+        return "auto"
+    return DDPStrategy(**config.strategy_config)
+
+
+@contextmanager
+def inference(precision_name: str, on: torch.device) -> Iterator[None]:
+    """No gradients, and autocast where `precision_name` is a mixed one."""
+    import torch
+
+    dtype = torch.float16 if precision_name.startswith("16") else torch.bfloat16
+    mixed = precision_name.endswith("-mixed")
+    with torch.inference_mode(), torch.autocast(on.type, dtype, enabled=mixed):
+        yield
