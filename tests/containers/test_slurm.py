@@ -132,7 +132,8 @@ class Job:
         self.log = folder / "job.log"
         smaller = ("--gres=none", "--nodes=1", "--cpus-per-task=1", "--mem=1000", "--time=10")
         done = subprocess.run(
-            ["sbatch", "--parsable", *smaller, *flags, f"--output={self.log}", str(EXAMPLES / script)],
+            ["sbatch", "--parsable", *smaller, *flags, f"--output={self.log}",
+             str(EXAMPLES / script)],
             cwd=folder, env=self.environment, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
