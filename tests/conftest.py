@@ -59,11 +59,7 @@ def volumes() -> Path:
     return folder
 
 
-TINY = """
-model:
-  name: {family}
-  channels: [8, 8]
-{extra}
+TRAINING = """
 training:
   max_epochs: 2
   batch_size: 4
@@ -74,7 +70,6 @@ compute:
   accelerator: cpu
   precision: "32"
 """
-_SHORT = "  num_res_blocks: 1\n  attention_from: 1\n  num_sampling_steps: 2"
 
 
 @pytest.fixture
@@ -86,16 +81,42 @@ def phantoms(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny_config(tmp_path: Path):
+def tiny_config(tmp_path: Path, first_stage):
     """Writes the YAML of a training of two seconds, for a family."""
+    from synthcube import registry, yaml_text
 
     def write(family: str = "rectified_flow", name: str = "tiny.yaml") -> Path:
-        extra = "  num_res_layers: 1" if family == "vqvae" else _SHORT
+        kind = registry.find(family)
+        model = kind.tiny().model_dump(mode="json")
+        if kind.needs:
+            model = {**model, "first_stage": str(first_stage(kind.needs))}
         path = tmp_path / name
-        path.write_text(TINY.format(family=family, extra=extra), encoding="utf-8")
+        path.write_text(yaml_text.dump({"model": model}) + TRAINING, encoding="utf-8")
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def first_stage(tmp_path_factory: pytest.TempPathFactory):
+    """Trains a family once, on 16x16 pictures, for those whose first stage it is."""
+    runs: dict[str, Path] = {}
+
+    def trained(family: str) -> Path:
+        from synthcube import registry, yaml_text
+        from synthcube.data.phantom import write_phantoms
+        from synthcube.tasks.train import train
+
+        if family not in runs:
+            folder = tmp_path_factory.mktemp(family)
+            model = registry.find(family).tiny().model_dump(mode="json")
+            (folder / "config.yaml").write_text(yaml_text.dump({"model": model}) + TRAINING)
+            data = write_phantoms(folder / "data", num=12, size=(16, 16)).parent
+            train(folder / "config.yaml", data, folder / "run")
+            runs[family] = folder / "run"
+        return runs[family]
+
+    return trained
 
 
 @pytest.fixture

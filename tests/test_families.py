@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load, save
 
 from synthcube import registry
+from synthcube.adversarial import AdversarialFamily
 from synthcube.family import Family, FamilyConfig, Reconstructs, Samples
-from synthcube.schema import Batch, ImageSpec
+from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
 
 EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 
 
-def image_spec(rank: int, channels: int = 1) -> ImageSpec:
+CONDITIONS = (
+    ConditionSpec(name="Label", kind="class", classes=("disc", "ring", "square")),
+    ConditionSpec(name="Age", kind="number", low=20, high=80),
+)
+
+
+def image_spec(rank: int, channels: int = 1, **extra: Any) -> ImageSpec:
     return ImageSpec(
         size=(16, 16, 16)[:rank],
         channels=channels,
@@ -21,17 +30,27 @@ def image_spec(rank: int, channels: int = 1) -> ImageSpec:
         affine=EYE,
         intensity_range=((0.0, 255.0),) * channels,
         file_format="nii.gz",
+        **extra,
     )
 
 
 def batch(image: ImageSpec, number: int = 3) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    shape = (number, image.channels, *image.size)
+    shape = (number, image.channels + len(image.source_channels), *image.size)
+    images = torch.rand(shape, generator=generator) * 2 - 1
+    numbers = torch.tensor([[i % 3, i / number - 0.5] for i in range(number)])
+    values = numbers[:, : len(image.conditions)]
+    made = images[:, : image.channels]
     return Batch(
-        image=torch.rand(shape, generator=generator) * 2 - 1,
+        image=made,
         label=torch.zeros(number, dtype=torch.int64),
         index=torch.arange(number),
+        condition=Condition(values=values, source=images[:, image.channels :]),
     )
+
+
+def rows(condition: Condition, chosen: list[int]) -> Condition:
+    return Condition(values=condition["values"][chosen], source=condition["source"][chosen])
 
 
 def generators(seeds: list[int]) -> list[torch.Generator]:
@@ -52,9 +71,10 @@ def config(request: pytest.FixtureRequest) -> FamilyConfig:
     return registry.find(request.param).tiny()
 
 
-@pytest.fixture(params=[2, 3], ids=["2D", "3D"])
+@pytest.fixture(params=["2D", "3D", "2D conditional", "3D conditional"])
 def image(request: pytest.FixtureRequest) -> ImageSpec:
-    return image_spec(request.param)
+    rank = 2 if "2D" in request.param else 3
+    return image_spec(rank, conditions=CONDITIONS if "conditional" in request.param else ())
 
 
 @pytest.fixture
@@ -64,22 +84,43 @@ def family(config: FamilyConfig, image: ImageSpec) -> Family:
     return config.build(image)
 
 
+def losses(family: Family, given: Batch) -> list[dict[str, torch.Tensor]]:
+    """What is trained, in the order in which it is."""
+    if isinstance(family, AdversarialFamily) and family.discriminator is not None:
+        terms, made = family.generator_loss(given)
+        return [terms, family.discriminator_loss(given, made.detach())]
+    return [family.loss(given)]
+
+
 def test_two_steps_change_every_trained_weight_and_stay_finite(family: Family) -> None:
     perturbed(family).train()
+    given = batch(family.image, 4)
     before = {name: weight.clone() for name, weight in family.named_parameters()}
     optimizer = torch.optim.AdamW(family.parameters(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
-        terms = family.loss(batch(family.image))
-        terms["loss"].backward()
+        trained = losses(family, given)
+        sum(terms["loss"] for terms in trained).backward()
         optimizer.step()
-        assert all(torch.isfinite(value).all() and value.ndim == 0 for value in terms.values())
+        for terms in trained:
+            assert all(torch.isfinite(value).all() and value.ndim == 0 for value in terms.values())
     unchanged = [
         name
         for name, weight in family.named_parameters()
         if weight.requires_grad and torch.equal(weight, before[name])
     ]
     assert unchanged == []
+    assert torch.isfinite(family.eval().loss(given)["loss"]), "what is validated"
+
+
+def test_conditions_change_the_image(family: Family) -> None:
+    if not (isinstance(family, Samples) and family.image.conditions):
+        return
+    perturbed(family)
+    condition = batch(family.image)["condition"]
+    with torch.inference_mode():
+        one, other = (family.sample(generators([1]), rows(condition, [row])) for row in (0, 1))
+    assert (one - other).abs().max() > 1e-4
 
 
 def test_samples_are_deterministic_and_independent_of_the_batch(family: Family) -> None:
@@ -87,10 +128,13 @@ def test_samples_are_deterministic_and_independent_of_the_batch(family: Family) 
         assert isinstance(family, Reconstructs), "a family must be able to do something"
         return
     perturbed(family)
+    condition = batch(family.image)["condition"]
     with torch.inference_mode():
-        together = family.sample(generators([1, 2, 3]))
-        alone = torch.cat([family.sample(generators([seed])) for seed in (1, 2, 3)])
-        turned = family.sample(generators([3, 1, 2]))[[1, 2, 0]]
+        together = family.sample(generators([1, 2, 3]), condition)
+        alone = torch.cat(
+            [family.sample(generators([i + 1]), rows(condition, [i])) for i in range(3)]
+        )
+        turned = family.sample(generators([3, 1, 2]), rows(condition, [2, 0, 1]))[[1, 2, 0]]
     assert together.shape == (3, 1, *family.image.size)
     assert together.min() >= -1
     assert together.max() <= 1
@@ -120,7 +164,9 @@ def test_weights_survive_safetensors(family: Family, config: FamilyConfig) -> No
     twin.load_state_dict(load(stored), strict=True)
     with torch.inference_mode():
         if isinstance(family, Samples):
-            assert torch.equal(twin.sample(generators([5])), family.sample(generators([5])))
+            condition = rows(batch(family.image)["condition"], [0])
+            one, other = (each.sample(generators([5]), condition) for each in (twin, family))
+            assert torch.equal(one, other)
         if isinstance(family, Reconstructs):
             images = batch(family.image)["image"]
             assert torch.equal(twin.reconstruct(images), family.reconstruct(images))
@@ -128,7 +174,8 @@ def test_weights_survive_safetensors(family: Family, config: FamilyConfig) -> No
 
 def test_two_channels_train(config: FamilyConfig) -> None:
     image = image_spec(2, channels=2)
-    assert torch.isfinite(config.build(image).loss(batch(image))["loss"])
+    family = config.build(image)
+    assert all(torch.isfinite(terms["loss"]) for terms in losses(family, batch(image, 4)))
 
 
 def test_config_survives_a_dump(config: FamilyConfig) -> None:

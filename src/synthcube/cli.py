@@ -88,7 +88,8 @@ def train(
     from synthcube.tasks.train import train as task
 
     folder = task(config, data, output, overrides=overrides, resume=resume)
-    print(f"Trained model: {folder}")
+    if folder:
+        print(f"Trained model: {folder}")
 
 
 @app.command()
@@ -96,8 +97,8 @@ def infer(
     model: Model,
     output: Output,
     num_images: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--num_images", "-n", min=1, help="Images to generate."),
+        Optional[str],  # noqa: UP045
+        typer.Option("--num_images", "-n", help="Images to generate: 8, or Hand=5,HeadCT=3."),
     ] = None,
     seed: Annotated[Optional[int], typer.Option(min=0, help="Seed of the images.")] = None,  # noqa: UP045
     data: OptionalData = None,
@@ -106,15 +107,22 @@ def infer(
         typer.Option("--batch_size", min=1, help="Images made at once."),
     ] = None,
     config: OptionalConfig = None,
+    condition: Annotated[
+        list[str], typer.Option(help="What all images follow, as in Label=Hand; repeatable.")
+    ] = [],  # noqa: B006
+    conditions: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="CSV of what each image follows, in place of a number."),
+    ] = None,
     plugins: Plugins = [],  # noqa: B006
 ) -> None:
-    """Generate images, or reconstruct those given."""
+    """Generate images, or reconstruct or translate those given."""
     _prepare(plugins)
     from synthcube.tasks.infer import infer as task
 
     picture = task(
         model, output, num_images=num_images, seed=seed, data_path=data, batch_size=batch_size,
-        config_path=config,
+        config_path=config, conditions=condition, conditions_path=conditions,
     )  # fmt: skip
     print(f"Images: {output / 'images'}\nPicture: {picture}")
 

@@ -148,13 +148,18 @@ def devices_used(config: ComputeConfig, on: torch.device) -> int:
     return config.num_devices or present
 
 
-def strategy(config: ComputeConfig, num_devices: int) -> Strategy | str:
-    """Lightning's strategy for that many devices on each node."""
+def strategy(config: ComputeConfig, num_devices: int, *, unused_parameters: bool) -> Strategy | str:
+    """Lightning's strategy for that many devices on each node.
+
+    Args:
+        unused_parameters: whether a backward pass may leave some without a gradient, as that of a
+            generator does for its discriminator.
+    """
     from lightning.pytorch.strategies import DDPStrategy
 
     if num_devices * config.num_nodes == 1:
         return "auto"
-    return DDPStrategy(**config.strategy_config)
+    return DDPStrategy(**{"find_unused_parameters": unused_parameters, **config.strategy_config})
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model
+from pydantic import BaseModel, Field, PositiveInt, SerializeAsAny, ValidationError, create_model
 
 from synthcube import registry, yaml_text
 from synthcube.compute import ComputeConfig
@@ -25,7 +25,10 @@ from synthcube.training.config import TrainingConfig
 class SamplingConfig(Schema):
     """What `synthcube infer` does unless told otherwise."""
 
-    num_images: int = Field(default=16, ge=1, description="Images to generate.")
+    num_images: PositiveInt | dict[str, PositiveInt] = Field(
+        default=16,
+        description="Images to generate; {Hand: 5, HeadCT: 3}: so many of a class.",
+    )
     batch_size: int = Field(default=16, ge=1, description="Images made at once.")
 
 

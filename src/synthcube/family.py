@@ -7,9 +7,10 @@ having the method of a protocol below: tasks ask with isinstance, never by name.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -17,7 +18,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from synthcube.optimization import OptimizerConfig, SchedulerConfig
-from synthcube.schema import Batch, ImageSpec, Schema
+from synthcube.schema import Batch, Condition, ImageSpec, Schema
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -28,6 +29,9 @@ class FamilyConfig(Schema, ABC):
 
     summary: ClassVar[str] = ""
     """One line for ``synthcube families``."""
+
+    needs: ClassVar[str] = ""
+    """Family whose trained artifact the field ``first_stage`` names; empty where there is none."""
 
     name: str = Field(description="Family of the model.")
     optimizer: OptimizerConfig = Field(
@@ -46,6 +50,14 @@ class FamilyConfig(Schema, ABC):
     def tiny(cls) -> Self:
         """The smallest instance, which trains in about a second on a CPU (images of 16 voxels)."""
 
+    def resolved(self) -> Self:
+        """The same, with what it points at read into it: all that `build` will need.
+
+        Raises:
+            SynthCubeError: what it points at is not there, or does not fit.
+        """
+        return self
+
     def faults(self, image: ImageSpec) -> list[str]:
         """Why these images do not fit this model, one sentence each; empty where they do."""
         return []
@@ -58,6 +70,13 @@ class Family(pl.LightningModule, ABC):
         super().__init__()
         self.config = config
         self.image = image
+        self.accumulate = 1
+        """Batches whose gradients make a step, and the largest norm of a gradient: these two are
+        for families that optimize by hand, and set by the training."""
+        self.gradient_clip_norm: float | None = None
+
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Called before the first step, of a resumed run too, with all images, not augmented."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -71,22 +90,38 @@ class Family(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [weight for weight in self.parameters() if weight.requires_grad]
-        optimizer = self.config.optimizer.build(trained)
-        if self.config.scheduler is None:
-            return optimizer
-        num_steps = int(self.trainer.estimated_stepping_batches)
-        num_epochs = int(self.trainer.max_epochs or 1)
-        schedule: Any = self.config.scheduler.build(optimizer, num_steps, num_epochs)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        described = self.described_optimizer(trained, self.config.optimizer, self.config.scheduler)
+        return cast("OptimizerLRScheduler", described)
 
-    def _logged_loss(self, batch: Batch, stage: str) -> torch.Tensor:
-        terms = self.loss(batch)
+    def described_optimizer(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        optimizer: OptimizerConfig,
+        scheduler: SchedulerConfig | None,
+    ) -> dict[str, Any]:
+        """Lightning's description of an optimizer with its schedule over this training."""
+        built = optimizer.build(parameters)
+        if scheduler is None:
+            return {"optimizer": built}
+        num_steps = math.ceil(self.trainer.estimated_stepping_batches / self.accumulate)
+        num_epochs = int(self.trainer.max_epochs or 1)
+        return {
+            "optimizer": built,
+            "lr_scheduler": scheduler.build(built, num_steps, num_epochs),
+        }
+
+    def log_terms(self, terms: dict[str, torch.Tensor], batch: Batch, stage: str) -> None:
+        """Log each as stage/name, averaged over the epoch and over processes."""
         named = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
         # Lightning averages counts over processes in integers: a multiple leaves nothing to round.
         number = len(batch["index"]) * self.trainer.world_size
         self.log_dict(
             named, on_step=False, on_epoch=True, prog_bar=True, batch_size=number, sync_dist=True
         )
+
+    def _logged_loss(self, batch: Batch, stage: str) -> torch.Tensor:
+        terms = self.loss(batch)
+        self.log_terms(terms, batch, stage)
         return terms["loss"]
 
 
@@ -94,11 +129,11 @@ class Family(pl.LightningModule, ABC):
 class Samples(Protocol):
     """Generates images out of noise."""
 
-    def sample(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """One image for each generator: (B, C, *spatial) in [-1, 1].
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
+        """One image for each generator: (B, C, *spatial) in [-1, 1], following `condition`.
 
-        Image i depends on generator i alone, so that neither the batch size nor its neighbours
-        change it.
+        Image i depends on generator i and row i of the condition alone, so that neither the batch
+        size nor its neighbours change it.
         """
         ...
 
@@ -109,6 +144,44 @@ class Reconstructs(Protocol):
 
     def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) in [-1, 1] to the same shape and range."""
+        ...
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """Compresses images to a smaller grid of real numbers, and back."""
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(c, *smaller spatial) of the latent of one image."""
+        ...
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) in [-1, 1] to (B, *latent_shape), the most likely one, not a sample."""
+        ...
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """(B, *latent_shape) to (B, C, *spatial) in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class Quantizes(Protocol):
+    """Compresses images to a smaller grid of codes, and back."""
+
+    def code_shape(self) -> tuple[int, ...]:
+        """Codes along each spatial axis."""
+        ...
+
+    def num_codes(self) -> int:
+        """Codes are 0 to this number, exclusive."""
+        ...
+
+    def encode_codes(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) in [-1, 1] to (B, *code_shape), int64."""
+        ...
+
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """(B, *code_shape), int64, to (B, C, *spatial) in [-1, 1]."""
         ...
 
 

@@ -23,6 +23,16 @@ class Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
+class ConditionSpec(Schema):
+    """A column of the manifest that a model was trained to follow."""
+
+    name: str = Field(description="Column of the manifest.")
+    kind: Literal["class", "number"] = Field(description="What its cells are.")
+    classes: List[str] = Field(default=(), description="Names of a class, in the order of ids.")
+    low: float = Field(default=0.0, description="Lowest number trained on; the model sees -1.")
+    high: float = Field(default=0.0, description="Highest number trained on; the model sees 1.")
+
+
 class ImageSpec(Schema):
     """What every image of a data set has in common: enough to sample, and to save true images.
 
@@ -43,11 +53,29 @@ class ImageSpec(Schema):
     file_format: FileFormat = Field(description="Format in which images are written.")
     integer: bool = Field(default=False, description="Whether source intensities are integers.")
     labels: List[str] = Field(default=(), description="Class names, in the order of their ids.")
+    conditions: List[ConditionSpec] = Field(
+        default=(), description="Columns of the manifest that the images follow."
+    )
+    source_channels: List[int] = Field(
+        default=(),
+        description="Channels of the data from which the images are made; they are not among "
+        "`channels`.",
+    )
 
     @property
     def rank(self) -> int:
         """Number of spatial axes: 2 or 3."""
         return len(self.size)
+
+
+class Condition(TypedDict):
+    """What images are to follow."""
+
+    values: torch.Tensor
+    """(B, K), float32: for each of ImageSpec.conditions the class id, or the number scaled to
+    [-1, 1]; NaN where it is not known."""
+    source: torch.Tensor
+    """(B, S, *spatial), float32 in [-1, 1]: the images that are translated; S may be 0."""
 
 
 class Batch(TypedDict):
@@ -56,3 +84,4 @@ class Batch(TypedDict):
     image: torch.Tensor  # (B, C, *spatial), float32 in [-1, 1]
     label: torch.Tensor  # (B,), int64 class id; -1 where the manifest gives none
     index: torch.Tensor  # (B,), int64 row of the manifest
+    condition: Condition

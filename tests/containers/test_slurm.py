@@ -172,7 +172,8 @@ def test_tasks_of_a_job_share_one_training(
     job = Job(script, slurm, tmp_path, "--ntasks-per-node=2", **places)
     job.finish()
     assert (out / "run" / "artifact" / "weights.safetensors").is_file()
-    assert job.said().count("epoch 2/2  train/loss") == 1, job.said()
+    assert job.said().count("epoch 2/2") == 1, job.said()
+    assert job.said().count("Trained model") == 1, job.said()
 
 
 def test_the_signal_sends_the_job_back_and_it_continues(

@@ -239,7 +239,7 @@ def test_batches(source: str, cache: Path, request: pytest.FixtureRequest) -> No
     data = module(csv, cache, batch_size=3, validation_fraction=0.2)
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for batch in epoch_of(loader):
-            assert set(batch) == {"image", "label", "index"}
+            assert set(batch) == {"image", "label", "index", "condition"}
             image, label, index = batch["image"], batch["label"], batch["index"]
             assert image.shape[1:] == (1, *data.image.size)
             assert image.dtype == torch.float32

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from synthcube.data.cache import ImageCache
+from synthcube.data.conditions import condition_specs, condition_values
 from synthcube.data.images import read_image
 from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest
@@ -20,7 +21,7 @@ from synthcube.data.splitting import split_subjects
 from synthcube.data.transforms import DataConfig, Preprocessing, TransformConfig
 from synthcube.errors import ImageError, ManifestError
 from synthcube.runtime import derived_seed, workers_that_fit
-from synthcube.schema import Batch, ImageSpec
+from synthcube.schema import Batch, Condition, ImageSpec
 
 
 class Images(Dataset[Batch]):
@@ -29,12 +30,16 @@ class Images(Dataset[Batch]):
     def __init__(
         self,
         cache: ImageCache,
-        labels: Sequence[int],
+        manifest: Manifest,
+        image: ImageSpec,
         augmentation: Sequence[TransformConfig],
         seed: int,
     ) -> None:
         self.cache = cache
-        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.labels = torch.tensor([row.label for row in manifest.rows], dtype=torch.int64)
+        self.conditions = torch.from_numpy(condition_values(image.conditions, manifest.rows))
+        self.source = list(image.source_channels)
+        self.made = [i for i in range(cache.shape[1]) if i not in self.source]
         self.augmentation = [transform.build() for transform in augmentation]
         self.seed = seed
 
@@ -49,7 +54,11 @@ class Images(Dataset[Batch]):
             image = torch.stack(
                 [self._augmented(each, *place) for each, place in zip(image, places, strict=True)]
             )
-        return Batch(image=image, label=self.labels[rows], index=torch.tensor(rows))
+        condition = Condition(values=self.conditions[rows], source=image[:, self.source])
+        made = image[:, self.made] if self.source else image
+        return Batch(
+            image=made, label=self.labels[rows], index=torch.tensor(rows), condition=condition
+        )
 
     def _augmented(self, image: torch.Tensor, epoch: int, row: int) -> torch.Tensor:
         """(C, *spatial) to the same; depends on nothing but the seed, the epoch and the row."""
@@ -151,6 +160,17 @@ class DataModule(pl.LightningDataModule):
             self.config.num_workers, self._batch_bytes() // processes * node
         )
 
+    def examples(self, rows: Sequence[int]) -> Batch:
+        """Those rows of the manifest as one batch, not augmented."""
+        images = Images(self.cache, self.manifest, self.image, (), self.seed)
+        return images.__getitems__([(0, row) for row in rows])
+
+    def every_image(self) -> Iterator[Batch]:
+        """All rows of the manifest in order, in batches, not augmented."""
+        rows = range(len(self.manifest.rows))
+        for start in range(0, len(rows), self.batch_size):
+            yield self.examples(rows[start : start + self.batch_size])
+
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader("train", self.config.augmentation)
 
@@ -158,12 +178,11 @@ class DataModule(pl.LightningDataModule):
         return self._loader("validation", ())
 
     def _loader(self, split: str, augmentation: Sequence[TransformConfig]) -> DataLoader[Batch]:
-        labels = [row.label for row in self.manifest.rows]
         batches = EpochBatches(
             self.rows(split), self.batch_size, self.seed, self._place(), shuffle=split == "train"
         )
         return DataLoader(
-            Images(self.cache, labels, augmentation, self.seed),
+            Images(self.cache, self.manifest, self.image, augmentation, self.seed),
             batch_sampler=batches,
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
@@ -201,21 +220,34 @@ class DataModule(pl.LightningDataModule):
 
     def _image_spec(self) -> ImageSpec:
         train = self.rows("train")
-        ranges, affines = self.cache.intensity_ranges[train], self.cache.affines[train]
+        made = _made_channels(self.cache.shape[1], self.config.source_channels)
+        ranges, affines = self.cache.intensity_ranges[train][:, made], self.cache.affines[train]
         source = read_image(self.manifest.rows[0].channels)
         keeps = Preprocessing(self.config).keeps_intensities
-        is_picture = source.file_format == "png" and self.cache.shape[1] in (1, 3) and keeps
+        is_picture = source.file_format == "png" and len(made) in (1, 3) and keeps
         spacing = np.median(np.linalg.norm(affines[:, :3, :3], axis=1), axis=0)
         return ImageSpec(
             size=self.cache.shape[2:],
-            channels=self.cache.shape[1],
+            channels=len(made),
             spacing_mm=tuple(np.round(spacing, 6).tolist()),
             affine=_common_affine(affines, spacing, self.cache.shape[2:]),
             intensity_range=tuple(tuple(pair) for pair in ranges.mean(axis=0).tolist()),
             file_format="png" if is_picture else "nii.gz",
             integer=source.integer and keeps,
             labels=self.manifest.labels,
+            conditions=condition_specs(self.manifest, train, self.config.conditions),
+            source_channels=self.config.source_channels,
         )
+
+
+def _made_channels(channels: int, source: Sequence[int]) -> list[int]:
+    made = [index for index in range(channels) if index not in source]
+    if not made or any(index >= channels for index in source):
+        raise ImageError(
+            f"data.source_channels {list(source)}: the images have {channels} channel(s), counted "
+            "from 0, of which one at least must be left to make"
+        )
+    return made
 
 
 def _common_affine(

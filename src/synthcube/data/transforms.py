@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, Strict, model_validator
 from typing_extensions import Self
 
 from synthcube import plugins
+from synthcube.data.conditions import ConditionFields
 from synthcube.data.images import Image
 from synthcube.data.resampling import Affine, cropped_or_padded, resampled
 from synthcube.errors import ConfigError, ImageError, SynthCubeError
@@ -57,7 +58,7 @@ class TransformConfig(Schema):
         return transform
 
 
-class DataConfig(Schema):
+class DataConfig(ConditionFields):
     """How images are read, brought to one shape and range, split and augmented."""
 
     spacing_mm: List[float] | None = Field(

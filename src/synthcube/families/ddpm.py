@@ -14,16 +14,17 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from synthcube.family import Family, FamilyConfig, noise
+from synthcube.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.nets.solver import integrate
 from synthcube.nets.unet import UNetFields
-from synthcube.schema import Batch, ImageSpec
+from synthcube.schema import Batch, Condition, ImageSpec
 
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 _PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x_0": "sample"}
 _SAMPLING_STEPS = {"dpm-solver++": 20, "ddim": 50}
 
 
-class DDPMConfig(UNetFields, FamilyConfig):
+class DDPMConfig(UNetFields, GuidanceFields, FamilyConfig):
     """Noise-, velocity- or image-predicting U-Net in pixel space."""
 
     summary: ClassVar[str] = "denoising diffusion with the classic noise schedules and samplers"
@@ -68,7 +69,10 @@ class DDPMConfig(UNetFields, FamilyConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        return cls(channels=(8, 8), num_res_blocks=1, attention_from=1, num_sampling_steps=3)
+        return cls(
+            channels=(8, 8), num_res_blocks=1, attention_from=1, num_norm_groups=2,
+            num_sampling_steps=3,
+        )  # fmt: skip
 
     def faults(self, image: ImageSpec) -> list[str]:
         return self.network_faults(image)
@@ -121,12 +125,14 @@ class DDPM(Family):
             target = self.noise_schedule.get_velocity(x_0, epsilon, step)
         elif self.config.prediction == "x_0":
             target = x_0
-        prediction = self.network(x_t, step.float()).float()
+        condition = dropped(batch["condition"], self.config.condition_dropout)
+        prediction = self.network(x_t, step.float(), condition).float()
         return {"loss": torch.nn.functional.mse_loss(prediction, target)}
 
-    def sample(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
         start = noise(generators, self.image).to(self.device)
+        predict = guided(self.network, condition, self.config.guidance)
         x_0 = integrate(
-            self.config.solver(), self.network, start, generators, self.config.sampling_steps
+            self.config.solver(), predict, start, generators, self.config.sampling_steps
         )
         return x_0.clamp(-1, 1)

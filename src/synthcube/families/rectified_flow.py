@@ -14,15 +14,16 @@ from pydantic import Field
 from typing_extensions import Self
 
 from synthcube.family import Family, FamilyConfig, noise
+from synthcube.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.nets.solver import integrate
 from synthcube.nets.unet import UNetFields
-from synthcube.schema import Batch, ImageSpec
+from synthcube.schema import Batch, Condition, ImageSpec
 
 # The network's time embedding was made for the steps of a diffusion, 0 to 1000.
 TIME_SCALE = 1000
 
 
-class RectifiedFlowConfig(UNetFields, FamilyConfig):
+class RectifiedFlowConfig(UNetFields, GuidanceFields, FamilyConfig):
     """Velocity-predicting U-Net in pixel space."""
 
     summary: ClassVar[str] = "straight paths from noise to image; good in 20 steps (the default)"
@@ -46,7 +47,10 @@ class RectifiedFlowConfig(UNetFields, FamilyConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        return cls(channels=(8, 8), num_res_blocks=1, attention_from=1, num_sampling_steps=3)
+        return cls(
+            channels=(8, 8), num_res_blocks=1, attention_from=1, num_norm_groups=2,
+            num_sampling_steps=3,
+        )  # fmt: skip
 
     def faults(self, image: ImageSpec) -> list[str]:
         return self.network_faults(image)
@@ -83,12 +87,14 @@ class RectifiedFlow(Family):
         logit = torch.randn(len(x_0), device=x_0.device)
         t = torch.sigmoid(self.config.time_mean + self.config.time_std * logit)
         weight = t.view(-1, *[1] * (x_0.ndim - 1))
-        velocity = self.network((1 - weight) * x_0 + weight * x_1, t * TIME_SCALE)
+        condition = dropped(batch["condition"], self.config.condition_dropout)
+        velocity = self.network((1 - weight) * x_0 + weight * x_1, t * TIME_SCALE, condition)
         return {"loss": torch.nn.functional.mse_loss(velocity.float(), x_1 - x_0)}
 
-    def sample(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
         start = noise(generators, self.image).to(self.device)
+        predict = guided(self.network, condition, self.config.guidance)
         x_0 = integrate(
-            self.config.solver(), self.network, start, generators, self.config.num_sampling_steps
+            self.config.solver(), predict, start, generators, self.config.num_sampling_steps
         )
         return x_0.clamp(-1, 1)

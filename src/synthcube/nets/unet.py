@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
 from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import DiffusionModelUNet
 from pydantic import Field
 
-from synthcube.schema import ImageSpec, List, Schema
+from synthcube.nets.conditioning import ConditionEmbedding
+from synthcube.schema import Condition, ConditionSpec, ImageSpec, List, Schema
 
 # Above this many voxels at the finest level with attention, its matrix is not kept as a whole.
 _FEW_TOKENS = 1024
@@ -50,13 +52,14 @@ class UNetFields(Schema):
             ]
         return []
 
-    def build_network(self, image: ImageSpec) -> DiffusionModelUNet:
-        """The network: (x_t (B, C, *spatial), time (B,)) to (B, C, *spatial)."""
+    def build_network(self, image: ImageSpec, out_channels: int | None = None) -> ConditionalUNet:
+        """The network for such images; `out_channels` is as many as they have, unless given."""
         levels = len(self.channels)
-        network = DiffusionModelUNet(
+        network = ConditionalUNet(
+            image.conditions,
             spatial_dims=image.rank,
-            in_channels=image.channels,
-            out_channels=image.channels,
+            in_channels=image.channels + len(image.source_channels),
+            out_channels=out_channels or image.channels,
             channels=self.channels,
             num_res_blocks=self.num_res_blocks,
             attention_levels=tuple(level >= self.attention_from for level in range(levels)),
@@ -68,6 +71,27 @@ class UNetFields(Schema):
         if math.prod(image.size) // 2 ** (image.rank * coarsest) <= _FEW_TOKENS:
             network.register_forward_pre_hook(_choose_attention)
         return network
+
+
+class ConditionalUNet(DiffusionModelUNet):
+    """The U-Net of MONAI: conditions join its time embedding, source images its input."""
+
+    def __init__(self, conditions: Sequence[ConditionSpec], **settings: Any) -> None:
+        super().__init__(**settings)
+        if conditions:
+            # Where MONAI adds the embedding of a class, ours of all conditions is added.
+            self.num_class_embeds = len(conditions)
+            embedding: Any = ConditionEmbedding(conditions, 4 * settings["channels"][0])
+            self.class_embedding = embedding
+
+    def forward(  # type: ignore[override]  # MONAI's has other arguments after the first two
+        self, x_t: torch.Tensor, time: torch.Tensor, condition: Condition
+    ) -> torch.Tensor:
+        """x_t (B, C, *spatial) at time (B,), under a condition, to (B, C_out, *spatial)."""
+        source = condition["source"].to(x_t)
+        x = torch.cat([x_t, source], dim=1) if source.shape[1] else x_t
+        predicted: torch.Tensor = super().forward(x, time, class_labels=condition["values"])
+        return predicted
 
 
 def _choose_attention(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from synthcube import __version__, artifact, compute, config, runtime, sampling, storage
+from synthcube import artifact, compute, config, runtime, sampling
 from synthcube.artifact import Artifact
-from synthcube.data.images import write_image
+from synthcube.data.cache import ImageCache
+from synthcube.data.conditions import cell, requested, shown
 from synthcube.data.loading import load_images
-from synthcube.data.manifest import Manifest, read_manifest, write_manifest
-from synthcube.data.pictures import save_grid
-from synthcube.data.transforms import DataConfig, to_intensities
-from synthcube.errors import FamilyError, ImageError, OutputError
+from synthcube.data.manifest import Manifest, Row, read_manifest
+from synthcube.data.transforms import DataConfig
+from synthcube.data.wishes import Wish, complete, parse_counts, read_wishes
+from synthcube.errors import FamilyError, ImageError
 from synthcube.family import Reconstructs, Samples
 from synthcube.schema import ImageSpec
+from synthcube.tasks.image_folder import Pairs, claim, finish, finish_pairs, write
 
 log = logging.getLogger("synthcube")
 
-IMAGES, MANIFEST, GRID, PROVENANCE = "images", "manifest.csv", "grid.png", "provenance.json"
 _IN_GRID = 64
 
 
@@ -30,15 +34,20 @@ def infer(
     model_path: Path,
     out: Path,
     *,
-    num_images: int | None = None,
+    num_images: int | str | None = None,
     seed: int | None = None,
     data_path: Path | None = None,
     batch_size: int | None = None,
     config_path: Path | None = None,
+    conditions: Sequence[str] = (),
+    conditions_path: Path | None = None,
 ) -> Path:
-    """Generate images, or reconstruct those at `data_path`; returns the picture of them.
+    """Generate images, or reconstruct or translate those at `data_path`; returns a picture of them.
 
     Args:
+        num_images: how many, or "Hand=5,HeadCT=3": how many of each class.
+        conditions: "name=value" that all images follow; see data/wishes.py.
+        conditions_path: CSV of what each image follows, in place of a number.
         config_path: YAML whose seed, sampling and compute win over those of the training.
 
     Raises:
@@ -56,26 +65,68 @@ def infer(
     family = trained.build(device)
     name = settings["model"]["name"]
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
+    request = _Request(trained, family, out, batch_size, precision, seed)
     if data_path:
+        manifest = read_manifest(data_path)
+        if trained.image.source_channels:
+            return _translate(request, manifest)
         if not isinstance(family, Reconstructs):
             raise FamilyError(f"{name} does not reconstruct images: leave out data_path.")
-        return _reconstruct(trained, family, read_manifest(data_path), out, batch_size, precision)
+        return _reconstruct(request, manifest)
+    if trained.image.source_channels:
+        raise FamilyError(
+            f"This {name} makes images out of others (channels "
+            f"{list(trained.image.source_channels)} of its data): give them as data_path."
+        )
     if not isinstance(family, Samples):
         raise FamilyError(
             f"{name} does not generate images out of nothing: give images to reconstruct as "
             "data_path."
         )
     number = settings["sampling"]["num_images"] if num_images is None else num_images
-    seeds = sampling.image_seeds(seed, number)
-    _claim(out, trained, {"task": "generate", "seed": seed, "num_images": number}, precision)
-    images = sampling.generate(family, seeds, batch_size, precision, device)
+    number = parse_counts(number) if isinstance(number, str) else number
+    wishes = read_wishes(trained.image.conditions, number, conditions, conditions_path)
+    return _generate(request, wishes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What every kind of inference needs."""
+
+    trained: Artifact
+    family: Any
+    out: Path
+    batch_size: int
+    precision: str
+    seed: int
+
+    def claim(self, asked: dict[str, Any]) -> None:
+        claim(self.out, self.trained, asked, self.precision)
+
+
+def _generate(request: _Request, wishes: list[Wish]) -> Path:
+    out, spec = request.out, request.trained.image
+    values = requested(spec.conditions, wishes)
+    seeds = sampling.image_seeds(request.seed, len(wishes))
+    values = complete(values, spec.conditions, wishes, seeds)
+    asked = {"conditions": wishes} if any(wishes) else {}
+    request.claim({"task": "generate", "seed": request.seed, "num_images": len(wishes), **asked})
+    images = sampling.generate(
+        request.family, seeds, values, request.batch_size, request.precision,
+        request.family.device,
+    )  # fmt: skip
     rows, tiles = [], []
-    for index, (image, image_seed) in enumerate(zip(images, seeds, strict=True)):
+    for index, image in enumerate(images):
         stem = f"{index:05d}"
-        path = _write(out, stem, image, trained.image)
-        rows.append({"Channel_0": path, "SubjectID": stem, "Seed": str(image_seed)})
+        path = write(out, stem, image, spec)
+        row = {"Channel_0": path, "SubjectID": stem, "Seed": str(seeds[index])}
+        rows.append(row | _followed(spec, values[index]))
         tiles += [image] if index < _IN_GRID else []
-    return _finish(out, rows, tiles, trained.image, columns=None)
+    return finish(out, rows, tiles, spec, columns=None)
+
+
+def _followed(spec: ImageSpec, values: npt.NDArray[np.float32]) -> dict[str, str]:
+    return {each.name: shown(each, float(values[i])) for i, each in enumerate(spec.conditions)}
 
 
 def _settings(trained: Artifact, config_path: Path | None) -> dict[str, Any]:
@@ -88,24 +139,53 @@ def _settings(trained: Artifact, config_path: Path | None) -> dict[str, Any]:
     return settings
 
 
-def _reconstruct(
-    trained: Artifact, family: Any, manifest: Manifest, out: Path, batch_size: int, precision: str
-) -> Path:
-    images = load_images(
-        manifest, DataConfig.model_validate(trained.config["data"]), runtime.cache_folder()
-    )
-    spec = trained.image
-    if images.shape[1:] != (spec.channels, *spec.size):
+def _translate(request: _Request, manifest: Manifest) -> Path:
+    spec, out = request.trained.image, request.out
+    images = _load(request, manifest)
+    channels, source = images.shape[1], list(spec.source_channels)
+    if channels == len(source):
+        source = list(range(channels))
+    elif channels != len(source) + spec.channels:
         raise ImageError(
-            f"{manifest.path}: the images have {images.shape[1]} channel(s) and size "
-            f"{list(images.shape[2:])}, the model was trained on {spec.channels} and "
-            f"{list(spec.size)}."
+            f"{manifest.path}: the images have {channels} channel(s); the model makes "
+            f"{spec.channels} out of {len(source)}: give these, or all of them as in training."
         )
-    _claim(out, trained, {"task": "reconstruct", "data": str(manifest.path)}, precision)
+    wishes = [
+        {each.name: cell(row, each.name) for each in spec.conditions} for row in manifest.rows
+    ]
+    values = requested(spec.conditions, wishes)
+    seeds = sampling.image_seeds(request.seed, len(wishes))
+    request.claim({"task": "translate", "data": str(manifest.path), "seed": request.seed})
     rows: list[dict[str, str]] = []
-    tiles: list[tuple[torch.Tensor, torch.Tensor]] = []
-    device = family.device
-    pairs = sampling.reconstruct(family, images, batch_size, precision, device)
+    pairs: Pairs = []
+    made = sampling.generate(
+        request.family, seeds, values, request.batch_size, request.precision,
+        request.family.device, (images, source),
+    )  # fmt: skip
+    for index, (row, image) in enumerate(zip(manifest.rows, made, strict=True)):
+        own = spec.model_copy(update={"affine": images.affines[index].tolist()})
+        path = write(out, row.name, image, own)
+        rows.append(_row(path, row, source[0]) | _followed(spec, values[index]))
+        if len(pairs) < _IN_GRID // 8:
+            original = torch.from_numpy(images.read([index])[0, source[:1]])
+            pairs.append((original.expand_as(image), image))
+    return finish_pairs(out, rows, pairs, spec)
+
+
+def _reconstruct(request: _Request, manifest: Manifest) -> Path:
+    spec, out = request.trained.image, request.out
+    images = _load(request, manifest)
+    if images.shape[1] != spec.channels:
+        raise ImageError(
+            f"{manifest.path}: the images have {images.shape[1]} channel(s), the model was "
+            f"trained on {spec.channels}."
+        )
+    request.claim({"task": "reconstruct", "data": str(manifest.path)})
+    rows: list[dict[str, str]] = []
+    tiles: Pairs = []
+    pairs = sampling.reconstruct(
+        request.family, images, request.batch_size, request.precision, request.family.device
+    )
     for index, (row, (original, made)) in enumerate(zip(manifest.rows, pairs, strict=True)):
         own = spec.model_copy(
             update={
@@ -113,60 +193,21 @@ def _reconstruct(
                 "intensity_range": images.intensity_ranges[index].tolist(),
             }
         )
-        path = _write(out, row.name, made, own)
-        rows.append({"Channel_0": path, "SubjectID": row.subject, "Source": str(row.channels[0])})
+        rows.append(_row(write(out, row.name, made, own), row))
         tiles += [(original, made)] if len(tiles) < _IN_GRID // 8 else []
-    shown = [pair[side] for side in (0, 1) for pair in tiles]
-    return _finish(out, rows, shown, spec, columns=len(tiles))
+    return finish_pairs(out, rows, tiles, spec)
 
 
-def _write(out: Path, stem: str, image: torch.Tensor, spec: ImageSpec) -> str:
-    path = Path(IMAGES) / f"{stem}.{spec.file_format}"
-    intensities = to_intensities(image, spec.intensity_range)
-    write_image(out / path, intensities, spec.affine, integer=spec.integer)
-    return str(path)
+def _load(request: _Request, manifest: Manifest) -> ImageCache:
+    data = DataConfig.model_validate(request.trained.config["data"])
+    images = load_images(manifest, data, runtime.cache_folder())
+    if images.shape[2:] != request.trained.image.size:
+        raise ImageError(
+            f"{manifest.path}: the images have size {list(images.shape[2:])}, the model was "
+            f"trained on {list(request.trained.image.size)}."
+        )
+    return images
 
 
-def _claim(out: Path, trained: Artifact, request: dict[str, Any], precision: str) -> None:
-    """Take `out` for this request: empty, or holding the outcome of the very same one."""
-    provenance = {
-        "request": request,
-        "artifact_sha256": trained.sha256,
-        "artifact": str(trained.folder),
-        "config": trained.config,
-        "precision": precision,
-        "synthcube": __version__,
-        "versions": runtime.versions(),
-        "complete": False,
-    }
-    storage.make_folder(out, "output_path")
-    existing = out / PROVENANCE
-    if existing.exists():
-        before = json.loads(existing.read_text(encoding="utf-8"))
-        same = ("request", "artifact_sha256", "precision")
-        if any(before.get(key) != provenance[key] for key in same):
-            raise OutputError(
-                f"output_path {out} holds other images, made by {before.get('request')} from the "
-                f"model {str(before.get('artifact_sha256'))[:12]}: give another one, or empty it."
-            )
-    elif (out / IMAGES).exists() or (out / MANIFEST).exists():
-        raise OutputError(f"output_path {out} already holds images: give another, or empty it.")
-    storage.write_json(existing, provenance)
-    storage.make_folder(out / IMAGES)
-
-
-def _finish(
-    out: Path,
-    rows: list[dict[str, str]],
-    tiles: list[torch.Tensor],
-    spec: ImageSpec,
-    columns: int | None,
-) -> Path:
-    save_grid(
-        out / GRID, tiles, columns=columns, raster=spec.file_format == "png",
-        spacing_mm=spec.spacing_mm,
-    )  # fmt: skip
-    write_manifest(out / MANIFEST, rows)
-    provenance = json.loads((out / PROVENANCE).read_text(encoding="utf-8"))
-    storage.write_json(out / PROVENANCE, provenance | {"complete": True})
-    return out / GRID
+def _row(path: str, row: Row, channel: int = 0) -> dict[str, str]:
+    return {"Channel_0": path, "SubjectID": row.subject, "Source": str(row.channels[channel])}

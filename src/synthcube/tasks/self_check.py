@@ -15,7 +15,8 @@ from synthcube.data.phantom import write_phantoms
 from synthcube.family import Samples
 from synthcube.storage import sha256, write_text
 from synthcube.tasks.export import export
-from synthcube.tasks.infer import IMAGES, infer
+from synthcube.tasks.image_folder import IMAGES
+from synthcube.tasks.infer import infer
 from synthcube.tasks.train import CONFIG, train
 
 _NUM_IMAGES, _SIDE, _SPACING_MM = 6, 16, (1.0, 1.5, 3.0)

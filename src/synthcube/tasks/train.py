@@ -35,8 +35,10 @@ def train(
     *,
     overrides: Sequence[str] = (),
     resume: str = "auto",
-) -> Path:
+) -> Path | None:
     """Train, or continue the training in `run`; returns the artifact folder.
+
+    Of processes that train together the first writes it; the others return None.
 
     Args:
         resume: "auto" continues where there is something to continue, "never" refuses a folder
@@ -46,6 +48,7 @@ def train(
         SynthCubeError: bad config, data or output folder; see errors.py.
     """
     settings = config.load(config_path, overrides)
+    settings = settings.model_copy(update={"model": settings.model.resolved()})
     device = compute.device(settings.compute.accelerator)
     rank = _join(settings, compute.devices_used(settings.compute, device))
     manifest = read_manifest(data_path)
@@ -70,9 +73,10 @@ def train(
             "This training is complete; raise training.max_epochs, or max_minutes, to continue it."
         )
         if (run / "artifact" / artifact.INDEX).exists():
-            return run / "artifact"
-    if rank == 0:
-        _save_artifact(run, settings, data)
+            return None if rank else run / "artifact"
+    if rank:
+        return None
+    _save_artifact(run, settings, data)
     return run / "artifact"
 
 
@@ -110,7 +114,8 @@ def _fit(
         epochs, steps = checkpoints.reached(checkpoint)
         log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
     torch.manual_seed(runtime.derived_seed(settings.seed, "weights"))
-    family = settings.model.build(data.image)
+    family = settings.model.build(data.image).to(device)
+    family.begin(data.every_image())
     fit(
         family, data, settings.training, settings.compute,
         run=run, seed=settings.seed, precision=precision, device=device, checkpoint=checkpoint,

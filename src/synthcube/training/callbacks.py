@@ -18,7 +18,7 @@ from synthcube.data.pictures import save_grid
 from synthcube.errors import NonFiniteLossError
 from synthcube.family import Reconstructs, Samples
 from synthcube.runtime import derived_seed
-from synthcube.schema import Batch
+from synthcube.schema import Batch, Condition
 from synthcube.storage import make_folder
 
 log = logging.getLogger("synthcube")
@@ -136,14 +136,14 @@ class SamplePictures(Callback):
     """Writes what the averaged weights make, with the same seeds each time.
 
     Args:
-        examples: images for a family that reconstructs, (N, C, *spatial) in [-1, 1].
+        examples: images whose conditions are followed, or that are reconstructed.
         averaged: the model with averaged weights, or None where there is none.
     """
 
     def __init__(
         self,
         folder: Path,
-        examples: torch.Tensor,
+        examples: Batch,
         averaged: Callable[[], Any],
         every_n_epochs: int,
         seed: int,
@@ -167,25 +167,33 @@ class SamplePictures(Callback):
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
             tiles = self._tiles(drawn)
         drawn.train(was_training)
+        number = len(self.examples["index"])
         if tiles:
             make_folder(self.folder)
             save_grid(
                 self.folder / f"epoch_{epoch:04d}.png",
                 tiles,
-                columns=len(self.examples) if len(tiles) > len(self.examples) else None,
+                columns=number if len(tiles) > number else None,
                 raster=drawn.image.file_format == "png",
                 spacing_mm=drawn.image.spacing_mm,
             )
 
     def _tiles(self, module: Any) -> list[torch.Tensor]:
         device = module.device
+        images, number = self.examples["image"], len(self.examples["index"])
         if isinstance(module, Samples):
-            seeds = [derived_seed(self.seed, "picture", i) for i in range(len(self.examples))]
+            seeds = [derived_seed(self.seed, "picture", i) for i in range(number)]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            return list(module.sample(generators).float().cpu())
+            condition = self.examples["condition"]
+            moved = Condition(
+                values=condition["values"].to(device),
+                source=condition["source"].to(device),
+            )
+            made = module.sample(generators, moved).float().cpu()
+            return [*images, *made] if condition["source"].shape[1] else list(made)
         if isinstance(module, Reconstructs):
-            made = module.reconstruct(self.examples.to(device)).float().cpu()
-            return [*self.examples, *made]
+            made = module.reconstruct(images.to(device)).float().cpu()
+            return [*images, *made]
         return []
 
 

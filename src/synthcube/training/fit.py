@@ -54,16 +54,20 @@ def fit(
     """
     table = MetricsTable(run / "metrics.csv")
     num_devices = devices_used(compute, device)
+    by_hand = not family.automatic_optimization
+    if by_hand:
+        family.accumulate = training.accumulate
+        family.gradient_clip_norm = training.gradient_clip_norm
     with quiet_lightning():
         trainer = _trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=num_devices,
             num_nodes=compute.num_nodes,
-            strategy=strategy(compute, num_devices),
+            strategy=strategy(compute, num_devices, unused_parameters=by_hand),
             precision=precision,
             max_epochs=training.max_epochs,
-            accumulate_grad_batches=training.accumulate,
-            gradient_clip_val=training.gradient_clip_norm,
+            accumulate_grad_batches=1 if by_hand else training.accumulate,
+            gradient_clip_val=None if by_hand else training.gradient_clip_norm,
             check_val_every_n_epoch=training.validate_every_n_epochs,
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if data.rows("validation") else 0,
@@ -108,7 +112,7 @@ def _callbacks(data: DataModule, training: TrainingConfig, run: Path, seed: int)
         checkpoints.BestAndLast(folder, monitor, training.validate_every_n_epochs),
         SamplePictures(
             run / "samples",
-            torch.from_numpy(data.cache.read(rows)),
+            data.examples(rows),
             lambda: ema.model if ema else None,
             training.sample_every_n_epochs,
             seed,

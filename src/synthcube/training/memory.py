@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from synthcube.family import FamilyConfig
-from synthcube.schema import Batch, ImageSpec
+from synthcube.schema import Batch, Condition, ImageSpec
 
 _STATES = 4  # gradient, two moments of Adam, moving average: each as large as the weights
 
@@ -35,6 +35,10 @@ def training_bytes(
         image=torch.zeros(1, image.channels, *image.size),
         label=torch.zeros(1, dtype=torch.int64),
         index=torch.zeros(1, dtype=torch.int64),
+        condition=Condition(
+            values=torch.zeros(1, len(image.conditions)),
+            source=torch.zeros(1, len(image.source_channels), *image.size),
+        ),
     )
     with (
         torch.autograd.graph.saved_tensors_hooks(count, torch.Tensor.detach),

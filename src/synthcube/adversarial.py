@@ -1,0 +1,174 @@
+"""Training against a discriminator: two optimizers, stepped by hand, and the losses by name.
+
+Non-saturating loss: Goodfellow et al. (NeurIPS 2014). Least squares: Mao et al. (ICCV 2017).
+Hinge: Lim and Ye, "Geometric GAN" (2017). Sliced Wasserstein distance: Rabin et al. (2011).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from pydantic import Field
+from torch.nn import functional
+
+from synthcube.family import Family
+from synthcube.optimization import OptimizerConfig, SchedulerConfig
+from synthcube.schema import Batch, Schema
+
+AdversarialLoss = Literal["non_saturating", "hinge", "least_squares"]
+_PROJECTIONS = 128
+
+
+class DiscriminatorFields(Schema):
+    """The discriminator's part of a family's config."""
+
+    adversarial_loss: AdversarialLoss = Field(
+        default="non_saturating", description="What generator and discriminator play for."
+    )
+    discriminator_optimizer: OptimizerConfig = Field(
+        default=OptimizerConfig(), description="Optimizer of the discriminator."
+    )
+    discriminator_scheduler: SchedulerConfig | None = Field(
+        default=None, description="Learning-rate schedule of the discriminator; null for none."
+    )
+
+
+def generator_term(fake: torch.Tensor, name: AdversarialLoss) -> torch.Tensor:
+    """What the generator minimises, given the discriminator's logits of its images."""
+    fake = fake.float()
+    if name == "non_saturating":
+        return functional.softplus(-fake).mean()
+    if name == "least_squares":
+        return (fake - 1).square().mean()
+    return -fake.mean()
+
+
+def discriminator_term(
+    real: torch.Tensor, fake: torch.Tensor, name: AdversarialLoss
+) -> torch.Tensor:
+    """What the discriminator minimises, given its logits of real and of made images."""
+    real, fake = real.float(), fake.float()
+    if name == "non_saturating":
+        return functional.softplus(-real).mean() + functional.softplus(fake).mean()
+    if name == "least_squares":
+        return 0.5 * ((real - 1).square().mean() + fake.square().mean())
+    return functional.relu(1 - real).mean() + functional.relu(1 + fake).mean()
+
+
+def sliced_wasserstein(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Distance of two batches of images, (B, C, *spatial) each: 0 where they are the same set.
+
+    Mean over fixed random directions of the distance between the sorted projections, in the
+    unit of the images.
+    """
+    one, other = one.float().flatten(1), other.float().flatten(1)
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(one.shape[1], _PROJECTIONS, generator=generator).to(one)
+    directions = directions / directions.norm(dim=0)
+    sorted_one, sorted_other = ((each @ directions).sort(dim=0).values for each in (one, other))
+    distance: torch.Tensor = (sorted_one - sorted_other).abs().mean()
+    return distance
+
+
+class AdversarialFamily(Family):
+    """Trains a generator and, where there is one, a discriminator against it.
+
+    ``loss`` is what is validated; without a discriminator it is what is trained as well.
+    """
+
+    discriminator: torch.nn.Module | None = None
+
+    @abstractmethod
+    def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Scalars by name, of which ``loss`` is minimised; and the images made, to be judged."""
+
+    @abstractmethod
+    def discriminator_loss(self, batch: Batch, made: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Scalars by name, of which ``loss`` is minimised; `made` has no gradient."""
+
+    def discriminates(self) -> bool:
+        """Whether the discriminator learns in this step; a family may let it wait."""
+        return True
+
+    def oppose(self, discriminator: torch.nn.Module) -> None:
+        """Train against `discriminator` from now on; to be called at the end of __init__."""
+        self.discriminator = discriminator
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        if self.discriminator is None:
+            return super().training_step(batch, batch_idx)
+        generator, discriminator = self._optimizers()
+        steps = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
+        self.toggle_optimizer(generator)
+        terms, made = self.generator_loss(batch)
+        self._learn(generator, terms["loss"], steps)
+        self.untoggle_optimizer(generator)
+        self.log_terms(terms, batch, "train")
+        if self.discriminates():
+            self.toggle_optimizer(discriminator)
+            judged = self.discriminator_loss(batch, made.detach())
+            self._learn(discriminator, judged["loss"], steps)
+            self.untoggle_optimizer(discriminator)
+            self.log_terms(
+                {f"discriminator_{name}": value for name, value in judged.items()}, batch, "train"
+            )
+        if steps:
+            self._step_schedules("step")
+        return {"loss": terms["loss"].detach()}
+
+    def on_train_epoch_end(self) -> None:
+        if self.discriminator is not None:
+            self._step_schedules("epoch")
+
+    def configure_optimizers(self) -> Any:
+        if self.discriminator is None:
+            return super().configure_optimizers()
+        config: Any = self.config
+        judge = list(self.discriminator.parameters())
+        judging = {id(weight) for weight in judge}
+        maker = [each for each in self.parameters() if id(each) not in judging]
+        return [
+            self.described_optimizer(maker, config.optimizer, config.scheduler),
+            self.described_optimizer(
+                judge, config.discriminator_optimizer, config.discriminator_scheduler
+            ),
+        ]
+
+    def _optimizers(self) -> tuple[LightningOptimizer, LightningOptimizer]:
+        found: Any = self.optimizers()
+        generator, discriminator = found
+        # Lightning counts every optimizer's step; a step of the training is one of the generator.
+        discriminator._on_before_step = discriminator._on_after_step = _nothing
+        return generator, discriminator
+
+    def _learn(self, optimizer: Any, loss: torch.Tensor, steps: bool) -> None:
+        self.manual_backward(loss / self.accumulate)
+        if not steps:
+            return
+        if self.gradient_clip_norm is not None:
+            self.clip_gradients(
+                optimizer, gradient_clip_val=self.gradient_clip_norm,
+                gradient_clip_algorithm="norm",
+            )  # fmt: skip
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _step_schedules(self, interval: str) -> None:
+        for described in self.trainer.lr_scheduler_configs:
+            if described.interval != interval:
+                continue
+            if isinstance(described.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                value = self.trainer.callback_metrics.get(str(described.monitor))
+                if value is not None and math.isfinite(float(value)):
+                    described.scheduler.step(float(value))
+            else:
+                described.scheduler.step()
+
+
+def _nothing() -> None:
+    return None
