@@ -100,7 +100,9 @@ def _callbacks(data: DataModule, training: TrainingConfig, run: Path, seed: int)
     folder = run / "checkpoints"
     monitor = "validation/loss" if data.rows("validation") else "train/loss"
     ema = RampedEMA(training.ema.decay) if training.ema else None
-    rows = (data.rows("validation") or data.rows("train"))[: training.num_sample_images]
+    held = data.rows("validation") or data.rows("train")
+    number = min(training.num_sample_images, len(held))
+    rows = [held[i * len(held) // number] for i in range(number)]  # of every class, if sorted
     callbacks: list[Callback] = [
         StepSeeds(seed),
         FiniteLossGuard(
