@@ -16,7 +16,7 @@ from typing_extensions import Self
 from synthcube.family import Family, FamilyConfig, noise
 from synthcube.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.nets.solver import integrate
-from synthcube.nets.unet import UNetFields
+from synthcube.nets.unet import UNetFields, outputs_of
 from synthcube.schema import Batch, Condition, ImageSpec
 
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
@@ -128,6 +128,14 @@ class DDPM(Family):
         condition = dropped(batch["condition"], self.config.condition_dropout)
         prediction = self.network(x_t, step.float(), condition).float()
         return {"loss": torch.nn.functional.mse_loss(prediction, target)}
+
+    def legacy_network(self) -> torch.nn.Module:
+        return self.config.build_legacy_network(self.image)
+
+    def outputs_of(
+        self, legacy: torch.nn.Module, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return outputs_of(self.network, legacy, self.image, generator)
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
         start = noise(generators, self.image).to(self.device)

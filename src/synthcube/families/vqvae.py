@@ -5,7 +5,7 @@ Dhariwal et al., "Jukebox" (2020).
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from monai.networks import nets
@@ -52,6 +52,24 @@ class VQVAEConfig(FamilyConfig):
     def build(self, image: ImageSpec) -> VQVAE:
         return VQVAE(self, image)
 
+    def network_settings(self, image: ImageSpec) -> dict[str, Any]:
+        """Arguments of MONAI's VQVAE for such images."""
+        levels = len(self.channels)
+        return {
+            "spatial_dims": image.rank,
+            "in_channels": image.channels,
+            "out_channels": image.channels,
+            "channels": self.channels,
+            "num_res_layers": self.num_res_layers,
+            "num_res_channels": self.channels,
+            "downsample_parameters": (_HALVE,) * levels,
+            "upsample_parameters": (_DOUBLE,) * levels,
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "commitment_cost": self.commitment_cost,
+            "decay": self.codebook_decay,
+        }
+
     @classmethod
     def tiny(cls) -> Self:
         return cls(
@@ -76,21 +94,7 @@ class VQVAE(Family):
 
     def __init__(self, config: VQVAEConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
-        levels = len(config.channels)
-        self.network = nets.VQVAE(
-            spatial_dims=image.rank,
-            in_channels=image.channels,
-            out_channels=image.channels,
-            channels=config.channels,
-            num_res_layers=config.num_res_layers,
-            num_res_channels=config.channels,
-            downsample_parameters=(_HALVE,) * levels,
-            upsample_parameters=(_DOUBLE,) * levels,
-            num_embeddings=config.num_embeddings,
-            embedding_dim=config.embedding_dim,
-            commitment_cost=config.commitment_cost,
-            decay=config.codebook_decay,
-        )
+        self.network = nets.VQVAE(**config.network_settings(image))
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         x = batch["image"]
@@ -109,6 +113,21 @@ class VQVAE(Family):
             "commitment": commitment,
             "perplexity": self.network.quantizer.perplexity,
         }
+
+    def legacy_network(self) -> torch.nn.Module:
+        from generative.networks import nets as legacy_nets
+
+        settings = self.config.network_settings(self.image)
+        network: torch.nn.Module = legacy_nets.VQVAE(
+            num_channels=settings.pop("channels"), **settings
+        )
+        return network
+
+    def outputs_of(
+        self, legacy: torch.nn.Module, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
+        return self.network(image)[0], legacy(image)[0]
 
     def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
         codes, _ = self._quantize(self.network.encode(image))
