@@ -31,7 +31,7 @@ class FamilyConfig(Schema, ABC):
 
     name: str = Field(description="Family of the model.")
     optimizer: OptimizerConfig = Field(
-        default=OptimizerConfig(), description="Optimizer of torch.optim, with its arguments."
+        default=OptimizerConfig(), description="Optimizer, with its arguments."
     )
     scheduler: SchedulerConfig | None = Field(
         default=SchedulerConfig(), description="Learning-rate schedule; null for none."
@@ -77,6 +77,10 @@ class Family(pl.LightningModule, ABC):
         num_steps = int(self.trainer.estimated_stepping_batches)
         num_epochs = int(self.trainer.max_epochs or 1)
         schedule: Any = self.config.scheduler.build(optimizer, num_steps, num_epochs)
+        if "monitor" in schedule:
+            validates = bool(self.trainer.limit_val_batches)
+            schedule["monitor"] = "validation/loss" if validates else "train/loss"
+            schedule["frequency"] = self.trainer.check_val_every_n_epoch if validates else 1
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _logged_loss(self, batch: Batch, stage: str) -> torch.Tensor:
