@@ -225,6 +225,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_files_and_checkpoint(
         "model.scheduler={name: ReduceLROnPlateau, patience: 1}",
         "model.scheduler={name: polynomial}",
         "model.optimizer={name: adopt, lr: 0.001}",
+        "model.losses=[{name: l1}, {name: SSIMLoss, weight: 0.1}]",
         "model.scheduler=null",
         "training.accumulate=2",
         "training.ema=null",

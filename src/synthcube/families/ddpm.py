@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from synthcube.family import Family, FamilyConfig, noise
+from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults
 from synthcube.nets.solver import integrate
 from synthcube.nets.unet import UNetFields
 from synthcube.schema import Batch, ImageSpec
@@ -35,6 +36,10 @@ class DDPMConfig(UNetFields, FamilyConfig):
     )
     prediction: Literal["epsilon", "v", "x_0"] = Field(
         default="v", description="What the network predicts: noise, velocity or image."
+    )
+    losses: Losses = Field(
+        default=(LossConfig(name="mse"),),
+        description="Losses between prediction and truth, added up with their weights.",
     )
     sampler: Literal["dpm-solver++", "ddim", "ddpm"] = Field(
         default="dpm-solver++", description="How images are drawn."
@@ -71,7 +76,7 @@ class DDPMConfig(UNetFields, FamilyConfig):
         return cls(channels=(8, 8), num_res_blocks=1, attention_from=1, num_sampling_steps=3)
 
     def faults(self, image: ImageSpec) -> list[str]:
-        return self.network_faults(image)
+        return [*self.network_faults(image), *loss_faults(self.losses, image)]
 
     def noise_schedule(self) -> Any:
         """The scheduler of diffusers that noises training images and samples ancestrally."""
@@ -109,6 +114,7 @@ class DDPM(Family):
     def __init__(self, config: DDPMConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
         self.network = config.build_network(image)
+        self.criterion = WeightedLosses(config.losses, image.rank)
         self.noise_schedule = config.noise_schedule()
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -122,7 +128,7 @@ class DDPM(Family):
         elif self.config.prediction == "x_0":
             target = x_0
         prediction = self.network(x_t, step.float()).float()
-        return {"loss": torch.nn.functional.mse_loss(prediction, target)}
+        return {"loss": self.criterion(prediction, target)}
 
     def sample(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
         start = noise(generators, self.image).to(self.device)

@@ -14,6 +14,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from synthcube.family import Family, FamilyConfig, noise
+from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults
 from synthcube.nets.solver import integrate
 from synthcube.nets.unet import UNetFields
 from synthcube.schema import Batch, ImageSpec
@@ -34,6 +35,10 @@ class RectifiedFlowConfig(UNetFields, FamilyConfig):
     time_std: float = Field(
         default=1.0, gt=0, description="Standard deviation of logit(t) while training."
     )
+    losses: Losses = Field(
+        default=(LossConfig(name="mse"),),
+        description="Losses between predicted and true velocity, added up with their weights.",
+    )
     sampler: Literal["dpm-solver++", "euler", "heun"] = Field(
         default="dpm-solver++",
         description="Solver of the flow: dpm-solver++ (second order, one network call a step), "
@@ -49,7 +54,7 @@ class RectifiedFlowConfig(UNetFields, FamilyConfig):
         return cls(channels=(8, 8), num_res_blocks=1, attention_from=1, num_sampling_steps=3)
 
     def faults(self, image: ImageSpec) -> list[str]:
-        return self.network_faults(image)
+        return [*self.network_faults(image), *loss_faults(self.losses, image)]
 
     def solver(self) -> Any:
         """A fresh scheduler of diffusers; its times are t * 1000."""
@@ -76,6 +81,7 @@ class RectifiedFlow(Family):
     def __init__(self, config: RectifiedFlowConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
         self.network = config.build_network(image)
+        self.criterion = WeightedLosses(config.losses, image.rank)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         x_0 = batch["image"]
@@ -84,7 +90,7 @@ class RectifiedFlow(Family):
         t = torch.sigmoid(self.config.time_mean + self.config.time_std * logit)
         weight = t.view(-1, *[1] * (x_0.ndim - 1))
         velocity = self.network((1 - weight) * x_0 + weight * x_1, t * TIME_SCALE)
-        return {"loss": torch.nn.functional.mse_loss(velocity.float(), x_1 - x_0)}
+        return {"loss": self.criterion(velocity.float(), x_1 - x_0)}
 
     def sample(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
         start = noise(generators, self.image).to(self.device)
