@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from synthcube.family import Family, FamilyConfig, noise
+from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults
 from synthcube.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.nets.solver import integrate
 from synthcube.nets.unet import UNetFields, outputs_of
@@ -36,6 +37,10 @@ class DDPMConfig(UNetFields, GuidanceFields, FamilyConfig):
     )
     prediction: Literal["epsilon", "v", "x_0"] = Field(
         default="v", description="What the network predicts: noise, velocity or image."
+    )
+    losses: Losses = Field(
+        default=(LossConfig(name="mse"),),
+        description="Losses between prediction and truth, added up with their weights.",
     )
     sampler: Literal["dpm-solver++", "ddim", "ddpm"] = Field(
         default="dpm-solver++", description="How images are drawn."
@@ -75,7 +80,7 @@ class DDPMConfig(UNetFields, GuidanceFields, FamilyConfig):
         )  # fmt: skip
 
     def faults(self, image: ImageSpec) -> list[str]:
-        return self.network_faults(image)
+        return [*self.network_faults(image), *loss_faults(self.losses, image)]
 
     def noise_schedule(self) -> Any:
         """The scheduler of diffusers that noises training images and samples ancestrally."""
@@ -113,6 +118,7 @@ class DDPM(Family):
     def __init__(self, config: DDPMConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
         self.network = config.build_network(image)
+        self.criterion = WeightedLosses(config.losses, image.rank)
         self.noise_schedule = config.noise_schedule()
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -127,7 +133,7 @@ class DDPM(Family):
             target = x_0
         condition = dropped(batch["condition"], self.config.condition_dropout)
         prediction = self.network(x_t, step.float(), condition).float()
-        return {"loss": torch.nn.functional.mse_loss(prediction, target)}
+        return {"loss": self.criterion(prediction, target)}
 
     def legacy_network(self) -> torch.nn.Module:
         return self.config.build_legacy_network(self.image)

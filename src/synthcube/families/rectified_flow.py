@@ -14,6 +14,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from synthcube.family import Family, FamilyConfig, noise
+from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults
 from synthcube.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.nets.solver import integrate
 from synthcube.nets.unet import UNetFields
@@ -35,6 +36,10 @@ class RectifiedFlowConfig(UNetFields, GuidanceFields, FamilyConfig):
     time_std: float = Field(
         default=1.0, gt=0, description="Standard deviation of logit(t) while training."
     )
+    losses: Losses = Field(
+        default=(LossConfig(name="mse"),),
+        description="Losses between predicted and true velocity, added up with their weights.",
+    )
     sampler: Literal["dpm-solver++", "euler", "heun"] = Field(
         default="dpm-solver++",
         description="Solver of the flow: dpm-solver++ (second order, one network call a step), "
@@ -53,7 +58,7 @@ class RectifiedFlowConfig(UNetFields, GuidanceFields, FamilyConfig):
         )  # fmt: skip
 
     def faults(self, image: ImageSpec) -> list[str]:
-        return self.network_faults(image)
+        return [*self.network_faults(image), *loss_faults(self.losses, image)]
 
     def solver(self) -> Any:
         """A fresh scheduler of diffusers; its times are t * 1000."""
@@ -80,6 +85,7 @@ class RectifiedFlow(Family):
     def __init__(self, config: RectifiedFlowConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
         self.network = config.build_network(image)
+        self.criterion = WeightedLosses(config.losses, image.rank)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         x_0 = batch["image"]
@@ -89,7 +95,7 @@ class RectifiedFlow(Family):
         weight = t.view(-1, *[1] * (x_0.ndim - 1))
         condition = dropped(batch["condition"], self.config.condition_dropout)
         velocity = self.network((1 - weight) * x_0 + weight * x_1, t * TIME_SCALE, condition)
-        return {"loss": torch.nn.functional.mse_loss(velocity.float(), x_1 - x_0)}
+        return {"loss": self.criterion(velocity.float(), x_1 - x_0)}
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
         start = noise(generators, self.image).to(self.device)
