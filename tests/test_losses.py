@@ -19,7 +19,7 @@ from synthcube.losses import (
     known_losses,
     loss_faults,
 )
-from synthcube.schema import Batch, ImageSpec
+from synthcube.schema import Batch, Condition, ImageSpec
 
 SIZE = (16, 16)
 AXES = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -283,8 +283,9 @@ def test_images_smaller_than_a_window_are_explained() -> None:
 def test_families_train_on_the_losses_listed(family: str) -> None:
     kind, image = registry.find(family), image_spec(*SIZE)
     batch = Batch(
-        image=torch.rand(2, 1, *SIZE) * 2 - 1, label=torch.zeros(2).long(), index=torch.arange(2)
-    )
+        image=torch.rand(2, 1, *SIZE) * 2 - 1, label=torch.zeros(2).long(), index=torch.arange(2),
+        condition=Condition(values=torch.zeros(2, 0), source=torch.zeros(2, 0, *SIZE)),
+    )  # fmt: skip
 
     def error(*losses: dict[str, Any]) -> torch.Tensor:
         config = kind.model_validate({**kind.tiny().model_dump(), "losses": losses})
