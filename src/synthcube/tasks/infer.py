@@ -15,6 +15,7 @@ from synthcube.data.images import write_image
 from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest, read_manifest, write_manifest
 from synthcube.data.pictures import save_grid
+from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.transforms import DataConfig, to_intensities
 from synthcube.errors import FamilyError, ImageError, OutputError
 from synthcube.family import Reconstructs, Samples
@@ -51,6 +52,7 @@ def infer(
     settings = _settings(trained, config_path)
     seed = settings["seed"] if seed is None else seed
     batch_size = batch_size or settings["sampling"]["batch_size"]
+    after = Postprocessing(settings["sampling"].get("postprocessing", ()), trained.image)
     device = compute.device(settings["compute"]["accelerator"])
     precision, reason = compute.precision(settings["compute"]["precision"], device)
     family = trained.build(device)
@@ -59,7 +61,8 @@ def infer(
     if data_path:
         if not isinstance(family, Reconstructs):
             raise FamilyError(f"{name} does not reconstruct images: leave out data_path.")
-        return _reconstruct(trained, family, read_manifest(data_path), out, batch_size, precision)
+        manifest = read_manifest(data_path)
+        return _reconstruct(trained, family, manifest, out, batch_size, precision, after)
     if not isinstance(family, Samples):
         raise FamilyError(
             f"{name} does not generate images out of nothing: give images to reconstruct as "
@@ -67,12 +70,13 @@ def infer(
         )
     number = settings["sampling"]["num_images"] if num_images is None else num_images
     seeds = sampling.image_seeds(seed, number)
-    _claim(out, trained, {"task": "generate", "seed": seed, "num_images": number}, precision)
+    request = {"task": "generate", "seed": seed, "num_images": number}
+    _claim(out, trained, request | {"postprocessing": after.record}, precision)
     images = sampling.generate(family, seeds, batch_size, precision, device)
     rows, tiles = [], []
     for index, (image, image_seed) in enumerate(zip(images, seeds, strict=True)):
         stem = f"{index:05d}"
-        path = _write(out, stem, image, trained.image)
+        path = _write(out, stem, image, trained.image, after)
         rows.append({"Channel_0": path, "SubjectID": stem, "Seed": str(image_seed)})
         tiles += [image] if index < _IN_GRID else []
     return _finish(out, rows, tiles, trained.image, columns=None)
@@ -89,8 +93,9 @@ def _settings(trained: Artifact, config_path: Path | None) -> dict[str, Any]:
 
 
 def _reconstruct(
-    trained: Artifact, family: Any, manifest: Manifest, out: Path, batch_size: int, precision: str
-) -> Path:
+    trained: Artifact, family: Any, manifest: Manifest, out: Path, batch_size: int, precision: str,
+    after: Postprocessing,
+) -> Path:  # fmt: skip
     images = load_images(
         manifest, DataConfig.model_validate(trained.config["data"]), runtime.cache_folder()
     )
@@ -101,7 +106,8 @@ def _reconstruct(
             f"{list(images.shape[2:])}, the model was trained on {spec.channels} and "
             f"{list(spec.size)}."
         )
-    _claim(out, trained, {"task": "reconstruct", "data": str(manifest.path)}, precision)
+    request = {"task": "reconstruct", "data": str(manifest.path), "postprocessing": after.record}
+    _claim(out, trained, request, precision)
     rows: list[dict[str, str]] = []
     tiles: list[tuple[torch.Tensor, torch.Tensor]] = []
     device = family.device
@@ -113,17 +119,20 @@ def _reconstruct(
                 "intensity_range": images.intensity_ranges[index].tolist(),
             }
         )
-        path = _write(out, row.name, made, own)
+        path = _write(out, row.name, made, own, after)
         rows.append({"Channel_0": path, "SubjectID": row.subject, "Source": str(row.channels[0])})
         tiles += [(original, made)] if len(tiles) < _IN_GRID // 8 else []
     shown = [pair[side] for side in (0, 1) for pair in tiles]
     return _finish(out, rows, shown, spec, columns=len(tiles))
 
 
-def _write(out: Path, stem: str, image: torch.Tensor, spec: ImageSpec) -> str:
+def _write(
+    out: Path, stem: str, image: torch.Tensor, spec: ImageSpec, after: Postprocessing
+) -> str:
     path = Path(IMAGES) / f"{stem}.{spec.file_format}"
-    intensities = to_intensities(image, spec.intensity_range)
-    write_image(out / path, intensities, spec.affine, integer=spec.integer)
+    intensities = after(to_intensities(image, spec.intensity_range), spec.affine)
+    integer = spec.integer and after.keeps_integers
+    write_image(out / path, intensities, spec.affine, integer=integer)
     return str(path)
 
 
