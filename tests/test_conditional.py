@@ -166,3 +166,72 @@ def test_source_channels_that_leave_nothing_or_are_not_there(
     )  # fmt: skip
     assert code == 2
     assert f"data.source_channels {channels}: the images have 2 channel(s)" in err
+
+
+LEARNS = """
+model: {{name: {family}, channels: [16, 32], num_res_blocks: 1, attention_from: 1,
+  num_norm_groups: 4, guidance: {guidance:.1f}, optimizer: {{lr: 2.0e-3}}}}
+training: {{max_epochs: {epochs}, batch_size: 24, validate_every_n_epochs: 20,
+  sample_every_n_epochs: 0, ema: {{decay: 0.98}}}}
+compute: {{accelerator: cpu, precision: "32"}}
+data: {data}
+"""
+
+
+def pictures(folder: Path) -> np.ndarray:
+    """(N, X, Y) in the order of the manifest."""
+    paths = [folder / row["Channel_0"] for row in listed(folder)]
+    return np.stack([np.asarray(Pillow.open(path), dtype=float) for path in paths])
+
+
+def shape_of(picture: np.ndarray) -> tuple[str, float, float]:
+    """Kind, radius and brightness of the bright shape in a picture, measured."""
+    x, y = np.nonzero(picture > 100)
+    if len(x) == 0:
+        return "none", 0.0, 0.0
+    sides = np.ptp(x) + 1, np.ptp(y) + 1
+    centre = picture[round(x.mean()), round(y.mean())]
+    kind = "square" if len(x) > 0.9 * sides[0] * sides[1] else "disc"
+    return "ring" if centre < 100 else kind, max(sides) / 2, picture[x, y].mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "epochs", "guidance"), [("rectified_flow", 60, 1.0), ("ddpm", 90, 2.0)]
+)
+def test_images_are_what_was_asked_for(
+    cli, family: str, epochs: int, guidance: float, tmp_path: Path
+) -> None:
+    """After half a minute of training: class, size and brightness follow."""
+    data = write_phantoms(tmp_path / "data", num=240, size=(16, 16)).parent
+    (tmp_path / "c.yaml").write_text(LEARNS.format(
+        family=family, epochs=epochs, guidance=guidance,
+        data="{conditions: {Label: class, Radius: number, Brightness: number}}",
+    ))  # fmt: skip
+    run, out = tmp_path / "run", tmp_path / "images"
+    assert cli("train", "-c", tmp_path / "c.yaml", "-d", data, "-o", run)[0] == 0
+    assert cli("infer", "-m", run, "-o", out, "-n", 60)[0] == 0
+    measured = [shape_of(picture) for picture in pictures(out)]
+    asked = listed(out)
+    kinds = [kind == row["Label"] for (kind, _, _), row in zip(measured, asked, strict=True)]
+    assert np.mean(kinds) > 0.6, "a third by chance"
+    for place, column in ((1, "Radius"), (2, "Brightness")):
+        pairs = [(found[place], float(row[column]))
+                 for found, row in zip(measured, asked, strict=True)]  # fmt: skip
+        assert np.corrcoef(np.transpose(pairs))[0, 1] > 0.7, column
+
+
+@pytest.mark.slow
+def test_a_translation_shows_what_its_source_does(cli, tmp_path: Path) -> None:
+    """Channel 1 of a phantom is its channel 0 with dark and bright exchanged."""
+    data = write_phantoms(tmp_path / "data", num=120, size=(16, 16), channels=2).parent
+    (tmp_path / "c.yaml").write_text(
+        LEARNS.format(family="rectified_flow", epochs=40, guidance=1, data="{source_channels: [0]}")
+    )
+    run, out = tmp_path / "run", tmp_path / "images"
+    assert cli("train", "-c", tmp_path / "c.yaml", "-d", data, "-o", run)[0] == 0
+    new = write_phantoms(tmp_path / "new", num=12, size=(16, 16), channels=2, seed=9).parent
+    assert cli("infer", "-m", run, "-d", new, "-o", out)[0] == 0
+    truths = [np.asarray(Pillow.open(new / row["Channel_1"])) for row in listed(new)]
+    for made, truth in zip(pictures(out), truths, strict=True):
+        assert np.corrcoef(made.ravel(), truth.ravel())[0, 1] > 0.8
