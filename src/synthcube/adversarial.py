@@ -15,9 +15,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from pydantic import Field
 from torch.nn import functional
 
-from synthcube.family import Family
+from synthcube.family import Family, FamilyConfig
 from synthcube.optimization import OptimizerConfig, SchedulerConfig
-from synthcube.schema import Batch, Schema
+from synthcube.schema import Batch, ImageSpec, Schema
 
 AdversarialLoss = Literal["non_saturating", "hinge", "least_squares"]
 _PROJECTIONS = 128
@@ -80,7 +80,10 @@ class AdversarialFamily(Family):
     ``loss`` is what is validated; without a discriminator it is what is trained as well.
     """
 
-    discriminator: torch.nn.Module | None = None
+    def __init__(self, config: FamilyConfig, image: ImageSpec) -> None:
+        super().__init__(config, image)
+        # Of the instance: a module is found after what a class has of the same name.
+        self.discriminator: torch.nn.Module | None = None
 
     @abstractmethod
     def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
