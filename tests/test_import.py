@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from generative.networks.nets import VQVAE, DiffusionModelUNet
+from generative.networks.nets import VQVAE, AutoencoderKL, DiffusionModelUNet
 
 from synthcube import artifact, legacy
 
@@ -43,7 +43,16 @@ def old_vqvae(rank: int) -> torch.nn.Module:
     ))  # fmt: skip
 
 
-OLD = {"ddpm": (old_unet, UNET), "vqvae": (old_vqvae, VQ)}
+def old_autoencoder(rank: int) -> torch.nn.Module:
+    return scrambled(AutoencoderKL(
+        spatial_dims=rank, in_channels=1, out_channels=1, num_res_blocks=(1, 1),
+        num_channels=(8, 16), attention_levels=(False, True), latent_channels=2, norm_num_groups=4,
+        with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
+    ))  # fmt: skip
+
+
+KL = {"channels": [8, 16], "attention_from": 1, "latent_channels": 2, "num_norm_groups": 4}
+OLD = {"ddpm": (old_unet, UNET), "vqvae": (old_vqvae, VQ), "autoencoder_kl": (old_autoencoder, KL)}
 
 
 @pytest.fixture
@@ -58,7 +67,7 @@ def config(tmp_path: Path):
 
 
 @pytest.mark.parametrize("rank", [2, 3])
-@pytest.mark.parametrize("family", ["ddpm", "vqvae"])
+@pytest.mark.parametrize("family", OLD)
 def test_an_imported_model_computes_what_the_old_one_did(
     cli, family: str, rank: int, config, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ TOLERANCE = 1e-5
 _RENAMED = (
     (re.compile(r"\.to_(q|k|v)\."), r".attn.to_\1."),
     (re.compile(r"\.upsampler\.conv\."), ".upsampler.postconv."),
+    (re.compile(r"^(decoder\.blocks\.\d+)\.conv\.conv\."), r"\1.postconv.conv."),
     (re.compile(r"^class_embedding\.weight$"), "class_embedding.embeddings.0.table.weight"),
 )
 # monai-generative creates this layer and never calls it: its weights are untrained.

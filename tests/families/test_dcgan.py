@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from synthcube import yaml_text
 from synthcube.families.dcgan import DCGAN, DCGANConfig
 from synthcube.schema import ConditionSpec, ImageSpec
 
@@ -160,8 +159,6 @@ def test_sampled_images_follow_class_and_number(rank: int, tmp_path: Path) -> No
     """A bright half, left or right by class, as bright as the number says."""
     from synthcube.data.images import write_image
     from synthcube.data.manifest import write_manifest
-    from synthcube.tasks.infer import infer
-    from synthcube.tasks.train import train
 
     generator = torch.Generator().manual_seed(0)
     rows = []
