@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from synthcube.families.ddpm import DDPMConfig
-from synthcube.families.rectified_flow import TIME_SCALE, RectifiedFlowConfig
+from synthcube.families.rectified_flow import RectifiedFlowConfig
+from synthcube.nets.flow import TIME_SCALE
 from synthcube.nets.solver import integrate
 
 MEAN, STD, NUMBER = 0.3, 0.25, 20_000

@@ -75,8 +75,13 @@ class Family(pl.LightningModule, ABC):
         for families that optimize by hand, and set by the training."""
         self.gradient_clip_norm: float | None = None
 
-    def begin(self, batches: Iterable[Batch]) -> None:
-        """Called before the first step, of a resumed run too, with all images, not augmented."""
+    def begin(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
+        """Called before the first step, of a resumed run too.
+
+        Args:
+            batches: all images of the manifest, in its order, not augmented.
+            train_rows: which of them are trained on.
+        """
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:

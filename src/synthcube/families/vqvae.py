@@ -115,6 +115,24 @@ class VQVAE(Family):
         reconstruction: torch.Tensor = self.network.decode(codes)
         return reconstruction.float().clamp(-1, 1)
 
+    def code_shape(self) -> tuple[int, ...]:
+        step = 2 ** len(self.config.channels)
+        return tuple(side // step for side in self.image.size)
+
+    def num_codes(self) -> int:
+        return self.config.num_embeddings
+
+    def encode_codes(self, image: torch.Tensor) -> torch.Tensor:
+        z = self.network.encode(image)
+        with torch.autocast(z.device.type, enabled=False):
+            codes: torch.Tensor = self.network.quantizer.quantize(z.float())
+        return codes
+
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        embedded = self.network.quantizer.embed(codes)
+        image: torch.Tensor = self.network.decode(embedded)
+        return image.float().clamp(-1, 1)
+
     def _quantize(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # MONAI leaves autocast on for the CPU here, and a codebook averaged in bfloat16 drifts.
         with torch.autocast(z.device.type, enabled=False):

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A network under its condition: (x_t (B, C, *spatial), time (B,)) to its prediction."""
+
+Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Prediction and truth, of one shape, to a scalar: a mean over images."""
+
 
 def integrate(
     scheduler: Any,
-    predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    predict: Predict,
     start: torch.Tensor,
     generators: Sequence[torch.Generator],
     num_steps: int,
