@@ -73,6 +73,8 @@ def plain(value: Any) -> str:
     """A default as a YAML writes it."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(plain, value)) + "]"
+    if isinstance(value, BaseModel):
+        return "{" + ", ".join(f"{name}: {plain(part)}" for name, part in value) + "}"
     return json.dumps(value) if value is None or isinstance(value, bool | dict) else str(value)
 
 

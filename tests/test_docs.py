@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from synthcube import config, losses, optimization
 from synthcube.data.phantom import write_phantoms
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +76,34 @@ def test_the_reference_is_what_the_fields_say() -> None:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == module.reference()
+
+
+def named(section: str) -> list[str]:
+    """The names in the first column of the tables of a section of docs/names.md."""
+    page = (ROOT / "docs" / "names.md").read_text(encoding="utf-8")
+    part = page.split(f"## {section}\n")[1].split("\n## ")[0]
+    firsts = re.findall(r"^\| (`.*?) \|", part, re.MULTILINE)
+    return sorted(name for cell in firsts for name in re.findall(r"`([^`]+)`", cell))
+
+
+def test_every_name_is_in_the_table_of_names_and_no_other() -> None:
+    """That each of them works is tested in test_losses.py and test_optimization.py."""
+    assert named("Losses") == sorted(losses.known_losses())
+    assert named("Optimizers") == sorted(optimization.known_optimizers())
+    assert named("Schedules") == sorted(optimization.known_schedules())
+    assert named("Not by name") == sorted(
+        losses.UNUSABLE_LOSSES.keys()
+        | optimization.UNUSABLE_OPTIMIZERS.keys()
+        | optimization.UNUSABLE_SCHEDULES.keys()
+    )
+
+
+def test_the_example_of_names_is_a_valid_config(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "names.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "names.yaml"
+    path.write_text(block, encoding="utf-8")
+    assert len(config.load(path).dump()["model"]["losses"]) == 2
 
 
 def test_links_and_pictures_in_the_pages_exist() -> None:

@@ -224,6 +224,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_files_and_checkpoint(
         "model.scheduler={name: CosineAnnealingLR}",
         "model.scheduler={name: ReduceLROnPlateau, patience: 1}",
         "model.scheduler={name: polynomial}",
+        "model.optimizer={name: adopt, lr: 0.001}",
+        "model.losses=[{name: l1}, {name: SSIMLoss, weight: 0.1}]",
         "model.scheduler=null",
         "training.accumulate=2",
         "training.ema=null",
@@ -248,14 +250,20 @@ def test_schedules_really_step(tiny_config, phantoms, tmp_path: Path) -> None:
     assert rates == pytest.approx([5e-4, 5e-4, 5e-5, 5e-5])
 
 
-def test_every_optimizer_can_be_named(tiny_config) -> None:
-    from synthcube.optimization import OptimizerConfig, _classes
-
-    weight = torch.nn.Parameter(torch.ones(2, 2))
-    for name in _classes(torch.optim, torch.optim.Optimizer):
-        weight.grad = torch.ones(2, 2)
-        OptimizerConfig(name=name, lr=1e-3).build([weight]).step()
-    assert torch.isfinite(weight).all()
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.validation_fraction=0", [5e-4] * 3 + [5e-5] * 3),
+        ("training.validate_every_n_epochs=2", [5e-4] * 4),
+    ],
+)
+def test_a_plateau_is_seen_where_there_is_a_loss(
+    override: str, expected: list[float], tiny_config, phantoms, tmp_path: Path
+) -> None:
+    scheduler = "model.scheduler={name: plateau, patience: 0, threshold: 1e9}"
+    train(tiny_config(), phantoms, tmp_path / "run", overrides=[scheduler, override])
+    rates = [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]]
+    assert rates == pytest.approx(expected)
 
 
 def test_when_the_time_is_up_nothing_learned_is_lost(tiny_config, phantoms, tmp_path: Path) -> None:

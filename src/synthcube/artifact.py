@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from synthcube import __version__, registry, runtime
 from synthcube.errors import ArtifactError
 from synthcube.family import Family
+from synthcube.names import TRAINED
 from synthcube.schema import ImageSpec
 from synthcube.storage import (
     recovered_folder,
@@ -59,7 +60,7 @@ class Artifact:
         """
         section = dict(self.config["model"])
         try:
-            config = registry.find(section["name"]).model_validate(section)
+            config = registry.find(section["name"]).model_validate(section, context=TRAINED)
             family = config.build(self.image)
             family.load_state_dict(load_file(self.folder / WEIGHTS), strict=True)
         except (RuntimeError, ValidationError, SafetensorError) as error:

@@ -35,7 +35,7 @@ class FamilyConfig(Schema, ABC):
 
     name: str = Field(description="Family of the model.")
     optimizer: OptimizerConfig = Field(
-        default=OptimizerConfig(), description="Optimizer of torch.optim, with its arguments."
+        default=OptimizerConfig(), description="Optimizer, with its arguments."
     )
     scheduler: SchedulerConfig | None = Field(
         default=SchedulerConfig(), description="Learning-rate schedule; null for none."
@@ -110,10 +110,12 @@ class Family(pl.LightningModule, ABC):
             return {"optimizer": built}
         num_steps = math.ceil(self.trainer.estimated_stepping_batches / self.accumulate)
         num_epochs = int(self.trainer.max_epochs or 1)
-        return {
-            "optimizer": built,
-            "lr_scheduler": scheduler.build(built, num_steps, num_epochs),
-        }
+        schedule = scheduler.build(built, num_steps, num_epochs)
+        if "monitor" in schedule:
+            validates = bool(self.trainer.limit_val_batches)
+            schedule["monitor"] = "validation/loss" if validates else "train/loss"
+            schedule["frequency"] = self.trainer.check_val_every_n_epoch if validates else 1
+        return {"optimizer": built, "lr_scheduler": schedule}
 
     def log_terms(self, terms: dict[str, torch.Tensor], batch: Batch, stage: str) -> None:
         """Log each as stage/name, averaged over the epoch and over processes."""

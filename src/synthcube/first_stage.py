@@ -16,8 +16,10 @@ from pydantic import Field, ValidationError
 from typing_extensions import Self
 
 from synthcube import artifact, registry
+from synthcube.adversarial import AdversarialFamily
 from synthcube.errors import ConfigError
 from synthcube.family import Family, FamilyConfig
+from synthcube.names import TRAINED
 from synthcube.schema import Batch, ImageSpec
 from synthcube.storage import sha256
 
@@ -83,7 +85,8 @@ class TwoStageConfig(FamilyConfig):
                 "model.first_stage."
             )
         try:
-            config = registry.find(str(section.get("name"))).model_validate(section)
+            kind = registry.find(str(section.get("name")))
+            config = kind.model_validate(section, context=TRAINED)
         except ValidationError as error:
             raise ConfigError(f"model.first_stage_config: {error}") from error
         alone = image.model_copy(update={"conditions": (), "source_channels": ()})
@@ -97,7 +100,8 @@ class TwoStageConfig(FamilyConfig):
         trained = self.first_stage_image
         if trained is None:
             section = self.first_stage_config or {}
-            return registry.find(str(section.get("name"))).model_validate(section).faults(image)
+            kind = registry.find(str(section.get("name")))
+            return kind.model_validate(section, context=TRAINED).faults(image)
         faults = []
         if trained.size != image.size:
             faults.append(
@@ -117,6 +121,8 @@ class FirstStage(torch.nn.Module):
 
     def __init__(self, family: Family) -> None:
         super().__init__()
+        if isinstance(family, AdversarialFamily):
+            family.discriminator = None  # was for its own training
         self.family: Any = family.eval().requires_grad_(False)
         self.kept: torch.Tensor | None = None
         """What it made of every image of the manifest, by row."""
@@ -137,8 +143,8 @@ class FirstStage(torch.nn.Module):
         found = artifact.load(path)
         if sha256(found.folder / artifact.WEIGHTS) != digest:
             raise ConfigError(f"model.first_stage {path} is not the one that was checked.")
-        trained = found.build(torch.device("cpu"))
-        self.family.load_state_dict(trained.state_dict(), strict=True)
+        trained = FirstStage(found.build(torch.device("cpu")))
+        self.load_state_dict(trained.state_dict(), strict=True)
 
 
 class TwoStageFamily(Family):

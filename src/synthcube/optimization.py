@@ -4,67 +4,118 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 from typing_extensions import Self
 
+from synthcube import names
+from synthcube.errors import ConfigError
 from synthcube.schema import Schema
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
     from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
 
-# These need a closure, sparse gradients, functions or other schedulers: nothing a YAML can say.
-_UNUSABLE = {
-    "Optimizer", "LBFGS", "SparseAdam", "Muon", "LRScheduler", "LambdaLR", "MultiplicativeLR",
-    "SequentialLR", "ChainedScheduler",
-}  # fmt: skip
+UNUSABLE_OPTIMIZERS = {
+    "LBFGS": "it takes the loss several times a step, and the noise is another each time",
+    "SparseAdam": "it takes sparse gradients only",
+    "Muon": "it takes matrices only, and a network has other weights too",
+}
+UNUSABLE_SCHEDULES = {
+    "LambdaLR": "it takes a function",
+    "MultiplicativeLR": "it takes a function",
+    "SequentialLR": "it takes other schedules",
+    "ChainedScheduler": "it takes other schedules",
+}
 # Schedules of diffusers.optimization: stepped every batch, after a linear warm-up.
-_WARMED = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")
+_WARMED = {
+    "constant": "constant",
+    "constant_with_warmup": "constant_with_warmup",
+    "linear": "linear",
+    "cosine": "cosine",
+    "polynomial": "polynomial",
+    "warmupcosineschedule": "cosine",
+    "wcs": "cosine",
+}
+# What GaNDLF calls schedules of torch.optim.lr_scheduler.
+_INHERITED = {
+    "triangle": "CyclicLR",
+    "triangle_modified": "CyclicLR",
+    "triangular": "CyclicLR",
+    "exp_range": "CyclicLR",
+    "exp": "ExponentialLR",
+    "exponential": "ExponentialLR",
+    "step": "StepLR",
+    "reduce_on_plateau": "ReduceLROnPlateau",
+    "reduce-on-plateau": "ReduceLROnPlateau",
+    "reduceonplateau": "ReduceLROnPlateau",
+    "plateau": "ReduceLROnPlateau",
+    "cosineannealing": "CosineAnnealingWarmRestarts",
+}
 _STEPPED = ("OneCycleLR", "CyclicLR")
 _LENGTHS = ("total_steps", "T_max", "total_iters")
 
 
 class OptimizerConfig(Schema):
-    """An optimizer of torch.optim; every further key is one of its arguments."""
+    """An optimizer by name; every further key is one of its arguments.
 
-    model_config = ConfigDict(extra="allow")
-
-    name: str = Field(default="AdamW", description="Class name in torch.optim.")
-    lr: float = Field(default=5e-4, gt=0, description="Learning rate.")
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        import torch
-
-        known = _classes(torch.optim, torch.optim.Optimizer)
-        _check_name(self.name, known, "optimizer")
-        _check_arguments(known[self.name], self.model_extra or {}, taken=("params", "lr"))
-        return self
-
-    def build(self, parameters: Iterable[Parameter]) -> Optimizer:
-        """The optimizer over `parameters`."""
-        import torch
-
-        kind = getattr(torch.optim, self.name)
-        optimizer: Optimizer = kind(parameters, lr=self.lr, **(self.model_extra or {}))
-        return optimizer
-
-
-class SchedulerConfig(Schema):
-    """A learning-rate schedule; every further key is one of its arguments.
-
-    ``constant``, ``constant_with_warmup``, ``linear``, ``cosine`` and ``polynomial`` are those of
-    diffusers.optimization; every other name is a class of torch.optim.lr_scheduler, whose length
-    (``T_max``, ``total_steps``, ``total_iters``) is that of the training unless given.
+    It is a class of torch.optim, in any case; ``Novograd`` of MONAI; ``AdEMAMix``, ``ADOPT`` or
+    ``Lion``; or a user's own ``package.module:MyOptimizer``, called with the weights and `lr`.
     """
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(default="cosine", description="Name of the schedule.")
+    name: str = Field(
+        default="AdamW",
+        description="Name of the optimizer (docs/names.md), or package.module:MyOptimizer.",
+    )
+    lr: float = Field(default=5e-4, gt=0, description="Learning rate.")
+
+    @model_validator(mode="after")
+    def _can_be_built(self, info: ValidationInfo) -> Self:
+        if names.is_needless(self.name, info):
+            return self
+        kind = self._kind()
+        names.check_arguments(kind, self.model_extra or {}, first=1, taken=["lr"])
+        if not names.is_own(self.name):
+            import torch
+
+            weight = torch.nn.Parameter(torch.zeros(1))
+            names.attempt(lambda: self.build([weight]), names.called(kind))
+        return self
+
+    def build(self, parameters: Iterable[Parameter]) -> Optimizer:
+        """The optimizer over `parameters`.
+
+        Raises:
+            ConfigError: a user's own is no optimizer.
+        """
+        import torch
+
+        made = self._kind()(parameters, lr=self.lr, **(self.model_extra or {}))
+        return names.checked(made, torch.optim.Optimizer, self.name)
+
+    def _kind(self) -> Any:
+        return names.find(self.name, known_optimizers(), "optimizer", UNUSABLE_OPTIMIZERS)
+
+
+class SchedulerConfig(Schema):
+    """A learning-rate schedule by name; every further key is one of its arguments.
+
+    ``constant``, ``constant_with_warmup``, ``linear``, ``cosine`` and ``polynomial`` are those of
+    diffusers.optimization; every other name is a class of torch.optim.lr_scheduler, in any case,
+    what GaNDLF calls one, or a user's own ``package.module:MySchedule``. Arguments that depend on
+    the training (``T_max``, ``total_steps``, ``step_size``, ``max_lr`` and others) follow from
+    its length and learning rate unless given.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(
+        default="cosine",
+        description="Name of the schedule (docs/names.md), or package.module:MySchedule.",
+    )
     warmup_steps: int = Field(
         default=100, ge=0, description="Steps of linear warm-up, at most a tenth of the training."
     )
@@ -73,75 +124,119 @@ class SchedulerConfig(Schema):
     )
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
-        known = _schedulers()
-        _check_name(self.name, [*_WARMED, *known], "schedule")
+    def _can_be_built(self, info: ValidationInfo) -> Self:
+        if names.is_needless(self.name, info):
+            return self
         extra = self.model_extra or {}
-        if self.name in _WARMED:
+        if self.name.lower() in _WARMED:
             if extra:
-                raise ValueError(f"{self.name} takes warmup_steps only, not {_listed(extra)}")
-        else:
-            _check_arguments(known[self.name], extra, taken=("optimizer", "last_epoch"))
+                raise ValueError(f"{self.name} takes warmup_steps only, not {names.listed(extra)}")
+            return self
+        kind = self._kind()
+        if names.called(kind) == "ReduceLROnPlateau" and self.interval == "step":
+            raise ValueError("ReduceLROnPlateau follows the loss of an epoch: interval is epoch")
+        import torch
+
+        weight = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
+        names.check_arguments(
+            kind, extra, first=1, taken=["last_epoch"], filled=self._fitted(optimizer, 100)
+        )
+        if not names.is_own(self.name):
+            names.attempt(lambda: self._torch_schedule(optimizer, 100), names.called(kind))
         return self
 
     def build(self, optimizer: Optimizer, num_steps: int, num_epochs: int) -> dict[str, Any]:
-        """Lightning's description of the schedule for a training of that length."""
-        if self.name in _WARMED:
+        """Lightning's description of the schedule for a training of that length.
+
+        Raises:
+            ConfigError: the schedule does not work with that optimizer, or a user's own is none.
+        """
+        if warmed := _WARMED.get(self.name.lower()):
             from diffusers.optimization import get_scheduler
 
-            warmup = min(self.warmup_steps, num_steps // 10)
-            schedule: LRScheduler = get_scheduler(
-                self.name, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps
+            schedule: Any = get_scheduler(
+                warmed,
+                optimizer,
+                num_warmup_steps=min(self.warmup_steps, num_steps // 10),
+                num_training_steps=num_steps,
             )
             return {"scheduler": schedule, "interval": "step"}
-        by_step = self.interval == "step" or (self.interval == "auto" and self.name in _STEPPED)
-        kind = _schedulers()[self.name]
-        arguments = dict(self.model_extra or {})
-        for name in _LENGTHS:
-            if name in inspect.signature(kind).parameters:
-                arguments.setdefault(name, num_steps if by_step else num_epochs)
-        interval = "step" if by_step else "epoch"
+        by_step = self.interval == "step" or (
+            self.interval == "auto" and names.called(self._kind()) in _STEPPED
+        )
+        try:
+            schedule = self._torch_schedule(optimizer, num_steps if by_step else num_epochs)
+        except (TypeError, ValueError) as error:
+            kind = type(optimizer).__name__
+            raise ConfigError(
+                f"model.scheduler {self.name} does not work with {kind}: {error}"
+            ) from error
+        described = {"scheduler": schedule, "interval": "step" if by_step else "epoch"}
+        if names.called(self._kind()) == "ReduceLROnPlateau":
+            described["monitor"] = "validation/loss"
+        return described
+
+    def _kind(self) -> Any:
+        return names.find(self.name, known_schedules(), "schedule", UNUSABLE_SCHEDULES)
+
+    def _torch_schedule(self, optimizer: Optimizer, length: int) -> Any:
+        from torch.optim.lr_scheduler import LRScheduler
+
+        fitted = self._fitted(optimizer, length)
+        made = self._kind()(optimizer, **{**fitted, **(self.model_extra or {})})
+        return names.checked(made, LRScheduler, self.name)
+
+    def _fitted(self, optimizer: Optimizer, length: int) -> dict[str, Any]:
+        """Arguments that fit the schedule to a training of `length` steps (or epochs)."""
+        kind = self._kind()
+        taken = inspect.signature(kind).parameters
+        fitted = _fitted(optimizer, max(1, length))
         return {
-            "scheduler": kind(optimizer, **arguments),
-            "interval": interval,
-            "monitor": "validation/loss",
+            **{name: length for name in _LENGTHS if name in taken},
+            **fitted.get(names.called(kind), {}),
+            **fitted.get(self.name.lower(), {}),
         }
 
 
-def _schedulers() -> dict[str, Any]:
+def known_optimizers() -> dict[str, Any]:
+    """Every optimizer that has a name, by it."""
+    import torch
+    from monai.optimizers import Novograd
+
+    from synthcube.optimizers import ADOPT, AdEMAMix, Lion
+
+    own = {kind.__name__: kind for kind in (ADOPT, AdEMAMix, Lion, Novograd)}
+    return own | names.classes(torch.optim, torch.optim.Optimizer, without=UNUSABLE_OPTIMIZERS)
+
+
+def known_schedules() -> dict[str, Any]:
+    """Every schedule that has a name, by it; those with a warm-up are None."""
     from torch.optim import lr_scheduler
 
-    known = _classes(lr_scheduler, lr_scheduler.LRScheduler)
-    return known | {"ReduceLROnPlateau": lr_scheduler.ReduceLROnPlateau}
+    known = names.classes(lr_scheduler, lr_scheduler.LRScheduler, without=UNUSABLE_SCHEDULES)
+    inherited = {name: known[stands_for] for name, stands_for in _INHERITED.items()}
+    return dict.fromkeys(_WARMED) | known | inherited
 
 
-def _classes(module: Any, base: type) -> dict[str, Any]:
-    found = {
-        name: item
-        for name, item in vars(module).items()
-        if isinstance(item, type) and issubclass(item, base)
+def _fitted(optimizer: Optimizer, length: int) -> dict[str, dict[str, Any]]:
+    """The same by schedule, as PyTorch or GaNDLF calls it."""
+    lr = optimizer.param_groups[0]["lr"]
+    low = lr / 1000
+    # Four cycles; momentum stays, because few optimizers have one that can be cycled.
+    cycles = {"step_size_up": max(1.0, length / 8), "cycle_momentum": False}
+    down_and_up = {"base_lr": lr, "max_lr": low}
+    return {
+        "CyclicLR": {**cycles, "base_lr": low, "max_lr": lr},
+        "triangle": down_and_up,
+        "triangle_modified": down_and_up,
+        "exp_range": {"mode": "exp_range", "gamma": 0.1 ** (1 / length)},
+        "OneCycleLR": {
+            "max_lr": lr,
+            "cycle_momentum": bool({"momentum", "betas"} & optimizer.defaults.keys()),
+        },
+        "ExponentialLR": {"gamma": 0.01 ** (1 / length)},
+        "StepLR": {"step_size": -(-length // 3)},
+        "MultiStepLR": {"milestones": [-(-length // 2), -(-length * 3 // 4)]},
+        "CosineAnnealingWarmRestarts": {"T_0": -(-length // 2)},
     }
-    return {name: found[name] for name in sorted(found) if name not in _UNUSABLE and name[0] != "_"}
-
-
-def _check_name(name: str, known: Iterable[str], what: str) -> None:
-    known = list(known)
-    if name in known:
-        return
-    folded = {each.lower(): each for each in known}
-    near = get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-    hint = f"; did you mean {folded[near[0]]}?" if near else ""
-    raise ValueError(f"unknown {what} {name!r}{hint} Known: {', '.join(known)}")
-
-
-def _check_arguments(kind: Any, given: dict[str, Any], taken: tuple[str, ...]) -> None:
-    allowed = [name for name in inspect.signature(kind).parameters if name not in taken]
-    unknown = [name for name in given if name not in allowed]
-    if unknown:
-        raise ValueError(
-            f"{kind.__name__} takes no argument {_listed(unknown)}; it takes {', '.join(allowed)}"
-        )
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)

@@ -13,6 +13,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from synthcube.family import Family, FamilyConfig, noise
+from synthcube.losses import loss_faults
 from synthcube.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.nets.diffusion import DiffusionFields
 from synthcube.nets.unet import UNetFields
@@ -37,7 +38,7 @@ class DDPMConfig(DiffusionFields, UNetFields, GuidanceFields, FamilyConfig):
         )  # fmt: skip
 
     def faults(self, image: ImageSpec) -> list[str]:
-        return self.network_faults(image)
+        return [*self.network_faults(image), *loss_faults(self.losses, image)]
 
 
 class DDPM(Family):
@@ -48,14 +49,12 @@ class DDPM(Family):
     def __init__(self, config: DDPMConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
         self.network = config.build_network(image, config.out_channels(image.channels))
-        self.process = config.process(bounded=True)
+        self.process = config.process(image.rank, bounded=True)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         condition = dropped(batch["condition"], self.config.condition_dropout)
         return self.process.loss(
-            lambda x_t, time: self.network(x_t, time, condition),
-            batch["image"],
-            torch.nn.functional.mse_loss,
+            lambda x_t, time: self.network(x_t, time, condition), batch["image"]
         )
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:

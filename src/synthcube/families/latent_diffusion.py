@@ -17,6 +17,7 @@ from typing_extensions import Self
 from synthcube import registry
 from synthcube.family import Encodes, noise
 from synthcube.first_stage import TwoStageConfig, TwoStageFamily
+from synthcube.losses import loss_faults
 from synthcube.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.nets.diffusion import DiffusionFields
 from synthcube.nets.flow import FlowFields
@@ -73,8 +74,10 @@ class LatentDiffusionConfig(UNetFields, GuidanceFields, TwoStageConfig):
         if not faults:
             with torch.device("meta"):  # its shape is all that matters
                 shape = self.build_first_stage(image).latent_shape()
-            size = list(image.size)
-            faults += self.network_faults(latent_spec(image, shape), f"latents of data.size {size}")
+            latent = latent_spec(image, shape)
+            faults = self.network_faults(latent, f"latents of data.size {list(image.size)}")
+            found = loss_faults(self.objective.losses, latent)
+            faults += [each.replace("model.", "model.objective.", 1) for each in found]
         return faults
 
 
@@ -88,7 +91,7 @@ class LatentDiffusion(TwoStageFamily):
         self.latent = latent_spec(image, self.first_stage.family.latent_shape())
         out_channels = config.objective.out_channels(self.latent.channels)
         self.network = config.build_network(self.latent, out_channels)
-        self.process = config.objective.process(bounded=False)
+        self.process = config.objective.process(image.rank, bounded=False)
         self.register_buffer("latent_mean", torch.tensor(0.0))
         self.register_buffer("latent_std", torch.tensor(1.0))
 
@@ -111,7 +114,6 @@ class LatentDiffusion(TwoStageFamily):
         return self.process.loss(
             lambda x_t, time: self.network(x_t, time, condition),
             self.normalised(self.compressed(batch)),
-            torch.nn.functional.mse_loss,
         )
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:

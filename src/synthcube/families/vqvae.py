@@ -13,6 +13,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from synthcube.family import Family, FamilyConfig
+from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults
 from synthcube.optimization import OptimizerConfig
 from synthcube.schema import Batch, ImageSpec, List
 
@@ -45,8 +46,9 @@ class VQVAEConfig(FamilyConfig):
         description="A code used less often than this in a step, on average, is put on a random "
         "encoder output.",
     )
-    reconstruction: Literal["l1", "l2"] = Field(
-        default="l1", description="Distance between image and reconstruction."
+    losses: Losses = Field(
+        default=(LossConfig(name="l1"),),
+        description="Losses between image and reconstruction, added up with their weights.",
     )
 
     def build(self, image: ImageSpec) -> VQVAE:
@@ -61,12 +63,13 @@ class VQVAEConfig(FamilyConfig):
 
     def faults(self, image: ImageSpec) -> list[str]:
         step = 2 ** len(self.channels)
+        found = loss_faults(self.losses, image)
         if any(side % step for side in image.size):
-            return [
+            found.append(
                 f"data.size {list(image.size)}: every side must be a multiple of {step}, because "
                 f"model.channels has {len(self.channels)} levels"
-            ]
-        return []
+            )
+        return found
 
 
 class VQVAE(Family):
@@ -77,6 +80,7 @@ class VQVAE(Family):
     def __init__(self, config: VQVAEConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
         levels = len(config.channels)
+        self.criterion = WeightedLosses(config.losses, image.rank)
         self.network = nets.VQVAE(
             spatial_dims=image.rank,
             in_channels=image.channels,
@@ -99,10 +103,7 @@ class VQVAE(Family):
             self._revive_codes(z.detach())
         codes, commitment = self._quantize(z)
         reconstruction = self.network.decode(codes).float()
-        distance = torch.nn.functional.l1_loss
-        if self.config.reconstruction == "l2":
-            distance = torch.nn.functional.mse_loss
-        error = distance(reconstruction, x)
+        error = self.criterion(reconstruction, x)
         return {
             "loss": error + commitment,
             "reconstruction": error,

@@ -16,7 +16,8 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from synthcube.nets.solver import Criterion, Predict, integrate
+from synthcube.losses import LossConfig, Losses, WeightedLosses
+from synthcube.nets.solver import Predict, integrate
 from synthcube.schema import Schema
 
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
@@ -38,6 +39,10 @@ class DiffusionFields(Schema):
     )
     prediction: Literal["epsilon", "v", "x_0"] = Field(
         default="v", description="What the network predicts: noise, velocity or image."
+    )
+    losses: Losses = Field(
+        default=(LossConfig(name="mse"),),
+        description="Losses between prediction and truth, added up with their weights.",
     )
     min_snr_gamma: float | None = Field(
         default=None,
@@ -86,9 +91,9 @@ class DiffusionFields(Schema):
         """What a network must give for data of so many channels."""
         return 2 * channels if self.variance == "learned" else channels
 
-    def process(self, *, bounded: bool) -> Diffusion:
+    def process(self, spatial_dims: int, *, bounded: bool) -> Diffusion:
         """The diffusion of data; `bounded` where they all lie in [-1, 1]."""
-        return Diffusion(self, bounded=bounded)
+        return Diffusion(self, spatial_dims, bounded=bounded)
 
     def noise_schedule(self, *, bounded: bool = True) -> Any:
         """The scheduler of diffusers that noises training images and samples ancestrally."""
@@ -126,21 +131,19 @@ class DiffusionFields(Schema):
 class Diffusion:
     """The network predicts what was added to data at a random step of the noise schedule."""
 
-    def __init__(self, fields: DiffusionFields, *, bounded: bool) -> None:
+    def __init__(self, fields: DiffusionFields, spatial_dims: int, *, bounded: bool) -> None:
         self.fields = fields
+        self.criterion = WeightedLosses(fields.losses, spatial_dims)
         self.bounded = bounded
         self.noise_schedule = fields.noise_schedule(bounded=bounded)
 
-    def loss(
-        self, predict: Predict, x_0: torch.Tensor, criterion: Criterion
-    ) -> dict[str, torch.Tensor]:
+    def loss(self, predict: Predict, x_0: torch.Tensor) -> dict[str, torch.Tensor]:
         """The scalar ``loss``, and its parts where the variance is learned.
 
         Args:
             predict: (x_t (B, C, *spatial), step (B,)) to what is predicted, of x_t's shape; twice
                 the channels where the variance is learned.
             x_0: data, (B, C, *spatial).
-            criterion: compares prediction and truth.
         """
         epsilon = torch.randn_like(x_0)
         step = torch.randint(self.fields.num_train_steps, (len(x_0),), device=x_0.device)
@@ -152,7 +155,7 @@ class Diffusion:
             target = x_0
         output = predict(x_t, step.float()).float()
         prediction, variance = output[:, : x_0.shape[1]], output[:, x_0.shape[1] :]
-        error = self._error(prediction, target, step, criterion)
+        error = self._error(prediction, target, step)
         if self.fields.variance != "learned":
             return {"loss": error}
         bound = self.bound(x_0, x_t, step, prediction.detach(), variance)
@@ -209,17 +212,13 @@ class Diffusion:
         return bits * self.fields.num_train_steps
 
     def _error(
-        self,
-        prediction: torch.Tensor,
-        target: torch.Tensor,
-        step: torch.Tensor,
-        criterion: Criterion,
+        self, prediction: torch.Tensor, target: torch.Tensor, step: torch.Tensor
     ) -> torch.Tensor:
         if self.fields.min_snr_gamma is None:
-            return criterion(prediction, target)
-        # Any criterion, image by image: few of them know weights.
+            return self.criterion(prediction, target)
+        # Image by image, because losses do not take weights of images.
         each = zip(prediction.split(1), target.split(1), strict=True)
-        errors = torch.stack([criterion(one, other) for one, other in each])
+        errors = torch.stack([self.criterion(one, other) for one, other in each])
         return (self.weights(step) * errors).mean()
 
     def _posterior(self, step: torch.Tensor, ndim: int) -> tuple[torch.Tensor, ...]:

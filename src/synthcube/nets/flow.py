@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from synthcube.nets.solver import Criterion, Predict, integrate
+from synthcube.losses import LossConfig, Losses, WeightedLosses
+from synthcube.nets.solver import Predict, integrate
 from synthcube.schema import Schema
 
 # The network's time embedding was made for the steps of a diffusion, 0 to 1000.
@@ -26,6 +27,10 @@ class FlowFields(Schema):
     time_std: float = Field(
         default=1.0, gt=0, description="Standard deviation of logit(t) while training."
     )
+    losses: Losses = Field(
+        default=(LossConfig(name="mse"),),
+        description="Losses between predicted and true velocity, added up with their weights.",
+    )
     sampler: Literal["dpm-solver++", "euler", "heun"] = Field(
         default="dpm-solver++",
         description="Solver of the flow: dpm-solver++ (second order, one network call a step), "
@@ -37,9 +42,9 @@ class FlowFields(Schema):
         """What a network must give for data of so many channels."""
         return channels
 
-    def process(self, *, bounded: bool) -> Flow:
+    def process(self, spatial_dims: int, *, bounded: bool) -> Flow:
         """The flow; it is the same whether or not the data are bounded to [-1, 1]."""
-        return Flow(self)
+        return Flow(self, spatial_dims)
 
     def solver(self) -> Any:
         """A fresh scheduler of diffusers; its times are t * 1000."""
@@ -61,25 +66,23 @@ class FlowFields(Schema):
 class Flow:
     """x_t = (1 - t) x_0 + t noise; the network predicts the velocity noise - x_0."""
 
-    def __init__(self, fields: FlowFields) -> None:
+    def __init__(self, fields: FlowFields, spatial_dims: int) -> None:
         self.fields = fields
+        self.criterion = WeightedLosses(fields.losses, spatial_dims)
 
-    def loss(
-        self, predict: Predict, x_0: torch.Tensor, criterion: Criterion
-    ) -> dict[str, torch.Tensor]:
+    def loss(self, predict: Predict, x_0: torch.Tensor) -> dict[str, torch.Tensor]:
         """The scalar ``loss`` between predicted and true velocity, at random times.
 
         Args:
             predict: (x_t (B, C, *spatial), 1000 t (B,)) to a velocity of x_t's shape.
             x_0: data, (B, C, *spatial), about as spread as standard normal noise or less.
-            criterion: compares prediction and truth.
         """
         x_1 = torch.randn_like(x_0)
         logit = torch.randn(len(x_0), device=x_0.device)
         t = torch.sigmoid(self.fields.time_mean + self.fields.time_std * logit)
         weight = t.view(-1, *[1] * (x_0.ndim - 1))
         velocity = predict((1 - weight) * x_0 + weight * x_1, t * TIME_SCALE)
-        return {"loss": criterion(velocity.float(), x_1 - x_0)}
+        return {"loss": self.criterion(velocity.float(), x_1 - x_0)}
 
     def sample(
         self,

@@ -10,9 +10,6 @@ import torch
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A network under its condition: (x_t (B, C, *spatial), time (B,)) to its prediction."""
 
-Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Prediction and truth, of one shape, to a scalar: a mean over images."""
-
 
 def integrate(
     scheduler: Any,
