@@ -45,6 +45,7 @@ def batch(image: ImageSpec, number: int = 3) -> Batch:
         image=made,
         label=torch.zeros(number, dtype=torch.int64),
         index=torch.arange(number),
+        augmented=False,
         condition=Condition(values=values, source=images[:, image.channels :]),
     )
 

@@ -283,9 +283,12 @@ def test_images_smaller_than_a_window_are_explained() -> None:
 def test_families_train_on_the_losses_listed(family: str) -> None:
     kind, image = registry.find(family), image_spec(*SIZE)
     batch = Batch(
-        image=torch.rand(2, 1, *SIZE) * 2 - 1, label=torch.zeros(2).long(), index=torch.arange(2),
+        image=torch.rand(2, 1, *SIZE) * 2 - 1,
+        label=torch.zeros(2).long(),
+        index=torch.arange(2),
+        augmented=False,
         condition=Condition(values=torch.zeros(2, 0), source=torch.zeros(2, 0, *SIZE)),
-    )  # fmt: skip
+    )
 
     def error(*losses: dict[str, Any]) -> torch.Tensor:
         config = kind.model_validate({**kind.tiny().model_dump(), "losses": losses})

@@ -150,11 +150,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _explained(
     kind: type[BaseModel], fault: Any, lines: Mapping[tuple[Any, ...], int] | None
 ) -> str:
-    place = tuple(fault["loc"])
+    place, known = _untagged(kind, fault["loc"])
     key = ".".join(str(part) for part in place) or "config"
     value = fault["input"]
     if fault["type"] == "extra_forbidden":
-        known = _fields_at(kind, place[:-1])
         near = get_close_matches(str(place[-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         message = f"unknown key; {hint}"
@@ -175,14 +174,31 @@ def _line(place: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int] | None) -
     return ""
 
 
-def _fields_at(kind: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
+def _untagged(kind: type[BaseModel], place: Iterable[Any]) -> tuple[tuple[Any, ...], list[str]]:
+    """A fault's place as the YAML has it, and the keys known there.
+
+    Pydantic puts the name of what a section holds into its place, where it holds one of several.
+    """
+    path: list[Any] = []
+    known: list[str] = []
+    inner = [kind]
     for part in place:
-        field = kind.model_fields.get(str(part))
-        inner = _classes_in(field.annotation) if field else []
-        if not inner:
-            return []
-        kind = inner[0]
-    return list(kind.model_fields)
+        named = [each for each in inner if _default_name(each) == part]
+        if len(inner) > 1 and named:
+            inner = named
+            continue
+        path.append(part)
+        if isinstance(part, int):
+            continue
+        known = [name for each in inner for name in each.model_fields]
+        fields = [each.model_fields[part] for each in inner if part in each.model_fields]
+        inner = _classes_in(fields[0].annotation) if fields else []
+    return tuple(path), known
+
+
+def _default_name(kind: type[BaseModel]) -> Any:
+    field = kind.model_fields.get("name")
+    return field.default if field else None
 
 
 def _classes_in(annotation: Any) -> list[type[BaseModel]]:

@@ -75,8 +75,13 @@ class Family(pl.LightningModule, ABC):
         for families that optimize by hand, and set by the training."""
         self.gradient_clip_norm: float | None = None
 
-    def begin(self, batches: Iterable[Batch]) -> None:
-        """Called before the first step, of a resumed run too, with all images, not augmented."""
+    def begin(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
+        """Called before the first step, of a resumed run too.
+
+        Args:
+            batches: all images of the manifest, in its order, not augmented.
+            train_rows: which of them are trained on.
+        """
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -107,7 +112,7 @@ class Family(pl.LightningModule, ABC):
         # The rest of an epoch is a step too.
         batches = self.trainer.estimated_stepping_batches / num_epochs
         num_steps = math.ceil(batches / self.accumulate) * num_epochs
-        schedule: Any = scheduler.build(built, num_steps, num_epochs)
+        schedule = scheduler.build(built, num_steps, num_epochs)
         if "monitor" in schedule:
             validates = bool(self.trainer.limit_val_batches)
             schedule["monitor"] = "validation/loss" if validates else "train/loss"

@@ -31,6 +31,7 @@ _RECORDED = (
 )  # fmt: skip
 
 _LIGHTNING_CHATTER = (
+    r"Found \d+ module\(s\) in eval mode",  # a first stage stays as it is
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"The '.*_dataloader' does not have many workers",
     r"The number of training batches .* is smaller than the logging interval",

@@ -84,4 +84,5 @@ class Batch(TypedDict):
     image: torch.Tensor  # (B, C, *spatial), float32 in [-1, 1]
     label: torch.Tensor  # (B,), int64 class id; -1 where the manifest gives none
     index: torch.Tensor  # (B,), int64 row of the manifest
+    augmented: bool  # whether the images may differ from those of the manifest
     condition: Condition

@@ -58,7 +58,11 @@ class Images(Dataset[Batch]):
         condition = Condition(values=self.conditions[rows], source=image[:, self.source])
         made = image[:, self.made] if self.source else image
         return Batch(
-            image=made, label=self.labels[rows], index=torch.tensor(rows), condition=condition
+            image=made,
+            label=self.labels[rows],
+            index=torch.tensor(rows),
+            augmented=bool(self.augmentation),
+            condition=condition,
         )
 
     def _augmented(self, image: torch.Tensor, epoch: int, row: int) -> torch.Tensor:

@@ -1,73 +1,31 @@
-"""Denoising diffusion: Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020).
+"""Denoising diffusion in pixel space: Ho et al., "Denoising Diffusion Probabilistic Models" (2020).
 
-v-prediction: Salimans and Ho, "Progressive Distillation" (ICLR 2022). Sampling: Song et al.,
-"DDIM" (ICLR 2021); Lu et al., "DPM-Solver++" (2022), through diffusers.
+What is predicted, weighted and drawn: synthcube.nets.diffusion.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from typing_extensions import Self
 
 from synthcube.family import Family, FamilyConfig, noise
-from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults
+from synthcube.losses import loss_faults
 from synthcube.nets.conditioning import GuidanceFields, dropped, guided
-from synthcube.nets.solver import integrate
+from synthcube.nets.diffusion import DiffusionFields
 from synthcube.nets.unet import UNetFields, outputs_of
 from synthcube.schema import Batch, Condition, ImageSpec
 
-_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
-_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x_0": "sample"}
-_SAMPLING_STEPS = {"dpm-solver++": 20, "ddim": 50}
 
-
-class DDPMConfig(UNetFields, GuidanceFields, FamilyConfig):
+class DDPMConfig(DiffusionFields, UNetFields, GuidanceFields, FamilyConfig):
     """Noise-, velocity- or image-predicting U-Net in pixel space."""
 
     summary: ClassVar[str] = "denoising diffusion with the classic noise schedules and samplers"
 
     name: Literal["ddpm"] = Field(default="ddpm", description="Family of the model.")
-    num_train_steps: int = Field(default=1000, ge=2, description="Steps of the noise schedule.")
-    schedule: Literal["linear", "scaled_linear", "cosine"] = Field(
-        default="cosine", description="Noise schedule."
-    )
-    prediction: Literal["epsilon", "v", "x_0"] = Field(
-        default="v", description="What the network predicts: noise, velocity or image."
-    )
-    losses: Losses = Field(
-        default=(LossConfig(name="mse"),),
-        description="Losses between prediction and truth, added up with their weights.",
-    )
-    sampler: Literal["dpm-solver++", "ddim", "ddpm"] = Field(
-        default="dpm-solver++", description="How images are drawn."
-    )
-    num_sampling_steps: int | None = Field(
-        default=None,
-        ge=2,
-        description="Network calls for an image; null: 20 (dpm-solver++), 50 (ddim), "
-        "all training steps (ddpm).",
-    )
-
-    @model_validator(mode="after")
-    def _ancestral_takes_every_step(self) -> Self:
-        # With fewer steps ancestral sampling never reaches clean images: the spread of exact
-        # Gaussian data comes out as 0.21 instead of 0.25 at 50 of 1000 steps.
-        if self.sampler == "ddpm" and self.sampling_steps < self.num_train_steps:
-            raise ValueError(
-                f"sampler ddpm needs all {self.num_train_steps} steps, num_sampling_steps is "
-                f"{self.num_sampling_steps}: leave it out, or use dpm-solver++ or ddim"
-            )
-        return self
-
-    @property
-    def sampling_steps(self) -> int:
-        """Network calls for an image."""
-        default = _SAMPLING_STEPS.get(self.sampler, self.num_train_steps)
-        return self.num_sampling_steps or default
 
     def build(self, image: ImageSpec) -> DDPM:
         return DDPM(self, image)
@@ -82,33 +40,6 @@ class DDPMConfig(UNetFields, GuidanceFields, FamilyConfig):
     def faults(self, image: ImageSpec) -> list[str]:
         return [*self.network_faults(image), *loss_faults(self.losses, image)]
 
-    def noise_schedule(self) -> Any:
-        """The scheduler of diffusers that noises training images and samples ancestrally."""
-        from diffusers import DDPMScheduler
-
-        return DDPMScheduler(**self._shared(), timestep_spacing="trailing")
-
-    def solver(self) -> Any:
-        """A fresh scheduler of diffusers for sampling."""
-        from diffusers import DPMSolverMultistepScheduler
-
-        if self.sampler == "ddpm":
-            return self.noise_schedule()
-        # DDIM is the first-order solver of this class. Steps even in log signal-to-noise ratio
-        # (Lu et al.) keep the spread of the data; even in time, 20 steps lose a fifth of it.
-        return DPMSolverMultistepScheduler(
-            **self._shared(),
-            solver_order=1 if self.sampler == "ddim" else 2,
-            use_lu_lambdas=True,
-        )
-
-    def _shared(self) -> dict[str, Any]:
-        return {
-            "num_train_timesteps": self.num_train_steps,
-            "beta_schedule": _SCHEDULES[self.schedule],
-            "prediction_type": _PREDICTIONS[self.prediction],
-        }
-
 
 class DDPM(Family):
     """Predicts what was added to an image at a random step of the noise schedule."""
@@ -117,23 +48,14 @@ class DDPM(Family):
 
     def __init__(self, config: DDPMConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
-        self.network = config.build_network(image)
-        self.criterion = WeightedLosses(config.losses, image.rank)
-        self.noise_schedule = config.noise_schedule()
+        self.network = config.build_network(image, config.out_channels(image.channels))
+        self.process = config.process(image.rank, bounded=True)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
-        x_0 = batch["image"]
-        epsilon = torch.randn_like(x_0)
-        step = torch.randint(self.config.num_train_steps, (len(x_0),), device=x_0.device)
-        x_t = self.noise_schedule.add_noise(x_0, epsilon, step)
-        target = epsilon
-        if self.config.prediction == "v":
-            target = self.noise_schedule.get_velocity(x_0, epsilon, step)
-        elif self.config.prediction == "x_0":
-            target = x_0
         condition = dropped(batch["condition"], self.config.condition_dropout)
-        prediction = self.network(x_t, step.float(), condition).float()
-        return {"loss": self.criterion(prediction, target)}
+        return self.process.loss(
+            lambda x_t, time: self.network(x_t, time, condition), batch["image"]
+        )
 
     def legacy_network(self) -> torch.nn.Module:
         return self.config.build_legacy_network(self.image)
@@ -145,8 +67,5 @@ class DDPM(Family):
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
         start = noise(generators, self.image).to(self.device)
-        predict = guided(self.network, condition, self.config.guidance)
-        x_0 = integrate(
-            self.config.solver(), predict, start, generators, self.config.sampling_steps
-        )
-        return x_0.clamp(-1, 1)
+        predict = guided(self.network, condition, self.config.guidance, self.image.channels)
+        return self.process.sample(predict, start, generators).clamp(-1, 1)

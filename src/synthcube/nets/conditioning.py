@@ -106,10 +106,12 @@ def guided(
     predict: Callable[[torch.Tensor, torch.Tensor, Condition], torch.Tensor],
     condition: Condition,
     guidance: float,
+    num_guided: int | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """`predict(x_t, time, condition)` as a function of x_t and time, with guidance.
 
-    Follows the conditions `guidance` times as far from the unconditional prediction.
+    Follows the conditions `guidance` times as far from the unconditional prediction; only the
+    first `num_guided` channels of it, because a variance must not be exaggerated.
     """
     if guidance == 1 or not condition["values"].shape[1]:
         return lambda x_t, time: predict(x_t, time, condition)
@@ -121,6 +123,9 @@ def guided(
 
     def prediction(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         followed, ignored = predict(torch.cat([x_t, x_t]), torch.cat([time, time]), both).chunk(2)
-        return ignored + guidance * (followed - ignored)
+        mixed = ignored + guidance * (followed - ignored)
+        if num_guided is None or num_guided == mixed.shape[1]:
+            return mixed
+        return torch.cat([mixed[:, :num_guided], followed[:, num_guided:]], dim=1)
 
     return prediction

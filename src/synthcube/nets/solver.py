@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A network under its condition: (x_t (B, C, *spatial), time (B,)) to its prediction."""
+
 
 def integrate(
     scheduler: Any,
-    predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    predict: Predict,
     start: torch.Tensor,
     generators: Sequence[torch.Generator],
     num_steps: int,

@@ -42,12 +42,12 @@ class UNetFields(Schema):
         description="Most groups of a group norm; lowered to divide model.channels.",
     )
 
-    def network_faults(self, image: ImageSpec) -> list[str]:
-        """Why the network cannot be built for such images."""
+    def network_faults(self, image: ImageSpec, named: str = "data.size") -> list[str]:
+        """Why the network cannot be built for such images, whose size is called `named`."""
         step = 2 ** (len(self.channels) - 1)
         if any(side % step for side in image.size):
             return [
-                f"data.size {list(image.size)}: every side must be a multiple of {step}, because "
+                f"{named} {list(image.size)}: every side must be a multiple of {step}, because "
                 f"model.channels has {len(self.channels)} levels"
             ]
         return []

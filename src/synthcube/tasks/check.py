@@ -32,7 +32,9 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
     faults: list[SynthCubeError] = []
     try:
         settings = config.load(config_path, overrides)
+        settings = settings.model_copy(update={"model": settings.model.resolved()})
     except SynthCubeError as error:
+        settings = None
         faults.append(error)
     try:
         manifest = read_manifest(data_path)

@@ -65,8 +65,15 @@ def _timed(run: Callable[[], object], family: str, rank: int, step: str) -> floa
 
 
 def _write_inputs(folder: Path, data: Path, family: str, rank: int) -> None:
-    write_phantoms(data, num=_NUM_IMAGES, size=(_SIDE,) * rank, spacing_mm=_SPACING_MM)
-    model = registry.find(family).tiny().model_dump(mode="json")
+    if not data.exists():
+        write_phantoms(data, num=_NUM_IMAGES, size=(_SIDE,) * rank, spacing_mm=_SPACING_MM)
+    kind = registry.find(family)
+    model = kind.tiny().model_dump(mode="json")
+    if kind.needs:
+        first = folder / kind.needs
+        _write_inputs(first, data, kind.needs, rank)
+        train(first / CONFIG, data, first / "run")
+        model["first_stage"] = str(first / "run")
     training = {"max_epochs": 1, "batch_size": 4, "sample_every_n_epochs": 0}
     write_text(folder / CONFIG, yaml_text.dump({"model": model, "training": training}))
 

@@ -22,9 +22,9 @@ log = logging.getLogger("synthcube")
 CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
 # Keys that may differ from the run that is continued: they change no step already taken.
 _FREE = (
-    "training.max_epochs", "training.max_minutes", "training.sample_every_n_epochs",
-    "training.num_sample_images", "training.log_every_n_steps", "sampling", "compute",
-    "data.num_workers", "data.cache_gb",
+    "training.max_epochs.", "training.max_minutes.", "training.sample_every_n_epochs.",
+    "training.num_sample_images.", "training.log_every_n_steps.", "sampling.", "compute.",
+    "data.num_workers.", "data.cache_gb.", "model.first_stage.",  # its hash must stay
 )  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def _fit(
         log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
     torch.manual_seed(runtime.derived_seed(settings.seed, "weights"))
     family = settings.model.build(data.image).to(device)
-    family.begin(data.every_image())
+    family.begin(data.every_image(), data.rows("train"))
     fit(
         family, data, settings.training, settings.compute,
         run=run, seed=settings.seed, precision=precision, device=device, checkpoint=checkpoint,
@@ -161,7 +161,7 @@ def _check_unchanged(path: Path, settings: RunConfig) -> None:
     faults = [
         f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not key.startswith(_FREE)
+        if before.get(key) != now.get(key) and not f"{key}.".startswith(_FREE)
     ]
     if faults:
         raise ConfigError(

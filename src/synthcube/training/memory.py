@@ -7,7 +7,7 @@ import torch
 from synthcube.family import FamilyConfig
 from synthcube.schema import Batch, Condition, ImageSpec
 
-_STATES = 4  # gradient, two moments of Adam, moving average: each as large as the weights
+_STATES = 4  # gradient, two moments of Adam, moving average: each as large as trained weights
 
 
 def training_bytes(
@@ -19,7 +19,9 @@ def training_bytes(
     measured, so treat it as a lower bound.
     """
     family = config.build(image)
-    weights = sum(each.numel() * each.element_size() for each in family.parameters())
+    sizes = {each: each.numel() * each.element_size() for each in family.parameters()}
+    weights = sum(sizes.values())
+    trained = sum(size for each, size in sizes.items() if each.requires_grad)
     kept = 0
     seen: set[int] = set()
 
@@ -35,6 +37,7 @@ def training_bytes(
         image=torch.zeros(1, image.channels, *image.size),
         label=torch.zeros(1, dtype=torch.int64),
         index=torch.zeros(1, dtype=torch.int64),
+        augmented=False,
         condition=Condition(
             values=torch.zeros(1, len(image.conditions)),
             source=torch.zeros(1, len(image.source_channels), *image.size),
@@ -45,4 +48,4 @@ def training_bytes(
         torch.autocast(device, torch.bfloat16, enabled=mixed),
     ):
         family.loss(batch)
-    return weights, weights * (1 + _STATES) + kept * batch_size
+    return weights, weights + trained * _STATES + kept * batch_size
