@@ -65,7 +65,9 @@ class StyleGANConfig(DiscriminatorFields, GrowthFields, FamilyConfig):
         default=4, ge=1, description="Images whose spread the discriminator sees; 1: none."
     )
     r1_weight: float = Field(
-        default=1.0, ge=0, description="Weight of the discriminator's squared slope at real images."
+        default=10.0,
+        ge=0,
+        description="Weight of the discriminator's squared slope at real images.",
     )
     r1_every: int = Field(
         default=16, ge=1, description="Steps between those penalties, each weighted by as much."
