@@ -95,6 +95,11 @@ class AdversarialFamily(Family):
     def discriminator_loss(self, batch: Batch, made: torch.Tensor) -> dict[str, torch.Tensor]:
         """Scalars by name, of which ``loss`` is minimised; `made` has no gradient."""
 
+    def optimizer_configs(self) -> tuple[OptimizerConfig, OptimizerConfig]:
+        """The generator's and the discriminator's, which a family may correct."""
+        config: Any = self.config
+        return config.optimizer, config.discriminator_optimizer
+
     def presented(self, batch: Batch) -> Batch:
         """The batch as both networks are to see it in this step, as with conditions left out."""
         return batch
@@ -147,15 +152,14 @@ class AdversarialFamily(Family):
         if self.discriminator is None:
             return super().configure_optimizers()
         config: Any = self.config
+        making_config, judging_config = self.optimizer_configs()
         judging = {id(weight) for weight in self.discriminator.parameters()}
         trained = [weight for weight in self.parameters() if weight.requires_grad]
         judge = [weight for weight in trained if id(weight) in judging]
         maker = [weight for weight in trained if id(weight) not in judging]
         described = [
-            self.described_optimizer(maker, config.optimizer, config.scheduler),
-            self.described_optimizer(
-                judge, config.discriminator_optimizer, config.discriminator_scheduler
-            ),
+            self.described_optimizer(maker, making_config, config.scheduler),
+            self.described_optimizer(judge, judging_config, config.discriminator_scheduler),
         ]
         for each in described:
             schedule = each.get("lr_scheduler", {})
