@@ -196,3 +196,13 @@ def test_name_is_the_modules(config: FamilyConfig) -> None:
 def test_sizes_that_do_not_fit_are_explained(config: FamilyConfig, image: ImageSpec) -> None:
     odd = image.model_copy(update={"size": (15, 16, 16)[: image.rank]})
     assert "multiple of" in config.faults(odd)[0]
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_rate_alone_keeps_the_familys_optimizer(name: str) -> None:
+    kind = registry.find(name)
+    for field, info in kind.model_fields.items():
+        if field.endswith("optimizer"):
+            default = info.default.model_dump()
+            changed = kind.model_validate({"name": name, field: {"lr": 0.5}})
+            assert getattr(changed, field).model_dump() == {**default, "lr": 0.5}

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkab
 
 import lightning.pytorch as pl
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from synthcube.optimization import OptimizerConfig, SchedulerConfig
-from synthcube.schema import Batch, Condition, ImageSpec, Schema
+from synthcube.schema import Batch, Condition, ImageSpec, Schema, completed
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -40,6 +40,11 @@ class FamilyConfig(Schema, ABC):
     scheduler: SchedulerConfig | None = Field(
         default=SchedulerConfig(), description="Learning-rate schedule; null for none."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _optimizers_keep_their_kind(cls, values: Any) -> Any:
+        return completed(cls.model_fields, values)
 
     @abstractmethod
     def build(self, image: ImageSpec) -> Family:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic.fields import FieldInfo
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,22 @@ class Schema(BaseModel):
     """Frozen and strict: unknown keys and silent conversions ("16" for 16) are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+def completed(fields: Mapping[str, FieldInfo], values: Any) -> Any:
+    """`values` of a config, where an optimizer without a name is the default one, changed.
+
+    So {lr: 0.001} keeps the family's own optimizer: another one is called by its name.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    filled = dict(values)
+    for name, given in values.items():
+        default = fields[name].default if name in fields else None
+        partial = isinstance(given, Mapping) and "name" not in given
+        if partial and name.endswith("optimizer") and isinstance(default, BaseModel):
+            filled[name] = {**default.model_dump(), **given}
+    return filled
 
 
 class ConditionSpec(Schema):
