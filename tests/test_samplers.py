@@ -249,3 +249,10 @@ def test_what_a_variance_is_is_not_exaggerated_by_guidance() -> None:
 
     made = guided(predict, condition, 3.0, 1)(torch.zeros(1, 1, 2, 2), torch.zeros(1))
     assert made[0, :, 0, 0].tolist() == [3.0, 1.0]
+
+
+def test_betas_are_those_that_were_asked_for() -> None:
+    config = DDPMConfig(schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
+    betas = config.noise_schedule().betas
+    expected = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
+    torch.testing.assert_close(betas, expected)

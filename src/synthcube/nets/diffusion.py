@@ -37,6 +37,10 @@ class DiffusionFields(Schema):
     schedule: Literal["linear", "scaled_linear", "cosine"] = Field(
         default="cosine", description="Noise schedule."
     )
+    beta_start: float = Field(
+        default=0.0001, gt=0, lt=1, description="First beta of a linear or scaled_linear schedule."
+    )
+    beta_end: float = Field(default=0.02, gt=0, lt=1, description="Last beta of such a schedule.")
     prediction: Literal["epsilon", "v", "x_0"] = Field(
         default="v", description="What the network predicts: noise, velocity or image."
     )
@@ -123,6 +127,8 @@ class DiffusionFields(Schema):
     def _shared(self) -> dict[str, Any]:
         return {
             "num_train_timesteps": self.num_train_steps,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
             "beta_schedule": _SCHEDULES[self.schedule],
             "prediction_type": _PREDICTIONS[self.prediction],
         }
