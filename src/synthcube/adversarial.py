@@ -94,7 +94,8 @@ class AdversarialFamily(Family):
         """Scalars by name, of which ``loss`` is minimised; `made` has no gradient."""
 
     def discriminates(self) -> bool:
-        """Whether the discriminator learns in this step; a family may let it wait."""
+        """Whether the discriminator learns in this step; a family may let it wait, and with it its
+        learning-rate schedule."""
         return True
 
     def oppose(self, discriminator: torch.nn.Module) -> None:
@@ -162,8 +163,9 @@ class AdversarialFamily(Family):
         optimizer.zero_grad()
 
     def _step_schedules(self, interval: str) -> None:
+        waiting = [] if self.discriminates() else self.trainer.optimizers[1:]
         for described in self.trainer.lr_scheduler_configs:
-            if described.interval != interval:
+            if described.interval != interval or described.scheduler.optimizer in waiting:
                 continue
             if isinstance(described.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 value = self.trainer.callback_metrics.get(str(described.monitor))
