@@ -151,6 +151,22 @@ def test_an_adversarial_training_resumes_bit_for_bit(
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
+def test_a_waiting_discriminator_keeps_its_schedule(
+    tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    """Three steps in each of four epochs, two accumulated: eight steps, of which it takes six."""
+    overrides = [
+        *ADVERSARIAL, "model.adversarial_from_step=3",
+        "model.discriminator_scheduler={name: cosine}",
+        "data.validation_fraction=0", "training.accumulate=2", "training.max_epochs=4",
+        "compute.precision=bf16",
+    ]  # fmt: skip
+    train(tiny_config("vqvae"), phantoms, tmp_path / "run", overrides=overrides)
+    state = checkpoints.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert state["global_step"] == 8
+    assert state["lr_schedulers"][-1]["last_epoch"] == 6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_one_discriminator(

@@ -105,7 +105,8 @@ class AdversarialFamily(Family):
         return batch
 
     def discriminates(self) -> bool:
-        """Whether the discriminator learns in this step; a family may let it wait."""
+        """Whether the discriminator learns in this step; a family may let it wait, and with it its
+        learning-rate schedule."""
         return True
 
     def oppose(self, discriminator: torch.nn.Module) -> None:
@@ -188,8 +189,9 @@ class AdversarialFamily(Family):
 
     def _step_schedules(self, interval: str) -> None:
         validated = (self.current_epoch + 1) % (self.trainer.check_val_every_n_epoch or 1) == 0
+        waiting = [] if self.discriminates() else self.trainer.optimizers[1:]
         for described in self.trainer.lr_scheduler_configs:
-            if described.interval != interval:
+            if described.interval != interval or described.scheduler.optimizer in waiting:
                 continue
             if not isinstance(described.scheduler, ReduceLROnPlateau):
                 described.scheduler.step()

@@ -55,7 +55,7 @@ class AutoencoderKLConfig(AutoencoderConfig):
         default=128**3,
         ge=1,
         description="Most voxels that are decoded at once; levels of a larger image are decoded in "
-        "tiles, to the same image with less memory in about four times the time.",
+        "tiles, to the same image with less memory in two to four times the time.",
     )
 
     def build(self, image: ImageSpec) -> AutoencoderKL:
