@@ -9,7 +9,9 @@ from pathlib import Path
 
 from bench.report import Options, Row, exit_code, table
 
-DEFAULT = ("startup", "train_step", "vqvae_step", "data_path", "sampling", "memory")
+DEFAULT = (
+    "startup", "train_step", "gan_step", "vqvae_step", "data_path", "sampling", "memory",
+)  # fmt: skip
 ON_REQUEST = ("precision",)
 
 

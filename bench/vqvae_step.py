@@ -17,7 +17,7 @@ from bench.train_step import BATCH_SIZE, SIDE, WARM_UP, auto_precision, between,
 CHANNELS = (96, 96, 192)
 MODEL = {
     "name": "vqvae", "channels": CHANNELS, "num_res_layers": 3, "num_embeddings": 32,
-    "embedding_dim": 64, "codebook_decay": 0.5, "losses": [{"name": "l1"}],
+    "embedding_dim": 64, "codebook_decay": 0.5, "losses": [{"name": "mse"}],
 }  # fmt: skip
 NAME = (
     "training step of vqvae over a bare fp32 loop of the network that GaNDLF-Synth takes from "

@@ -23,7 +23,7 @@ from synthcube.adversarial import (
 from synthcube.errors import ConfigError
 from synthcube.families.dcgan import DCGAN
 from synthcube.tasks.train import train
-from synthcube.training import checkpoints
+from synthcube.training import TrainingConfig, checkpoints
 from synthcube.training.callbacks import RampedEMA
 
 REAL, FAKE = torch.tensor([2.0, -0.5]), torch.tensor([0.5, -3.0])
@@ -157,6 +157,14 @@ def test_clipping_limits_the_norm_of_both(
     assert len(after) == 2 * 6, "a step of each in every batch"
     assert min(before) > 0.01
     assert after == pytest.approx([0.01] * 12, rel=1e-3)
+
+
+def test_clipping_is_for_families_without_an_opponent_unless_asked_for() -> None:
+    assert TrainingConfig().clip_norm(by_hand=False) == 1.0
+    assert TrainingConfig().clip_norm(by_hand=True) is None
+    for asked in (0.5, None):
+        config = TrainingConfig(gradient_clip_norm=asked)
+        assert config.clip_norm(by_hand=True) == config.clip_norm(by_hand=False) == asked
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from synthcube import yaml_text
+from synthcube.data.images import read_image, write_image
+from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.families.dcgan import DCGAN, DCGANConfig
 from synthcube.schema import ConditionSpec, ImageSpec
+from synthcube.tasks.infer import infer
+from synthcube.tasks.train import train
 
 EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 CONDITIONS = (
@@ -88,9 +93,9 @@ def test_the_discriminator_projects_features_on_conditions(size: tuple[int, ...]
     judge.head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     with torch.no_grad():
         judged = judge(images, values)
-        places = features[0].view(3, 16, -1)
         plain = features[0] @ judge.head.weight[0] + judge.head.bias
-        projected = (places.mean(2) * judge.embed(values)).sum(1)
+        embedded = functional.layer_norm(judge.embed[0](values), (128,))
+        projected = torch.einsum("bf,fe,be->b", features[0], judge.project.weight, embedded)
     torch.testing.assert_close(judged, plain + projected)
     assert projected.abs().min() > 0
 
@@ -103,7 +108,7 @@ def test_spectral_norm_holds_every_layer_of_the_discriminator(size: tuple[int, .
     for _ in range(200):
         judge(torch.randn(2, 1, *size), values)
     held = [each for each in judge.modules() if hasattr(each, "parametrizations")]
-    assert len(held) == 2 + 1 + 3, "convolutions, head, embeddings"
+    assert len(held) == 2 + 1 + 1 + 3, "convolutions, head, projection, embeddings"
     for layer in held:
         largest = torch.linalg.matrix_norm(layer.weight.flatten(1), ord=2).item()
         assert largest == pytest.approx(1, rel=0.02)
@@ -153,23 +158,48 @@ def test_what_cannot_be_made_is_said() -> None:
     assert "not of other images" in fault
 
 
+def draw(folder: Path, rank: int) -> None:
+    """A bright half, the first or the last by class, as bright as the number says."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for index in range(128):
+        level = 80 + 160 * torch.rand((), generator=generator).item()
+        image = torch.randn(1, *(16,) * rank, generator=generator) * 3 + 20
+        image[:, slice(8) if index % 2 == 0 else slice(8, 16)] += level - 20
+        name = f"{index}.png" if rank == 2 else f"{index}.nii.gz"
+        write_image(folder / name, image.clamp(0, 255), torch.eye(4).numpy(), integer=True)
+        rows.append({"Channel_0": name, "SubjectID": str(index),
+                     "Half": ("first", "last")[index % 2], "Level": f"{level:.2f}"})  # fmt: skip
+    write_manifest(folder / "manifest.csv", rows)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [2, 3])
 def test_sampled_images_follow_class_and_number(rank: int, tmp_path: Path) -> None:
-    """A bright half, left or right by class, as bright as the number says."""
-    from synthcube.data.images import write_image
-    from synthcube.data.manifest import write_manifest
-
-    generator = torch.Generator().manual_seed(0)
-    rows = []
-    for index in range(96):
-        level = 80 + 160 * torch.rand((), generator=generator).item()
-        image = torch.randn(1, *(16,) * rank, generator=generator) * 3 + 20
-        half = slice(0, 8) if index % 2 == 0 else slice(8, 16)
-        image[:, half] += level - 20
-        name = f"{index}.nii.gz"
-        planes = image if rank == 3 else image[..., None]
-        write_image(tmp_path / name, planes.clamp(0, 255), torch.eye(4).numpy(), integer=True)
-        rows.append({"Channel_0": name, "SubjectID": str(index), "Side": "LR"[index % 2],
-                     "Level": f"{level:.2f}"})  # fmt: skip
-    write_manifest(tmp_path / "manifest.csv", rows)
+    draw(tmp_path, rank)
+    values = {
+        "model": {"name": "dcgan", "latent_dim": 8, "channels": [16, 32],
+                  "discriminator_channels": [16, 32]},
+        "data": {"conditions": {"Half": "class", "Level": "number"},
+                 "intensity_range": [0, 255], "validation_fraction": 0.125},
+        "training": {"max_epochs": 60, "batch_size": 8, "sample_every_n_epochs": 0,
+                     "ema": {"decay": 0.99}},
+        "compute": {"accelerator": "cpu", "precision": "32"},
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml_text.dump(values), encoding="utf-8")
+    train(tmp_path / "run.yaml", tmp_path, tmp_path / "run")
+    infer(tmp_path / "run", tmp_path / "out", num_images=64)
+    asked, measured, right = [], [], []
+    for row in read_manifest(tmp_path / "out").rows:
+        image = read_image(row.channels).tensor.float()
+        first, last = image[:, :8].mean().item(), image[:, 8:].mean().item()
+        bright, dark = (first, last) if row.conditions["Half"] == "first" else (last, first)
+        right.append(bright > dark)
+        asked.append(float(row.conditions["Level"]))
+        measured.append(bright)
+    together = torch.corrcoef(torch.tensor([asked, measured]))[0, 1].item()
+    error = (torch.tensor(asked) - torch.tensor(measured)).abs().mean().item()
+    print(f"correlation {together:.3f}, mean error {error:.1f} of levels 80 to 240")
+    assert sum(right) >= 62
+    assert together > 0.9
+    assert error < 20

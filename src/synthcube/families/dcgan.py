@@ -166,7 +166,7 @@ class Generator(nn.Module):
         widths = config.channels[::-1]
         self.start = tuple(side >> len(widths) for side in image.size)
         self.project = nn.Linear(config.latent_dim, widths[0] * math.prod(self.start), bias=False)
-        self.embed = ConditionEmbedding(image.conditions, _EMBEDDING) if image.conditions else None
+        self.embed = _embedding(image)
         transposed = Conv["convtrans", image.rank]
         self.norms = nn.ModuleList(
             ConditionalNorm(config.norm, width, _EMBEDDING)
@@ -209,10 +209,11 @@ class Discriminator(nn.Module):
             nn.Identity() if norm == "none" else build_norm(norm, width, running=False)
             for width in widths[1:]
         )
-        coarsest = math.prod(side >> len(widths) for side in image.size)
-        self.head = nn.Linear(widths[-1] * coarsest, 1)
-        self.embed = ConditionEmbedding(image.conditions, widths[-1]) if image.conditions else None
-        _initialise(*self.halvings, self.head)
+        num_features = widths[-1] * math.prod(side >> len(widths) for side in image.size)
+        self.head = nn.Linear(num_features, 1)
+        self.embed = _embedding(image)
+        self.project = nn.Linear(_EMBEDDING, num_features, bias=False) if self.embed else None
+        _initialise(*self.halvings, self.head, *([self.project] if self.project else []))
         if config.spectral_norm:
             for module in list(self.modules()):
                 if isinstance(getattr(module, "weight", None), nn.Parameter) and (
@@ -227,10 +228,18 @@ class Discriminator(nn.Module):
             x = functional.leaky_relu(norm(halve(x)), self.slope)
         features = x.flatten(1)
         logits: torch.Tensor = self.head(features).squeeze(1)
-        if self.embed:
-            # The paper's sum over places grows with the image; their mean does not.
-            logits = logits + (self.embed(values) * x.flatten(2).mean(2)).sum(1)
+        if self.embed and self.project:
+            # On features in their places: the paper's sum over places cannot tell left from right.
+            logits = logits + (self.project(self.embed(values)) * features).sum(1)
         return logits
+
+
+def _embedding(image: ImageSpec) -> nn.Module | None:
+    """Conditions (B, K) to vectors of unit variance: as they start, small, they are not heeded."""
+    if not image.conditions:
+        return None
+    norm = nn.LayerNorm(_EMBEDDING, elementwise_affine=False)
+    return nn.Sequential(ConditionEmbedding(image.conditions, _EMBEDDING), norm)
 
 
 def _pairs(widths: Sequence[int]) -> list[tuple[int, int]]:

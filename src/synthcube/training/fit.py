@@ -57,7 +57,7 @@ def fit(
     by_hand = not family.automatic_optimization
     if by_hand:
         family.accumulate = training.accumulate
-        family.gradient_clip_norm = training.gradient_clip_norm
+        family.gradient_clip_norm = training.clip_norm(by_hand=True)
     with quiet_lightning():
         trainer = _trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -67,7 +67,7 @@ def fit(
             precision=precision,
             max_epochs=training.max_epochs,
             accumulate_grad_batches=1 if by_hand else training.accumulate,
-            gradient_clip_val=None if by_hand else training.gradient_clip_norm,
+            gradient_clip_val=None if by_hand else training.clip_norm(by_hand=False),
             check_val_every_n_epoch=training.validate_every_n_epochs,
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if data.rows("validation") else 0,

@@ -1,0 +1,115 @@
+"""A training step of dcgan, as a user gets it, against a bare PyTorch loop of its two networks.
+
+Measured as in bench.train_step: every loop in a process of its own, in turns.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bench.process import apart
+from bench.report import Options, Row
+from bench.train_step import BATCH_SIZE, SIDE, WARM_UP, _between, _data, _row, auto_precision
+
+BARE = (
+    "training step of dcgan over a bare loop of the same two networks (generator against "
+    "discriminator, then discriminator on real and made images; backward, Adam; tensors in "
+    "memory; its own process)"
+)
+# GaNDLF-Synth's dcgan of 6.3 million parameters, one thread of the same kind of processor.
+PREDECESSOR_S = 0.885
+
+
+def measure(options: Options) -> list[Row]:
+    names = dict.fromkeys([apart(auto_precision), "32-true"])
+    num_rounds, num_steps = (1, 2) if options.quick else (5, 20)
+    rows = []
+    for precision in names:
+        ours, bare = [], []
+        for _ in range(num_rounds):
+            ours.append(median(apart(our_steps, precision, num_steps)))
+            bare.append(median(apart(bare_steps, precision, num_steps)))
+        rows.append(_row(f"{BARE}, {precision}", ours, bare, at_most=1.05))
+        name = f"training step of dcgan, {precision}; the predecessor's takes {PREDECESSOR_S} CPU-s"
+        shown = f"{median(ours):.3f} CPU-s ({min(ours):.3f} to {max(ours):.3f})"
+        rows.append(Row(name, median(ours), shown, at_most=PREDECESSOR_S))
+    return rows
+
+
+def our_steps(precision: str, num_steps: int) -> list[float]:
+    """CPU-seconds from the start of a step to the start of the next, in a training of dcgan."""
+    import torch
+
+    from synthcube.compute import ComputeConfig
+    from synthcube.families.dcgan import DCGANConfig
+    from synthcube.training import TrainingConfig, fit
+
+    starts: list[float] = []
+    with TemporaryDirectory() as name, redirect_stderr(io.StringIO()):  # no progress bar
+        folder = Path(name)
+        data = _data(folder, WARM_UP + num_steps + 1)
+        family = DCGANConfig().build(data.image)
+
+        def note(*_: Any) -> None:
+            starts.append(time.process_time())
+
+        family.on_train_batch_start = note  # type: ignore[assignment]
+        fit(
+            family, data, TrainingConfig(max_epochs=1),
+            ComputeConfig(accelerator="cpu"), run=folder / "run", seed=0, precision=precision,
+            device=torch.device("cpu"), checkpoint=None,
+        )  # fmt: skip
+    return _between(starts)
+
+
+def bare_steps(precision: str, num_steps: int) -> list[float]:
+    """The same of a loop in which there is nothing but a step."""
+    take = _bare_step(precision)
+    starts = []
+    for _ in range(WARM_UP + num_steps + 1):
+        starts.append(time.process_time())
+        take()
+    return _between(starts)
+
+
+def _bare_step(precision: str) -> Callable[[], None]:
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
+
+    from bench.sampling import image_spec
+    from synthcube.families.dcgan import DCGANConfig
+
+    family = DCGANConfig().build(image_spec(SIDE))
+    maker: Any = family.generator
+    judge: Any = family.discriminator
+    adams = [
+        torch.optim.Adam(each.parameters(), lr=2e-4, betas=(0.5, 0.999)) for each in (maker, judge)
+    ]
+    real = torch.rand(BATCH_SIZE, 1, SIDE, SIDE) * 2 - 1
+    nothing, ones = torch.zeros(BATCH_SIZE, 0), torch.ones(BATCH_SIZE)
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+
+    def take() -> None:
+        judge.requires_grad_(False)
+        with mixed:
+            made = maker(torch.randn(BATCH_SIZE, 100), nothing)
+            fooled = judge(made, nothing)
+        cross_entropy(fooled.float(), ones).backward()
+        adams[0].step()
+        adams[0].zero_grad()
+        judge.requires_grad_(True)
+        with mixed:
+            logits = judge(real, nothing), judge(made.detach(), nothing)
+        loss = cross_entropy(logits[0].float(), ones) + cross_entropy(logits[1].float(), 0 * ones)
+        loss.backward()
+        adams[1].step()
+        adams[1].zero_grad()
+
+    return take
