@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.report import Options, Row, exit_code, table
 
-DEFAULT = ("startup", "train_step", "data_path", "sampling", "memory")
+DEFAULT = ("startup", "train_step", "vqvae_step", "data_path", "sampling", "memory")
 ON_REQUEST = ("precision",)
 
 

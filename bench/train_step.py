@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 BATCH_SIZE, SIDE, WARM_UP = 16, 64, 3
+MODEL = {"name": "ddpm"}
 BARE = (
     "training step of ddpm over a bare loop of the same network (forward, mse, backward, "
     "clip_grad_norm_, AdamW; tensors in memory; its own process)"
@@ -40,23 +41,23 @@ def measure(options: Options) -> list[Row]:
     precision = apart(auto_precision)
     is_bf16 = precision == "bf16-mixed"
     loops: dict[str, tuple[Any, ...]] = {
-        "ours": (our_steps, precision),
+        "ours": (our_steps, MODEL, precision),
         "bare": (bare_steps, "own", precision),
         "predecessor": (bare_steps, "predecessor", "32-true"),
     }
     if is_bf16:
-        loops |= {"ours32": (our_steps, "32-true"), "bare32": (bare_steps, "own", "32-true")}
+        loops |= {"ours32": (our_steps, MODEL, "32-true"), "bare32": (bare_steps, "own", "32-true")}
     num_rounds, num_steps = (1, 2) if options.quick else (5, 10)
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(num_rounds):
         for name, (function, *arguments) in loops.items():
             seconds[name].append(median(apart(function, *arguments, num_steps)))
-    rows = [_row(f"{BARE}, {precision}", seconds["ours"], seconds["bare"], at_most=1.03)]
+    rows = [row(f"{BARE}, {precision}", seconds["ours"], seconds["bare"], at_most=1.03)]
     if is_bf16:
-        rows.append(_row(f"{BARE}, 32-true", seconds["ours32"], seconds["bare32"], None))
+        rows.append(row(f"{BARE}, 32-true", seconds["ours32"], seconds["bare32"], None))
     bound = 0.60 if is_bf16 else None
     name = f"{PREDECESSOR}, {precision}"
-    return [*rows, _row(name, seconds["ours"], seconds["predecessor"], bound)]
+    return [*rows, row(name, seconds["ours"], seconds["predecessor"], bound)]
 
 
 def auto_precision() -> str:
@@ -68,19 +69,19 @@ def auto_precision() -> str:
     return compute.precision("auto", torch.device("cpu"))[0]
 
 
-def our_steps(precision: str, num_steps: int) -> list[float]:
-    """CPU-seconds from the start of a step to the start of the next, in a training of ddpm."""
+def our_steps(model: dict[str, Any], precision: str, num_steps: int) -> list[float]:
+    """CPU-seconds from the start of a step to the start of the next, in a training of `model`."""
     import torch
 
+    from synthcube import registry
     from synthcube.compute import ComputeConfig
-    from synthcube.families.ddpm import DDPMConfig
     from synthcube.training import TrainingConfig, fit
 
     starts: list[float] = []
     with TemporaryDirectory() as name, redirect_stderr(io.StringIO()):  # no progress bar
         folder = Path(name)
         data = _data(folder, WARM_UP + num_steps + 1)
-        family = DDPMConfig().build(data.image)
+        family = registry.find(model["name"]).model_validate(model).build(data.image)
 
         def note(*_: Any) -> None:
             starts.append(time.process_time())
@@ -91,7 +92,7 @@ def our_steps(precision: str, num_steps: int) -> list[float]:
             run=folder / "run", seed=0, precision=precision, device=torch.device("cpu"),
             checkpoint=None,
         )  # fmt: skip
-    return _between(starts)
+    return between(starts)
 
 
 def bare_steps(network: str, precision: str, num_steps: int) -> list[float]:
@@ -101,10 +102,10 @@ def bare_steps(network: str, precision: str, num_steps: int) -> list[float]:
     for _ in range(WARM_UP + num_steps + 1):
         starts.append(time.process_time())
         take()
-    return _between(starts)
+    return between(starts)
 
 
-def _between(starts: list[float]) -> list[float]:
+def between(starts: list[float]) -> list[float]:
     return [after - before for before, after in pairwise(starts)][WARM_UP:]
 
 
@@ -175,7 +176,7 @@ def _predecessor() -> torch.nn.Module:
     return network
 
 
-def _row(name: str, ours: list[float], reference: list[float], at_most: float | None) -> Row:
+def row(name: str, ours: list[float], reference: list[float], at_most: float | None) -> Row:
     ratios = [a / b for a, b in zip(ours, reference, strict=True)]
     shown = (
         f"{median(ratios):.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import typing
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from synthcube import config, registry
+from synthcube.data.postprocessing import OPERATIONS
 
 PATH = Path(__file__).with_name("reference.md")
 HEAD = """# Every key of the YAML
 
 Written by `python docs/make_reference.py` from the fields themselves; do not edit.
-Every key may be left out; `synthcube init FAMILY` prints the same as a YAML to start from, and
-`synthcube schema` as a JSON Schema for editors. A file wins over the defaults, `--set key=value`
-over the file.
+Every key with a default may be left out; `synthcube init FAMILY` prints the same as a YAML to
+start from, and `synthcube schema` as a JSON Schema for editors. A file wins over the defaults,
+`--set key=value` over the file.
 """
 
 
@@ -32,6 +34,9 @@ def reference() -> str:
         kind = model_in(field.annotation)
         if kind and name != "model":
             parts += [f"## `{name}`\n", table(kind, prefix=f"{name}.")]
+    for operation, kind in OPERATIONS.items():
+        head = f"## `sampling.postprocessing` for `{operation}`\n"
+        parts += [head, f"{inspect.getdoc(kind)}\n", table(kind, skip=("name",))]
     for family in registry.names():
         kind = registry.find(family)
         parts += [
@@ -52,7 +57,8 @@ def table(
         if name in skip or (inner and not nested):
             continue
         default = field.get_default(call_default_factory=True)
-        shown = "" if isinstance(default, BaseModel) else f"`{plain(default)}`"
+        blank = field.is_required() or isinstance(default, BaseModel)
+        shown = "" if blank else f"`{plain(default)}`"
         rows.append(f"| `{prefix}{name}` | {shown} | {field.description} |")
         if inner and isinstance(default, BaseModel):
             rows.append(table(inner, f"{prefix}{name}.").rstrip())

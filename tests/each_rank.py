@@ -22,7 +22,7 @@ class Spying(pl.Trainer):
 
     def fit(self, model: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         super().fit(model, *args, **kwargs)
-        state = {name: each.clone() for name, each in model.state_dict().items()}
+        state = {name: each.contiguous().clone() for name, each in model.state_dict().items()}
         save_file(state, Path(sys.argv[3]) / f"rank_{self.global_rank}.safetensors")
 
 

@@ -40,7 +40,7 @@ def test_an_unknown_bench_is_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "names", [("startup", "data_path"), ("train_step",), ("sampling", "memory")]
+    "names", [("startup", "data_path"), ("train_step",), ("vqvae_step",), ("sampling", "memory")]
 )
 def test_benches_run(names: tuple[str, ...]) -> None:
     done = run("-m", "bench", "--quick", *names)

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from generative.networks.nets import DiffusionModelUNet
 
 from synthcube import config, losses, optimization
 from synthcube.data.phantom import write_phantoms
@@ -35,7 +37,21 @@ def newcomer(tmp_path: Path) -> Path:
         write_phantoms(tmp_path / "MedNIST" / name, num=8, size=(64, 64))
     write_phantoms(tmp_path / "volumes", num=4, size=(32, 32, 32), spacing_mm=(1, 1, 2))
     write_phantoms(tmp_path / "pictures", num=8, size=(32, 32))
+    write_phantoms(tmp_path / "pairs", num=8, size=(32, 32), channels=2)
+    _write_old_weights(tmp_path)
     return tmp_path
+
+
+def _write_old_weights(folder: Path) -> None:
+    network = DiffusionModelUNet(
+        spatial_dims=2, in_channels=1, out_channels=1, num_channels=(8, 8), num_res_blocks=1,
+        attention_levels=(False, True), norm_num_groups=8, num_head_channels=8,
+    )  # fmt: skip
+    torch.save(network.state_dict(), folder / "old.pt")
+    (folder / "old.yaml").write_text(
+        "data: {size: [16, 16]}\nmodel: {name: ddpm, channels: [8, 8], num_res_blocks: 1, "
+        "attention_from: 1, num_sampling_steps: 2}\n"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -6,7 +6,6 @@ Hinge: Lim and Ye, "Geometric GAN" (2017). Sliced Wasserstein distance: Rabin et
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import Any, Literal
 
@@ -14,13 +13,16 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from pydantic import Field
 from torch.nn import functional
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from synthcube.family import Family
+from synthcube.errors import ConfigError
+from synthcube.family import Family, FamilyConfig
 from synthcube.optimization import OptimizerConfig, SchedulerConfig
-from synthcube.schema import Batch, Schema
+from synthcube.schema import Batch, ImageSpec, Schema
 
 AdversarialLoss = Literal["non_saturating", "hinge", "least_squares"]
 _PROJECTIONS = 128
+_MONITOR = "validation/loss"
 
 
 class DiscriminatorFields(Schema):
@@ -80,7 +82,10 @@ class AdversarialFamily(Family):
     ``loss`` is what is validated; without a discriminator it is what is trained as well.
     """
 
-    discriminator: torch.nn.Module | None = None
+    def __init__(self, config: FamilyConfig, image: ImageSpec) -> None:
+        super().__init__(config, image)
+        # Of the instance: a module is found after what a class has of the same name.
+        self.discriminator: torch.nn.Module | None = None
 
     @abstractmethod
     def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -89,6 +94,15 @@ class AdversarialFamily(Family):
     @abstractmethod
     def discriminator_loss(self, batch: Batch, made: torch.Tensor) -> dict[str, torch.Tensor]:
         """Scalars by name, of which ``loss`` is minimised; `made` has no gradient."""
+
+    def optimizer_configs(self) -> tuple[OptimizerConfig, OptimizerConfig]:
+        """The generator's and the discriminator's, which a family may correct."""
+        config: Any = self.config
+        return config.optimizer, config.discriminator_optimizer
+
+    def presented(self, batch: Batch) -> Batch:
+        """The batch as both networks are to see it in this step, as with conditions left out."""
+        return batch
 
     def discriminates(self) -> bool:
         """Whether the discriminator learns in this step; a family may let it wait."""
@@ -104,6 +118,7 @@ class AdversarialFamily(Family):
             return super().training_step(batch, batch_idx)
         generator, discriminator = self._optimizers()
         steps = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
+        batch = self.presented(batch)
         self.toggle_optimizer(generator)
         terms, made = self.generator_loss(batch)
         self._learn(generator, terms["loss"], steps)
@@ -121,6 +136,14 @@ class AdversarialFamily(Family):
             self._step_schedules("step")
         return {"loss": terms["loss"].detach()}
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Here, because only now the gradients of a 16-bit training have their true size.
+        if self.discriminator is not None and self.gradient_clip_norm is not None:
+            self.clip_gradients(
+                optimizer, gradient_clip_val=self.gradient_clip_norm,
+                gradient_clip_algorithm="norm",
+            )  # fmt: skip
+
     def on_train_epoch_end(self) -> None:
         if self.discriminator is not None:
             self._step_schedules("epoch")
@@ -129,15 +152,26 @@ class AdversarialFamily(Family):
         if self.discriminator is None:
             return super().configure_optimizers()
         config: Any = self.config
-        judge = list(self.discriminator.parameters())
-        judging = {id(weight) for weight in judge}
-        maker = [each for each in self.parameters() if id(each) not in judging]
-        return [
-            self.described_optimizer(maker, config.optimizer, config.scheduler),
-            self.described_optimizer(
-                judge, config.discriminator_optimizer, config.discriminator_scheduler
-            ),
+        making_config, judging_config = self.optimizer_configs()
+        judging = {id(weight) for weight in self.discriminator.parameters()}
+        trained = [weight for weight in self.parameters() if weight.requires_grad]
+        judge = [weight for weight in trained if id(weight) in judging]
+        maker = [weight for weight in trained if id(weight) not in judging]
+        described = [
+            self.described_optimizer(maker, making_config, config.scheduler),
+            self.described_optimizer(judge, judging_config, config.discriminator_scheduler),
         ]
+        for each in described:
+            schedule = each.get("lr_scheduler", {})
+            schedule.pop("monitor", None)  # Lightning warns that it will not look at it
+            if isinstance(schedule.get("scheduler"), ReduceLROnPlateau) and not (
+                self.trainer.limit_val_batches
+            ):
+                raise ConfigError(
+                    f"ReduceLROnPlateau follows {_MONITOR}, and there are no validation images: "
+                    "raise data.validation_fraction, or use another schedule."
+                )
+        return described
 
     def _optimizers(self) -> tuple[LightningOptimizer, LightningOptimizer]:
         found: Any = self.optimizers()
@@ -148,26 +182,19 @@ class AdversarialFamily(Family):
 
     def _learn(self, optimizer: Any, loss: torch.Tensor, steps: bool) -> None:
         self.manual_backward(loss / self.accumulate)
-        if not steps:
-            return
-        if self.gradient_clip_norm is not None:
-            self.clip_gradients(
-                optimizer, gradient_clip_val=self.gradient_clip_norm,
-                gradient_clip_algorithm="norm",
-            )  # fmt: skip
-        optimizer.step()
-        optimizer.zero_grad()
+        if steps:
+            optimizer.step()
+            optimizer.zero_grad()
 
     def _step_schedules(self, interval: str) -> None:
+        validated = (self.current_epoch + 1) % (self.trainer.check_val_every_n_epoch or 1) == 0
         for described in self.trainer.lr_scheduler_configs:
             if described.interval != interval:
                 continue
-            if isinstance(described.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                value = self.trainer.callback_metrics.get(str(described.monitor))
-                if value is not None and math.isfinite(float(value)):
-                    described.scheduler.step(float(value))
-            else:
+            if not isinstance(described.scheduler, ReduceLROnPlateau):
                 described.scheduler.step()
+            elif validated:
+                described.scheduler.step(float(self.trainer.callback_metrics[_MONITOR]))
 
 
 def _nothing() -> None:

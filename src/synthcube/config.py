@@ -15,10 +15,11 @@ from pydantic import BaseModel, Field, PositiveInt, SerializeAsAny, ValidationEr
 
 from synthcube import registry, yaml_text
 from synthcube.compute import ComputeConfig
+from synthcube.data.postprocessing import PostprocessingConfig
 from synthcube.data.transforms import DataConfig
 from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.family import FamilyConfig
-from synthcube.schema import Schema
+from synthcube.schema import List, Schema
 from synthcube.training.config import TrainingConfig
 
 
@@ -30,6 +31,11 @@ class SamplingConfig(Schema):
         description="Images to generate; {Hand: 5, HeadCT: 3}: so many of a class.",
     )
     batch_size: int = Field(default=16, ge=1, description="Images made at once.")
+    postprocessing: List[PostprocessingConfig] = Field(
+        default=(),
+        description="What is done to each image, in its own intensities, before it is written, "
+        "such as [{name: clip, low: 0}, {name: largest_component, above: 40}].",
+    )
 
 
 class RunConfig(Schema):

@@ -108,8 +108,10 @@ class Family(pl.LightningModule, ABC):
         built = optimizer.build(parameters)
         if scheduler is None:
             return {"optimizer": built}
-        num_steps = math.ceil(self.trainer.estimated_stepping_batches / self.accumulate)
         num_epochs = int(self.trainer.max_epochs or 1)
+        # The rest of an epoch is a step too.
+        batches = self.trainer.estimated_stepping_batches / num_epochs
+        num_steps = math.ceil(batches / self.accumulate) * num_epochs
         schedule = scheduler.build(built, num_steps, num_epochs)
         if "monitor" in schedule:
             validates = bool(self.trainer.limit_val_batches)

@@ -364,7 +364,8 @@ def test_a_transform_by_name_with_arguments() -> None:
         ({"name": "RandomFlip", "axes": 7}, "RandomFlip does not take these arguments: .*0, 1 or"),
         ({"name": "no_such_package:T"}, "'no_such_package:T' cannot be imported"),
         ({"name": "os:NoSuchThing"}, "'os:NoSuchThing' does not exist: os has no NoSuchThing"),
-        ({"name": "os:getcwd"}, "os:getcwd makes '.*', which is no transform"),
+        ({"name": "os:system", "command": "exit 9"}, "os:system is no transform: a class whose"),
+        ({"name": "pathlib:Path"}, "pathlib:Path is no transform: a class whose instances are"),
         ({"axes": 0}, r"preprocessing\.0\.name\n.*Field required"),
     ],
 )

@@ -17,8 +17,9 @@ from synthcube.data.conditions import condition_specs, condition_values
 from synthcube.data.images import read_image
 from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest
+from synthcube.data.named_transforms import TransformConfig
 from synthcube.data.splitting import split_subjects
-from synthcube.data.transforms import DataConfig, Preprocessing, TransformConfig
+from synthcube.data.transforms import DataConfig, Preprocessing
 from synthcube.errors import ImageError, ManifestError
 from synthcube.runtime import derived_seed, workers_that_fit
 from synthcube.schema import Batch, Condition, ImageSpec

@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ConfigDict, Field, Strict, model_validator
+from pydantic import Field, Strict, model_validator
 from typing_extensions import Self
 
-from synthcube import plugins
 from synthcube.data.conditions import ConditionFields
 from synthcube.data.images import Image
+from synthcube.data.named_transforms import TransformConfig
 from synthcube.data.resampling import Affine, cropped_or_padded, resampled
-from synthcube.errors import ConfigError, ImageError, SynthCubeError
-from synthcube.schema import List, Schema
+from synthcube.errors import ImageError
+from synthcube.schema import List
 
 Pair = Annotated[tuple[float, float], Strict(False)]
-
-
-class TransformConfig(Schema):
-    """A transform of TorchIO, or package.module:MyTransform; further keys are its arguments."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str = Field(description="Class name in torchio, or package.module:MyTransform.")
-
-    @model_validator(mode="after")
-    def _can_be_built(self) -> Self:
-        try:
-            self.build()
-        except SynthCubeError as error:
-            raise ValueError(str(error)) from error
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.name} does not take these arguments: {error}") from error
-        return self
-
-    def build(self) -> Callable[[Any], Any]:
-        """The transform: torchio.Subject to torchio.Subject."""
-        if ":" in self.name:
-            kind: Any = plugins.load(self.name)
-        else:
-            known = _torchio_transforms()
-            if self.name not in known:
-                near = get_close_matches(self.name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"torchio has no transform {self.name!r}{hint}")
-            kind = known[self.name]
-        transform: Callable[[Any], Any] = kind(**(self.model_extra or {}))
-        if not callable(transform):
-            raise ConfigError(f"{self.name} makes {transform!r}, which is no transform")
-        return transform
 
 
 class DataConfig(ConditionFields):
@@ -230,16 +193,3 @@ def _check_contrast(tensor: torch.Tensor) -> None:
         raise ImageError("data.preprocessing leaves voxels that are not a number")
     if high - low <= 1e-6 * max(abs(low), abs(high)):  # rounding errors of float32 included
         raise ImageError(f"constant image: every voxel is {low:g}; leave it out of the manifest")
-
-
-def _torchio_transforms() -> dict[str, Any]:
-    import torchio as tio
-
-    return {
-        name: item
-        for name, item in vars(tio).items()
-        if inspect.isclass(item)
-        and issubclass(item, tio.Transform)
-        and not inspect.isabstract(item)
-        and name not in {"Transform", "Lambda", "Compose", "OneOf"}
-    }

@@ -16,7 +16,7 @@ from synthcube.family import Family, FamilyConfig, noise
 from synthcube.losses import loss_faults
 from synthcube.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.nets.diffusion import DiffusionFields
-from synthcube.nets.unet import UNetFields
+from synthcube.nets.unet import UNetFields, outputs_of
 from synthcube.schema import Batch, Condition, ImageSpec
 
 
@@ -56,6 +56,14 @@ class DDPM(Family):
         return self.process.loss(
             lambda x_t, time: self.network(x_t, time, condition), batch["image"]
         )
+
+    def legacy_network(self) -> torch.nn.Module:
+        return self.config.build_legacy_network(self.image)
+
+    def outputs_of(
+        self, legacy: torch.nn.Module, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return outputs_of(self.network, legacy, self.image, generator)
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
         start = noise(generators, self.image).to(self.device)

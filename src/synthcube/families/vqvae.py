@@ -1,28 +1,28 @@
 """Vector-quantised autoencoder: van den Oord et al., "Neural Discrete Representation Learning"
 (NeurIPS 2017), with the moving-average codebook of its appendix and the code revival of
-Dhariwal et al., "Jukebox" (2020).
+Dhariwal et al., "Jukebox" (2020). With a discriminator it is the VQ-GAN of Esser et al., "Taming
+Transformers for High-Resolution Image Synthesis" (CVPR 2021).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from monai.networks import nets
 from pydantic import Field
 from typing_extensions import Self
 
-from synthcube.family import Family, FamilyConfig
-from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults
+from synthcube.autoencoder import Autoencoder, AutoencoderConfig
 from synthcube.optimization import OptimizerConfig
-from synthcube.schema import Batch, ImageSpec, List
+from synthcube.schema import ImageSpec, List
 
 # (stride, kernel, dilation, padding): halves every side exactly, and doubles it back.
 _HALVE = (2, 4, 1, 1)
 _DOUBLE = (2, 4, 1, 1, 0)
 
 
-class VQVAEConfig(FamilyConfig):
+class VQVAEConfig(AutoencoderConfig):
     """Convolutional encoder and decoder around a codebook."""
 
     summary: ClassVar[str] = "compresses images into codes of a codebook, and reconstructs them"
@@ -46,13 +46,27 @@ class VQVAEConfig(FamilyConfig):
         description="A code used less often than this in a step, on average, is put on a random "
         "encoder output.",
     )
-    losses: Losses = Field(
-        default=(LossConfig(name="l1"),),
-        description="Losses between image and reconstruction, added up with their weights.",
-    )
 
     def build(self, image: ImageSpec) -> VQVAE:
         return VQVAE(self, image)
+
+    def network_settings(self, image: ImageSpec) -> dict[str, Any]:
+        """Arguments of MONAI's VQVAE for such images."""
+        levels = len(self.channels)
+        return {
+            "spatial_dims": image.rank,
+            "in_channels": image.channels,
+            "out_channels": image.channels,
+            "channels": self.channels,
+            "num_res_layers": self.num_res_layers,
+            "num_res_channels": self.channels,
+            "downsample_parameters": (_HALVE,) * levels,
+            "upsample_parameters": (_DOUBLE,) * levels,
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "commitment_cost": self.commitment_cost,
+            "decay": self.codebook_decay,
+        }
 
     @classmethod
     def tiny(cls) -> Self:
@@ -63,7 +77,7 @@ class VQVAEConfig(FamilyConfig):
 
     def faults(self, image: ImageSpec) -> list[str]:
         step = 2 ** len(self.channels)
-        found = loss_faults(self.losses, image)
+        found = super().faults(image)
         if any(side % step for side in image.size):
             found.append(
                 f"data.size {list(image.size)}: every side must be a multiple of {step}, because "
@@ -72,73 +86,87 @@ class VQVAEConfig(FamilyConfig):
         return found
 
 
-class VQVAE(Family):
+class VQVAE(Autoencoder):
     """Reconstruction loss plus commitment; the codebook follows by moving average."""
 
     config: VQVAEConfig
 
     def __init__(self, config: VQVAEConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
-        levels = len(config.channels)
-        self.criterion = WeightedLosses(config.losses, image.rank)
         self.network = nets.VQVAE(
-            spatial_dims=image.rank,
-            in_channels=image.channels,
-            out_channels=image.channels,
-            channels=config.channels,
-            num_res_layers=config.num_res_layers,
-            num_res_channels=config.channels,
-            downsample_parameters=(_HALVE,) * levels,
-            upsample_parameters=(_DOUBLE,) * levels,
-            num_embeddings=config.num_embeddings,
-            embedding_dim=config.embedding_dim,
-            commitment_cost=config.commitment_cost,
-            decay=config.codebook_decay,
+            **config.network_settings(image),
+            use_checkpointing=config.activation_checkpointing,
         )
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
-        x = batch["image"]
-        z = self.network.encode(x)
+    def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        z = self.network.encode(image)
         if self.training:
             self._revive_codes(z.detach())
-        codes, commitment = self._quantize(z)
-        reconstruction = self.network.decode(codes).float()
-        error = self.criterion(reconstruction, x)
-        return {
+        quantized, commitment, codes = self._quantize(z)
+        reconstruction = self.network.decode(quantized).float()
+        error = self.criterion(reconstruction, image)
+        perplexity, codes_used = codebook_usage(codes, self.config.num_embeddings)
+        return reconstruction, {
             "loss": error + commitment,
             "reconstruction": error,
             "commitment": commitment,
-            "perplexity": self.network.quantizer.perplexity,
+            "perplexity": perplexity,
+            "codes_used": codes_used,
         }
 
+    def legacy_network(self) -> torch.nn.Module:
+        from generative.networks import nets as legacy_nets
+
+        settings = self.config.network_settings(self.image)
+        network: torch.nn.Module = legacy_nets.VQVAE(
+            num_channels=settings.pop("channels"), **settings
+        )
+        return network
+
+    def outputs_of(
+        self, legacy: torch.nn.Module, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
+        return self.network(image)[0], legacy(image)[0]
+
     def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
-        codes, _ = self._quantize(self.network.encode(image))
-        reconstruction: torch.Tensor = self.network.decode(codes)
-        return reconstruction.float().clamp(-1, 1)
+        return self.decode_codes(self.encode_codes(image))
+
+    def latent_shape(self) -> tuple[int, ...]:
+        return (self.config.embedding_dim, *self.code_shape())
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """The latent before it is quantised."""
+        return self.network.encode(image).float()
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """The image of the codes that are nearest to the latent."""
+        return self.decode_codes(self._nearest(latent))
 
     def code_shape(self) -> tuple[int, ...]:
-        step = 2 ** len(self.config.channels)
-        return tuple(side // step for side in self.image.size)
+        return tuple(side // 2 ** len(self.config.channels) for side in self.image.size)
 
     def num_codes(self) -> int:
         return self.config.num_embeddings
 
     def encode_codes(self, image: torch.Tensor) -> torch.Tensor:
-        z = self.network.encode(image)
-        with torch.autocast(z.device.type, enabled=False):
-            codes: torch.Tensor = self.network.quantizer.quantize(z.float())
-        return codes
+        return self._nearest(self.encode(image))
 
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        embedded = self.network.quantizer.embed(codes)
-        image: torch.Tensor = self.network.decode(embedded)
-        return image.float().clamp(-1, 1)
+        made: torch.Tensor = self.network.decode(self.network.quantizer.embed(codes))
+        return made.float().clamp(-1, 1)
 
-    def _quantize(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _nearest(self, z: torch.Tensor) -> torch.Tensor:
+        # MONAI's index_quantize would move the codebook too.
+        with torch.autocast(z.device.type, enabled=False):
+            codes: torch.Tensor = self.network.quantizer.quantizer.quantize(z.float())[2]
+        return codes
+
+    def _quantize(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # MONAI leaves autocast on for the CPU here, and a codebook averaged in bfloat16 drifts.
         with torch.autocast(z.device.type, enabled=False):
-            codes, commitment = self.network.quantize(z.float())
-        return codes, commitment
+            quantized, commitment, codes = self.network.quantizer.quantizer(z.float())
+        return quantized, commitment, codes
 
     @torch.no_grad()
     def _revive_codes(self, z: torch.Tensor) -> None:
@@ -154,3 +182,15 @@ class VQVAE(Family):
         quantizer.embedding.weight.copy_(
             torch.where(unused[:, None], picked, quantizer.embedding.weight)
         )
+
+
+def codebook_usage(codes: torch.Tensor, num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Perplexity of the codes of a batch (1 to `num_codes`), and the share of codes among them.
+
+    The perplexity is that of as many codes used equally often.
+    """
+    flat = codes.flatten()
+    counts = torch.zeros(num_codes, device=codes.device)
+    counts = counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
+    share = counts / flat.numel()
+    return torch.special.entr(share).sum().exp(), (counts > 0).float().mean()

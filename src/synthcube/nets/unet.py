@@ -54,23 +54,43 @@ class UNetFields(Schema):
 
     def build_network(self, image: ImageSpec, out_channels: int | None = None) -> ConditionalUNet:
         """The network for such images; `out_channels` is as many as they have, unless given."""
-        levels = len(self.channels)
         network = ConditionalUNet(
             image.conditions,
-            spatial_dims=image.rank,
-            in_channels=image.channels + len(image.source_channels),
-            out_channels=out_channels or image.channels,
+            **self._unet_settings(image, out_channels or image.channels),
             channels=self.channels,
-            num_res_blocks=self.num_res_blocks,
-            attention_levels=tuple(level >= self.attention_from for level in range(levels)),
-            num_head_channels=math.gcd(self.num_head_channels, *self.channels),
-            norm_num_groups=math.gcd(self.num_norm_groups, *self.channels),
             use_flash_attention=True,
         )
+        levels = len(self.channels)
         coarsest = min(self.attention_from, levels - 1)
         if math.prod(image.size) // 2 ** (image.rank * coarsest) <= _FEW_TOKENS:
             network.register_forward_pre_hook(_choose_attention)
         return network
+
+    def build_legacy_network(self, image: ImageSpec) -> torch.nn.Module:
+        """The same network of monai-generative, for models without numbers as conditions."""
+        from generative.networks.nets import DiffusionModelUNet as LegacyUNet
+
+        classes = [len(spec.classes) for spec in image.conditions]
+        network: torch.nn.Module = LegacyUNet(
+            **self._unet_settings(image, image.channels),
+            num_channels=self.channels,
+            num_class_embeds=classes[0] if classes else None,
+        )
+        return network
+
+    def _unet_settings(self, image: ImageSpec, out_channels: int) -> dict[str, Any]:
+        levels = range(len(self.channels))
+        return {
+            "spatial_dims": image.rank,
+            "in_channels": image.channels + len(image.source_channels),
+            "out_channels": out_channels,
+            "num_res_blocks": self.num_res_blocks,
+            "attention_levels": tuple(level >= self.attention_from for level in levels),
+            "num_head_channels": tuple(
+                math.gcd(self.num_head_channels, each) for each in self.channels
+            ),
+            "norm_num_groups": math.gcd(self.num_norm_groups, *self.channels),
+        }
 
 
 class ConditionalUNet(DiffusionModelUNet):
@@ -92,6 +112,20 @@ class ConditionalUNet(DiffusionModelUNet):
         x = torch.cat([x_t, source], dim=1) if source.shape[1] else x_t
         predicted: torch.Tensor = super().forward(x, time, class_labels=condition["values"])
         return predicted
+
+
+def outputs_of(
+    network: ConditionalUNet, legacy: torch.nn.Module, image: ImageSpec, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What both networks make of the same random input; see legacy.Imports."""
+    channels = image.channels + len(image.source_channels)
+    x_t = torch.randn(2, channels, *image.size, generator=generator)
+    time = torch.tensor([1.0, 700.0])
+    made, given = x_t[:, : image.channels], x_t[:, image.channels :]
+    values = torch.zeros(2, len(image.conditions))
+    classes = values[:, 0].long() if image.conditions else None
+    condition = Condition(values=values, source=given)
+    return network(made, time, condition), legacy(x_t, time, class_labels=classes)
 
 
 def _choose_attention(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

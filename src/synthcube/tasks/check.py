@@ -13,6 +13,7 @@ from synthcube import compute, config, runtime
 from synthcube.config import RunConfig
 from synthcube.data.manifest import Manifest, read_manifest
 from synthcube.data.module import DataModule
+from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError, SynthCubeError
 from synthcube.training.memory import training_bytes
 
@@ -47,6 +48,7 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
     )  # fmt: skip
     if misfits := settings.model.faults(data.image):
         raise ImageError("The images do not fit the model:", misfits)
+    Postprocessing(settings.sampling.postprocessing, data.image)
     return [*_data_lines(data), *_need_lines(settings, data)]
 
 

@@ -13,6 +13,7 @@ from synthcube.artifact import Artifact
 from synthcube.data.images import write_image
 from synthcube.data.manifest import write_manifest
 from synthcube.data.pictures import save_grid
+from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.transforms import to_intensities
 from synthcube.errors import OutputError
 from synthcube.schema import ImageSpec
@@ -22,11 +23,12 @@ IMAGES, MANIFEST, GRID, PROVENANCE = "images", "manifest.csv", "grid.png", "prov
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def write(out: Path, stem: str, image: torch.Tensor, spec: ImageSpec) -> str:
+def write(out: Path, stem: str, image: torch.Tensor, spec: ImageSpec, after: Postprocessing) -> str:
     """Write one image, (C, *spatial) in [-1, 1], in its own units; returns its path in `out`."""
     path = Path(IMAGES) / f"{stem}.{spec.file_format}"
-    intensities = to_intensities(image, spec.intensity_range)
-    write_image(out / path, intensities, spec.affine, integer=spec.integer)
+    intensities = after(to_intensities(image, spec.intensity_range), spec.affine)
+    integer = spec.integer and after.keeps_integers
+    write_image(out / path, intensities, spec.affine, integer=integer)
     return str(path)
 
 

@@ -18,6 +18,7 @@ from synthcube.data.cache import ImageCache
 from synthcube.data.conditions import cell, requested, shown
 from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest, Row, read_manifest
+from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.transforms import DataConfig
 from synthcube.data.wishes import Wish, complete, parse_counts, read_wishes
 from synthcube.errors import FamilyError, ImageError
@@ -60,12 +61,13 @@ def infer(
     settings = _settings(trained, config_path)
     seed = settings["seed"] if seed is None else seed
     batch_size = batch_size or settings["sampling"]["batch_size"]
+    after = Postprocessing(settings["sampling"].get("postprocessing", ()), trained.image)
     device = compute.device(settings["compute"]["accelerator"])
     precision, reason = compute.precision(settings["compute"]["precision"], device)
     family = trained.build(device)
     name = settings["model"]["name"]
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
-    request = _Request(trained, family, out, batch_size, precision, seed)
+    request = _Request(trained, family, out, batch_size, precision, seed, after)
     if data_path:
         manifest = read_manifest(data_path)
         if trained.image.source_channels:
@@ -99,9 +101,14 @@ class _Request:
     batch_size: int
     precision: str
     seed: int
+    after: Postprocessing
 
     def claim(self, asked: dict[str, Any]) -> None:
-        claim(self.out, self.trained, asked, self.precision)
+        record = asked | {"postprocessing": self.after.record}
+        claim(self.out, self.trained, record, self.precision)
+
+    def write(self, stem: str, image: torch.Tensor, spec: ImageSpec) -> str:
+        return write(self.out, stem, image, spec, self.after)
 
 
 def _generate(request: _Request, wishes: list[Wish]) -> Path:
@@ -118,7 +125,7 @@ def _generate(request: _Request, wishes: list[Wish]) -> Path:
     rows, tiles = [], []
     for index, image in enumerate(images):
         stem = f"{index:05d}"
-        path = write(out, stem, image, spec)
+        path = request.write(stem, image, spec)
         row = {"Channel_0": path, "SubjectID": stem, "Seed": str(seeds[index])}
         rows.append(row | _followed(spec, values[index]))
         tiles += [image] if index < _IN_GRID else []
@@ -164,7 +171,7 @@ def _translate(request: _Request, manifest: Manifest) -> Path:
     )  # fmt: skip
     for index, (row, image) in enumerate(zip(manifest.rows, made, strict=True)):
         own = spec.model_copy(update={"affine": images.affines[index].tolist()})
-        path = write(out, row.name, image, own)
+        path = request.write(row.name, image, own)
         rows.append(_row(path, row, source[0]) | _followed(spec, values[index]))
         if len(pairs) < _IN_GRID // 8:
             original = torch.from_numpy(images.read([index])[0, source[:1]])
@@ -193,7 +200,7 @@ def _reconstruct(request: _Request, manifest: Manifest) -> Path:
                 "intensity_range": images.intensity_ranges[index].tolist(),
             }
         )
-        rows.append(_row(write(out, row.name, made, own), row))
+        rows.append(_row(request.write(row.name, made, own), row))
         tiles += [(original, made)] if len(tiles) < _IN_GRID // 8 else []
     return finish_pairs(out, rows, tiles, spec)
 

@@ -34,15 +34,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestAndLast(ModelCheckpoint):
-    """last.ckpt after every validation, best.ckpt where the monitored loss is lowest."""
+    """last.ckpt after every validation, best.ckpt where the monitored loss, if any, is lowest."""
 
-    def __init__(self, folder: Path, monitor: str, every_n_epochs: int) -> None:
+    def __init__(self, folder: Path, monitor: str | None, every_n_epochs: int) -> None:
         super().__init__(
             dirpath=folder,
             filename=Path(BEST).stem,
             monitor=monitor,
             mode="min",
-            save_top_k=1,
+            save_top_k=1 if monitor else 0,
             save_last=True,
             enable_version_counter=False,
             every_n_epochs=every_n_epochs,

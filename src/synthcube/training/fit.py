@@ -72,7 +72,7 @@ def fit(
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if data.rows("validation") else 0,
             log_every_n_steps=training.log_every_n_steps,
-            callbacks=_callbacks(data, training, run, seed),
+            callbacks=_callbacks(data, training, run, seed, _monitor(data, family)),
             plugins=[checkpoints.AtomicCheckpointIO()],
             logger=table,
             enable_progress_bar=is_terminal(),
@@ -96,11 +96,22 @@ def _trainer(**settings: Any) -> pl.Trainer:
     return trainer
 
 
-def _callbacks(data: DataModule, training: TrainingConfig, run: Path, seed: int) -> list[Callback]:
+def _monitor(data: DataModule, family: Family) -> str | None:
+    """The loss whose lowest point is the best model; None where there is no such loss."""
+    if data.rows("validation"):
+        return "validation/loss"
+    # A loss against an opponent says who is winning, not how good the images are.
+    return "train/loss" if family.automatic_optimization else None
+
+
+def _callbacks(
+    data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None
+) -> list[Callback]:
     folder = run / "checkpoints"
-    monitor = "validation/loss" if data.rows("validation") else "train/loss"
     ema = RampedEMA(training.ema.decay) if training.ema else None
-    rows = (data.rows("validation") or data.rows("train"))[: training.num_sample_images]
+    held = data.rows("validation") or data.rows("train")
+    number = min(training.num_sample_images, len(held))
+    rows = [held[i * len(held) // number] for i in range(number)]  # of every class, if sorted
     callbacks: list[Callback] = [
         StepSeeds(seed),
         FiniteLossGuard(

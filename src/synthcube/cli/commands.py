@@ -1,75 +1,23 @@
-"""The command line: few commands, few flags, a YAML for the rest.
-
-Nothing heavy is imported before a command runs. A user's fault prints its message and exits with
-code 2; anything else is a bug of SynthCube, with its traceback and code 1.
-"""
+"""The commands that do the work."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
 
-from synthcube import __version__
-from synthcube.errors import SynthCubeError
-
-app = typer.Typer(
-    name="synthcube",
-    help="Train, sample, judge and share generative models of medical images.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    # Spelled as MLCube and the YAML spell them; --data-path is --data_path.
-    context_settings={
-        "token_normalize_func": lambda token: token.replace("-", "_"),
-        "help_option_names": ["-h", "--help"],
-    },
+from synthcube.cli.app import app, begin
+from synthcube.cli.options import (
+    Config,
+    Data,
+    Model,
+    OptionalConfig,
+    OptionalData,
+    Output,
+    Override,
+    Plugins,
 )
-
-Config = Annotated[
-    Path, typer.Option("--config", "-c", "--parameters_file", help="YAML of the run.")
-]
-OptionalConfig = Annotated[
-    Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
-    typer.Option("--config", "-c", "--parameters_file", help="YAML of seed, sampling, compute."),
-]
-Data = Annotated[
-    Path,
-    typer.Option("--data_path", "-d", help="CSV, folder with manifest.csv, or folder of images."),
-]
-OptionalData = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--data_path", "-d", help="Images to reconstruct, instead of generating."),
-]
-Output = Annotated[Path, typer.Option("--output_path", "-o", help="Folder to write to.")]
-Model = Annotated[
-    Path, typer.Option("--model_path", "-m", help="Run folder, or the folder of an artifact.")
-]
-Override = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")
-]
-Plugins = Annotated[
-    list[Path], typer.Option("--plugins", help="Folder with your own families or transforms.")
-]
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Run one of the commands; each has its own --help."""
 
 
 @app.command()
@@ -84,7 +32,7 @@ def train(
     plugins: Plugins = [],  # noqa: B006
 ) -> None:
     """Train a model; the same command again continues where it stopped."""
-    _prepare(plugins)
+    begin(plugins)
     from synthcube.tasks.train import train as task
 
     folder = task(config, data, output, overrides=overrides, resume=resume)
@@ -117,7 +65,7 @@ def infer(
     plugins: Plugins = [],  # noqa: B006
 ) -> None:
     """Generate images, or reconstruct or translate those given."""
-    _prepare(plugins)
+    begin(plugins)
     from synthcube.tasks.infer import infer as task
 
     picture = task(
@@ -130,10 +78,34 @@ def infer(
 @app.command()
 def export(model: Model, output: Output) -> None:
     """Verify a trained model and write a self-contained folder to share."""
-    _prepare([])
+    begin([])
     from synthcube.tasks.export import export as task
 
     print(f"Exported model: {task(model, output)}")
+
+
+@app.command("import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="Weights: .pt, .pth, .ckpt, .safetensors.")],
+    family: Annotated[str, typer.Option(help="Family of the model: ddpm, vqvae, ...")],
+    config: Config,
+    output: Output,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of one image.")] = 1,
+    model_range: Annotated[
+        tuple[float, float],
+        typer.Option("--model_range", help="What intensities were scaled to when it was trained."),
+    ] = (-1.0, 1.0),
+    overrides: Override = [],  # noqa: B006
+) -> None:
+    """Take over weights of monai-generative or GaNDLF-Synth, checked number by number."""
+    begin([])
+    from synthcube.tasks.import_weights import import_weights
+
+    folder = import_weights(
+        checkpoint, family, config, output,
+        channels=channels, model_range=model_range, overrides=overrides,
+    )  # fmt: skip
+    print(f"Imported model: {folder}")
 
 
 @app.command()
@@ -155,7 +127,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Make a manifest CSV from a folder of images."""
-    _prepare([])
+    begin([])
     from synthcube.data.preparation import prepare as task
 
     fault_of = None
@@ -180,79 +152,9 @@ def prepare(
 @app.command()
 def check(config: Config, data: Data, overrides: Override = [], plugins: Plugins = []) -> None:  # noqa: B006
     """Find everything that could fail later, before any training."""
-    _prepare(plugins)
+    begin(plugins)
     from synthcube.tasks.check import check as task
 
     for line in task(config, data, overrides=overrides):
         print(line)
     print("Ready to train.")
-
-
-@app.command()
-def init(
-    family: Annotated[str, typer.Argument(help="Name of a family.")] = "rectified_flow",
-    dims: Annotated[int, typer.Option(min=2, max=3, help="Spatial axes of the images.")] = 2,
-    plugins: Plugins = [],  # noqa: B006
-) -> None:
-    """Print a commented YAML with every key and its default."""
-    _prepare(plugins)
-    from synthcube.tasks.describe import starting_yaml
-
-    print(starting_yaml(family, dims), end="")
-
-
-@app.command()
-def families() -> None:
-    """List the families of models."""
-    from synthcube.tasks.describe import family_lines
-
-    for line in family_lines():
-        print(line)
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON Schema of the YAML, for editors."""
-    from synthcube.config import json_schema
-
-    print(json.dumps(json_schema(), indent=2))
-
-
-@app.command()
-def self_check() -> None:
-    """Train, infer and export in a temporary folder: does this installation work?"""
-    _prepare([])
-    from synthcube.tasks.self_check import self_check as task
-
-    for line in task():
-        print(line, flush=True)
-    print("self-check passed")
-
-
-@app.command(hidden=True)
-def specs(write: Annotated[Path, typer.Option(help="Folder of mlcube.yaml.")]) -> None:
-    """Write the description of the container that MLCube reads."""
-    from synthcube.specs import write_specs
-
-    print(f"Written: {write_specs(write)}")
-
-
-def _prepare(plugin_folders: list[Path]) -> None:
-    from synthcube import plugins, runtime
-
-    runtime.calm_threads()
-    runtime.name_user()
-    runtime.open_log()
-    plugins.add_folders(plugin_folders)
-
-
-def main() -> None:
-    """Run the command line; the entry point of the package."""
-    try:
-        app()
-    except SynthCubeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except PermissionError as error:
-        print(f"error: {error.filename}: this user has no permission.", file=sys.stderr)
-        raise SystemExit(2) from error

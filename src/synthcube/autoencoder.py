@@ -1,0 +1,153 @@
+"""What the autoencoders share: terms of the loss beside the distance of image and reconstruction.
+
+Each is off unless it has a weight. Adversarial, from the patches of an image: Isola et al. (CVPR
+2017), as in VQ-GAN (Esser et al., "Taming Transformers", CVPR 2021). Spectral: Jukebox (2020).
+Perceptual: LPIPS (Zhang et al., CVPR 2018). Used together in the KL-autoencoder of latent
+diffusion (Rombach et al., CVPR 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from monai.networks.nets import PatchDiscriminator
+from pydantic import Field
+from typing_extensions import Self
+
+from synthcube.adversarial import (
+    AdversarialFamily,
+    AdversarialLoss,
+    DiscriminatorFields,
+    discriminator_term,
+    generator_term,
+)
+from synthcube.family import FamilyConfig
+from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults
+from synthcube.nets.perceptual import PerceptualDistance, require_perceptual
+from synthcube.nets.spectral import SpectralLoss
+from synthcube.schema import Batch, ImageSpec
+
+
+class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
+    """The part of an autoencoder's config that says what a good reconstruction is."""
+
+    losses: Losses = Field(
+        default=(LossConfig(name="l1"),),
+        description="Losses between image and reconstruction, added up with their weights.",
+    )
+    adversarial_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the discriminator's verdict on the reconstructions, which sharpens "
+        "them; 0.01 is a good start, 0 trains without a discriminator.",
+    )
+    adversarial_from_step: int = Field(
+        default=1000, ge=0, description="Steps that are trained before the discriminator joins."
+    )
+    adversarial_loss: AdversarialLoss = Field(
+        default="least_squares", description="What generator and discriminator play for."
+    )
+    discriminator_channels: int = Field(
+        default=32, ge=1, description="Channels of the discriminator's first layer."
+    )
+    num_discriminator_layers: int = Field(
+        default=3,
+        ge=1,
+        description="Most layers of the discriminator, each of which doubles the side of the "
+        "patches that it judges; lowered for small images.",
+    )
+    perceptual_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the distance in the features of a network that knows photographs; "
+        "needs the extra synthcube[perceptual].",
+    )
+    spectral_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the distance between the amplitudes of the frequencies.",
+    )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="Compute activations again in the backward pass instead of keeping them: less "
+        "memory, about a third more time.",
+    )
+
+    def faults(self, image: ImageSpec) -> list[str]:
+        return [*super().faults(image), *loss_faults(self.losses, image)]
+
+    def resolved(self) -> Self:
+        if self.perceptual_weight:
+            require_perceptual()
+        return super().resolved()
+
+    def build_discriminator(self, image: ImageSpec) -> torch.nn.Module:
+        """Judges patches of such images; its norms are of one image, so need no other process."""
+        # The last layer has two voxels along the shortest side at least.
+        deepest = max(0, int(math.log2(max(1, min(image.size) / 4))))
+        return PatchDiscriminator(
+            spatial_dims=image.rank,
+            channels=self.discriminator_channels,
+            in_channels=image.channels,
+            num_layers_d=min(self.num_discriminator_layers, deepest),
+            norm="INSTANCE",
+        )
+
+
+class Autoencoder(AdversarialFamily):
+    """Trains on its own terms, and on the shared ones that have a weight.
+
+    ``loss``, which is validated, is without the adversarial term: it means the same in every epoch.
+    """
+
+    config: AutoencoderConfig
+
+    def __init__(self, config: AutoencoderConfig, image: ImageSpec) -> None:
+        super().__init__(config, image)
+        self.criterion = WeightedLosses(config.losses, image.rank)
+        self._spectral = SpectralLoss(image.rank) if config.spectral_weight else None
+        self._perceptual: PerceptualDistance | None = None
+        if config.adversarial_weight:
+            self.oppose(config.build_discriminator(image))
+
+    @abstractmethod
+    def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The reconstruction, (B, C, *spatial), float32; and scalars by name, as of ``loss``."""
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return self._judged(batch["image"])[1]
+
+    def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        made, terms = self._judged(batch["image"])
+        if self.discriminates():
+            adversarial = generator_term(self._logits(made), self.config.adversarial_loss)
+            terms["adversarial"] = adversarial
+            terms["loss"] = terms["loss"] + self.config.adversarial_weight * adversarial
+        return terms, made
+
+    def discriminator_loss(self, batch: Batch, made: torch.Tensor) -> dict[str, torch.Tensor]:
+        real, fake = self._logits(batch["image"]), self._logits(made)
+        return {"loss": discriminator_term(real, fake, self.config.adversarial_loss)}
+
+    def discriminates(self) -> bool:
+        return self.global_step >= self.config.adversarial_from_step
+
+    def _judged(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        made, terms = self.autoencode(image)
+        if self._spectral is not None:
+            terms["spectral"] = self._spectral(made, image)
+            terms["loss"] = terms["loss"] + self.config.spectral_weight * terms["spectral"]
+        if self.config.perceptual_weight:
+            # On first use: who samples from a trained model does not need its packages.
+            self._perceptual = self._perceptual or PerceptualDistance()
+            terms["perceptual"] = self._perceptual(made, image)
+            terms["loss"] = terms["loss"] + self.config.perceptual_weight * terms["perceptual"]
+        return made, terms
+
+    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+        discriminator: Any = self.discriminator
+        logits: torch.Tensor = discriminator(image)[-1]
+        return logits

@@ -1,0 +1,10 @@
+"""The command line: few commands, few flags, a YAML for the rest.
+
+Nothing heavy is imported before a command runs. A user's fault prints its message and exits with
+code 2; anything else is a bug of SynthCube, with its traceback and code 1.
+"""
+
+from synthcube.cli import commands, descriptions
+from synthcube.cli.app import app, main
+
+__all__ = ["app", "commands", "descriptions", "main"]

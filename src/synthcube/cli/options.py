@@ -1,0 +1,34 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+Config = Annotated[
+    Path, typer.Option("--config", "-c", "--parameters_file", help="YAML of the run.")
+]
+OptionalConfig = Annotated[
+    Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
+    typer.Option("--config", "-c", "--parameters_file", help="YAML of seed, sampling, compute."),
+]
+Data = Annotated[
+    Path,
+    typer.Option("--data_path", "-d", help="CSV, folder with manifest.csv, or folder of images."),
+]
+OptionalData = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--data_path", "-d", help="Images to reconstruct, instead of generating."),
+]
+Output = Annotated[Path, typer.Option("--output_path", "-o", help="Folder to write to.")]
+Model = Annotated[
+    Path, typer.Option("--model_path", "-m", help="Run folder, or the folder of an artifact.")
+]
+Override = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")
+]
+Plugins = Annotated[
+    list[Path], typer.Option("--plugins", help="Folder with your own families or transforms.")
+]

@@ -1,0 +1,95 @@
+"""Import: weights of monai-generative or GaNDLF-Synth in, a verified artifact out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from synthcube import artifact, config, legacy, runtime
+from synthcube.config import RunConfig
+from synthcube.errors import ArtifactError, ConfigError, FamilyError, OutputError
+from synthcube.schema import ImageSpec
+
+log = logging.getLogger("synthcube")
+
+
+def import_weights(
+    checkpoint: Path,
+    family_name: str,
+    config_path: Path,
+    out: Path,
+    *,
+    channels: int = 1,
+    model_range: tuple[float, float] = (-1.0, 1.0),
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Write an artifact with the weights of `checkpoint`; returns its folder.
+
+    Args:
+        config_path: YAML that describes the network as it was trained, with data.size, and
+            data.intensity_range where it is not 0 to 255.
+        channels: of one image.
+        model_range: what the lowest and highest intensity were scaled to when it was trained.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be read, does not fit, or computes something else.
+        FamilyError: monai-generative has no such network.
+    """
+    settings = config.load(config_path, [*overrides, f"model.name={family_name}"])
+    weights = legacy.read_weights(checkpoint)
+    if out.exists() and any(out.iterdir()):
+        raise OutputError(f"output_path {out} is not empty: give another one.")
+    image = _image_spec(settings, channels, model_range)
+    if faults := settings.model.faults(image):
+        raise ConfigError("The config does not describe a network:", faults)
+    torch.manual_seed(runtime.derived_seed(settings.seed, "weights"))
+    family = settings.model.build(image).eval()
+    if not isinstance(family, legacy.Imports):
+        raise FamilyError(f"{family_name} has no counterpart in monai-generative 0.2.3.")
+    found = legacy.converted(weights, family.network)
+    family.network.load_state_dict(found.state, strict=True)
+    difference = legacy.largest_difference(family, found)
+    if not difference < legacy.TOLERANCE:
+        raise ArtifactError(
+            f"{checkpoint}: with these weights our network differs from monai-generative's by "
+            f"{difference:.2g} (allowed: {legacy.TOLERANCE:g}), so it is not imported."
+        )
+    for name in found.dropped:
+        log.info("Not used: %s", name)
+    log.info("Same output as monai-generative within %.1e.", difference)
+    artifact.save(
+        out,
+        config=settings.dump(),
+        image=image,
+        weights=family.state_dict(),
+        metrics={"imported_difference": difference},
+    )
+    return out
+
+
+def _image_spec(settings: RunConfig, channels: int, model_range: tuple[float, float]) -> ImageSpec:
+    data = settings.data
+    if data.size is None:
+        raise ConfigError("data.size is needed: the size of the images the model was trained on.")
+    low, high = model_range
+    if not -1 <= low < high <= 1:
+        raise ConfigError(f"model_range {low:g},{high:g}: two numbers from -1 to 1, in order.")
+    spacing = [*(data.spacing_mm or ()), 1.0, 1.0, 1.0][:3]
+    dark, bright = data.intensity_range or (0.0, 255.0)
+    unit = (bright - dark) / (high - low)  # intensities for a step of 1 in the model
+    ends = (dark + (-1 - low) * unit, bright + (1 - high) * unit)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -(np.array([*data.size, 1][:3]) - 1) / 2 * spacing
+    return ImageSpec(
+        size=data.size,
+        channels=channels,
+        spacing_mm=tuple(spacing),
+        affine=tuple(map(tuple, affine.tolist())),
+        intensity_range=(ends,) * channels,
+        file_format="png" if len(data.size) == 2 and channels in (1, 3) else "nii.gz",
+        integer=data.intensity_range is None,
+    )
