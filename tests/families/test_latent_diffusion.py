@@ -249,3 +249,41 @@ def test_meta_shapes_need_no_weights() -> None:
     assert family.latent.size == (8, 8, 8)
     assert family.latent.channels == 2
     assert len(family.first_stage.family.image.conditions) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["latent_diffusion", "code_prior"])
+def test_samples_resemble_the_data(family: str, tiny_config, tmp_path: Path) -> None:
+    """Mean and spread over all voxels, and how bright the brightest are, as of the phantoms."""
+    from synthcube import registry
+    from synthcube.data.phantom import write_phantoms
+
+    images = write_phantoms(tmp_path / "data", num=100, size=(16, 16)).parent
+    common = ["training.batch_size=16", "training.sample_every_n_epochs=0",
+              "training.ema.decay=0.98", "training.validate_every_n_epochs=10",
+              "training.log_every_n_steps=1000", "model.optimizer.lr=0.004"]  # fmt: skip
+    first = registry.find(family).needs
+    wider = {
+        "autoencoder_kl": ["model.channels=[16,32]"],
+        "vqvae": ["model.channels=[16,32]", "model.num_embeddings=32", "model.embedding_dim=8"],
+        "latent_diffusion": ["model.channels=[32,32]", "model.objective.num_sampling_steps=20"],
+        "code_prior": ["model.dim=32", "model.num_layers=2", "model.temperature=1.0"],
+    }
+    for name, run, epochs in ((first, "first", 60), (family, "second", 120)):
+        place = [f"model.first_stage={tmp_path / 'first'}"] if run == "second" else []
+        train(
+            tiny_config(name, f"{run}.yaml"), images, tmp_path / run,
+            overrides=[*common, *wider[name], *place, f"training.max_epochs={epochs}"],
+        )  # fmt: skip
+    infer(tmp_path / "second", tmp_path / "out", num_images=64)
+    real, made = (
+        np.stack([np.asarray(Image.open(path).convert("L")) / 255.0 for path in paths])
+        for paths in (images.glob("*.png"), (tmp_path / "out" / "images").glob("*.png"))
+    )
+    assert made.mean() == pytest.approx(real.mean(), rel=0.15)
+    assert made.std() == pytest.approx(real.std(), rel=0.15)
+    assert np.median(made.max(axis=(1, 2))) == pytest.approx(
+        np.median(real.max(axis=(1, 2))), rel=0.15
+    )
+    share, shown = ((each > 0.4).mean(axis=(1, 2)) for each in (real, made))
+    assert shown.std() == pytest.approx(share.std(), rel=0.4), "small shapes and large ones"

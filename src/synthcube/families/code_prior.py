@@ -22,6 +22,8 @@ from synthcube.first_stage import TwoStageConfig, TwoStageFamily
 from synthcube.nets.conditioning import ConditionEmbedding, GuidanceFields, dropped, guided
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
 
+_SPREAD = 0.02
+
 
 class CodePriorConfig(GuidanceFields, TwoStageConfig):
     """Transformer that predicts each code from those before it, in the order of rows."""
@@ -70,11 +72,15 @@ class CodePriorConfig(GuidanceFields, TwoStageConfig):
 
 
 class CodeTransformer(DecoderOnlyTransformer):
-    """MONAI's, with one more token before the first: what the conditions say."""
+    """MONAI's, with a token before the first, and with the conditions added to every token."""
 
     def __init__(self, conditions: Sequence[ConditionSpec], **settings: Any) -> None:
         super().__init__(**settings, use_flash_attention=True)
-        self.start = torch.nn.Parameter(torch.randn(settings["attn_layers_dim"]) * 0.02)
+        self.start = torch.nn.Parameter(torch.randn(settings["attn_layers_dim"]) * _SPREAD)
+        for table in (self.token_embeddings, self.position_embeddings.embedding):
+            # As in GPT. Torch's spread of 1 drowns the conditions: with it, and with them on the
+            # first token alone, shapes unseen cost 1.77 instead of 1.47 nats a code.
+            torch.nn.init.normal_(table.weight, std=_SPREAD)
         self.conditions = (
             ConditionEmbedding(conditions, settings["attn_layers_dim"]) if conditions else None
         )
@@ -93,9 +99,9 @@ class CodeTransformer(DecoderOnlyTransformer):
         Logits i are of code i, given those before it.
         """
         start = self.start.expand(len(codes), 1, -1)
-        if self.conditions is not None:
-            start = start + self.conditions(values)[:, None]
         tokens = torch.cat([start, self.token_embeddings(codes)], dim=1)
+        if self.conditions is not None:
+            tokens = tokens + self.conditions(values)[:, None]
         positions = torch.arange(tokens.shape[1], device=codes.device)
         x = self.embedding_dropout(tokens + self.position_embeddings.embedding(positions))
         for block in self.blocks:

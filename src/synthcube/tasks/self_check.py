@@ -13,7 +13,7 @@ import torch
 from synthcube import artifact, registry, yaml_text
 from synthcube.data.phantom import write_phantoms
 from synthcube.family import Samples
-from synthcube.storage import sha256, write_text
+from synthcube.storage import make_folder, sha256, write_text
 from synthcube.tasks.export import export
 from synthcube.tasks.image_folder import IMAGES
 from synthcube.tasks.infer import infer
@@ -65,6 +65,7 @@ def _timed(run: Callable[[], object], family: str, rank: int, step: str) -> floa
 
 
 def _write_inputs(folder: Path, data: Path, family: str, rank: int) -> None:
+    make_folder(folder)
     if not data.exists():
         write_phantoms(data, num=_NUM_IMAGES, size=(_SIDE,) * rank, spacing_mm=_SPACING_MM)
     kind = registry.find(family)
