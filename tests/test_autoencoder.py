@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -213,9 +212,6 @@ def test_missing_perceptual_packages_are_named_before_the_training(
     model("vqvae", perceptual_weight=0.1)  # who only samples needs none
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("efficientnet_lite_pytorch") is None, reason="an optional extra"
-)
 @pytest.mark.parametrize("size", [(24, 24), (16, 12, 20)])
 def test_the_perceptual_term_grows_with_blur_and_is_not_trained(size: tuple[int, ...]) -> None:
     family = model("vqvae", (16, 16) if len(size) == 2 else (16, 16, 16), perceptual_weight=0.1)
