@@ -5,18 +5,14 @@ Measured as in bench.train_step: every loop in a process of its own, in turns.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.process import apart
 from bench.report import Options, Row
-from bench.train_step import BATCH_SIZE, SIDE, WARM_UP, _between, _data, _row, auto_precision
+from bench.train_step import BATCH_SIZE, SIDE, WARM_UP, auto_precision, between, our_steps, row
 
 BARE = (
     "training step of dcgan over a bare loop of the same two networks (generator against "
@@ -34,39 +30,13 @@ def measure(options: Options) -> list[Row]:
     for precision in names:
         ours, bare = [], []
         for _ in range(num_rounds):
-            ours.append(median(apart(our_steps, precision, num_steps)))
+            ours.append(median(apart(our_steps, {"name": "dcgan"}, precision, num_steps)))
             bare.append(median(apart(bare_steps, precision, num_steps)))
-        rows.append(_row(f"{BARE}, {precision}", ours, bare, at_most=1.05))
+        rows.append(row(f"{BARE}, {precision}", ours, bare, at_most=1.05))
         name = f"training step of dcgan, {precision}; the predecessor's takes {PREDECESSOR_S} CPU-s"
         shown = f"{median(ours):.3f} CPU-s ({min(ours):.3f} to {max(ours):.3f})"
         rows.append(Row(name, median(ours), shown, at_most=PREDECESSOR_S))
     return rows
-
-
-def our_steps(precision: str, num_steps: int) -> list[float]:
-    """CPU-seconds from the start of a step to the start of the next, in a training of dcgan."""
-    import torch
-
-    from synthcube.compute import ComputeConfig
-    from synthcube.families.dcgan import DCGANConfig
-    from synthcube.training import TrainingConfig, fit
-
-    starts: list[float] = []
-    with TemporaryDirectory() as name, redirect_stderr(io.StringIO()):  # no progress bar
-        folder = Path(name)
-        data = _data(folder, WARM_UP + num_steps + 1)
-        family = DCGANConfig().build(data.image)
-
-        def note(*_: Any) -> None:
-            starts.append(time.process_time())
-
-        family.on_train_batch_start = note  # type: ignore[assignment]
-        fit(
-            family, data, TrainingConfig(max_epochs=1),
-            ComputeConfig(accelerator="cpu"), run=folder / "run", seed=0, precision=precision,
-            device=torch.device("cpu"), checkpoint=None,
-        )  # fmt: skip
-    return _between(starts)
 
 
 def bare_steps(precision: str, num_steps: int) -> list[float]:
@@ -76,7 +46,7 @@ def bare_steps(precision: str, num_steps: int) -> list[float]:
     for _ in range(WARM_UP + num_steps + 1):
         starts.append(time.process_time())
         take()
-    return _between(starts)
+    return between(starts)
 
 
 def _bare_step(precision: str) -> Callable[[], None]:

@@ -130,12 +130,18 @@ def _reference_step(reference: str, precision: str) -> Callable[[], None]:
         return _bare_step(network, adam, "32-true", clip_norm=None)
     network = _own_network()
     adamw = torch.optim.AdamW(network.parameters(), lr=5e-4)
-    return _bare_step(network, adamw, precision, clip_norm=1.0)
+    nothing = {"values": torch.zeros(BATCH_SIZE, 0), "source": torch.zeros(BATCH_SIZE, 0)}
+
+    def follow(x_t: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = network(x_t, step, nothing)
+        return made
+
+    return _bare_step(network, adamw, precision, clip_norm=1.0, call=follow)
 
 
 def _bare_step(
     network: torch.nn.Module, optimizer: torch.optim.Optimizer, precision: str,
-    clip_norm: float | None,
+    clip_norm: float | None, call: Callable[..., torch.Tensor] | None = None,
 ) -> Callable[[], None]:  # fmt: skip
     import torch
 
@@ -146,7 +152,7 @@ def _bare_step(
     def take() -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-            prediction = network(x_t, step)
+            prediction = (call or network)(x_t, step)
         torch.nn.functional.mse_loss(prediction.float(), target).backward()
         if clip_norm:
             torch.nn.utils.clip_grad_norm_(network.parameters(), clip_norm)

@@ -1,0 +1,100 @@
+"""A training step of every family, as a user gets it, over a bare loop of the same model.
+
+Measured as in bench.train_step: every loop in a process of its own, in turns. The bare loop calls
+the family's own loss, so that the ratio is what the framework around it costs.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any
+
+from bench.process import apart
+from bench.report import Options, Row
+from bench.train_step import BATCH_SIZE, SIDE, WARM_UP, between, our_steps, row
+
+
+def measure(options: Options) -> list[Row]:
+    from synthcube import registry
+
+    num_rounds, num_steps = (1, 2) if options.quick else (3, 8)
+    rows = []
+    for name in registry.names():
+        model = _model(name)
+        ours, bare = [], []
+        for _ in range(num_rounds):
+            ours.append(median(apart(our_steps, model, "32-true", num_steps)))
+            bare.append(median(apart(bare_steps, model, num_steps)))
+        title = f"training step of {name} over a bare loop of its loss, 32-true"
+        rows.append(row(title, ours, bare, at_most=1.05))
+    return rows
+
+
+def bare_steps(model: dict[str, Any], num_steps: int) -> list[float]:
+    """CPU-seconds of a step in which there is nothing but the losses, clipping and optimizers."""
+    import torch
+
+    from bench.sampling import image_spec
+    from synthcube import registry
+
+    config: Any = registry.find(model["name"]).model_validate(model)
+    family: Any = config.build(image_spec(SIDE)).train()
+    judge = getattr(family, "discriminator", None)
+    judging = {id(each) for each in judge.parameters()} if judge else set()
+    made_by = [
+        each for each in family.parameters() if each.requires_grad and id(each) not in judging
+    ]
+    groups = [(made_by, config.optimizer)]
+    if judge:
+        groups.append((list(judge.parameters()), config.discriminator_optimizer))
+    optimizers = [described.build(weights) for weights, described in groups]
+    batch = _batch()
+    family.log_terms = family.log = family.log_dict = lambda *_, **__: None
+    starts = []
+    for _ in range(WARM_UP + num_steps + 1):
+        starts.append(time.process_time())
+        if not judge:
+            family.loss(batch)["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(made_by, 1.0)
+            optimizers[0].step()
+            optimizers[0].zero_grad()
+            continue
+        judge.requires_grad_(False)
+        terms, made = family.generator_loss(batch)
+        terms["loss"].backward()
+        optimizers[0].step()
+        optimizers[0].zero_grad()
+        judge.requires_grad_(True)
+        family.discriminator_loss(batch, made.detach())["loss"].backward()
+        optimizers[1].step()
+        optimizers[1].zero_grad()
+    return between(starts)
+
+
+def _model(name: str) -> dict[str, Any]:
+    """The family's defaults; one with two stages gets an untrained first one of defaults too."""
+    from synthcube import registry
+
+    kind = registry.find(name)
+    model: dict[str, Any] = {"name": name}
+    if kind.needs:
+        model["first_stage_config"] = registry.find(kind.needs)(name=kind.needs).model_dump(
+            mode="json"
+        )
+    return model
+
+
+def _batch() -> Any:
+    import torch
+
+    return {
+        "image": torch.rand(BATCH_SIZE, 1, SIDE, SIDE) * 2 - 1,
+        "label": torch.zeros(BATCH_SIZE, dtype=torch.int64),
+        "index": torch.arange(BATCH_SIZE),
+        "augmented": False,
+        "condition": {
+            "values": torch.zeros(BATCH_SIZE, 0),
+            "source": torch.zeros(BATCH_SIZE, 0, SIDE, SIDE),
+        },
+    }
