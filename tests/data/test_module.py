@@ -240,7 +240,7 @@ def test_batches(source: str, cache: Path, request: pytest.FixtureRequest) -> No
     data = module(csv, cache, batch_size=3, validation_fraction=0.2)
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for batch in epoch_of(loader):
-            assert set(batch) == {"image", "label", "index", "condition"}
+            assert set(batch) == {"image", "label", "index", "augmented", "condition"}
             image, label, index = batch["image"], batch["label"], batch["index"]
             assert image.shape[1:] == (1, *data.image.size)
             assert image.dtype == torch.float32
