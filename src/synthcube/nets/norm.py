@@ -54,19 +54,16 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         if not (self.training and _processes() > 1):
             alone: torch.Tensor = super().forward(x)
             return alone
-        # Not every build of torch has it.
-        from torch.distributed.nn.functional import all_reduce
-
         axes = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
         wide = x.float()
         count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
-        sums = all_reduce(torch.cat([wide.sum(axes), count]))
+        sums = _summed(torch.cat([wide.sum(axes), count]))
         number = sums[-1].detach()
         mean = sums[:-1] / number
         centred = wide - mean.view(shape)
         # Squares of what is centred: a difference of large squares would lose digits.
-        variance = all_reduce(centred.square().sum(axes)) / number
+        variance = _summed(centred.square().sum(axes)) / number
         self._follow(mean.detach(), variance.detach() * number / (number - 1).clamp(min=1))
         y = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
@@ -105,6 +102,26 @@ class ConditionalNorm(nn.Module):
         steered = self.affine(embedded).view(len(x), -1, *[1] * (x.ndim - 2))
         scale, shift = steered.chunk(2, dim=1)
         return torch.addcmul(shift, self.norm(x), 1 + scale)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; a gradient of it is summed alike."""
+
+    @staticmethod
+    def forward(_: Any, value: torch.Tensor) -> torch.Tensor:
+        total = value.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return _Sum.forward(None, gradient)
+
+
+def _summed(value: torch.Tensor) -> torch.Tensor:
+    apply: Any = _Sum.apply  # torch leaves it without types
+    total: torch.Tensor = apply(value)
+    return total
 
 
 def _processes() -> int:

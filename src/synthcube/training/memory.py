@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from synthcube.adversarial import AdversarialFamily
 from synthcube.family import FamilyConfig
 from synthcube.schema import Batch, Condition, ImageSpec
 
@@ -47,5 +48,8 @@ def training_bytes(
         torch.autograd.graph.saved_tensors_hooks(count, torch.Tensor.detach),
         torch.autocast(device, torch.bfloat16, enabled=mixed),
     ):
-        family.loss(batch)
+        if isinstance(family, AdversarialFamily) and family.discriminator is not None:
+            family.generator_loss(batch)  # through the discriminator too; `loss` is validated only
+        else:
+            family.loss(batch)
     return weights, weights + trained * _STATES + kept * batch_size
