@@ -1,6 +1,10 @@
 """Are generated pictures what they should be? A small classifier of real ones says.
 
     python -m bench.recognition --real MedNIST --made my-hands/images --as Hand
+    python -m bench.recognition --real MedNIST --made my-images
+
+The second takes what `synthcube infer` wrote of a conditional model, and its manifest says what was
+asked for.
 
 Trains a small classifier on one half of the real pictures of every class (folders in --real), then
 prints the share of made pictures that it takes for the asked class, and the Frechet distance of its
@@ -11,6 +15,7 @@ features compares nothing but models judged by the same run of this program.
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 from pathlib import Path
 
@@ -20,31 +25,59 @@ from monai.metrics import FIDMetric
 from PIL import Image
 from torch import nn
 
+Halves = list[torch.Tensor]  # all pictures of each class: even ones to train, odd ones to test
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.recognition")
     parser.add_argument("--real", type=Path, required=True, help="folder of class folders")
     parser.add_argument("--made", type=Path, required=True, help="folder of generated pictures")
-    parser.add_argument("--as", dest="name", required=True, help="class they should be of")
+    parser.add_argument("--as", dest="name", help="class they should be of")
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
     torch.manual_seed(0)
     classes = sorted(path.name for path in options.real.iterdir() if path.is_dir())
-    wanted = classes.index(options.name)
     halves = [pictures(options.real / name) for name in classes]
     images = torch.cat([each[::2] for each in halves])
     labels = torch.cat([torch.full((len(each[::2]),), i) for i, each in enumerate(halves)])
     network = trained(images, labels, options.epochs)
+    print(f"classifier: {len(images)} real pictures of {len(classes)} classes")
+    if options.name:
+        compare(network, classes.index(options.name), halves, pictures(options.made))
+    else:
+        compare_classes(network, classes, halves, options.made)
+
+
+def compare(network: nn.Sequential, wanted: int, halves: Halves, made: torch.Tensor) -> None:
+    """Print how pictures of one class fare beside real ones."""
     held_out = halves[wanted][1::2]
-    made = pictures(options.made)
     number = min(len(made), len(held_out) // 2)
     reference = features(network, held_out[number:])
-    print(f"classifier: {len(images)} real pictures of {len(classes)} classes")
     for title, group in (("real, held out", held_out[:number]), ("made", made[:number])):
         share = (network(group).argmax(1) == wanted).float().mean().item()
         distance = float(FIDMetric()(features(network, group), reference))
-        print(f"{title}: {number} pictures, {share:.1%} taken for {options.name}, "
+        print(f"{title}: {number} pictures, {share:.1%} taken for that class, "
               f"Frechet distance {distance:.2f}")  # fmt: skip
+
+
+def compare_classes(
+    network: nn.Sequential, classes: list[str], halves: Halves, folder: Path
+) -> None:
+    """Print the share of each class that is taken for it, beside that of real pictures."""
+    with (folder / "manifest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    made = pictures(folder / "images")
+    taken = network(made).argmax(1)
+    right = []
+    for index, name in enumerate(classes):
+        chosen = [number for number, row in enumerate(rows) if row["Label"] == name]
+        if not chosen:
+            continue
+        right += (taken[chosen] == index).tolist()
+        share = (taken[chosen] == index).float().mean().item()
+        real = (network(halves[index][1::2]).argmax(1) == index).float().mean().item()
+        print(f"{name}: {len(chosen)} made, {share:.1%} taken for it (real, held out: {real:.1%})")
+    print(f"all: {len(right)} made, {np.mean(right):.1%} taken for the class asked for")
 
 
 def pictures(folder: Path) -> torch.Tensor:
