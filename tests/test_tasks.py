@@ -309,7 +309,7 @@ def test_prepare_prints_what_it_found_and_left_out(cli, phantoms: Path, tmp_path
     assert "12 images of 12 subjects" in out
     assert "Splits: train 9, validation 3" in out
     assert "notes.txt" in out
-    assert cli("families")[1].startswith("ddpm ")
+    assert cli("families")[1].startswith("autoencoder_kl ")
     assert json.loads(cli("schema")[1])["title"] == "SynthCube run"
 
 
