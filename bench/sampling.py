@@ -30,6 +30,7 @@ def measure(options: Options) -> list[Row]:
 
 def images_per_second(family_name: str, num_batches: int, asked: str) -> tuple[float, str]:
     """The median batch's images for each CPU-second, and the precision they are made in."""
+    import numpy as np
     import torch
 
     from synthcube import compute, registry, sampling
@@ -38,12 +39,14 @@ def images_per_second(family_name: str, num_batches: int, asked: str) -> tuple[f
     precision, _ = compute.precision(asked, device)
     family: Any = registry.find(family_name)(name=family_name).build(image_spec(64)).eval()
     seeds = sampling.image_seeds(0, BATCH_SIZE)
+    values = np.zeros((BATCH_SIZE, 0), np.float32)
+    nothing = {"values": torch.zeros(BATCH_SIZE, 0), "source": torch.zeros(BATCH_SIZE, 0)}
     with compute.inference(precision, device):  # the first call chooses kernels
-        family.network(torch.zeros(BATCH_SIZE, 1, 64, 64), torch.zeros(BATCH_SIZE))
+        family.network(torch.zeros(BATCH_SIZE, 1, 64, 64), torch.zeros(BATCH_SIZE), nothing)
     speeds = []
     for _ in range(num_batches):
         start = time.process_time()
-        images = list(sampling.generate(family, seeds, BATCH_SIZE, precision, device))
+        images = list(sampling.generate(family, seeds, values, BATCH_SIZE, precision, device))
         speeds.append(len(images) / (time.process_time() - start))
     return median(speeds), precision
 
