@@ -24,7 +24,7 @@ from synthcube.errors import ConfigError
 from synthcube.families.dcgan import DCGAN
 from synthcube.tasks.train import train
 from synthcube.training import TrainingConfig, checkpoints
-from synthcube.training.callbacks import RampedEMA
+from synthcube.training.averaging import RampedEMA
 
 REAL, FAKE = torch.tensor([2.0, -0.5]), torch.tensor([0.5, -3.0])
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from synthcube import registry
-from synthcube.data.module import EpochBatches
+from synthcube.data.batches import EpochBatches
 
 SCRIPT = Path(__file__).with_name("each_rank.py")
 LIMIT_S = 240

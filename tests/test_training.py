@@ -95,7 +95,7 @@ def test_the_artifact_holds_the_averaged_weights(tiny_config, phantoms, tmp_path
 
 def test_the_average_ramps_up_as_documented(tiny_config, phantoms, tmp_path: Path) -> None:
     """Recomputed from the weights after each step: decay min(0.999, (1 + n) / (10 + n))."""
-    from synthcube.training.callbacks import RampedEMA
+    from synthcube.training.averaging import RampedEMA
 
     current = [torch.randn(3, 2) for _ in range(4)]
     ema = RampedEMA(0.999)

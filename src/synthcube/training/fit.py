@@ -19,10 +19,10 @@ from synthcube.errors import ConfigError
 from synthcube.family import Family
 from synthcube.runtime import is_terminal, quiet_lightning
 from synthcube.training import checkpoints
+from synthcube.training.averaging import RampedEMA
 from synthcube.training.callbacks import (
     FiniteLossGuard,
     LogLines,
-    RampedEMA,
     SamplePictures,
     StepSeeds,
 )
