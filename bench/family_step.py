@@ -7,6 +7,7 @@ the family's own loss, so that the ratio is what the framework around it costs.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -21,7 +22,7 @@ def measure(options: Options) -> list[Row]:
     num_rounds, num_steps = (1, 2) if options.quick else (3, 8)
     rows = []
     for name in registry.names():
-        model = _model(name)
+        model = defaults(name)
         ours, bare = [], []
         for _ in range(num_rounds):
             ours.append(median(apart(our_steps, model, "32-true", num_steps)))
@@ -33,13 +34,24 @@ def measure(options: Options) -> list[Row]:
 
 def bare_steps(model: dict[str, Any], num_steps: int) -> list[float]:
     """CPU-seconds of a step in which there is nothing but the losses, clipping and optimizers."""
+    take = bare_step(model, (SIDE, SIDE), BATCH_SIZE)
+    starts = []
+    for _ in range(WARM_UP + num_steps + 1):
+        starts.append(time.process_time())
+        take()
+    return between(starts)
+
+
+def bare_step(model: dict[str, Any], size: tuple[int, ...], batch_size: int) -> Callable[[], None]:
+    """Takes one step with grey images of that size, every time it is called."""
     import torch
 
     from bench.sampling import image_spec
     from synthcube import registry
 
     config: Any = registry.find(model["name"]).model_validate(model)
-    family: Any = config.build(image_spec(SIDE)).train()
+    image = image_spec(SIDE).model_copy(update={"size": size})
+    family: Any = config.build(image).train()
     judge = getattr(family, "discriminator", None)
     judging = {id(each) for each in judge.parameters()} if judge else set()
     made_by = [
@@ -49,30 +61,30 @@ def bare_steps(model: dict[str, Any], num_steps: int) -> list[float]:
     if judge:
         groups.append((list(judge.parameters()), config.discriminator_optimizer))
     optimizers = [described.build(weights) for weights, described in groups]
-    batch = _batch()
+    batch = _batch(size, batch_size)
     family.log_terms = family.log = family.log_dict = lambda *_, **__: None
-    starts = []
-    for _ in range(WARM_UP + num_steps + 1):
-        starts.append(time.process_time())
+
+    def learn(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+        loss.backward()
         if not judge:
-            family.loss(batch)["loss"].backward()
             torch.nn.utils.clip_grad_norm_(made_by, 1.0)
-            optimizers[0].step()
-            optimizers[0].zero_grad()
-            continue
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def take() -> None:
+        if not judge:
+            learn(optimizers[0], family.loss(batch)["loss"])
+            return
         judge.requires_grad_(False)
         terms, made = family.generator_loss(batch)
-        terms["loss"].backward()
-        optimizers[0].step()
-        optimizers[0].zero_grad()
+        learn(optimizers[0], terms["loss"])
         judge.requires_grad_(True)
-        family.discriminator_loss(batch, made.detach())["loss"].backward()
-        optimizers[1].step()
-        optimizers[1].zero_grad()
-    return between(starts)
+        learn(optimizers[1], family.discriminator_loss(batch, made.detach())["loss"])
+
+    return take
 
 
-def _model(name: str) -> dict[str, Any]:
+def defaults(name: str) -> dict[str, Any]:
     """The family's defaults; one with two stages gets an untrained first one of defaults too."""
     from synthcube import registry
 
@@ -85,16 +97,16 @@ def _model(name: str) -> dict[str, Any]:
     return model
 
 
-def _batch() -> Any:
+def _batch(size: tuple[int, ...], batch_size: int) -> Any:
     import torch
 
     return {
-        "image": torch.rand(BATCH_SIZE, 1, SIDE, SIDE) * 2 - 1,
-        "label": torch.zeros(BATCH_SIZE, dtype=torch.int64),
-        "index": torch.arange(BATCH_SIZE),
+        "image": torch.rand(batch_size, 1, *size) * 2 - 1,
+        "label": torch.zeros(batch_size, dtype=torch.int64),
+        "index": torch.arange(batch_size),
         "augmented": False,
         "condition": {
-            "values": torch.zeros(BATCH_SIZE, 0),
-            "source": torch.zeros(BATCH_SIZE, 0, SIDE, SIDE),
+            "values": torch.zeros(batch_size, 0),
+            "source": torch.zeros(batch_size, 0, *size),
         },
     }
