@@ -103,7 +103,7 @@ def precision(name: str, on: torch.device) -> tuple[str, str]:
     """Lightning's full name for `name` on that device, and the reason for the choice.
 
     Raises:
-        ConfigError: half precision is asked for on a CPU.
+        ConfigError: half precision is asked for on a CPU, or weights in another than float32.
     """
     if name == "auto":
         if computes_in_bf16(on):
@@ -112,6 +112,11 @@ def precision(name: str, on: torch.device) -> tuple[str, str]:
     full = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(
         name, name
     )
+    if full in ("64-true", "16-true", "bf16-true"):
+        raise ConfigError(
+            f"compute.precision is {name}: averages, codebooks and samplers are kept in float32 "
+            "for now; use auto, 32, bf16 or 16."
+        )
     if on.type == "cpu" and full.startswith("16"):
         raise ConfigError(
             f"compute.precision is {name}, which a CPU cannot train in: use auto, bf16 or 32."
