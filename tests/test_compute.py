@@ -45,3 +45,13 @@ def test_arguments_of_the_strategy_are_checked() -> None:
 
 def test_one_process_needs_no_strategy() -> None:
     assert compute.strategy(ComputeConfig(), 1, unused_parameters=False) == "auto"
+
+
+def test_a_refused_precision_leaves_no_run(cli, tiny_config, phantoms, tmp_path) -> None:
+    code, _, text = cli(
+        "train", "-c", tiny_config(), "-d", phantoms, "-o", tmp_path / "run",
+        "--set", "compute.precision=64",
+    )  # fmt: skip
+    assert code == 2
+    assert "compute.precision is 64" in text
+    assert not (tmp_path / "run").exists()

@@ -79,6 +79,10 @@ class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
     def faults(self, image: ImageSpec) -> list[str]:
         return [*super().faults(image), *loss_faults(self.losses, image)]
 
+    @abstractmethod
+    def network_settings(self, image: ImageSpec) -> dict[str, Any]:
+        """Arguments of MONAI's network for such images, those that monai-generative has too."""
+
     def resolved(self) -> Self:
         if self.perceptual_weight:
             require_perceptual()
@@ -116,6 +120,15 @@ class Autoencoder(AdversarialFamily):
     @abstractmethod
     def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The reconstruction, (B, C, *spatial), float32; and scalars by name, as of ``loss``."""
+
+    def legacy_network(self) -> torch.nn.Module:
+        """The same network, untrained, as monai-generative builds it; see legacy.Imports."""
+        from generative.networks import nets
+
+        settings = self.config.network_settings(self.image)
+        kind = getattr(nets, type(self.network).__name__)
+        network: torch.nn.Module = kind(num_channels=settings.pop("channels"), **settings)
+        return network
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         return self._judged(batch["image"])[1]

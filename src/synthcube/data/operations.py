@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -30,7 +31,7 @@ Change = Callable[[Array, Array], Array]
 """(C, *spatial) float32 and (4, 4) affine to voxels of the same shape."""
 
 
-class Operation(Schema):
+class Operation(Schema, ABC):
     """What all operations share; a subclass changes the voxels of the channels it acts on."""
 
     keeps_integers: ClassVar[bool] = True
@@ -59,9 +60,9 @@ class Operation(Schema):
 
         return apply
 
+    @abstractmethod
     def on_channels(self, number: int) -> Callable[[Array], Array]:
         """What is done to (number, *spatial) voxels."""
-        raise NotImplementedError
 
     def record(self) -> dict[str, Any]:
         """Everything on which the outcome depends, as plain values."""

@@ -125,15 +125,6 @@ class AutoencoderKL(Autoencoder):
             "kl": divergence,
         }
 
-    def legacy_network(self) -> torch.nn.Module:
-        from generative.networks import nets as legacy_nets
-
-        settings = self.config.network_settings(self.image)
-        network: torch.nn.Module = legacy_nets.AutoencoderKL(
-            num_channels=settings.pop("channels"), **settings
-        )
-        return network
-
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:

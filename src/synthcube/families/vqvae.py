@@ -114,15 +114,6 @@ class VQVAE(Autoencoder):
             "codes_used": codes_used,
         }
 
-    def legacy_network(self) -> torch.nn.Module:
-        from generative.networks import nets as legacy_nets
-
-        settings = self.config.network_settings(self.image)
-        network: torch.nn.Module = legacy_nets.VQVAE(
-            num_channels=settings.pop("channels"), **settings
-        )
-        return network
-
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,12 +51,12 @@ def train(
     settings = settings.model_copy(update={"model": settings.model.resolved()})
     device = compute.device(settings.compute.accelerator)
     rank = _join(settings, compute.devices_used(settings.compute, device))
+    precision, reason = compute.precision(settings.compute.precision, device)
     manifest = read_manifest(data_path)
     storage.make_folder(run, "output_path")
     checkpoint = _checkpoint(run, resume)
     if (run / CONFIG).exists():
         _check_unchanged(run / CONFIG, settings)
-    precision, reason = compute.precision(settings.compute.precision, device)
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
     data = DataModule(
         manifest, settings.data, batch_size=settings.training.batch_size,
