@@ -20,7 +20,7 @@ Data = Annotated[
 ]
 OptionalData = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--data_path", "-d", help="Images to reconstruct, instead of generating."),
+    typer.Option("--data_path", "-d", help="Images to reconstruct or translate."),
 ]
 Output = Annotated[Path, typer.Option("--output_path", "-o", help="Folder to write to.")]
 Model = Annotated[
