@@ -22,7 +22,11 @@ class Spying(pl.Trainer):
 
     def fit(self, model: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         super().fit(model, *args, **kwargs)
-        state = {name: each.contiguous().clone() for name, each in model.state_dict().items()}
+        # Where the weights are cut into pieces, all processes put them together.
+        state = {
+            name: getattr(each, "full_tensor", each.contiguous)().clone()
+            for name, each in model.state_dict().items()
+        }
         save_file(state, Path(sys.argv[3]) / f"rank_{self.global_rank}.safetensors")
 
 

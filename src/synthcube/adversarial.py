@@ -38,6 +38,10 @@ class DiscriminatorFields(Schema):
         default=None, description="Learning-rate schedule of the discriminator; null for none."
     )
 
+    def optimizes_by_hand(self) -> bool:
+        """Whether there is a discriminator; see FamilyConfig."""
+        return True
+
 
 def generator_term(fake: torch.Tensor, name: AdversarialLoss) -> torch.Tensor:
     """What the generator minimises, given the discriminator's logits of its images."""

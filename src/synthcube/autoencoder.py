@@ -79,6 +79,9 @@ class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
     def faults(self, image: ImageSpec) -> list[str]:
         return [*super().faults(image), *loss_faults(self.losses, image)]
 
+    def optimizes_by_hand(self) -> bool:
+        return self.adversarial_weight > 0
+
     @abstractmethod
     def network_settings(self, image: ImageSpec) -> dict[str, Any]:
         """Arguments of MONAI's network for such images, those that monai-generative has too."""

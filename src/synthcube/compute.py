@@ -15,7 +15,6 @@ from synthcube.schema import Schema
 
 if TYPE_CHECKING:
     import torch
-    from lightning.pytorch.strategies import Strategy
 
 Precision = Literal[
     "auto", "64", "64-true", "32", "32-true", "16", "16-mixed", "16-true",
@@ -30,9 +29,27 @@ _OURS = {
     "device_mesh", "delay_all_reduce_named_params", "param_to_hook_all_reduce", "mixed_precision",
 }  # fmt: skip
 
+# Its precision is compute.precision; what is saved is ours.
+_OURS_OF_DEEPSPEED = {
+    "timeout", "loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis",
+    "min_loss_scale", "load_full_weights", "exclude_frozen_parameters", "remote_device",
+    "logging_batch_size_per_gpu",
+}  # fmt: skip
+
 
 def _arguments(kind: type) -> Iterator[str]:
     yield from inspect.signature(kind).parameters
+
+
+def _known_arguments(strategy: str) -> set[str]:
+    if strategy == "fsdp":
+        return {"reshard_after_forward", "process_group_backend"}
+    from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+    from torch.nn.parallel import DistributedDataParallel
+
+    if strategy == "deepspeed":
+        return {*_arguments(DeepSpeedStrategy)} - _OURS - _OURS_OF_DEEPSPEED
+    return {*_arguments(DDPStrategy), *_arguments(DistributedDataParallel)} - _OURS
 
 
 def _as_text(value: Any) -> Any:
@@ -57,28 +74,31 @@ class ComputeConfig(Schema):
         description="Lightning's name of a precision; auto is bf16-mixed where the hardware "
         "computes in bfloat16, else 32-true.",
     )
-    strategy: Literal["auto", "ddp"] = Field(
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = Field(
         default="auto",
-        description="How several processes share the work; auto is ddp where there are several.",
+        description="How several processes share the work: ddp keeps the whole model in each; fsdp "
+        "and deepspeed cut weights, gradients and optimizer states into pieces; auto is ddp where "
+        "there are several.",
     )
     strategy_config: dict[str, Any] = Field(
         default={},
-        description="Arguments of Lightning's DDPStrategy and of torch's DistributedDataParallel.",
+        description="Arguments of the strategy: those of Lightning's DDPStrategy and of torch's "
+        "DistributedDataParallel; reshard_after_forward and process_group_backend of fsdp; those "
+        "of Lightning's DeepSpeedStrategy, or config, the path of DeepSpeed's JSON.",
     )
 
     @model_validator(mode="after")
     def _arguments_known(self) -> Self:
-        if self.strategy_config:
-            from lightning.pytorch.strategies import DDPStrategy
-            from torch.nn.parallel import DistributedDataParallel
-
-            known = {*_arguments(DDPStrategy), *_arguments(DistributedDataParallel)}
-            unknown = [name for name in self.strategy_config if name not in known - _OURS]
-            if unknown:
-                raise ValueError(
-                    f"strategy_config takes no argument {', '.join(map(repr, unknown))}; "
-                    f"ddp takes {', '.join(sorted(known - _OURS))}"
-                )
+        if not self.strategy_config:
+            return self
+        known = _known_arguments(self.strategy)
+        unknown = [name for name in self.strategy_config if name not in known]
+        if unknown:
+            named = "ddp" if self.strategy == "auto" else self.strategy
+            raise ValueError(
+                f"strategy_config takes no argument {', '.join(map(repr, unknown))}; "
+                f"{named} takes {', '.join(sorted(known))}"
+            )
         return self
 
 
@@ -151,20 +171,6 @@ def devices_used(config: ComputeConfig, on: torch.device) -> int:
             f"this machine: use at most {present}, or leave it out to use all."
         )
     return config.num_devices or present
-
-
-def strategy(config: ComputeConfig, num_devices: int, *, unused_parameters: bool) -> Strategy | str:
-    """Lightning's strategy for that many devices on each node.
-
-    Args:
-        unused_parameters: whether a backward pass may leave some without a gradient, as that of a
-            generator does for its discriminator.
-    """
-    from lightning.pytorch.strategies import DDPStrategy
-
-    if num_devices * config.num_nodes == 1:
-        return "auto"
-    return DDPStrategy(**{"find_unused_parameters": unused_parameters, **config.strategy_config})
 
 
 @contextmanager

@@ -63,6 +63,10 @@ class FamilyConfig(Schema, ABC):
         """
         return self
 
+    def optimizes_by_hand(self) -> bool:
+        """Whether it trains with an optimizer for each of several networks."""
+        return False
+
     def faults(self, image: ImageSpec) -> list[str]:
         """Why these images do not fit this model, one sentence each; empty where they do."""
         return []

@@ -8,7 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from synthcube.training.sharding import FullySharded, gathered, scattered
 
 
 class RampedEMA(WeightAveraging):
@@ -28,6 +31,28 @@ class RampedEMA(WeightAveraging):
         """The model with the averaged weights, while training."""
         return self._average_model.module if self._average_model else None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+        if isinstance(trainer.strategy, FullySharded) and self.model:
+            trainer.strategy.shard(self.model)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint["state_dict"] = gathered(checkpoint["state_dict"])
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        pieces = {
+            name: scattered(checkpoint[name], pl_module)
+            for name in ("state_dict", "current_model_state")
+            if name in checkpoint
+        }
+        super().on_load_checkpoint(trainer, pl_module, checkpoint | pieces)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
@@ -45,10 +70,15 @@ class RampedEMA(WeightAveraging):
         self, averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], _: Any
     ) -> None:
         decay = self._decay(self._latest_update_step)
-        torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
+        torch._foreach_lerp_(_local(averaged), _local(current), 1 - decay)
 
     def _decay(self, number: int) -> float:
         return min(self.max_decay, (1 + number) / (10 + number))
+
+
+def _local(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """This process's pieces of those that are cut, and the others as they are."""
+    return [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
 
 
 def _statistics(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -20,6 +20,7 @@ from synthcube.family import Reconstructs, Samples
 from synthcube.runtime import derived_seed
 from synthcube.schema import Batch, Condition
 from synthcube.storage import make_folder
+from synthcube.training.strategies import is_cut
 
 log = logging.getLogger("synthcube")
 
@@ -132,18 +133,21 @@ class SamplePictures(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         is_last = epoch == trainer.max_epochs or trainer.should_stop
-        if not trainer.is_global_zero:
+        # Where the weights are cut, every process holds a piece that the others need.
+        takes_part = trainer.is_global_zero or is_cut(trainer.strategy)
+        if not (takes_part and self.every_n_epochs):
             return
-        if not self.every_n_epochs or (epoch % self.every_n_epochs and not is_last):
+        if epoch % self.every_n_epochs and not is_last:
             return
         drawn: Any = self.averaged() or module
         was_training = drawn.training
         drawn.eval()
-        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+        # Not inference_mode: weights gathered in it could not be trained afterwards.
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
             tiles = self._tiles(drawn)
         drawn.train(was_training)
         number = len(self.examples["index"])
-        if tiles:
+        if tiles and trainer.is_global_zero:
             make_folder(self.folder)
             save_grid(
                 self.folder / f"epoch_{epoch:04d}.png",

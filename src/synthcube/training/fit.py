@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
-from synthcube.compute import ComputeConfig, devices_used, strategy
+from synthcube.compute import ComputeConfig, devices_used
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError
 from synthcube.family import Family
@@ -28,6 +28,7 @@ from synthcube.training.callbacks import (
 )
 from synthcube.training.config import TrainingConfig
 from synthcube.training.metrics import MetricsTable
+from synthcube.training.strategies import strategy
 
 log = logging.getLogger("synthcube")
 
@@ -63,7 +64,7 @@ def fit(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=num_devices,
             num_nodes=compute.num_nodes,
-            strategy=strategy(compute, num_devices, unused_parameters=by_hand),
+            strategy=strategy(compute, training, num_devices, by_hand=by_hand),
             precision=precision,
             max_epochs=training.max_epochs,
             accumulate_grad_batches=1 if by_hand else training.accumulate,

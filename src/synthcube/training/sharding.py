@@ -1,0 +1,142 @@
+"""Weights, gradients and optimizer states in pieces, one on each process: fully sharded training.
+
+It is torch's `fully_shard` (Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data
+Parallel", VLDB 2023; its second version), which works on GPUs and CPUs alike. A checkpoint is one
+file, and the same one as that of a training whose weights are whole: each resumes the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.optimizer import _optimizers_to_device
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+# What is called of a family from outside: each gathers the weights that it needs.
+_ENTRIES = ("training_step", "validation_step", "sample", "reconstruct")
+
+
+class FullySharded(ModelParallelStrategy):
+    """Lightning's strategy for torch's second FSDP; it shards any family, which need not know.
+
+    Args:
+        reshard_after_forward: free the weights of a block between its forward and its backward
+            pass; to keep them takes more memory and less communication.
+        process_group_backend: "nccl", "gloo" or another; null: what suits the device.
+    """
+
+    def __init__(
+        self, reshard_after_forward: bool = True, process_group_backend: str | None = None
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+        )
+        self.reshard_after_forward = reshard_after_forward
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        # Lightning's own leaves the sharding to the model, which here knows nothing of it.
+        assert self.model is not None
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
+        self.model = self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        self.shard(self.model)
+        self.barrier()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+        if trainer.state.fn == TrainerFn.FITTING:
+            _optimizers_to_device(self.optimizers, self.root_device)
+
+    def shard(self, family: torch.nn.Module) -> None:
+        """Cut the trained weights of `family`, in place: block by block, then what is left."""
+        frozen = {each for each in family.parameters() if not each.requires_grad}
+        settings: Any = {"mesh": self.device_mesh["data_parallel"], "ignored_params": frozen}
+        for block in _blocks(family):
+            fully_shard(block, reshard_after_forward=self.reshard_after_forward, **settings)
+        # Gathered weights are copies: what is left must be in pieces when the average looks.
+        fully_shard(family, reshard_after_forward=True, **settings)
+        for name in _ENTRIES:
+            if hasattr(family, name):
+                register_fsdp_forward_method(family, name)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.model is not None
+        return gathered(self.model.state_dict())
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        inner = getattr(optimizer, "optimizer", optimizer)
+        return gathered(inner.state_dict())
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> Any:
+        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.model is not None
+        state = scattered(checkpoint["state_dict"], self.model)
+        self.model.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            weights = [each for group in optimizer.param_groups for each in group["params"]]
+            pieces = {
+                index: {
+                    name: _piece(value, weights[index]) for name, value in of_weight.items()
+                }
+                for index, of_weight in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": pieces})
+
+
+def gathered(state: Any) -> Any:
+    """A nested state with whole tensors on the CPU in place of pieces; on the first process only.
+
+    To be called by all processes; what the others return is without the values of pieces.
+    """
+    if isinstance(state, DTensor):
+        whole = state.full_tensor()
+        return whole.cpu() if torch.distributed.get_rank() == 0 else None
+    if isinstance(state, dict):
+        return {name: gathered(value) for name, value in state.items()}
+    if isinstance(state, list):
+        return [gathered(value) for value in state]
+    return state
+
+
+def scattered(state: Mapping[str, Any], model: torch.nn.Module) -> dict[str, Any]:
+    """A model's state of whole tensors, each cut as that of `model` is."""
+    like = model.state_dict()
+    return {name: _piece(value, like.get(name)) for name, value in state.items()}
+
+
+def _piece(value: Any, like: Any) -> Any:
+    """This process's piece of `value`, cut as `like` is where it has its shape."""
+    whole = isinstance(value, torch.Tensor) and isinstance(like, DTensor)
+    if not whole or value.shape != like.shape:
+        return value
+    # Every process has read the file: nothing needs to be sent.
+    return distribute_tensor(
+        value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )
+
+
+def _blocks(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Outermost members of lists that have trained weights: these are called, not reached into."""
+    for child in module.children():
+        is_list = isinstance(child, (torch.nn.ModuleList, torch.nn.Sequential))
+        if is_list:
+            yield from (each for each in child if any(w.requires_grad for w in each.parameters()))
+        else:
+            yield from _blocks(child)
