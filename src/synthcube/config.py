@@ -11,7 +11,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, PositiveInt, SerializeAsAny, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    Field,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from typing_extensions import Self
 
 from synthcube import registry, yaml_text
 from synthcube.compute import ComputeConfig
@@ -20,6 +29,7 @@ from synthcube.data.transforms import DataConfig
 from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.family import FamilyConfig
 from synthcube.schema import List, Schema
+from synthcube.training import strategies
 from synthcube.training.config import TrainingConfig
 
 
@@ -47,6 +57,12 @@ class RunConfig(Schema):
     training: TrainingConfig = Field(default=TrainingConfig(), description="How long and how.")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="What infer makes.")
     compute: ComputeConfig = Field(default=ComputeConfig(), description="Where to compute.")
+
+    @model_validator(mode="after")
+    def _strategy_trains_the_model(self) -> Self:
+        if found := list(strategies.faults(self.model, self.training, self.compute)):
+            raise ValueError("; ".join(found))
+        return self
 
     def dump(self) -> dict[str, Any]:
         """Plain values, every default written out."""

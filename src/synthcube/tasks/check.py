@@ -15,6 +15,7 @@ from synthcube.data.manifest import Manifest, read_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError, SynthCubeError
+from synthcube.training import strategies
 from synthcube.training.memory import training_bytes
 
 
@@ -77,6 +78,7 @@ def _data_lines(data: DataModule) -> list[str]:
 def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
     device = compute.device(settings.compute.accelerator)
     precision, reason = compute.precision(settings.compute.precision, device)
+    strategies.require_usable(settings.compute, device)
     weights, needed = training_bytes(
         settings.model, data.image, settings.training.batch_size,
         mixed=precision == "bf16-mixed", device="cpu",

@@ -15,7 +15,7 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, ImageError, OutputError
-from synthcube.training import checkpoints, fit
+from synthcube.training import checkpoints, fit, strategies
 
 log = logging.getLogger("synthcube")
 
@@ -52,6 +52,7 @@ def train(
     device = compute.device(settings.compute.accelerator)
     rank = _join(settings, compute.devices_used(settings.compute, device))
     precision, reason = compute.precision(settings.compute.precision, device)
+    strategies.require_usable(settings.compute, device)
     manifest = read_manifest(data_path)
     storage.make_folder(run, "output_path")
     checkpoint = _checkpoint(run, resume)

@@ -28,7 +28,7 @@ from synthcube.training.callbacks import (
 )
 from synthcube.training.config import TrainingConfig
 from synthcube.training.metrics import MetricsTable
-from synthcube.training.strategies import strategy
+from synthcube.training.strategies import require_same, strategy
 
 log = logging.getLogger("synthcube")
 
@@ -59,12 +59,16 @@ def fit(
     if by_hand:
         family.accumulate = training.accumulate
         family.gradient_clip_norm = training.clip_norm(by_hand=True)
+    if checkpoint:
+        require_same(checkpoints.load(checkpoint), compute)
     with quiet_lightning():
         trainer = _trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=num_devices,
             num_nodes=compute.num_nodes,
-            strategy=strategy(compute, training, num_devices, by_hand=by_hand),
+            strategy=strategy(
+                compute, training, num_devices, by_hand=by_hand, mixed=precision == "bf16-mixed"
+            ),
             precision=precision,
             max_epochs=training.max_epochs,
             accumulate_grad_batches=1 if by_hand else training.accumulate,

@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from synthcube import registry
 from synthcube.compute import ComputeConfig
+from synthcube.errors import ConfigError
 from synthcube.family import FamilyConfig
+from synthcube.training import zero
 from synthcube.training.config import TrainingConfig
 from synthcube.training.sharding import FullySharded
+
+log = logging.getLogger("synthcube")
 
 _CUTTING = ("fsdp", "deepspeed")
 
 
 def strategy(
-    compute: ComputeConfig, training: TrainingConfig, num_devices: int, *, by_hand: bool
+    compute: ComputeConfig,
+    training: TrainingConfig,
+    num_devices: int,
+    *,
+    by_hand: bool,
+    mixed: bool,
 ) -> Strategy | str:
     """Lightning's strategy for that many devices on each node.
 
     Args:
         by_hand: whether the family optimizes several networks, so that a backward pass may leave
             some parameters without a gradient, as that of a generator does for its discriminator.
+        mixed: whether the precision is bf16-mixed.
+
+    Raises:
+        ConfigError: the family cannot be trained so.
     """
+    if by_hand and compute.strategy in _CUTTING:  # of a family whose config does not say so
+        raise ConfigError(f"compute.strategy {compute.strategy} trains with one optimizer: use ddp")
     processes = num_devices * compute.num_nodes
+    if compute.strategy == "deepspeed":
+        if name := zero.own_optimizer(compute):
+            log.info(
+                "DeepSpeed's file takes precedence: its optimizer %s, and its scheduler if it has "
+                "one, are used; model.optimizer and model.scheduler are not.", name,
+            )  # fmt: skip
+        return zero.ZeRO(mixed=mixed, **zero.arguments(compute, training, processes))
     if processes == 1:
         return "auto"
     if compute.strategy == "fsdp":
@@ -35,7 +59,9 @@ def strategy(
 
 def is_cut(strategy: Strategy) -> bool:
     """Whether no process holds all weights, so that all must take part in every call."""
-    return isinstance(strategy, FullySharded)
+    return isinstance(strategy, FullySharded) or (
+        isinstance(strategy, zero.ZeRO) and strategy.stage == 3
+    )
 
 
 def faults(model: FamilyConfig, training: TrainingConfig, compute: ComputeConfig) -> Iterator[str]:
@@ -47,6 +73,36 @@ def faults(model: FamilyConfig, training: TrainingConfig, compute: ComputeConfig
             f"compute.strategy {compute.strategy} trains with one optimizer, and {model.name} so "
             "configured with one for the generator and one for the discriminator: use ddp, or one "
             f"of {', '.join(_with_one_optimizer())}"
+        )
+    if compute.strategy == "deepspeed":
+        yield from zero.faults(compute, training)
+    elif compute.precision in ("64", "64-true", "16", "16-mixed", "16-true"):
+        yield (
+            f"compute.precision is {compute.precision}: fsdp has no scaling of float16 losses and "
+            "Lightning gives it no float64; use auto, bf16, bf16-true or 32"
+        )
+
+
+def require_usable(compute: ComputeConfig, device: torch.device) -> None:
+    """
+    Raises:
+        ConfigError: the strategy cannot be used on this machine.
+    """
+    zero.require_usable(compute, device)
+
+
+def require_same(content: Mapping[str, Any], compute: ComputeConfig) -> None:
+    """
+    Raises:
+        ConfigError: the checkpoint with that content cannot be continued with that strategy.
+    """
+    written = zero.written_by(content)
+    if written != (compute.strategy == "deepspeed"):
+        by = "by deepspeed" if written else "without deepspeed"
+        raise ConfigError(
+            f"compute.strategy is {compute.strategy}, and the checkpoint was written {by}, whose "
+            "optimizer states no other strategy can take: continue as it began, or train into a "
+            "new folder."
         )
 
 
