@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from synthcube.errors import ConfigError
 from synthcube.family import Family, FamilyConfig
+from synthcube.losses import wide
 from synthcube.optimization import OptimizerConfig, SchedulerConfig
 from synthcube.schema import Batch, ImageSpec, Schema
 
@@ -45,7 +46,7 @@ class DiscriminatorFields(Schema):
 
 def generator_term(fake: torch.Tensor, name: AdversarialLoss) -> torch.Tensor:
     """What the generator minimises, given the discriminator's logits of its images."""
-    fake = fake.float()
+    fake = wide(fake)
     if name == "non_saturating":
         return functional.softplus(-fake).mean()
     if name == "least_squares":
@@ -57,7 +58,7 @@ def discriminator_term(
     real: torch.Tensor, fake: torch.Tensor, name: AdversarialLoss
 ) -> torch.Tensor:
     """What the discriminator minimises, given its logits of real and of made images."""
-    real, fake = real.float(), fake.float()
+    real, fake = wide(real), wide(fake)
     if name == "non_saturating":
         return functional.softplus(-real).mean() + functional.softplus(fake).mean()
     if name == "least_squares":
@@ -71,7 +72,7 @@ def sliced_wasserstein(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     Mean over fixed random directions of the distance between the sorted projections, in the
     unit of the images.
     """
-    one, other = one.float().flatten(1), other.float().flatten(1)
+    one, other = wide(one).flatten(1), wide(other).flatten(1)
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(one.shape[1], _PROJECTIONS, generator=generator).to(one)
     directions = directions / directions.norm(dim=0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Precision = Literal[
     "auto", "64", "64-true", "32", "32-true", "16", "16-mixed", "16-true",
-    "bf16", "bf16-mixed", "bf16-true",
+    "bf16", "bf16-mixed", "bf16-true", "transformer-engine", "transformer-engine-float16",
 ]  # fmt: skip
 
 # What SynthCube sets itself, or what no YAML can say.
@@ -123,7 +123,7 @@ def precision(name: str, on: torch.device) -> tuple[str, str]:
     """Lightning's full name for `name` on that device, and the reason for the choice.
 
     Raises:
-        ConfigError: half precision is asked for on a CPU, or weights in another than float32.
+        ConfigError: half precision is asked for on a CPU, or one that cannot be shared.
     """
     if name == "auto":
         if computes_in_bf16(on):
@@ -132,10 +132,10 @@ def precision(name: str, on: torch.device) -> tuple[str, str]:
     full = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(
         name, name
     )
-    if full in ("64-true", "16-true", "bf16-true"):
+    if full.startswith("transformer-engine"):
         raise ConfigError(
-            f"compute.precision is {name}: averages, codebooks and samplers are kept in float32 "
-            "for now; use auto, 32, bf16 or 16."
+            f"compute.precision is {name}, which puts layers of its own in place of a model's: "
+            "their weights could not be shared. Use auto, bf16, bf16-true or 32."
         )
     if on.type == "cpu" and full.startswith("16"):
         raise ConfigError(
@@ -175,10 +175,13 @@ def devices_used(config: ComputeConfig, on: torch.device) -> int:
 
 @contextmanager
 def inference(precision_name: str, on: torch.device) -> Iterator[None]:
-    """No gradients, and autocast where `precision_name` is a mixed one."""
+    """No gradients, and autocast where `precision_name` is one of 16 bits.
+
+    A trained model has its weights in float32, whatever it was trained in.
+    """
     import torch
 
     dtype = torch.float16 if precision_name.startswith("16") else torch.bfloat16
-    mixed = precision_name.endswith("-mixed")
+    mixed = precision_name.startswith(("16", "bf16"))
     with torch.inference_mode(), torch.autocast(on.type, dtype, enabled=mixed):
         yield

@@ -159,6 +159,13 @@ def known_losses() -> dict[str, Any]:
     return {**inherited, "plain_mean": plain_mean, **kinds}
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float32, or in float64 where it is in that: what a loss is computed in."""
+    import torch
+
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def plain_mean() -> torch.nn.Module:
     """The mean of the prediction, whatever the target: the loss of a Wasserstein critic."""
     import torch

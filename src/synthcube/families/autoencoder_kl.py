@@ -15,6 +15,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from synthcube.autoencoder import Autoencoder, AutoencoderConfig
+from synthcube.losses import wide
 from synthcube.nets.tiling import decoded
 from synthcube.optimization import OptimizerConfig
 from synthcube.schema import ImageSpec, List
@@ -116,8 +117,8 @@ class AutoencoderKL(Autoencoder):
         )
 
     def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        mean, std = (each.float() for each in self.network.encode(image))
-        made = self.network.decode(mean + std * torch.randn_like(std)).float()
+        mean, std = (wide(each) for each in self.network.encode(image))
+        made = wide(self.network.decode(mean + std * torch.randn_like(std)))
         error, divergence = self.criterion(made, image), kl_divergence(mean, std)
         return made, {
             "loss": error + self.config.kl_weight * divergence,

@@ -19,6 +19,7 @@ from typing_extensions import Self
 from synthcube import registry
 from synthcube.family import Quantizes
 from synthcube.first_stage import TwoStageConfig, TwoStageFamily
+from synthcube.losses import wide
 from synthcube.nets.conditioning import ConditionEmbedding, GuidanceFields, dropped, guided
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
 
@@ -136,7 +137,7 @@ class CodePrior(TwoStageFamily):
         codes = self.compressed(batch).long()
         condition = dropped(batch["condition"], self.config.condition_dropout)
         logits = self.network(codes[:, :-1], condition["values"])
-        error = functional.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
+        error = functional.cross_entropy(wide(logits).flatten(0, 1), codes.flatten())
         return {"loss": error, "perplexity": error.detach().exp()}
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:

@@ -28,6 +28,7 @@ from synthcube.adversarial import (
     sliced_wasserstein,
 )
 from synthcube.family import FamilyConfig
+from synthcube.losses import wide
 from synthcube.nets.conditioning import ConditionEmbedding, dropped
 from synthcube.nets.norm import ConditionalNorm, NormName, build_norm
 from synthcube.optimization import OptimizerConfig, SchedulerConfig
@@ -187,7 +188,7 @@ class Generator(nn.Module):
         steer = (self.embed(values),) if self.embed else ()
         for norm, double in zip(self.norms, self.doublings, strict=True):
             x = double(functional.relu(norm(x, *steer)))
-        images: torch.Tensor = x.float().tanh()
+        images: torch.Tensor = wide(x).tanh()
         return images
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from synthcube.autoencoder import Autoencoder, AutoencoderConfig
+from synthcube.losses import wide
 from synthcube.optimization import OptimizerConfig
 from synthcube.schema import ImageSpec, List
 
@@ -103,7 +104,7 @@ class VQVAE(Autoencoder):
         if self.training:
             self._revive_codes(z.detach())
         quantized, commitment, codes = self._quantize(z)
-        reconstruction = self.network.decode(quantized).float()
+        reconstruction = wide(self.network.decode(quantized))
         error = self.criterion(reconstruction, image)
         perplexity, codes_used = codebook_usage(codes, self.config.num_embeddings)
         return reconstruction, {

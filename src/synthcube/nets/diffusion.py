@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from synthcube.losses import LossConfig, Losses, WeightedLosses
+from synthcube.losses import LossConfig, Losses, WeightedLosses, wide
 from synthcube.nets.solver import Predict, integrate
 from synthcube.schema import Schema
 
@@ -159,7 +159,7 @@ class Diffusion:
             target = self.noise_schedule.get_velocity(x_0, epsilon, step)
         elif self.fields.prediction == "x_0":
             target = x_0
-        output = predict(x_t, step.float()).float()
+        output = wide(predict(x_t, step.float()))
         prediction, variance = output[:, : x_0.shape[1]], output[:, x_0.shape[1] :]
         error = self._error(prediction, target, step)
         if self.fields.variance != "learned":

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from synthcube.losses import LossConfig, Losses, WeightedLosses
+from synthcube.losses import LossConfig, Losses, WeightedLosses, wide
 from synthcube.nets.solver import Predict, integrate
 from synthcube.schema import Schema
 
@@ -82,7 +82,7 @@ class Flow:
         t = torch.sigmoid(self.fields.time_mean + self.fields.time_std * logit)
         weight = t.view(-1, *[1] * (x_0.ndim - 1))
         velocity = predict((1 - weight) * x_0 + weight * x_1, t * TIME_SCALE)
-        return {"loss": self.criterion(velocity.float(), x_1 - x_0)}
+        return {"loss": self.criterion(wide(velocity), x_1 - x_0)}
 
     def sample(
         self,

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from synthcube.losses import wide
+
 NormName = Literal["batch", "group", "instance"]
 _MOST_GROUPS, _FEWEST_IN_A_GROUP = 32, 4
 
@@ -56,12 +58,12 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             return alone
         axes = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
-        wide = x.float()
+        large = wide(x)
         count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
-        sums = _summed(torch.cat([wide.sum(axes), count]))
+        sums = _summed(torch.cat([large.sum(axes), count]))
         number = sums[-1].detach()
         mean = sums[:-1] / number
-        centred = wide - mean.view(shape)
+        centred = large - mean.view(shape)
         # Squares of what is centred: a difference of large squares would lose digits.
         variance = _summed(centred.square().sum(axes)) / number
         self._follow(mean.detach(), variance.detach() * number / (number - 1).clamp(min=1))

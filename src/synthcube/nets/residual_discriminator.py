@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from synthcube.losses import wide
 from synthcube.nets.conditioning import ConditionEmbedding
 from synthcube.nets.equalized import EqualizedConv, EqualizedLinear, activate, halved
 from synthcube.nets.growth import Growth
@@ -92,7 +93,7 @@ def spread(x: torch.Tensor, group_size: int) -> torch.Tensor:
     number = len(x)
     sizes = [size for size in range(2, number + 1) if number % size == 0] or [1]
     size = min(sizes, key=lambda each: abs(each - group_size))
-    groups = x.float().view(size, number // size, *x.shape[1:])
+    groups = wide(x).view(size, number // size, *x.shape[1:])
     deviation = (groups.var(dim=0, correction=0) + 1e-8).sqrt().flatten(1).mean(dim=1)
     shape = (number // size, 1, *(1,) * (x.ndim - 2))
     return deviation.to(x.dtype).view(shape).repeat(size, *(1,) * (x.ndim - 1)).expand(

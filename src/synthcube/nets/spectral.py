@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from monai.losses import JukeboxLoss
 
+from synthcube.losses import wide
+
 
 class SpectralLoss(JukeboxLoss):
     """Mean squared difference of the amplitudes of two (B, C, *spatial); blind to phases.
@@ -18,6 +20,6 @@ class SpectralLoss(JukeboxLoss):
     def _get_fft_amplitude(self, images: torch.Tensor) -> torch.Tensor:
         # MONAI's square root has no gradient where an amplitude is 0, as in an empty image: NaN.
         transformed: torch.Tensor = torch.fft.fftn(
-            images.float(), s=self.fft_signal_size, dim=self.fft_dim, norm=self.fft_norm
+            wide(images), s=self.fft_signal_size, dim=self.fft_dim, norm=self.fft_norm
         )
         return transformed.abs()

@@ -132,10 +132,18 @@ def _save_artifact(run: Path, settings: RunConfig, data: DataModule) -> None:
         run / "artifact",
         config=settings.dump(),
         image=data.image,
-        weights=checkpoints.weights(source),
+        weights=_single(checkpoints.weights(source)),
         metrics={"epochs": epochs, "steps": steps, **checkpoints.monitored(source)},
         picture=pictures[-1] if pictures else None,
     )
+
+
+def _single(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights in float32, whatever they were trained in: what every machine can sample with."""
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
 
 
 def _checkpoint(run: Path, resume: str) -> Path | None:

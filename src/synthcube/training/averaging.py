@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,11 +21,16 @@ class RampedEMA(WeightAveraging):
     At the n-th update the decay is min(`decay`, (1 + n) / (10 + n)), as in the exponential
     moving average of TensorFlow and diffusers. Buffers are copied, not averaged, but for the
     statistics of batch norms: those of the latest weights do not fit averaged ones.
+
+    Args:
+        halved: whether the weights have 16 bits; the average is in float32 all the same.
     """
 
-    def __init__(self, decay: float) -> None:
-        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+    def __init__(self, decay: float, *, halved: bool = False) -> None:
+        how: Any = {"avg_fn": self._average_one} if halved else {"multi_avg_fn": self._average}
+        super().__init__(use_buffers=False, **how)
         self.max_decay = decay
+        self.halved = halved
 
     @property
     def model(self) -> torch.nn.Module | None:
@@ -34,6 +40,8 @@ class RampedEMA(WeightAveraging):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
+        if self.halved and self.model:
+            self.model.float()
         if isinstance(trainer.strategy, FullySharded) and self.model:
             trainer.strategy.shard(self.model)
 
@@ -71,6 +79,20 @@ class RampedEMA(WeightAveraging):
     ) -> None:
         decay = self._decay(self._latest_update_step)
         torch._foreach_lerp_(_local(averaged), _local(current), 1 - decay)
+
+    def _average_one(self, averaged: torch.Tensor, current: torch.Tensor, _: Any) -> torch.Tensor:
+        decay = self._decay(self._latest_update_step)
+        return averaged.lerp(current.to(averaged.dtype), 1 - decay)
+
+    def _swap_models(self, pl_module: pl.LightningModule) -> None:
+        if not self.halved or self.model is None:
+            super()._swap_models(pl_module)
+            return
+        averaged = chain(self.model.parameters(), self.model.buffers())
+        for one, other in zip(averaged, chain(pl_module.parameters(), pl_module.buffers()),
+                              strict=True):  # fmt: skip
+            # Not their values: those of the average would be rounded.
+            one.data, other.data = other.data, one.data
 
     def _decay(self, number: int) -> float:
         return min(self.max_decay, (1 + number) / (10 + number))

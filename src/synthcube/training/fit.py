@@ -28,6 +28,7 @@ from synthcube.training.callbacks import (
 )
 from synthcube.training.config import TrainingConfig
 from synthcube.training.metrics import MetricsTable
+from synthcube.training.precision import weights_precision
 from synthcube.training.strategies import require_same, strategy
 
 log = logging.getLogger("synthcube")
@@ -69,7 +70,6 @@ def fit(
             strategy=strategy(
                 compute, training, num_devices, by_hand=by_hand, mixed=precision == "bf16-mixed"
             ),
-            precision=precision,
             max_epochs=training.max_epochs,
             accumulate_grad_batches=1 if by_hand else training.accumulate,
             gradient_clip_val=None if by_hand else training.clip_norm(by_hand=False),
@@ -77,8 +77,10 @@ def fit(
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if data.rows("validation") else 0,
             log_every_n_steps=training.log_every_n_steps,
-            callbacks=_callbacks(data, training, run, seed, _monitor(data, family)),
-            plugins=[checkpoints.AtomicCheckpointIO()],
+            callbacks=_callbacks(
+                data, training, run, seed, _monitor(data, family), halved=_is_halved(precision)
+            ),
+            **_plugins(family, precision, device.type),
             logger=table,
             enable_progress_bar=is_terminal(),
             enable_model_summary=False,
@@ -109,11 +111,24 @@ def _monitor(data: DataModule, family: Family) -> str | None:
     return "train/loss" if family.automatic_optimization else None
 
 
+def _plugins(family: Family, precision: str, device: str) -> dict[str, Any]:
+    plugin = weights_precision(precision, device)
+    if plugin is None:
+        return {"plugins": [checkpoints.AtomicCheckpointIO()], "precision": precision}
+    plugin.convert_module(family)  # before a checkpoint is read into it
+    return {"plugins": [checkpoints.AtomicCheckpointIO(), plugin]}
+
+
+def _is_halved(precision: str) -> bool:
+    return precision in ("16-true", "bf16-true")
+
+
 def _callbacks(
-    data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None
-) -> list[Callback]:
+    data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None, *,
+    halved: bool,
+) -> list[Callback]:  # fmt: skip
     folder = run / "checkpoints"
-    ema = RampedEMA(training.ema.decay) if training.ema else None
+    ema = RampedEMA(training.ema.decay, halved=halved) if training.ema else None
     held = data.rows("validation") or data.rows("train")
     number = min(training.num_sample_images, len(held))
     rows = [held[i * len(held) // number] for i in range(number)]  # of every class, if sorted

@@ -92,9 +92,7 @@ class FullySharded(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             weights = [each for group in optimizer.param_groups for each in group["params"]]
             pieces = {
-                index: {
-                    name: _piece(value, weights[index]) for name, value in of_weight.items()
-                }
+                index: {name: _piece(value, weights[index]) for name, value in of_weight.items()}
                 for index, of_weight in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": pieces})

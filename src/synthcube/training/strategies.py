@@ -76,10 +76,10 @@ def faults(model: FamilyConfig, training: TrainingConfig, compute: ComputeConfig
         )
     if compute.strategy == "deepspeed":
         yield from zero.faults(compute, training)
-    elif compute.precision in ("64", "64-true", "16", "16-mixed", "16-true"):
+    elif compute.precision not in ("auto", "32", "32-true", "bf16", "bf16-mixed"):
         yield (
-            f"compute.precision is {compute.precision}: fsdp has no scaling of float16 losses and "
-            "Lightning gives it no float64; use auto, bf16, bf16-true or 32"
+            f"compute.precision is {compute.precision}: fsdp cuts weights in float32 only, and "
+            "does not scale losses for float16; use auto, bf16 or 32"
         )
 
 

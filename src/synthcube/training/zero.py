@@ -117,9 +117,7 @@ class _MixedPrecision(DeepSpeedPrecision):
         return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
 
 
-def arguments(
-    compute: ComputeConfig, training: TrainingConfig, processes: int
-) -> dict[str, Any]:
+def arguments(compute: ComputeConfig, training: TrainingConfig, processes: int) -> dict[str, Any]:
     """Arguments of :class:`ZeRO`, the JSON file read where one is given."""
     given = dict(compute.strategy_config)
     if "config" not in given:
