@@ -72,7 +72,7 @@ def sliced_wasserstein(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     Mean over fixed random directions of the distance between the sorted projections, in the
     unit of the images.
     """
-    one, other = wide(one).flatten(1), wide(other).flatten(1)
+    one, other = wide(one).flatten(1), wide(other).to(wide(one)).flatten(1)
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(one.shape[1], _PROJECTIONS, generator=generator).to(one)
     directions = directions / directions.norm(dim=0)

@@ -104,12 +104,18 @@ def name_user() -> None:
         os.environ["USER"] = "synthcube"
 
 
-def process_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Number of this process among those that train together, as their launcher wrote it."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+def process_rank(num_devices: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Number of this process among those that train together, as their launcher wrote it.
+
+    Args:
+        num_devices: processes on each node.
+    """
+    for name in ("RANK", "SLURM_PROCID"):
         if environment.get(name, "").isdigit():
             return int(environment[name])
-    return 0
+    # Without a launcher, where the user starts the same command on each node.
+    node, local = (environment.get(name, "0") for name in ("NODE_RANK", "LOCAL_RANK"))
+    return int(node) * num_devices + int(local) if (node + local).isdigit() else 0
 
 
 def is_terminal() -> bool:

@@ -235,7 +235,8 @@ class StyleGAN(AdversarialFamily):
         z = torch.randn(2, number, self.config.latent_dim, device=self.device).to(self.w_mean)
         w = self.mapping(z[0], values)
         decay = min(_MEAN_DECAY, (1 + self._step) / (10 + self._step))
-        self.w_mean.lerp_(_over_processes(w.detach().mean(dim=0)), 1 - decay)
+        mean = _over_processes(w.detach().mean(dim=0)).to(self.w_mean)
+        self.w_mean.lerp_(mean, 1 - decay)
         styles: torch.Tensor = w[:, None].expand(-1, self.generator.num_styles, -1)
         if not self.config.style_mixing:
             return styles

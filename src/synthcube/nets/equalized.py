@@ -78,7 +78,7 @@ class Blur(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) to (B, C, *longer)."""
-        channels, taps = x.shape[1], self.get_buffer("taps")
+        channels, taps = x.shape[1], self.get_buffer("taps").to(x)
         # Axis by axis and channel by channel: on a CPU ten times faster than pooling three times.
         for axis in range(self.rank):
             shape, padding = [1] * self.rank, [0] * self.rank

@@ -15,6 +15,7 @@ from torch import nn
 from synthcube.losses import wide
 
 NormName = Literal["batch", "group", "instance"]
+_ALONE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _MOST_GROUPS, _FEWEST_IN_A_GROUP = 32, 4
 
 
@@ -77,10 +78,20 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         if self.running_mean is None or self.running_var is None:
             return
-        self.running_mean.lerp_(mean, self.momentum or 0.0)
-        self.running_var.lerp_(variance, self.momentum or 0.0)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+        share: Any = self.momentum
+        if share is None and self.num_batches_tracked is not None:
+            share = 1 / self.num_batches_tracked  # of all batches alike
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+def share_statistics(module: nn.Module) -> None:
+    """Make torch's batch norms in `module` those of all processes, in place."""
+    for each in module.modules():
+        if type(each) in _ALONE:
+            each.__class__ = BatchNorm
 
 
 class ConditionalNorm(nn.Module):

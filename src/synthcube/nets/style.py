@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from synthcube.losses import wide
 from synthcube.nets.conditioning import ConditionEmbedding
 from synthcube.nets.equalized import (
     Blur,
@@ -39,7 +40,7 @@ class MappingNetwork(nn.Module):
         )
 
     def forward(self, z: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """z (B, dim) and condition values (B, K), NaN where not known, to w, in float32."""
+        """z (B, dim) and condition values (B, K), NaN where not known, to w, in float32 or float64."""
         with torch.autocast(z.device.type, enabled=False):
             x = normalized(z)
             if self.embedding is not None:
@@ -48,7 +49,7 @@ class MappingNetwork(nn.Module):
                 x = torch.cat([x, normalized(self.embedding(values), eps=1e-2)], dim=1)
             for layer in self.layers:
                 x = activate(layer(x))
-        return x
+        return wide(x)
 
 
 class ModulatedConv(nn.Module):

@@ -96,7 +96,7 @@ def _join(settings: RunConfig, num_devices: int) -> int:
             f"(compute.num_devices {num_devices} x num_nodes {settings.compute.num_nodes}) cannot "
             f"share evenly: use {sizes}."
         )
-    rank = runtime.process_rank() if processes > 1 else 0
+    rank = runtime.process_rank(num_devices) if processes > 1 else 0
     if rank:
         log.setLevel(logging.WARNING)
     return rank

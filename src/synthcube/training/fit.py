@@ -17,6 +17,7 @@ from synthcube.compute import ComputeConfig, devices_used
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError
 from synthcube.family import Family
+from synthcube.nets.norm import share_statistics
 from synthcube.runtime import is_terminal, quiet_lightning
 from synthcube.training import checkpoints
 from synthcube.training.averaging import RampedEMA
@@ -60,6 +61,7 @@ def fit(
     if by_hand:
         family.accumulate = training.accumulate
         family.gradient_clip_norm = training.clip_norm(by_hand=True)
+    share_statistics(family)
     if checkpoint:
         require_same(checkpoints.load(checkpoint), compute)
     with quiet_lightning():

@@ -74,8 +74,10 @@ def weights_precision(name: str, device: str) -> Precision | None:
     """
     if name == "64-true":
         return DoubleWeights()
-    if name == "16-true" or name == "bf16-true":
-        return HalfWeights(name, device)
+    if name == "16-true":
+        return HalfWeights("16-true", device)
+    if name == "bf16-true":
+        return HalfWeights("bf16-true", device)
     return None
 
 

@@ -98,18 +98,23 @@ class FullySharded(ModelParallelStrategy):
             optimizer.load_state_dict({**state, "state": pieces})
 
 
-def gathered(state: Any) -> Any:
+def gathered(state: dict[str, Any]) -> dict[str, Any]:
     """A nested state with whole tensors on the CPU in place of pieces; on the first process only.
 
     To be called by all processes; what the others return is without the values of pieces.
     """
+    whole: dict[str, Any] = _gathered(state)
+    return whole
+
+
+def _gathered(state: Any) -> Any:
     if isinstance(state, DTensor):
         whole = state.full_tensor()
         return whole.cpu() if torch.distributed.get_rank() == 0 else None
     if isinstance(state, dict):
-        return {name: gathered(value) for name, value in state.items()}
+        return {name: _gathered(value) for name, value in state.items()}
     if isinstance(state, list):
-        return [gathered(value) for value in state]
+        return [_gathered(value) for value in state]
     return state
 
 
@@ -133,8 +138,8 @@ def _piece(value: Any, like: Any) -> Any:
 def _blocks(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """Outermost members of lists that have trained weights: these are called, not reached into."""
     for child in module.children():
-        is_list = isinstance(child, (torch.nn.ModuleList, torch.nn.Sequential))
-        if is_list:
-            yield from (each for each in child if any(w.requires_grad for w in each.parameters()))
+        if isinstance(child, (torch.nn.ModuleList, torch.nn.Sequential)):
+            members = child.children()
+            yield from (each for each in members if any(w.requires_grad for w in each.parameters()))
         else:
             yield from _blocks(child)
