@@ -11,18 +11,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthcube import registry
+from synthcube import config, registry
+from synthcube.errors import ConfigError
+from synthcube.tasks.infer import infer
+from synthcube.tasks.train import train
+from synthcube.training import zero
 
 SCRIPT = Path(__file__).with_name("each_rank.py")
 LIMIT_S = 240
 ALONE = [name for name in registry.names() if not registry.find(name).tiny().optimizes_by_hand()]
 
 
-def together(config: Path, data: Path, run: Path, *overrides: str) -> str:
+def together(config: Path, data: Path, run: Path, *overrides: str, script: Path = SCRIPT) -> str:
+    cpu = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    # What a killed build leaves makes the next one wait: each test builds in its own folder.
+    built = {"TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(run) + "-built")}
     ended = subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, (config, data, run)), "compute.num_devices=2",
+        [sys.executable, str(script), *map(str, (config, data, run)), "compute.num_devices=2",
          *overrides],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=LIMIT_S,
+        env=os.environ | cpu | built, capture_output=True, text=True, timeout=LIMIT_S,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     return ended.stderr
@@ -32,7 +39,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "artifact" / "weights.safetensors")
 
 
-@pytest.mark.parametrize("family", ALONE)
+# The others share code with these; they are run with the slow tests.
+QUICK = ("vqvae",)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in ALONE],
+)
 def test_fsdp_ends_with_the_weights_of_ddp(
     family: str, tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -46,3 +60,162 @@ def test_fsdp_ends_with_the_weights_of_ddp(
     assert sorted(path.name for path in (tmp_path / "fsdp" / "samples").iterdir()) == [
         "epoch_0001.png", "epoch_0002.png",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["ddp", "fsdp"])
+def test_ddp_and_fsdp_continue_each_other(
+    first: str, tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    config, second = tiny_config("vqvae"), {"ddp": "fsdp", "fsdp": "ddp"}[first]
+    constant = "model.scheduler=null"
+    together(config, phantoms, tmp_path / "straight", constant, f"compute.strategy={first}")
+    together(config, phantoms, tmp_path / "changed", constant, f"compute.strategy={first}",
+             "training.max_epochs=1")  # fmt: skip
+    log = together(config, phantoms, tmp_path / "changed", constant, f"compute.strategy={second}")
+    assert "Continuing after epoch 1" in log
+    straight, changed = weights(tmp_path / "straight"), weights(tmp_path / "changed")
+    for name, expected in straight.items():
+        torch.testing.assert_close(changed[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def refused(*overrides: str, family: str = "ddpm") -> str:
+    with pytest.raises(ConfigError) as error:
+        config.build({"model": {"name": family}}, overrides)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+@pytest.mark.parametrize("family", ["dcgan", "stylegan"])
+def test_two_optimizers_are_refused_with_the_families_that_have_one(
+    strategy: str, family: str
+) -> None:
+    text = refused(f"compute.strategy={strategy}", family=family)
+    assert f"{strategy} trains with one optimizer, and {family}" in text
+    assert f"or one of {', '.join(ALONE)}" in text
+
+
+def test_an_autoencoder_is_refused_with_a_discriminator_only() -> None:
+    config.build({"model": {"name": "vqvae"}}, ["compute.strategy=fsdp"])
+    text = refused("compute.strategy=fsdp", "model.adversarial_weight=0.1", family="vqvae")
+    assert "use ddp, or one of" in text
+
+
+@pytest.mark.parametrize("precision", ["64", "16", "bf16-true"])
+def test_fsdp_cuts_float32_only(precision: str) -> None:
+    assert f"compute.precision is {precision}: fsdp cuts" in refused(
+        "compute.strategy=fsdp", f"compute.precision={precision}"
+    )
+
+
+def test_arguments_of_each_strategy_are_known_by_name() -> None:
+    text = refused("compute.strategy=fsdp", "compute.strategy_config={cpu: true}")
+    assert "no argument 'cpu'; fsdp takes process_group_backend, reshard_after_forward" in text
+    text = refused("compute.strategy=deepspeed", "compute.strategy_config={stag: 2}")
+    assert "no argument 'stag'; deepspeed takes " in text
+    assert "offload_optimizer" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "this is not JSON"),
+        ("[]", "this is not a JSON object"),
+        ('{"zero_optimization": {"stage": 4}}', "zero_optimization.stage is 4: it is 0, 1, 2 or 3"),
+        ('{"train_batch_size": 3}', "train_batch_size is 3, the YAML makes it 32: leave it out"),
+        ('{"gradient_accumulation_steps": 4}', "gradient_accumulation_steps is 4"),
+        ('{"train_micro_batch_size_per_gpu": 16}', "train_micro_batch_size_per_gpu is 16"),
+        ('{"gradient_clipping": 3}', "gradient_clipping is 3, the YAML makes it 1"),
+        ('{"bf16": {"enabled": true}}', "bf16 is enabled: leave it out, and set compute.precision"),
+        ('{"scheduler": {"type": "WarmupLR"}}', "scheduler is not used without optimizer"),
+        ('{"zero_optimization": {"stage": 3}}', "stage 3 of deepspeed has nowhere"),
+    ],
+)
+def test_faults_of_the_file_of_deepspeed(content: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(content)
+    text = refused(
+        "compute.strategy=deepspeed", f"compute.strategy_config={{config: {path}}}",
+        "training.accumulate=2", "compute.num_devices=2",
+    )  # fmt: skip
+    assert str(path) in text or "training.ema" in text
+    assert expected in text
+
+
+def test_a_file_of_deepspeed_that_says_what_the_yaml_says(tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(
+        '{"train_batch_size": 16, "train_micro_batch_size_per_gpu": 8, "gradient_clipping": 1.0, '
+        '"zero_optimization": {"stage": 1}, "optimizer": {"type": "Adam"}}'
+    )
+    built = config.build(
+        {"model": {"name": "ddpm"}},
+        ["compute.strategy=deepspeed", f"compute.strategy_config={{config: {path}}}",
+         "compute.num_devices=2"],
+    )  # fmt: skip
+    assert zero.own_optimizer(built.compute) == "Adam"
+    given = zero.arguments(built.compute, built.training, 2)["config"]
+    assert given["zero_optimization"] == {"stage": 1}
+    assert given["train_micro_batch_size_per_gpu"] == 8
+    assert "train_batch_size" not in given  # Lightning does not take it
+
+
+def test_a_missing_file_and_a_file_beside_arguments() -> None:
+    text = refused(
+        "compute.strategy=deepspeed", "compute.strategy_config={config: no.json, stage: 1}"
+    )
+    assert "no.json: No such file" in text
+    assert "compute.strategy_config.stage: DeepSpeed's file (config) says all" in text
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_deepspeed_is_refused_without_its_package_or_without_a_gpu(
+    installed: bool, cli, tiny_config, phantoms, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zero, "find_spec", lambda _: object() if installed else None)
+    for command in (["train", "-o", tmp_path / "run"], ["check"]):
+        code, _, text = cli(
+            *command, "-c", tiny_config(), "-d", phantoms, "--set", "compute.strategy=deepspeed"
+        )
+        assert code == 2
+        expected = "on NVIDIA GPUs only, and this is a CPU" if installed else "synthcube[deepspeed]"
+        assert expected in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_artifact_of_a_real_zero_run_is_what_deepspeed_puts_together(
+    stage: int, tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    """DeepSpeed's CPU accelerator, in two processes; its own script reads its pieces."""
+    pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+    path, run = tiny_config("vqvae"), tmp_path / "run"
+    asked = ["compute.strategy=deepspeed", f"compute.strategy_config={{stage: {stage}}}",
+             "training.ema=null", "model.scheduler=null", "compute.precision=bf16"]  # fmt: skip
+    script = SCRIPT.with_name("zero_each_rank.py")
+    together(path, phantoms, tmp_path / "straight", *asked, script=script)
+    together(path, phantoms, run, *asked, "training.max_epochs=1", script=script)
+    log = together(path, phantoms, run, *asked, script=script)
+    assert "Continuing after epoch 1" in log
+    resumed, theirs = weights(run), load_file(run / "deepspeed.safetensors")
+    assert resumed.keys() == theirs.keys()
+    assert all(torch.equal(resumed[name], theirs[name].float()) for name in theirs)
+    straight = weights(tmp_path / "straight")
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    with pytest.raises(ConfigError, match="the checkpoint was written by deepspeed"):
+        train(path, phantoms, run, overrides=["training.ema=null", "model.scheduler=null",
+                                              "training.max_epochs=3"])  # fmt: skip
+    infer(run, tmp_path / "images", data_path=phantoms)
+
+
+@pytest.mark.slow
+def test_zero_averages_weights_as_ddp_does(tiny_config, phantoms: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+    path = tiny_config("vqvae")
+    script = SCRIPT.with_name("zero_each_rank.py")
+    together(path, phantoms, tmp_path / "ddp")
+    together(path, phantoms, tmp_path / "zero", "compute.strategy=deepspeed", script=script)
+    expected, averaged = weights(tmp_path / "ddp"), weights(tmp_path / "zero")
+    for name in expected:
+        torch.testing.assert_close(averaged[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)

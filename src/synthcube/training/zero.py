@@ -7,11 +7,12 @@ a folder of DeepSpeed's own with the pieces of the optimizer, for resuming.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def require_usable(compute: ComputeConfig, device: torch.device) -> None:
     """
     if compute.strategy != "deepspeed":
         return
-    if importlib.util.find_spec("deepspeed") is None:
+    if find_spec("deepspeed") is None:
         raise ConfigError(
             "compute.strategy is deepspeed, which is not installed: pip install "
             "'synthcube[deepspeed]', or use ddp or fsdp."
