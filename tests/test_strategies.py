@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from synthcube import config, registry
+from synthcube.compute import ComputeConfig
 from synthcube.errors import ConfigError
 from synthcube.tasks.infer import infer
 from synthcube.tasks.train import train
-from synthcube.training import zero
+from synthcube.training import strategies, zero
 
 SCRIPT = Path(__file__).with_name("each_rank.py")
 LIMIT_S = 240
@@ -207,6 +210,25 @@ def test_the_artifact_of_a_real_zero_run_is_what_deepspeed_puts_together(
         train(path, phantoms, run, overrides=["training.ema=null", "model.scheduler=null",
                                               "training.max_epochs=3"])  # fmt: skip
     infer(run, tmp_path / "images", data_path=phantoms)
+
+
+def test_the_configs_of_the_page_are_valid(tmp_path: Path, monkeypatch) -> None:
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "many-gpus.md"
+    monkeypatch.chdir(tmp_path)
+    Path("zero.json").write_text('{"zero_optimization": {"stage": 2}}')
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    built = [config.build(yaml.safe_load(block)) for block in blocks]
+    assert [each.compute.strategy for each in built] == ["fsdp", "deepspeed"]
+
+
+def test_a_checkpoint_of_zero_fits_its_stage_and_number_of_processes() -> None:
+    compute = ComputeConfig(strategy="deepspeed", strategy_config={"stage": 2})
+    content = {"zero": {"tag": "step_4", "stage": 2, "processes": 2}}
+    strategies.require_same(content, compute, 2)
+    with pytest.raises(ConfigError, match=r"at stage 2 with 2 process.* this is stage 2 with 4"):
+        strategies.require_same(content, compute, 4)
+    with pytest.raises(ConfigError, match="the checkpoint was written without deepspeed"):
+        strategies.require_same({}, compute, 2)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ if __name__ == "__main__":
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         folder = run / "checkpoints" / "last.zero"
-        tag = checkpoints.load(folder.with_suffix(".ckpt"))["zero_tag"]
+        tag = checkpoints.load(folder.with_suffix(".ckpt"))["zero"]["tag"]
         assert [path.name for path in folder.iterdir()] == [tag]
         whole = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag)
         save_file({n: each.contiguous().clone() for n, each in whole.items()},

@@ -40,7 +40,7 @@ class MappingNetwork(nn.Module):
         )
 
     def forward(self, z: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """z (B, dim) and condition values (B, K), NaN where not known, to w (B, dim), not in 16 bits."""
+        """z (B, dim) and condition values (B, K), NaN where not known, to w, never in 16 bits."""
         with torch.autocast(z.device.type, enabled=False):
             x = normalized(z)
             if self.embedding is not None:

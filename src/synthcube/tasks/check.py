@@ -78,7 +78,7 @@ def _data_lines(data: DataModule) -> list[str]:
 def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
     device = compute.device(settings.compute.accelerator)
     precision, reason = compute.precision(settings.compute.precision, device)
-    strategies.require_usable(settings.compute, device)
+    strategies.require_usable(settings.compute, settings.training, device)
     weights, needed = training_bytes(
         settings.model, data.image, settings.training.batch_size,
         mixed=precision == "bf16-mixed", device="cpu",

@@ -52,7 +52,7 @@ def train(
     device = compute.device(settings.compute.accelerator)
     rank = _join(settings, compute.devices_used(settings.compute, device))
     precision, reason = compute.precision(settings.compute.precision, device)
-    strategies.require_usable(settings.compute, device)
+    strategies.require_usable(settings.compute, settings.training, device)
     manifest = read_manifest(data_path)
     storage.make_folder(run, "output_path")
     checkpoint = _checkpoint(run, resume)

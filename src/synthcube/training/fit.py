@@ -63,7 +63,7 @@ def fit(
         family.gradient_clip_norm = training.clip_norm(by_hand=True)
     share_statistics(family)
     if checkpoint:
-        require_same(checkpoints.load(checkpoint), compute)
+        require_same(checkpoints.load(checkpoint), compute, num_devices * compute.num_nodes)
     with quiet_lightning():
         trainer = _trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",

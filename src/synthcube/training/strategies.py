@@ -51,6 +51,8 @@ def strategy(
             )  # fmt: skip
         return zero.ZeRO(mixed=mixed, **zero.arguments(compute, training, processes))
     if processes == 1:
+        if compute.strategy == "fsdp":
+            log.info("compute.strategy is fsdp, and there is one process: nothing is cut.")
         return "auto"
     if compute.strategy == "fsdp":
         return FullySharded(**compute.strategy_config)
@@ -83,26 +85,23 @@ def faults(model: FamilyConfig, training: TrainingConfig, compute: ComputeConfig
         )
 
 
-def require_usable(compute: ComputeConfig, device: torch.device) -> None:
+def require_usable(compute: ComputeConfig, training: TrainingConfig, device: torch.device) -> None:
     """
     Raises:
         ConfigError: the strategy cannot be used on this machine.
     """
-    zero.require_usable(compute, device)
+    zero.require_usable(compute, training, device)
 
 
-def require_same(content: Mapping[str, Any], compute: ComputeConfig) -> None:
+def require_same(content: Mapping[str, Any], compute: ComputeConfig, processes: int) -> None:
     """
     Raises:
         ConfigError: the checkpoint with that content cannot be continued with that strategy.
     """
-    written = zero.written_by(content)
-    if written != (compute.strategy == "deepspeed"):
-        by = "by deepspeed" if written else "without deepspeed"
+    if found := zero.misfit(content, compute, processes):
         raise ConfigError(
-            f"compute.strategy is {compute.strategy}, and the checkpoint was written {by}, whose "
-            "optimizer states no other strategy can take: continue as it began, or train into a "
-            "new folder."
+            f"{found}: the pieces of its optimizer would not fit. Continue as it began, or train "
+            "into a new folder."
         )
 
 

@@ -20,11 +20,11 @@ import torch
 from lightning.pytorch.plugins.precision.deepspeed import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
-from synthcube.compute import ComputeConfig
+from synthcube.compute import ComputeConfig, devices_used
 from synthcube.errors import ConfigError
 from synthcube.training.config import TrainingConfig
 
-_TAG = "zero_tag"
+_KEY = "zero"
 # Plain values that DeepSpeed pickles: numbers by name, and no code that would run.
 _PLAIN = (
     ("deepspeed.utils.tensor_fragment", "fragment_address"),
@@ -81,7 +81,8 @@ class ZeRO(DeepSpeedStrategy):
         self.barrier()
         if self.is_global_zero:
             # The file names its folder: one that was left half written is never looked at.
-            self.checkpoint_io.save_checkpoint({**checkpoint, _TAG: tag}, path)
+            written = {"tag": tag, "stage": self.stage, "processes": self.world_size}
+            self.checkpoint_io.save_checkpoint({**checkpoint, _KEY: written}, path)
             for other in _folder(path).iterdir():
                 if other.is_dir() and other.name != tag:
                     shutil.rmtree(other)
@@ -95,7 +96,7 @@ class ZeRO(DeepSpeedStrategy):
         engine = self.deepspeed_engine
         engine.checkpoint_engine.load = _load  # DeepSpeed's own runs any code that a file holds
         engine.load_checkpoint(
-            str(_folder(path)), tag=content[_TAG], load_lr_scheduler_states=False
+            str(_folder(path)), tag=content[_KEY]["tag"], load_lr_scheduler_states=False
         )
         return content
 
@@ -139,16 +140,26 @@ def own_optimizer(compute: ComputeConfig) -> str:
     return str(config.get("optimizer", {}).get("type", ""))
 
 
-def written_by(content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is one of this strategy."""
-    return _TAG in content
+def misfit(content: Mapping[str, Any], compute: ComputeConfig, processes: int) -> str:
+    """Why a checkpoint with that content cannot be continued by that many processes; or ""."""
+    written = content.get(_KEY)
+    if bool(written) != (compute.strategy == "deepspeed"):
+        by = "by deepspeed" if written else "without deepspeed"
+        return f"compute.strategy is {compute.strategy}, and the checkpoint was written {by}"
+    if not written:
+        return ""
+    before = (written["stage"], written["processes"])
+    if before != (now := (_stage(compute), processes)):
+        return (
+            f"the checkpoint was written by deepspeed at stage {before[0]} with {before[1]} "
+            f"process(es), and this is stage {now[0]} with {now[1]}"
+        )
+    return ""
 
 
 def faults(compute: ComputeConfig, training: TrainingConfig) -> Iterator[str]:
     """What is wrong with DeepSpeed's part of a config, one sentence each."""
     given = compute.strategy_config
-    config: dict[str, Any] = {}
-    stage = given.get("stage", 2)
     key = "compute.strategy_config.stage"
     if "config" in given:
         if others := sorted(set(given) - {"config"}):
@@ -160,9 +171,9 @@ def faults(compute: ComputeConfig, training: TrainingConfig) -> Iterator[str]:
         if wrong:
             yield f"compute.strategy_config.config {given['config']}: {wrong}"
             return
-        stage = config.get("zero_optimization", {}).get("stage", 0)
         key = f"{given['config']}: zero_optimization.stage"
         yield from _file_faults(config, compute, training)
+    stage = _stage(compute)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         yield f"{key} is {stage!r}: it is 0, 1, 2 or 3"
     elif stage == 3 and training.ema:
@@ -172,6 +183,13 @@ def faults(compute: ComputeConfig, training: TrainingConfig) -> Iterator[str]:
         )
     if compute.precision not in ("auto", "32", "32-true", "bf16", "bf16-mixed"):
         yield f"compute.precision is {compute.precision}: with deepspeed use auto, bf16 or 32"
+
+
+def _stage(compute: ComputeConfig) -> Any:
+    given = compute.strategy_config
+    if "config" not in given:
+        return given.get("stage", 2)
+    return _read(given["config"])[0].get("zero_optimization", {}).get("stage", 0)
 
 
 def _file_faults(
@@ -196,10 +214,10 @@ def _file_faults(
         yield f"{path}: scheduler is not used without optimizer: give both, or neither"
 
 
-def require_usable(compute: ComputeConfig, device: torch.device) -> None:
+def require_usable(compute: ComputeConfig, training: TrainingConfig, device: torch.device) -> None:
     """
     Raises:
-        ConfigError: DeepSpeed is not installed, or there is no GPU.
+        ConfigError: DeepSpeed is not installed, there is no GPU, or as many as its file is for.
     """
     if compute.strategy != "deepspeed":
         return
@@ -213,6 +231,9 @@ def require_usable(compute: ComputeConfig, device: torch.device) -> None:
             "compute.strategy is deepspeed, which Lightning runs on NVIDIA GPUs only, and this is "
             "a CPU: use ddp or fsdp."
         )
+    known = compute.model_copy(update={"num_devices": devices_used(compute, device)})
+    if found := list(faults(known, training)):
+        raise ConfigError("; ".join(found))
 
 
 def _read(path: Any) -> tuple[dict[str, Any], str]:
