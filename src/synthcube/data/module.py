@@ -44,6 +44,8 @@ class DataModule(pl.LightningDataModule):
         self.splits = self._split()
         self.image = self._image_spec()
         self.num_workers = config.num_workers
+        self.position = (0, 0)
+        """Epoch, and batches of it to leave out, that the training goes on with."""
 
     def rows(self, split: str) -> list[int]:
         """Indices into the manifest's rows that are in that split."""
@@ -78,10 +80,9 @@ class DataModule(pl.LightningDataModule):
         batches = EpochBatches(
             self.rows(split), self.batch_size, self.seed, self._place(), shuffle=split == "train"
         )
-        if split == "train" and self.trainer:
-            # Workers fetch ahead as soon as they are made: they must know where a resumed run is.
-            batches.set_epoch(self.trainer.current_epoch)
-            batches.start = self._batches_taken()
+        if split == "train":
+            # At once, and not when the epoch starts: workers fetch ahead as soon as they are made.
+            batches.epoch, batches.start = self.position
         return DataLoader(
             Images(self.cache, self.manifest, self.image, augmentation, self.seed),
             batch_sampler=batches,
@@ -93,11 +94,6 @@ class DataModule(pl.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """This process among those that train together: its rank, and how many they are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _batches_taken(self) -> int:
-        """Batches of the epoch that a checkpoint within it was written after."""
-        loop = self.trainer.fit_loop if self.trainer else None
-        return loop.epoch_loop.batch_progress.current.completed if loop and loop.restarting else 0
 
     def _batch_bytes(self) -> int:
         """A batch in shared memory: images, labels and indices, each in pages of its own."""

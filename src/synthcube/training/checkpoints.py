@@ -78,7 +78,9 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         ArtifactError: it cannot be read.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        content: dict[str, Any] = torch.load(
+            path, map_location=map_location, weights_only=True, mmap=True
+        )
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ArtifactError(
             f"The checkpoint {path} cannot be read: it is damaged or not a checkpoint of "
@@ -99,6 +101,14 @@ def reached(path: Path) -> tuple[int, int]:
     content = load(path)
     epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     return int(epochs), int(content["global_step"])
+
+
+def position(path: Path) -> tuple[int, int]:
+    """The epoch that a checkpoint is in, from 0, and the batches of it that were taken."""
+    loops = load(path)["loops"]["fit_loop"]
+    epoch = loops["epoch_progress"]["current"]
+    taken = loops["epoch_loop.batch_progress"]["current"]["completed"]
+    return epoch["processed"], taken if epoch["started"] > epoch["processed"] else 0
 
 
 def check_fits(path: Path, family: Family) -> None:

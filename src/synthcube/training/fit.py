@@ -63,6 +63,8 @@ def fit(
         OutputError: the run folder cannot be written.
     """
     table = MetricsTable(run / "metrics.csv")
+    if checkpoint:
+        data.position = checkpoints.position(checkpoint)
     num_devices = devices_used(compute, device)
     by_hand = not family.automatic_optimization
     if by_hand:
