@@ -106,9 +106,14 @@ def reached(path: Path) -> tuple[int, int]:
 def position(path: Path) -> tuple[int, int]:
     """The epoch that a checkpoint is in, from 0, and the batches of it that were taken."""
     loops = load(path)["loops"]["fit_loop"]
-    epoch = loops["epoch_progress"]["current"]
     taken = loops["epoch_loop.batch_progress"]["current"]["completed"]
-    return epoch["processed"], taken if epoch["started"] > epoch["processed"] else 0
+    return reached(path)[0], taken if is_within_epoch(path) else 0
+
+
+def is_within_epoch(path: Path) -> bool:
+    """Whether a checkpoint was written before its epoch was over."""
+    epoch = load(path)["loops"]["fit_loop"]["epoch_progress"]["current"]
+    return bool(epoch["started"] > epoch["processed"])
 
 
 def check_fits(path: Path, family: Family) -> None:

@@ -97,7 +97,10 @@ def fit(
         if trainer.is_global_zero:
             checkpoints.remove_unfinished(run / "checkpoints")
             if checkpoint:
-                table.drop_after(checkpoints.reached(checkpoint)[1])
+                table.drop_after(
+                    checkpoints.reached(checkpoint)[1],
+                    within_epoch=checkpoints.is_within_epoch(checkpoint),
+                )
         with preemption.patient():
             trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

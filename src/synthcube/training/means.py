@@ -50,4 +50,9 @@ def _log(trainer: pl.Trainer, module: pl.LightningModule, means: EpochMeans) -> 
     def summed(values: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(trainer.strategy.reduce(values, reduce_op="sum"))
 
-    module.log_dict(means.take(summed), on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+    found = means.take(summed)
+    module.log_dict(found, on_step=False, on_epoch=True, prog_bar=True, logger=False, batch_size=1)
+    # Now, and not by Lightning once the checkpoint is saved: a kill in between would lose the row.
+    row = {name: float(value) for name, value in found.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics({**row, "epoch": trainer.current_epoch}, trainer.global_step)
