@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from synthcube.family import Reconstructs, Samples
 from synthcube.runtime import derived_seed
 from synthcube.schema import Batch, Condition
 from synthcube.storage import make_folder
+from synthcube.training.preemption import Preemption
 from synthcube.training.strategies import is_cut
 
 log = logging.getLogger("synthcube")
@@ -123,12 +125,14 @@ class SamplePictures(Callback):
         averaged: Callable[[], Any],
         every_n_epochs: int,
         seed: int,
+        preemption: Preemption,
     ) -> None:
         self.folder = folder
         self.examples = examples
         self.averaged = averaged
         self.every_n_epochs = every_n_epochs
         self.seed = seed
+        self.preemption = preemption
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -139,13 +143,20 @@ class SamplePictures(Callback):
             return
         if epoch % self.every_n_epochs and not is_last:
             return
-        drawn: Any = self.averaged() or module
+        # Who asks to stop does not wait for a picture, unless others would wait for this process.
+        alone = not is_cut(trainer.strategy)
+        with self.preemption.impatient() if alone else nullcontext():
+            self._draw(trainer, self.averaged() or module, epoch)
+
+    def _draw(self, trainer: pl.Trainer, drawn: Any, epoch: int) -> None:
         was_training = drawn.training
         drawn.eval()
         # Not inference_mode: weights gathered in it could not be trained afterwards.
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            tiles = self._tiles(drawn)
-        drawn.train(was_training)
+        try:
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                tiles = self._tiles(drawn)
+        finally:
+            drawn.train(was_training)
         number = len(self.examples["index"])
         if tiles and trainer.is_global_zero:
             make_folder(self.folder)

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
@@ -28,8 +29,11 @@ from synthcube.training.callbacks import (
     StepSeeds,
 )
 from synthcube.training.config import TrainingConfig
+from synthcube.training.continuation import Continuation, NewHyperparameters
+from synthcube.training.means import LogMeans
 from synthcube.training.metrics import MetricsTable
 from synthcube.training.precision import weights_precision
+from synthcube.training.preemption import Preemption
 from synthcube.training.strategies import require_same, strategy
 
 log = logging.getLogger("synthcube")
@@ -46,16 +50,24 @@ def fit(
     precision: str,
     device: torch.device,
     checkpoint: Path | None,
+    preemption: Preemption,
+    accept_changes: bool = False,
 ) -> dict[str, float]:
     """Train `family`, from `checkpoint` where one is given; returns the last metrics.
+
+    Args:
+        accept_changes: optimizers of a continued run take the hyperparameters of the config.
 
     Writes `checkpoints/`, `samples/` and `metrics.csv` under `run`.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
+        PreemptedError: a signal came, and a checkpoint was saved.
         OutputError: the run folder cannot be written.
     """
     table = MetricsTable(run / "metrics.csv")
+    if checkpoint:
+        data.position = checkpoints.position(checkpoint)
     num_devices = devices_used(compute, device)
     by_hand = not family.automatic_optimization
     if by_hand:
@@ -80,7 +92,14 @@ def fit(
             limit_val_batches=1.0 if data.rows("validation") else 0,
             log_every_n_steps=training.log_every_n_steps,
             callbacks=_callbacks(
-                data, training, run, seed, _monitor(data, family), halved=_is_halved(precision)
+                data,
+                training,
+                run,
+                seed,
+                _monitor(data, family),
+                preemption,
+                accept_changes,
+                halved=_is_halved(precision),
             ),
             **_plugins(family, precision, device.type),
             logger=table,
@@ -89,9 +108,15 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=run,
         )
-        if checkpoint and trainer.is_global_zero:
-            table.drop_after(checkpoints.reached(checkpoint)[1])
-        trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.is_global_zero:
+            checkpoints.remove_unfinished(run / "checkpoints")
+            if checkpoint:
+                table.drop_after(
+                    checkpoints.reached(checkpoint)[1],
+                    within_epoch=checkpoints.is_within_epoch(checkpoint),
+                )
+        with preemption.patient():
+            trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -105,6 +130,11 @@ def _trainer(**settings: Any) -> pl.Trainer:
     return trainer
 
 
+def _cluster() -> list[SLURMEnvironment]:
+    """Slurm's part in the start of processes; jobs are put back into the queue by their script."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
 def _monitor(data: DataModule, family: Family) -> str | None:
     """The loss whose lowest point is the best model; None where there is no such loss."""
     if data.rows("validation"):
@@ -115,10 +145,11 @@ def _monitor(data: DataModule, family: Family) -> str | None:
 
 def _plugins(family: Family, precision: str, device: str) -> dict[str, Any]:
     plugin = weights_precision(precision, device)
+    plugins: list[Any] = [checkpoints.AtomicCheckpointIO(), *_cluster()]
     if plugin is None:
-        return {"plugins": [checkpoints.AtomicCheckpointIO()], "precision": precision}
+        return {"plugins": plugins, "precision": precision}
     plugin.convert_module(family)  # before a checkpoint is read into it
-    return {"plugins": [checkpoints.AtomicCheckpointIO(), plugin]}
+    return {"plugins": [*plugins, plugin]}
 
 
 def _is_halved(precision: str) -> bool:
@@ -126,21 +157,25 @@ def _is_halved(precision: str) -> bool:
 
 
 def _callbacks(
-    data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None, *,
-    halved: bool,
+    data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None,
+    preemption: Preemption,
+    accept_changes: bool, *, halved: bool,
 ) -> list[Callback]:  # fmt: skip
     folder = run / "checkpoints"
     ema = RampedEMA(training.ema.decay, halved=halved) if training.ema else None
     held = data.rows("validation") or data.rows("train")
     number = min(training.num_sample_images, len(held))
     rows = [held[i * len(held) // number] for i in range(number)]  # of every class, if sorted
+    guard = FiniteLossGuard(
+        lambda rows: [str(path) for row in rows for path in data.manifest.rows[row].channels],
+        lambda: _last_good(folder),
+        training.log_every_n_steps,
+    )
     callbacks: list[Callback] = [
         StepSeeds(seed),
-        FiniteLossGuard(
-            lambda rows: [str(path) for row in rows for path in data.manifest.rows[row].channels],
-            lambda: _last_good(folder),
-            training.log_every_n_steps,
-        ),
+        guard,
+        LogMeans(),
+        *([NewHyperparameters()] if accept_changes else []),
         LogLines(training.log_every_n_steps, quiet=is_terminal()),
         checkpoints.BestAndLast(folder, monitor, training.validate_every_n_epochs),
         SamplePictures(
@@ -149,8 +184,17 @@ def _callbacks(
             lambda: ema.model if ema else None,
             training.sample_every_n_epochs,
             seed,
+            preemption,
         ),
         *([ema] if ema else []),
+        Continuation(
+            folder / checkpoints.LAST,
+            preemption,
+            accumulate=training.accumulate,
+            every_n_minutes=training.checkpoint_every_n_minutes,
+            check=guard.check,
+            restored=ema.restore if ema else lambda *_: None,
+        ),
     ]
     if training.max_minutes:
         callbacks.append(Timer(timedelta(minutes=training.max_minutes), interval="step"))
