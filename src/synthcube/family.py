@@ -79,6 +79,13 @@ class Family(pl.LightningModule, ABC):
         """Batches whose gradients make a step, and the largest norm of a gradient: these two are
         for families that optimize by hand, and set by the training."""
         self.gradient_clip_norm: float | None = None
+        self.latest_terms: dict[str, torch.Tensor] = {}
+        """What the last training step logged, by train/name."""
+
+    @property
+    def optimizer_names(self) -> tuple[str, ...]:
+        """What each optimizer trains, in the order of `configure_optimizers`."""
+        return ("model",)
 
     def begin(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
         """Called before the first step, of a resumed run too.
@@ -127,6 +134,8 @@ class Family(pl.LightningModule, ABC):
     def log_terms(self, terms: dict[str, torch.Tensor], batch: Batch, stage: str) -> None:
         """Log each as stage/name, averaged over the epoch and over processes."""
         named = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
+        if stage == "train":
+            self.latest_terms |= named
         # Lightning averages counts over processes in integers: a multiple leaves nothing to round.
         number = len(batch["index"]) * self.trainer.world_size
         self.log_dict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,16 @@ from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError
 from synthcube.family import Family
 from synthcube.runtime import is_terminal, quiet_lightning
-from synthcube.training import checkpoints
+from synthcube.training import checkpoints, loggers, throughput
 from synthcube.training.averaging import RampedEMA
 from synthcube.training.callbacks import (
     FiniteLossGuard,
-    LogLines,
     SamplePictures,
     StepSeeds,
 )
 from synthcube.training.config import TrainingConfig
 from synthcube.training.metrics import MetricsTable
+from synthcube.training.progress import LogLines
 
 log = logging.getLogger("synthcube")
 
@@ -43,16 +44,22 @@ def fit(
     precision: str,
     device: torch.device,
     checkpoint: Path | None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train `family`, from `checkpoint` where one is given; returns the last metrics.
 
-    Writes `checkpoints/`, `samples/` and `metrics.csv` under `run`.
+    Writes `checkpoints/`, `samples/`, `metrics.csv`, `throughput.json` and, where loggers are asked
+    for, `logs/` under `run`.
+
+    Args:
+        settings: the resolved config, for loggers that show it.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
         OutputError: the run folder cannot be written.
     """
     table = MetricsTable(run / "metrics.csv")
+    ledger = throughput.Ledger(type(family).__name__, SamplePictures.__name__)
     num_devices = devices_used(compute, device)
     by_hand = not family.automatic_optimization
     if by_hand:
@@ -72,7 +79,8 @@ def fit(
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if data.rows("validation") else 0,
             log_every_n_steps=training.log_every_n_steps,
-            callbacks=_callbacks(data, training, run, seed, _monitor(data, family)),
+            callbacks=_callbacks(data, training, run, seed, _monitor(data, family), ledger),
+            profiler=ledger,
             plugins=[checkpoints.AtomicCheckpointIO()],
             logger=table,
             enable_progress_bar=is_terminal(),
@@ -80,9 +88,18 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=run,
         )
-        if checkpoint and trainer.is_global_zero:
-            table.drop_after(checkpoints.reached(checkpoint)[1])
-        trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        steps = checkpoints.reached(checkpoint)[1] if checkpoint else None
+        if trainer.is_global_zero:
+            table.drop_after(steps or 0)
+            opened = loggers.opened(training.loggers, run, settings or {}, steps)
+            trainer.loggers = [table, *opened]
+        try:
+            trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        finally:
+            if trainer.is_global_zero:
+                taken = trainer.global_step - (steps or 0)
+                throughput.report(ledger, taken, data, training, run, resumed=steps is not None)
+                loggers.close(trainer.loggers)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -105,8 +122,9 @@ def _monitor(data: DataModule, family: Family) -> str | None:
 
 
 def _callbacks(
-    data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None
-) -> list[Callback]:
+    data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None,
+    ledger: throughput.Ledger,
+) -> list[Callback]:  # fmt: skip
     folder = run / "checkpoints"
     ema = RampedEMA(training.ema.decay) if training.ema else None
     held = data.rows("validation") or data.rows("train")
@@ -119,7 +137,8 @@ def _callbacks(
             lambda: _last_good(folder),
             training.log_every_n_steps,
         ),
-        LogLines(training.log_every_n_steps, quiet=is_terminal()),
+        LogLines(training.log_every_n_steps, ledger, quiet=is_terminal()),
+        throughput.SlowestProcess(ledger),
         checkpoints.BestAndLast(folder, monitor, training.validate_every_n_epochs),
         SamplePictures(
             run / "samples",

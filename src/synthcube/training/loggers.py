@@ -64,6 +64,7 @@ class LoggerConfig(Schema):
             )
         if self.arguments:
             known = {name for kind in _takers(self.name) for name in _arguments(kind)} - _OURS
+            known |= {"offline", "prefix"} if self.name == "wandb" else set()
             known -= {"name"} if self.name == "tensorboard" else set()
             unknown = [name for name in self.arguments if name not in known]
             if unknown:
@@ -134,10 +135,12 @@ def close(loggers: Sequence[Logger]) -> None:
 
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            run = logger.experiment
+            run: Any = logger.experiment
             run.finish()
             if run.settings.mode == "offline":
-                log.info("To send this run to Weights & Biases: wandb sync %s", run.dir[:-6])
+                log.info(
+                    "To send this run to Weights & Biases: wandb sync %s", run.settings.sync_dir
+                )
 
 
 def _tensorboard(
@@ -147,7 +150,7 @@ def _tensorboard(
     from lightning.pytorch.loggers import TensorBoardLogger
     from torch.utils.tensorboard.summary import hparams
 
-    forgets = {} if steps is None else {"purge_step": steps + 1}
+    forgets: dict[str, Any] = {} if steps is None else {"purge_step": steps + 1}
     logger = TensorBoardLogger(folder, name="tensorboard", version="", **forgets, **arguments)
     logger.log_hyperparams(dict(settings), metrics={})  # into hparams.yaml
     if "tensorboard" not in runs:
@@ -165,18 +168,20 @@ def _wandb(
     from lightning.pytorch.loggers import WandbLogger
 
     given = {"project": "synthcube", "name": folder.resolve().parent.name, **arguments}
-    offline = given.pop("offline", True)
-    logger = WandbLogger(
-        save_dir=folder,
-        id=runs.get("wandb"),
-        mode="offline" if offline else "online",  # Lightning's way would stay in the environment
+    offline, prefix = given.pop("offline", True), given.pop("prefix", "")
+    # Not by Lightning's logger: its way to be offline stays in the environment, and it joins
+    # whatever run this process has open.
+    experiment = wandb.init(
+        dir=folder, id=runs.get("wandb"), resume="allow", reinit="create_new",
+        mode="offline" if offline else "online", config=dict(settings), allow_val_change=True,
         settings=wandb.Settings(
             silent=True, console="off", disable_git=True, disable_job_creation=True
         ),
         **given,
-    )
-    logger.log_hyperparams(dict(settings))
-    return logger, str(logger.experiment.id)
+    )  # fmt: skip
+    experiment.define_metric("trainer/global_step")
+    experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=experiment, prefix=prefix), str(experiment.id)
 
 
 def _mlflow(
@@ -208,6 +213,7 @@ _OPEN: dict[str, Callable[..., tuple[Any, str]]] = {
 
 def _takers(name: str) -> tuple[Callable[..., Any], ...]:
     """What gets the arguments: Lightning's logger, and what it hands them on to."""
+    runtime.keep_loggers_local()
     from lightning.pytorch import loggers
 
     if name == "tensorboard":
@@ -217,7 +223,7 @@ def _takers(name: str) -> tuple[Callable[..., Any], ...]:
     if name == "wandb":
         import wandb
 
-        return loggers.WandbLogger, wandb.init
+        return (wandb.init,)
     return (loggers.MLFlowLogger,)
 
 
