@@ -112,6 +112,21 @@ def keep_loggers_local() -> None:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     # Newer MLflow would have a database, which does not work on the file systems of clusters.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    os.environ.setdefault("WANDB_CACHE_DIR", str(cache_folder() / "wandb"))
+
+
+def import_monai() -> None:
+    """Import MONAI for the first time, but not the MLflow that it would import for a handler.
+
+    That takes seconds at every start, and reports the import to MLflow's maker.
+    """
+    if "monai" in sys.modules or "mlflow" in sys.modules:
+        return
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # Python's way to say: not there
+    try:
+        import monai  # noqa: F401
+    finally:
+        del sys.modules["mlflow"]
 
 
 def num_cores() -> int:

@@ -24,7 +24,8 @@ CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
 _FREE = (
     "training.max_epochs.", "training.max_minutes.", "training.sample_every_n_epochs.",
     "training.num_sample_images.", "training.log_every_n_steps.", "training.loggers.",
-    "sampling.", "compute.", "data.num_workers.", "data.cache_gb.", "model.first_stage.",  # its hash must stay
+    "sampling.", "compute.", "data.num_workers.", "data.cache_gb.",
+    "model.first_stage.",  # its hash must stay
 )  # fmt: skip
 
 

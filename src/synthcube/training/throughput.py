@@ -26,7 +26,8 @@ log = logging.getLogger("synthcube")
 REPORT = "throughput.json"
 _NAMES = {
     "step": "step", "data_wait": "data wait", "data_start": "loader start",
-    "validation": "validation", "pictures": "pictures", "saving": "saving", "rest": "start and rest",
+    "validation": "validation", "pictures": "pictures", "saving": "saving",
+    "rest": "start and rest",
 }  # fmt: skip
 _DATA_LIMIT, _WRITING_LIMIT, _AIM = 0.05, 0.10, 0.05  # shares of the time
 
