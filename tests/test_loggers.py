@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import PIL.Image
@@ -15,6 +17,7 @@ from synthcube.errors import ConfigError
 from synthcube.tasks.train import train
 from synthcube.training.config import TrainingConfig
 
+EACH_RANK = Path(__file__).with_name("each_rank.py")
 LONGER = "training.max_epochs=3"
 
 
@@ -202,3 +205,20 @@ def test_a_logger_that_cannot_start_is_the_users_to_mend(
     given = "{name: mlflow, arguments: {tracking_uri: 'nowhere://x'}}"
     with pytest.raises(ConfigError, match=r"training\.loggers mlflow: .*nowhere"):
         train(tiny_config(), phantoms, tmp_path / "run", overrides=logging_to(given))
+
+
+def test_of_two_processes_one_reports(tiny_config, phantoms: Path, tmp_path: Path, events) -> None:
+    run = tmp_path / "run"
+    given = "training.loggers=[tensorboard, mlflow, wandb]"
+    ended = subprocess.run(
+        [sys.executable, str(EACH_RANK), *map(str, (tiny_config("dcgan"), phantoms, run)),
+         "compute.num_devices=2", given],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert len(list((run / "logs" / "tensorboard").glob("events.*"))) == 1
+    assert len(list((run / "logs" / "wandb").glob("offline-run-*"))) == 1
+    points = events(run / "logs" / "tensorboard").Scalars("train/loss_now")
+    assert [each.step for each in points] == [1, 2, 3, 4]
+    assert ended.stderr.count("Where the time went") == 1
+    assert json.loads((run / "throughput.json").read_text())["total"]["steps"] == 4
