@@ -128,10 +128,11 @@ def described_optimizers(trainer: pl.Trainer, family: Family) -> list[str]:
         numbers = [each.numel() for group in optimizer.param_groups for each in group["params"]]
         key = "scheduler" if name == names[0] else f"{name}_scheduler"
         schedule = getattr(getattr(family.config, key, None), "name", "no")
-        rates = learning_rates([optimizer], [name]).values()
+        # Schedules with a warm-up have lowered it by now.
+        rates = {float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups}
         lines.append(
             f"{name}: {sum(numbers):,} weights, {type(optimizer).__name__}, {schedule} schedule, "
-            f"lr now {', '.join(f'{rate:.2e}' for rate in rates)}"
+            f"lr {', '.join(f'{rate:.2e}' for rate in sorted(rates))}"
         )
     return lines
 

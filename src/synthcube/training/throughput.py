@@ -191,8 +191,7 @@ def _source_advice(data: DataModule) -> list[str]:
         dearest = max(costs, key=lambda name: costs[name])
         return [
             f"- less dear data.augmentation: it takes {sum(costs.values()):.1f} ms an image, of "
-            f"which {dearest} {costs[dearest]:.1f} ms; drop that, lower its p, or do it once in "
-            "data.preprocessing"
+            f"which {dearest} {costs[dearest]:.1f} ms: drop that, or lower its p"
         ]
     size_gb = math.prod(data.cache.shape) * 4 / 1e9
     return [
