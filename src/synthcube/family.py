@@ -135,7 +135,7 @@ class Family(pl.LightningModule, ABC):
         """Log each as stage/name, averaged over the epoch and over processes."""
         named = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
         if stage == "train":
-            self.latest_terms |= named
+            self.latest_terms.update(named)
         # Lightning averages counts over processes in integers: a multiple leaves nothing to round.
         number = len(batch["index"]) * self.trainer.world_size
         self.log_dict(

@@ -165,9 +165,10 @@ def data_advice(ledger: Ledger, steps: int, data: DataModule) -> list[str]:
         f"({(ledger.data_seconds + ledger.others_wait_more_s) / steps:.3f} s a step). To wait less:"
     ]
     if workers and ledger.seconds["data_start"] > waited:
+        fewer = workers // 2 if data.config.augmentation else 0
         lines.append(
-            f"- data.num_workers {workers} are started in every epoch, which took "
-            f"{ledger.seconds['data_start']:.1f} s: try data.num_workers=0, or longer epochs."
+            f"- data.num_workers={fewer} instead of {workers}: they are started in every epoch, "
+            f"which took {ledger.seconds['data_start']:.1f} s"
         )
     elif workers < wanted:
         lines.append(f"- room in /dev/shm for {wanted} loader processes, not {workers}: --shm-size")
