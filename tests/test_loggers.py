@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import yaml
 
 from synthcube.errors import ConfigError
 from synthcube.tasks.train import train
+from synthcube.training import reports
 from synthcube.training.config import TrainingConfig
+from synthcube.training.loggers import LoggerConfig
 
 EACH_RANK = Path(__file__).with_name("each_rank.py")
 LONGER = "training.max_epochs=3"
@@ -222,3 +225,14 @@ def test_of_two_processes_one_reports(tiny_config, phantoms: Path, tmp_path: Pat
     assert [each.step for each in points] == [1, 2, 3, 4]
     assert ended.stderr.count("Where the time went") == 1
     assert json.loads((run / "throughput.json").read_text())["total"]["steps"] == 4
+
+
+def test_a_logger_that_fails_on_the_way_does_not_end_the_training(tmp_path: Path, caplog) -> None:
+    config = LoggerConfig.model_validate("mlflow")
+    (report,) = reports.opened([config], tmp_path, {"seed": 0}, None)
+    report.log_metrics({"loss": 1.0}, 1)
+    shutil.rmtree(tmp_path / "logs" / "mlflow")
+    for step in (2, 3):
+        report.log_metrics({"loss": 1.0}, step)
+    report.finalize("success")
+    assert caplog.text.count("mlflow gets no more of this training:") == 1

@@ -19,7 +19,7 @@ from synthcube.family import Reconstructs, Samples
 from synthcube.runtime import derived_seed
 from synthcube.schema import Batch, Condition
 from synthcube.storage import make_folder
-from synthcube.training.loggers import show_picture
+from synthcube.training.reports import Report
 
 log = logging.getLogger("synthcube")
 
@@ -152,7 +152,9 @@ class SamplePictures(Callback):
                 raster=drawn.image.file_format == "png",
                 spacing_mm=drawn.image.spacing_mm,
             )
-            show_picture(trainer.loggers, path, trainer.global_step)
+            for logger in trainer.loggers:
+                if isinstance(logger, Report):
+                    logger.show_picture(path, trainer.global_step)
 
     def _tiles(self, module: Any) -> list[torch.Tensor]:
         device = module.device

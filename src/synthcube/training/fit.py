@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError
 from synthcube.family import Family
 from synthcube.runtime import is_terminal, quiet_lightning
-from synthcube.training import checkpoints, loggers, throughput
+from synthcube.training import checkpoints, reports, throughput
 from synthcube.training.averaging import RampedEMA
 from synthcube.training.callbacks import (
     FiniteLossGuard,
@@ -89,18 +90,30 @@ def fit(
             default_root_dir=run,
         )
         steps = checkpoints.reached(checkpoint)[1] if checkpoint else None
-        if trainer.is_global_zero:
-            table.drop_after(steps or 0)
-            opened = loggers.opened(training.loggers, run, settings or {}, steps)
-            trainer.loggers = [table, *opened]
-        try:
+        with _reported(trainer, table, ledger, data, training, run, settings or {}, steps):
             trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        finally:
-            if trainer.is_global_zero:
-                taken = trainer.global_step - (steps or 0)
-                throughput.report(ledger, taken, data, training, run, resumed=steps is not None)
-                loggers.close(trainer.loggers)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@contextmanager
+def _reported(
+    trainer: pl.Trainer, table: MetricsTable, ledger: throughput.Ledger, data: DataModule,
+    training: TrainingConfig, run: Path, settings: Mapping[str, Any], steps: int | None,
+) -> Iterator[None]:  # fmt: skip
+    """Report to every logger, from step `steps` on, and where the time went, however it ends."""
+    if not trainer.is_global_zero:
+        yield
+        return
+    table.drop_after(steps or 0)
+    opened = reports.opened(training.loggers, run, settings, steps)
+    trainer.loggers = [table, *opened]
+    try:
+        yield
+    finally:
+        taken = trainer.global_step - (steps or 0)
+        throughput.report(ledger, taken, data, training, run, resumed=steps is not None)
+        for each in opened:
+            each.close()
 
 
 def _trainer(**settings: Any) -> pl.Trainer:
