@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from synthcube.means import EpochMeans
 from synthcube.optimization import OptimizerConfig, SchedulerConfig
 from synthcube.schema import Batch, Condition, ImageSpec, Schema, completed
 
@@ -79,6 +80,7 @@ class Family(pl.LightningModule, ABC):
         """Batches whose gradients make a step, and the largest norm of a gradient: these two are
         for families that optimize by hand, and set by the training."""
         self.gradient_clip_norm: float | None = None
+        self.means = {"train": EpochMeans(), "validation": EpochMeans()}
         self.latest_terms: dict[str, torch.Tensor] = {}
         """What the last training step logged, by train/name."""
 
@@ -136,11 +138,7 @@ class Family(pl.LightningModule, ABC):
         named = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
         if stage == "train":
             self.latest_terms.update(named)
-        # Lightning averages counts over processes in integers: a multiple leaves nothing to round.
-        number = len(batch["index"]) * self.trainer.world_size
-        self.log_dict(
-            named, on_step=False, on_epoch=True, prog_bar=True, batch_size=number, sync_dist=True
-        )
+        self.means[stage].add(named, len(batch["index"]))
 
     def _logged_loss(self, batch: Batch, stage: str) -> torch.Tensor:
         terms = self.loss(batch)

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
@@ -28,7 +29,10 @@ from synthcube.training.callbacks import (
     StepSeeds,
 )
 from synthcube.training.config import TrainingConfig
+from synthcube.training.continuation import Continuation, NewHyperparameters
+from synthcube.training.means import LogMeans
 from synthcube.training.metrics import MetricsTable
+from synthcube.training.preemption import Preemption
 from synthcube.training.progress import LogLines
 
 log = logging.getLogger("synthcube")
@@ -45,27 +49,36 @@ def fit(
     precision: str,
     device: torch.device,
     checkpoint: Path | None,
+    preemption: Preemption,
+    accept_changes: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train `family`, from `checkpoint` where one is given; returns the last metrics.
 
+    Args:
+        accept_changes: optimizers of a continued run take the hyperparameters of the config.
+        settings: the resolved config, for loggers that show it.
+
     Writes `checkpoints/`, `samples/`, `metrics.csv`, `throughput.json` and, where loggers are asked
     for, `logs/` under `run`.
 
-    Args:
-        settings: the resolved config, for loggers that show it.
-
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
+        PreemptedError: a signal came, and a checkpoint was saved.
         OutputError: the run folder cannot be written.
     """
     table = MetricsTable(run / "metrics.csv")
     ledger = throughput.Ledger(type(family).__name__, SamplePictures.__name__)
+    if checkpoint:
+        data.position = checkpoints.position(checkpoint)
     num_devices = devices_used(compute, device)
     by_hand = not family.automatic_optimization
     if by_hand:
         family.accumulate = training.accumulate
         family.gradient_clip_norm = training.clip_norm(by_hand=True)
+    callbacks = _callbacks(
+        data, training, run, seed, _monitor(data, family), preemption, accept_changes, ledger
+    )
     with quiet_lightning():
         trainer = _trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -80,17 +93,19 @@ def fit(
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if data.rows("validation") else 0,
             log_every_n_steps=training.log_every_n_steps,
-            callbacks=_callbacks(data, training, run, seed, _monitor(data, family), ledger),
+            callbacks=callbacks,
             profiler=ledger,
-            plugins=[checkpoints.AtomicCheckpointIO()],
+            plugins=[checkpoints.AtomicCheckpointIO(), *_cluster()],
             logger=table,
             enable_progress_bar=is_terminal(),
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=run,
         )
-        steps = checkpoints.reached(checkpoint)[1] if checkpoint else None
-        with _reported(trainer, table, ledger, data, training, run, settings or {}, steps):
+        with (
+            _reported(trainer, table, ledger, data, training, run, settings or {}, checkpoint),
+            preemption.patient(),
+        ):
             trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -98,13 +113,17 @@ def fit(
 @contextmanager
 def _reported(
     trainer: pl.Trainer, table: MetricsTable, ledger: throughput.Ledger, data: DataModule,
-    training: TrainingConfig, run: Path, settings: Mapping[str, Any], steps: int | None,
+    training: TrainingConfig, run: Path, settings: Mapping[str, Any],
+    checkpoint: Path | None,
 ) -> Iterator[None]:  # fmt: skip
-    """Report to every logger, from step `steps` on, and where the time went, however it ends."""
+    """Report to every logger, on from `checkpoint`, and where the time went, however it ends."""
     if not trainer.is_global_zero:
         yield
         return
-    table.drop_after(steps or 0)
+    checkpoints.remove_unfinished(run / "checkpoints")
+    steps = checkpoints.reached(checkpoint)[1] if checkpoint else None
+    within_epoch = bool(checkpoint and checkpoints.is_within_epoch(checkpoint))
+    table.drop_after(steps or 0, within_epoch=within_epoch)
     opened = reports.opened(training.loggers, run, settings, steps)
     trainer.loggers = [table, *opened]
     try:
@@ -126,6 +145,11 @@ def _trainer(**settings: Any) -> pl.Trainer:
     return trainer
 
 
+def _cluster() -> list[SLURMEnvironment]:
+    """Slurm's part in the start of processes; jobs are put back into the queue by their script."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
 def _monitor(data: DataModule, family: Family) -> str | None:
     """The loss whose lowest point is the best model; None where there is no such loss."""
     if data.rows("validation"):
@@ -136,6 +160,8 @@ def _monitor(data: DataModule, family: Family) -> str | None:
 
 def _callbacks(
     data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None,
+    preemption: Preemption,
+    accept_changes: bool,
     ledger: throughput.Ledger,
 ) -> list[Callback]:  # fmt: skip
     folder = run / "checkpoints"
@@ -143,13 +169,16 @@ def _callbacks(
     held = data.rows("validation") or data.rows("train")
     number = min(training.num_sample_images, len(held))
     rows = [held[i * len(held) // number] for i in range(number)]  # of every class, if sorted
+    guard = FiniteLossGuard(
+        lambda rows: [str(path) for row in rows for path in data.manifest.rows[row].channels],
+        lambda: _last_good(folder),
+        training.log_every_n_steps,
+    )
     callbacks: list[Callback] = [
         StepSeeds(seed),
-        FiniteLossGuard(
-            lambda rows: [str(path) for row in rows for path in data.manifest.rows[row].channels],
-            lambda: _last_good(folder),
-            training.log_every_n_steps,
-        ),
+        guard,
+        LogMeans(),
+        *([NewHyperparameters()] if accept_changes else []),
         LogLines(training.log_every_n_steps, ledger, quiet=is_terminal()),
         throughput.SlowestProcess(ledger),
         checkpoints.BestAndLast(folder, monitor, training.validate_every_n_epochs),
@@ -159,8 +188,17 @@ def _callbacks(
             lambda: ema.model if ema else None,
             training.sample_every_n_epochs,
             seed,
+            preemption,
         ),
         *([ema] if ema else []),
+        Continuation(
+            folder / checkpoints.LAST,
+            preemption,
+            accumulate=training.accumulate,
+            every_n_minutes=training.checkpoint_every_n_minutes,
+            check=guard.check,
+            restored=ema.restore if ema else lambda *_: None,
+        ),
     ]
     if training.max_minutes:
         callbacks.append(Timer(timedelta(minutes=training.max_minutes), interval="step"))

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from lightning.pytorch.loggers.logger import Logger
 
 from synthcube import runtime
-from synthcube.errors import ConfigError
+from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.storage import make_folder, write_json
 from synthcube.training.loggers import LoggerConfig
 
@@ -75,6 +75,8 @@ class Report(Logger):
             return
         try:
             act()
+        except SynthCubeError:  # as that of a signal that ends the training
+            raise
         except Exception as error:  # each library raises its own kinds
             self.works = False
             log.warning("%s gets no more of this training: %s", self.called, error)
@@ -107,6 +109,8 @@ def opened(
         except Exception as error:  # as above
             for report in reports:
                 report.close()
+            if isinstance(error, SynthCubeError):
+                raise
             raise ConfigError(f"training.loggers {config.name}: {error}") from error
         reports.append(Report(logger, config.name))
         runs[config.name] = name
@@ -134,10 +138,11 @@ def _tensorboard(
 ) -> tuple[Logger, str]:  # fmt: skip
     from torch.utils.tensorboard.summary import hparams
 
-    forgets: dict[str, Any] = {} if steps is None else {"purge_step": steps + 1}
+    is_known = "tensorboard" in runs
+    forgets: dict[str, Any] = {"purge_step": (steps or 0) + 1} if is_known else {}
     logger = TensorBoardLogger(folder, name="tensorboard", version="", **forgets, **arguments)
     logger.log_hyperparams(dict(settings), metrics={})  # into hparams.yaml
-    if "tensorboard" not in runs:
+    if not is_known:
         # Lightning would write them with a metric hp_metric of -1.
         for summary in hparams(_flat(settings), {"validation/loss": 0.0}):
             logger.experiment._get_file_writer().add_summary(summary)
