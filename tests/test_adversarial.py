@@ -214,7 +214,7 @@ def test_a_step_of_both_counts_once(config, phantoms: Path, tmp_path: Path) -> N
     assert state["global_step"] == 6
     assert state["averaging_state"]["n_averaged"] == 6
     assert [each["state"][0]["step"] for each in state["optimizer_states"]] == [6, 6]
-    assert [row["step"] for row in table(tmp_path / "run") if row["lr"]] == list("123456")
+    assert [row["step"] for row in table(tmp_path / "run") if row["lr/generator"]] == list("123456")
 
 
 def test_a_stopped_run_goes_on_exactly(config, phantoms: Path, tmp_path: Path) -> None:

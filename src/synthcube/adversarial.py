@@ -105,6 +105,10 @@ class AdversarialFamily(Family):
         config: Any = self.config
         return config.optimizer, config.discriminator_optimizer
 
+    @property
+    def optimizer_names(self) -> tuple[str, ...]:
+        return ("generator", "discriminator") if self.discriminator is not None else ("model",)
+
     def presented(self, batch: Batch) -> Batch:
         """The batch as both networks are to see it in this step, as with conditions left out."""
         return batch

@@ -85,6 +85,13 @@ class Family(pl.LightningModule, ABC):
         for families that optimize by hand, and set by the training."""
         self.gradient_clip_norm: float | None = None
         self.means = {"train": EpochMeans(), "validation": EpochMeans()}
+        self.latest_terms: dict[str, torch.Tensor] = {}
+        """What the last training step logged, by train/name."""
+
+    @property
+    def optimizer_names(self) -> tuple[str, ...]:
+        """What each optimizer trains, in the order of `configure_optimizers`."""
+        return ("model",)
 
     def begin(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
         """Called before the first step, of a resumed run too.
@@ -132,7 +139,9 @@ class Family(pl.LightningModule, ABC):
 
     def log_terms(self, terms: dict[str, torch.Tensor], batch: Batch, stage: str) -> None:
         """Log each as stage/name, averaged over the epoch and over processes."""
-        named = {f"{stage}/{name}": value for name, value in terms.items()}
+        named = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
+        if stage == "train":
+            self.latest_terms.update(named)
         self.means[stage].add(named, len(batch["index"]))
 
     def _logged_loss(self, batch: Batch, stage: str) -> torch.Tensor:

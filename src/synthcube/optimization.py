@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from synthcube import names
 from synthcube.errors import ConfigError
+from synthcube.runtime import import_monai
 from synthcube.schema import Schema
 
 if TYPE_CHECKING:
@@ -202,6 +203,8 @@ class SchedulerConfig(Schema):
 def known_optimizers() -> dict[str, Any]:
     """Every optimizer that has a name, by it."""
     import torch
+
+    import_monai()
     from monai.optimizers import Novograd
 
     from synthcube.optimizers import ADOPT, AdEMAMix, Lion

@@ -105,6 +105,45 @@ def name_user() -> None:
         os.environ["USER"] = "synthcube"
 
 
+def keep_loggers_local() -> None:
+    """Keep what MLflow and W&B would report to their makers on this machine, and let MLflow write
+    to a folder; to be called before they are imported.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    # Newer MLflow would have a database, which does not work on the file systems of clusters.
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    os.environ.setdefault("WANDB_CACHE_DIR", str(cache_folder() / "wandb"))
+
+
+def import_monai() -> None:
+    """Import MONAI for the first time, but not the MLflow that it would import for a handler.
+
+    That takes seconds at every start, and reports the import to MLflow's maker.
+    """
+    if "monai" in sys.modules or "mlflow" in sys.modules:
+        return
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # Python's way to say: not there
+    try:
+        import monai  # noqa: F401
+    finally:
+        del sys.modules["mlflow"]
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def process_rank(num_devices: int, environment: Mapping[str, str] = os.environ) -> int:
     """Number of this process among those that train together, as their launcher wrote it.
 

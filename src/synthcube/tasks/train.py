@@ -25,7 +25,7 @@ CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
 # Keys that may differ from the run that is continued: they change no step already taken.
 _FREE = (
     "training.max_epochs.", "training.max_minutes.", "training.sample_every_n_epochs.",
-    "training.num_sample_images.", "training.log_every_n_steps.",
+    "training.num_sample_images.", "training.log_every_n_steps.", "training.loggers.",
     "training.checkpoint_every_n_minutes.", "training.stop_signals.", "sampling.", "compute.",
     "data.num_workers.", "data.cache_gb.", "model.first_stage.",  # its hash must stay
 )  # fmt: skip
@@ -135,7 +135,7 @@ def _fit(
     fit(
         family, data, settings.training, settings.compute,
         run=run, seed=settings.seed, precision=precision, device=device, checkpoint=checkpoint,
-        preemption=preemption, accept_changes=accept_changes,
+        preemption=preemption, accept_changes=accept_changes, settings=settings.dump(),
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -22,6 +21,7 @@ from synthcube.runtime import derived_seed
 from synthcube.schema import Batch, Condition
 from synthcube.storage import make_folder
 from synthcube.training.preemption import Preemption
+from synthcube.training.reports import Report
 from synthcube.training.strategies import is_cut
 
 log = logging.getLogger("synthcube")
@@ -159,14 +159,17 @@ class SamplePictures(Callback):
             drawn.train(was_training)
         number = len(self.examples["index"])
         if tiles and trainer.is_global_zero:
-            make_folder(self.folder)
+            path = make_folder(self.folder) / f"epoch_{epoch:04d}.png"
             save_grid(
-                self.folder / f"epoch_{epoch:04d}.png",
+                path,
                 tiles,
                 columns=number if len(tiles) > number else None,
                 raster=drawn.image.file_format == "png",
                 spacing_mm=drawn.image.spacing_mm,
             )
+            for logger in trainer.loggers:
+                if isinstance(logger, Report):
+                    logger.show_picture(path, trainer.global_step)
 
     def _tiles(self, module: Any) -> list[torch.Tensor]:
         device = module.device
@@ -185,59 +188,3 @@ class SamplePictures(Callback):
             made = module.reconstruct(images.to(device)).float().cpu()
             return [*images, *made]
         return []
-
-
-class LogLines(Callback):
-    """One row of metrics.csv every N steps; lines too, where no progress bar is shown."""
-
-    def __init__(self, interval: int, *, quiet: bool) -> None:
-        self.interval = interval
-        self.level = logging.DEBUG if quiet else logging.INFO
-        self._since = time.monotonic()
-        self._images = 0
-        self._rate = 0.0
-
-    def on_train_start(self, *_: Any) -> None:
-        self._since, self._images = time.monotonic(), 0
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        # Schedules step before the end of a batch: this is the rate that its step is taken with.
-        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, _: int
-    ) -> None:
-        self._images += len(batch["index"]) * trainer.world_size
-        step = trainer.fit_loop.total_batch_idx + 1
-        if step % self.interval or outputs is None:
-            return
-        now = time.monotonic()
-        values = {
-            "train/loss_now": float(outputs["loss"]),
-            "lr": self._rate,
-            "images_per_second": self._images / max(now - self._since, 1e-9),
-        }
-        self._since, self._images = now, 0
-        trainer.logger.log_metrics(  # type: ignore[union-attr]  # there is always metrics.csv
-            values | {"epoch": trainer.current_epoch}, trainer.global_step
-        )
-        log.log(
-            self.level,
-            "epoch %d/%s  step %d  loss %.4f  lr %.2e  %.1f images/s",
-            trainer.current_epoch + 1, trainer.max_epochs, trainer.global_step,
-            values["train/loss_now"], values["lr"], values["images_per_second"],
-        )  # fmt: skip
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        shown = [
-            f"{name} {float(value):.4f}"
-            for name, value in trainer.callback_metrics.items()
-            if name.endswith("/loss")
-        ]
-        log.log(
-            self.level,
-            "epoch %d/%s  %s",
-            trainer.current_epoch + 1,
-            trainer.max_epochs,
-            "  ".join(shown),
-        )

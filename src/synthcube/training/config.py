@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from synthcube.schema import Schema
+from synthcube.schema import List, Schema
+from synthcube.training.loggers import LoggerConfig
 
 StopSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP", "SIGQUIT"]
 
@@ -58,6 +59,19 @@ class TrainingConfig(Schema):
     log_every_n_steps: int = Field(
         default=50, ge=1, description="Steps between lines in the log and in metrics.csv."
     )
+    loggers: List[LoggerConfig] = Field(
+        default=(),
+        description="Loggers beside metrics.csv: tensorboard, wandb, mlflow; with arguments as "
+        "{name: wandb, arguments: {project: brains}}.",
+    )
+
+    @field_validator("loggers")
+    @classmethod
+    def _once_each(cls, loggers: tuple[LoggerConfig, ...]) -> tuple[LoggerConfig, ...]:
+        called = [each.name for each in loggers]
+        if twice := [name for name in dict.fromkeys(called) if called.count(name) > 1]:
+            raise ValueError(f"{', '.join(twice)} is there more than once: name each logger once")
+        return loggers
 
     def clip_norm(self, *, by_hand: bool) -> float | None:
         """Largest norm of a gradient, for a family that optimizes by hand or for another."""

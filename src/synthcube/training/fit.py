@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,10 @@ from synthcube.errors import ConfigError
 from synthcube.family import Family
 from synthcube.nets.norm import share_statistics
 from synthcube.runtime import is_terminal, quiet_lightning
-from synthcube.training import checkpoints
+from synthcube.training import checkpoints, reports, throughput
 from synthcube.training.averaging import RampedEMA
 from synthcube.training.callbacks import (
     FiniteLossGuard,
-    LogLines,
     SamplePictures,
     StepSeeds,
 )
@@ -34,6 +35,7 @@ from synthcube.training.means import LogMeans
 from synthcube.training.metrics import MetricsTable
 from synthcube.training.precision import weights_precision
 from synthcube.training.preemption import Preemption
+from synthcube.training.progress import LogLines
 from synthcube.training.strategies import require_same, strategy
 
 log = logging.getLogger("synthcube")
@@ -52,13 +54,16 @@ def fit(
     checkpoint: Path | None,
     preemption: Preemption,
     accept_changes: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train `family`, from `checkpoint` where one is given; returns the last metrics.
 
     Args:
         accept_changes: optimizers of a continued run take the hyperparameters of the config.
+        settings: the resolved config, for loggers that show it.
 
-    Writes `checkpoints/`, `samples/` and `metrics.csv` under `run`.
+    Writes `checkpoints/`, `samples/`, `metrics.csv`, `throughput.json` and, where loggers are asked
+    for, `logs/` under `run`.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
@@ -66,6 +71,7 @@ def fit(
         OutputError: the run folder cannot be written.
     """
     table = MetricsTable(run / "metrics.csv")
+    ledger = throughput.Ledger(type(family).__name__, SamplePictures.__name__)
     if checkpoint:
         data.position = checkpoints.position(checkpoint)
     num_devices = devices_used(compute, device)
@@ -76,6 +82,17 @@ def fit(
     share_statistics(family)
     if checkpoint:
         require_same(checkpoints.load(checkpoint), compute, num_devices * compute.num_nodes)
+    callbacks = _callbacks(
+        data,
+        training,
+        run,
+        seed,
+        _monitor(data, family),
+        preemption,
+        accept_changes,
+        ledger,
+        halved=_is_halved(precision),
+    )
     with quiet_lightning():
         trainer = _trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -91,16 +108,8 @@ def fit(
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if data.rows("validation") else 0,
             log_every_n_steps=training.log_every_n_steps,
-            callbacks=_callbacks(
-                data,
-                training,
-                run,
-                seed,
-                _monitor(data, family),
-                preemption,
-                accept_changes,
-                halved=_is_halved(precision),
-            ),
+            callbacks=callbacks,
+            profiler=ledger,
             **_plugins(family, precision, device.type),
             logger=table,
             enable_progress_bar=is_terminal(),
@@ -108,16 +117,37 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=run,
         )
-        if trainer.is_global_zero:
-            checkpoints.remove_unfinished(run / "checkpoints")
-            if checkpoint:
-                table.drop_after(
-                    checkpoints.reached(checkpoint)[1],
-                    within_epoch=checkpoints.is_within_epoch(checkpoint),
-                )
-        with preemption.patient():
+        with (
+            _reported(trainer, table, ledger, data, training, run, settings or {}, checkpoint),
+            preemption.patient(),
+        ):
             trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@contextmanager
+def _reported(
+    trainer: pl.Trainer, table: MetricsTable, ledger: throughput.Ledger, data: DataModule,
+    training: TrainingConfig, run: Path, settings: Mapping[str, Any],
+    checkpoint: Path | None,
+) -> Iterator[None]:  # fmt: skip
+    """Report to every logger, on from `checkpoint`, and where the time went, however it ends."""
+    if not trainer.is_global_zero:
+        yield
+        return
+    checkpoints.remove_unfinished(run / "checkpoints")
+    steps = checkpoints.reached(checkpoint)[1] if checkpoint else None
+    within_epoch = bool(checkpoint and checkpoints.is_within_epoch(checkpoint))
+    table.drop_after(steps or 0, within_epoch=within_epoch)
+    opened = reports.opened(training.loggers, run, settings, steps)
+    trainer.loggers = [table, *opened]
+    try:
+        yield
+    finally:
+        taken = trainer.global_step - (steps or 0)
+        throughput.report(ledger, taken, data, training, run, resumed=steps is not None)
+        for each in opened:
+            each.close()
 
 
 def _trainer(**settings: Any) -> pl.Trainer:
@@ -159,7 +189,7 @@ def _is_halved(precision: str) -> bool:
 def _callbacks(
     data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None,
     preemption: Preemption,
-    accept_changes: bool, *, halved: bool,
+    accept_changes: bool, ledger: throughput.Ledger, *, halved: bool,
 ) -> list[Callback]:  # fmt: skip
     folder = run / "checkpoints"
     ema = RampedEMA(training.ema.decay, halved=halved) if training.ema else None
@@ -176,7 +206,8 @@ def _callbacks(
         guard,
         LogMeans(),
         *([NewHyperparameters()] if accept_changes else []),
-        LogLines(training.log_every_n_steps, quiet=is_terminal()),
+        LogLines(training.log_every_n_steps, ledger, quiet=is_terminal()),
+        throughput.SlowestProcess(ledger),
         checkpoints.BestAndLast(folder, monitor, training.validate_every_n_epochs),
         SamplePictures(
             run / "samples",
