@@ -15,7 +15,8 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, ImageError, OutputError
-from synthcube.training import checkpoints, fit
+from synthcube.training import TrainingConfig, checkpoints, fit
+from synthcube.training.early_stop import stopped_early
 
 log = logging.getLogger("synthcube")
 
@@ -24,7 +25,8 @@ CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
 _FREE = (
     "training.max_epochs.", "training.max_minutes.", "training.sample_every_n_epochs.",
     "training.num_sample_images.", "training.log_every_n_steps.", "sampling.", "compute.",
-    "data.num_workers.", "data.cache_gb.", "model.first_stage.",  # its hash must stay
+    "training.early_stop.", "data.num_workers.", "data.cache_gb.",
+    "model.first_stage.",  # its hash must stay
 )  # fmt: skip
 
 
@@ -66,18 +68,24 @@ def train(
         raise ImageError("The images do not fit the model:", faults)
     if rank == 0:
         _record(run, settings, data, runtime.environment_record(device, precision))
-    if not (checkpoint and checkpoints.is_complete(checkpoint, settings.training)):
+    if not (checkpoint and (end := _end(checkpoint, settings.training))):
         _fit(run, settings, data, precision, device, checkpoint)
     else:
-        log.info(
-            "This training is complete; raise training.max_epochs, or max_minutes, to continue it."
-        )
+        log.info("This training is complete; %s to continue it.", end)
         if (run / "artifact" / artifact.INDEX).exists():
             return None if rank else run / "artifact"
     if rank:
         return None
     _save_artifact(run, settings, data)
     return run / "artifact"
+
+
+def _end(checkpoint: Path, training: TrainingConfig) -> str:
+    """What to change so that a complete training goes on; empty where it goes on as it is."""
+    if checkpoints.is_complete(checkpoint, training):
+        return "raise training.max_epochs, or max_minutes,"
+    reason = stopped_early(checkpoint, training)
+    return f"{reason}; raise that patience" if reason else ""
 
 
 def _join(settings: RunConfig, num_devices: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,6 +21,7 @@ from synthcube.family import Family
 from synthcube.runtime import is_terminal, quiet_lightning
 from synthcube.training import checkpoints
 from synthcube.training.averaging import RampedEMA
+from synthcube.training.best import MetricGuard, best_and_last, require_metrics
 from synthcube.training.callbacks import (
     FiniteLossGuard,
     LogLines,
@@ -27,6 +29,7 @@ from synthcube.training.callbacks import (
     StepSeeds,
 )
 from synthcube.training.config import TrainingConfig
+from synthcube.training.early_stop import EarlyStop
 from synthcube.training.metrics import MetricsTable
 
 log = logging.getLogger("synthcube")
@@ -58,6 +61,9 @@ def fit(
     if by_hand:
         family.accumulate = training.accumulate
         family.gradient_clip_norm = training.clip_norm(by_hand=True)
+    held = data.rows("validation")
+    trial = move_data_to_device(data.examples((held or data.rows("train"))[:2]), device)
+    require_metrics(family, trial, training, validates=bool(held))
     with quiet_lightning():
         trainer = _trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -120,7 +126,8 @@ def _callbacks(
             training.log_every_n_steps,
         ),
         LogLines(training.log_every_n_steps, quiet=is_terminal()),
-        checkpoints.BestAndLast(folder, monitor, training.validate_every_n_epochs),
+        MetricGuard(training),
+        best_and_last(folder, monitor, training),
         SamplePictures(
             run / "samples",
             data.examples(rows),
@@ -130,6 +137,8 @@ def _callbacks(
         ),
         *([ema] if ema else []),
     ]
+    if training.early_stop:
+        callbacks.append(EarlyStop(training.early_stop, training.validate_every_n_epochs))
     if training.max_minutes:
         callbacks.append(Timer(timedelta(minutes=training.max_minutes), interval="step"))
     if is_terminal():
