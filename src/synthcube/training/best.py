@@ -1,4 +1,4 @@
-"""The metrics of a training by name: which of them chooses the best model, and whether it exists."""
+"""Metrics of a training by name: which of them chooses the best model, and whether it exists."""
 
 from __future__ import annotations
 

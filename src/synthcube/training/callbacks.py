@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from synthcube.data.pictures import save_grid
-from synthcube.errors import NonFiniteLossError
 from synthcube.family import Reconstructs, Samples
 from synthcube.runtime import derived_seed
 from synthcube.schema import Batch, Condition
@@ -41,70 +38,6 @@ class StepSeeds(Callback):
         # Processes that share a batch draw noise of their own.
         rank = [trainer.global_rank] if trainer.global_rank else []
         torch.manual_seed(derived_seed(self.seed, *parts, *rank))
-
-
-class FiniteLossGuard(Callback):
-    """Stops at a loss that is not finite, naming the step, its files and the way back.
-
-    On a GPU the loss is looked at only every `interval` steps, so that no step waits for it.
-    """
-
-    def __init__(
-        self,
-        files: Callable[[Sequence[int]], list[str]],
-        last_good: Callable[[], str],
-        interval: int,
-    ) -> None:
-        self.files = files
-        self.last_good = last_good
-        self.interval = interval
-        self._recent: deque[tuple[int, torch.Tensor, torch.Tensor]] = deque()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, _: int
-    ) -> None:
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if loss is None:
-            return
-        self._recent.append((trainer.global_step, loss.detach(), batch["index"]))
-        if loss.device.type == "cpu" or len(self._recent) >= self.interval:
-            self.check(trainer)
-
-    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.check(trainer)
-
-    def check(self, trainer: pl.Trainer) -> None:
-        """Look at the losses since the last look, in all processes together.
-
-        Raises:
-            NonFiniteLossError: one is NaN or infinite.
-        """
-        found = [
-            (step, loss.item(), self.files(rows.tolist()))
-            for step, loss, rows in self._recent
-            if not math.isfinite(loss.item())
-        ]
-        self._recent.clear()
-        if not trainer.strategy.reduce_boolean_decision(bool(found), all=False):
-            return
-        found = _gathered(found, trainer)
-        step, loss, _ = min(found)
-        if not trainer.is_global_zero:
-            raise SystemExit(0)  # the first process says it for all
-        raise NonFiniteLossError(
-            f"The loss became {loss} at step {step}. Last good checkpoint: {self.last_good()}. "
-            "Try a lower model.optimizer.lr, compute.precision 32, or look at the batch:",
-            [file for at, _, files in found if at == step for file in files],
-        )
-
-
-def _gathered(values: list[Any], trainer: pl.Trainer) -> list[Any]:
-    """The lists of all processes, one after the other."""
-    if trainer.world_size == 1:
-        return values
-    lists: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(lists, values)
-    return [value for each in lists for value in each]
 
 
 class SamplePictures(Callback):

@@ -22,14 +22,10 @@ from synthcube.runtime import is_terminal, quiet_lightning
 from synthcube.training import checkpoints
 from synthcube.training.averaging import RampedEMA
 from synthcube.training.best import MetricGuard, best_and_last, require_metrics
-from synthcube.training.callbacks import (
-    FiniteLossGuard,
-    LogLines,
-    SamplePictures,
-    StepSeeds,
-)
+from synthcube.training.callbacks import LogLines, SamplePictures, StepSeeds
 from synthcube.training.config import TrainingConfig
 from synthcube.training.early_stop import EarlyStop
+from synthcube.training.finiteness import FiniteGuard
 from synthcube.training.metrics import MetricsTable
 
 log = logging.getLogger("synthcube")
@@ -52,7 +48,7 @@ def fit(
     Writes `checkpoints/`, `samples/` and `metrics.csv` under `run`.
 
     Raises:
-        NonFiniteLossError: the loss became NaN or infinite.
+        NonFiniteLossError: a loss or a gradient became NaN or infinite.
         OutputError: the run folder cannot be written.
     """
     table = MetricsTable(run / "metrics.csv")
@@ -120,7 +116,7 @@ def _callbacks(
     rows = [held[i * len(held) // number] for i in range(number)]  # of every class, if sorted
     callbacks: list[Callback] = [
         StepSeeds(seed),
-        FiniteLossGuard(
+        FiniteGuard(
             lambda rows: [str(path) for row in rows for path in data.manifest.rows[row].channels],
             lambda: _last_good(folder),
             training.log_every_n_steps,
