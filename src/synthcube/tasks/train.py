@@ -15,7 +15,7 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, ImageError, OutputError
-from synthcube.training import TrainingConfig, checkpoints, fit
+from synthcube.training import TrainingConfig, checkpoints, fit, start
 from synthcube.training.early_stop import stopped_early
 
 log = logging.getLogger("synthcube")
@@ -57,8 +57,12 @@ def train(
     manifest = read_manifest(data_path)
     storage.make_folder(run, "output_path")
     checkpoint = _checkpoint(run, resume)
-    if (run / CONFIG).exists():
-        _check_unchanged(run / CONFIG, settings)
+    # Where nothing was trained yet, a config that was refused may be mended.
+    before = _recorded(run) if checkpoint or (run / "artifact").exists() else {}
+    started = start.resolved(settings.training, before.get("training", {}))
+    settings = settings.model_copy(update={"training": started})
+    if before:
+        _check_unchanged(run, before, settings)
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
     data = DataModule(
         manifest, settings.data, batch_size=settings.training.batch_size,
@@ -124,6 +128,9 @@ def _fit(
     torch.manual_seed(runtime.derived_seed(settings.seed, "weights"))
     family = settings.model.build(data.image).to(device)
     family.begin(data.every_image(), data.rows("train"))
+    if not checkpoint:
+        # After `begin`: what that measures of the images, the weights have learned of others.
+        start.take_weights(family, settings.training)
     fit(
         family, data, settings.training, settings.compute,
         run=run, seed=settings.seed, precision=precision, device=device, checkpoint=checkpoint,
@@ -163,17 +170,25 @@ def _checkpoint(run: Path, resume: str) -> Path | None:
     return Path(resume)
 
 
-def _check_unchanged(path: Path, settings: RunConfig) -> None:
-    before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    now = _flat(settings.dump())
+def _recorded(run: Path) -> dict[str, Any]:
+    path = run / CONFIG
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    return found or {}
+
+
+def _check_unchanged(run: Path, recorded: Mapping[str, Any], settings: RunConfig) -> None:
+    before, now = _flat(recorded), _flat(settings.dump())
     faults = [
         f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not f"{key}.".startswith(_FREE)
+        if before.get(key) != now.get(key)
+        and not f"{key}.".startswith(_FREE)
+        # A key that an older version did not know, and that is left empty.
+        and (key in before or now[key])
     ]
     if faults:
         raise ConfigError(
-            f"output_path {path.parent} was trained with another config; give another one, or the "
+            f"output_path {run} was trained with another config; give another one, or the "
             "same values:",
             faults,
         )

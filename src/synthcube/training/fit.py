@@ -27,6 +27,7 @@ from synthcube.training.config import TrainingConfig
 from synthcube.training.early_stop import EarlyStop
 from synthcube.training.finiteness import FiniteGuard
 from synthcube.training.metrics import MetricsTable
+from synthcube.training.start import Frozen, freeze
 
 log = logging.getLogger("synthcube")
 
@@ -60,6 +61,7 @@ def fit(
     held = data.rows("validation")
     trial = move_data_to_device(data.examples((held or data.rows("train"))[:2]), device)
     require_metrics(family, trial, training, validates=bool(held))
+    frozen = freeze(family, training)
     with quiet_lightning():
         trainer = _trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -74,7 +76,10 @@ def fit(
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if data.rows("validation") else 0,
             log_every_n_steps=training.log_every_n_steps,
-            callbacks=_callbacks(data, training, run, seed, _monitor(data, family)),
+            callbacks=[
+                *_callbacks(data, training, run, seed, _monitor(data, family)),
+                *([Frozen(frozen)] if frozen else []),
+            ],
             plugins=[checkpoints.AtomicCheckpointIO()],
             logger=table,
             enable_progress_bar=is_terminal(),
