@@ -39,6 +39,28 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+class CompileConfig(Schema):
+    """Arguments of torch.compile."""
+
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
+        Field(default="default", description="What is optimised for; see torch.compile.")
+    )
+    dynamic: bool | None = Field(
+        default=None, description="Compile for any size at once; null: only if sizes change."
+    )
+    backend: str = Field(default="inductor", description="Compiler; see torch.compiler.")
+
+    @model_validator(mode="after")
+    def _backend_known(self) -> Self:
+        if self.backend != "inductor":
+            import torch
+
+            known = sorted(torch.compiler.list_backends(exclude_tags=()))
+            if self.backend not in known:
+                raise ValueError(f"backend is {self.backend!r}; known: {', '.join(known)}")
+        return self
+
+
 class ComputeConfig(Schema):
     """Where and how exactly to compute. The keys are those of GaNDLF-Synth."""
 
@@ -64,6 +86,21 @@ class ComputeConfig(Schema):
     strategy_config: dict[str, Any] = Field(
         default={},
         description="Arguments of Lightning's DDPStrategy and of torch's DistributedDataParallel.",
+    )
+    compile: bool | CompileConfig = Field(
+        default=False,
+        description="Compile the networks with torch.compile, in minutes, to train faster; a "
+        "mapping gives its arguments.",
+    )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="Compute what lies between the blocks of a network again in the backward "
+        "pass instead of keeping it: less memory, about a third more time.",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Take only algorithms that give the same bits every time, on a GPU too; "
+        "slower, and an operation that has none ends the training.",
     )
 
     @model_validator(mode="after")

@@ -93,6 +93,11 @@ def calm_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def fix_cublas() -> None:
+    """Let cuBLAS compute the same bits every time; to be called before its first product."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def name_user() -> None:
     """Give a nameless user a name; to be called before MONAI is imported, which fails without.
 

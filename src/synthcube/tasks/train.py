@@ -53,6 +53,8 @@ def train(
     settings = settings.model_copy(update={"model": settings.model.resolved()})
     device = compute.device(settings.compute.accelerator)
     rank = _join(settings, compute.devices_used(settings.compute, device))
+    if settings.compute.deterministic:
+        runtime.fix_cublas()
     precision, reason = compute.precision(settings.compute.precision, device)
     manifest = read_manifest(data_path)
     storage.make_folder(run, "output_path")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from synthcube.adversarial import AdversarialFamily
 from synthcube.errors import ConfigError
 from synthcube.family import Family
 from synthcube.schema import Batch
 from synthcube.training.checkpoints import BestAndLast
 from synthcube.training.config import TrainingConfig
+from synthcube.training.dry_pass import copy_of, trained_terms
 
 
 def best_and_last(folder: Path, monitor: str | None, training: TrainingConfig) -> BestAndLast:
@@ -49,10 +47,10 @@ def require_metrics(
     asked = metrics_asked_for(training)
     if not asked:
         return
-    known = {f"train/{name}" for name in _trained_terms(family, batch)}
+    known = {f"train/{name}" for name in trained_terms(copy_of(family), batch)}
     if validates:
         with torch.no_grad():
-            known |= {f"validation/{name}" for name in _copy(family).loss(batch)}
+            known |= {f"validation/{name}" for name in copy_of(family).loss(batch)}
     _refuse_unknown(asked, sorted(known), validates=validates)
 
 
@@ -77,22 +75,3 @@ def _refuse_unknown(asked: dict[str, str], known: list[str], *, validates: bool)
     if unknown:
         hint = "" if validates else " (no images are validated: raise data.validation_fraction)"
         raise ConfigError(f"This training has no such metric{hint}:", unknown)
-
-
-def _trained_terms(family: Family, batch: Batch) -> list[str]:
-    trial = _copy(family)
-    if not (isinstance(trial, AdversarialFamily) and trial.discriminator is not None):
-        with torch.no_grad():
-            return list(trial.loss(batch))
-    # With gradients: some terms are made of them.
-    terms, made = trial.generator_loss(trial.presented(batch))
-    names = list(terms)
-    if trial.discriminates():
-        judged = trial.discriminator_loss(batch, made.detach())
-        names += [f"discriminator_{name}" for name in judged]
-    return names
-
-
-def _copy(family: Family) -> Any:
-    # A loss may move what it keeps: codebooks, running statistics.
-    return copy.deepcopy(family).eval()

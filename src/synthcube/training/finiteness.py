@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from synthcube.errors import NonFiniteLossError
 from synthcube.family import Family
 from synthcube.schema import Batch
+from synthcube.training.recomputation import plain_name
 
 # A float16 scaler starts at 2 ** 16 and halves with each step that it skips: after as many,
 # gradients that are still not finite are so without any scale.
@@ -62,7 +63,7 @@ class FiniteGuard(Callback):
         self._latest: dict[int, torch.Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._names = {id(each): name for name, each in module.named_parameters()}
+        self._names = {id(each): plain_name(name) for name, each in module.named_parameters()}
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, _: int) -> None:
         self._number = trainer.global_step + 1

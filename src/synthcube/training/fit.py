@@ -23,10 +23,13 @@ from synthcube.training import checkpoints
 from synthcube.training.averaging import RampedEMA
 from synthcube.training.best import MetricGuard, best_and_last, require_metrics
 from synthcube.training.callbacks import LogLines, SamplePictures, StepSeeds
+from synthcube.training.compilation import compile_networks, explained
 from synthcube.training.config import TrainingConfig
+from synthcube.training.determinism import determinism
 from synthcube.training.early_stop import EarlyStop
 from synthcube.training.finiteness import FiniteGuard
 from synthcube.training.metrics import MetricsTable
+from synthcube.training.recomputation import recompute_blocks
 from synthcube.training.start import Frozen, freeze
 
 log = logging.getLogger("synthcube")
@@ -62,13 +65,17 @@ def fit(
     trial = move_data_to_device(data.examples((held or data.rows("train"))[:2]), device)
     require_metrics(family, trial, training, validates=bool(held))
     frozen = freeze(family, training)
-    with quiet_lightning():
+    if compute.activation_checkpointing:
+        recompute_blocks(family)
+    compile_networks(family, trial, compute)
+    with quiet_lightning(), determinism(compute.deterministic), explained(compute):
         trainer = _trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=num_devices,
             num_nodes=compute.num_nodes,
             strategy=strategy(compute, num_devices, unused_parameters=by_hand),
             precision=precision,
+            deterministic=compute.deterministic,
             max_epochs=training.max_epochs,
             accumulate_grad_batches=1 if by_hand else training.accumulate,
             gradient_clip_val=None if by_hand else training.clip_norm(by_hand=False),
