@@ -40,6 +40,7 @@ _LIGHTNING_CHATTER = (
     r"The dirpath has changed from",
     r"The `srun` command is available on your system but is not used",
     r"The `srun` command is available on your system",
+    r"The \.grad attribute of a Tensor that is not a leaf Tensor",  # torch.compile looks at inputs
 )
 
 

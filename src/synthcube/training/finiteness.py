@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
 
 from synthcube.errors import NonFiniteLossError
 from synthcube.family import Family
@@ -61,6 +62,7 @@ class FiniteGuard(Callback):
         self._skipped: dict[int, int] = {}
         self._names: dict[int, str] = {}
         self._latest: dict[int, torch.Tensor] = {}
+        self._in_pieces = False
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._names = {id(each): plain_name(name) for name, each in module.named_parameters()}
@@ -85,7 +87,8 @@ class FiniteGuard(Callback):
         # Some strategies keep gradients to themselves: then the losses are all there is to see.
         norms = torch.zeros(0, device=module.device)
         if moved:
-            norms = torch.stack(torch._foreach_norm([gradient for _, gradient in moved]))
+            norms = torch.stack(torch._foreach_norm([_local(each) for _, each in moved]))
+            self._in_pieces = any(isinstance(each, DTensor) for _, each in moved)
             self._latest[place] = norms
         names = [name for name, _ in moved]
         self._steps.append(_Step(self._number, place, [*self._rows], [*self._losses], names, norms))
@@ -124,30 +127,31 @@ class FiniteGuard(Callback):
         faults = [fault for step in steps for fault in self._faults(step, trainer)]
         if not trainer.strategy.reduce_boolean_decision(bool(faults), all=False):
             return
-        faults = _gathered(faults, trainer)
+        found = _gathered([(faults, [(each.number, self._files(each)) for each in steps])], trainer)
         if not trainer.is_global_zero:
             raise SystemExit(0)  # the first process says it for all
-        # A loss that is none makes gradients that are none, in the other processes too.
-        number, is_gradient, what, _ = min(faults)
-        files = [
-            file for at, kind, _, each in faults if (at, kind) == (number, is_gradient)
-            for file in each
-        ]  # fmt: skip
+        number, is_gradient, what, files = min(fault for faults, _ in found for fault in faults)
+        if is_gradient:  # processes have made it together, of a loss that was finite in each
+            files = [file for _, all_files in found for at, each in all_files if at == number
+                     for file in each]  # fmt: skip
         raise NonFiniteLossError(
             f"{what} at step {number}. Last good checkpoint: {self.last_good()}. "
             "Try a lower model.optimizer.lr, compute.precision 32, or look at the batch:",
             dict.fromkeys(files),
         )
 
+    def _files(self, step: _Step) -> list[str]:
+        return self.files([row for each in step.rows for row in each.tolist()])
+
     def _faults(self, step: _Step, trainer: pl.Trainer) -> list[tuple[int, bool, str, list[str]]]:
         """(step, whether it is a gradient, what is wrong, files) of what is not finite."""
-        if bool(torch.isfinite(torch.stack([*step.losses, step.norms.sum()])).all()):
+        losses = [loss.float().reshape(1) for loss in step.losses]
+        if bool(torch.isfinite(torch.cat([step.norms.float(), *losses])).all()):
             self._skipped[step.optimizer] = 0
             return []
-        rows = [row for each in step.rows for row in each.tolist()]
         wrong = [float(each) for each in step.losses if not math.isfinite(float(each))]
         if wrong:
-            return [(step.number, False, f"The loss became {wrong[0]}", self.files(rows))]
+            return [(step.number, False, f"The loss became {wrong[0]}", self._files(step))]
         self._skipped[step.optimizer] = self._skipped.get(step.optimizer, 0) + 1
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if scaled and self._skipped[step.optimizer] < _SKIPPED_IN_A_ROW:
@@ -156,15 +160,17 @@ class FiniteGuard(Callback):
         names = [
             name for name, is_finite in zip(step.weights, finite, strict=True) if not is_finite
         ]
-        return [(step.number, True, _described(names, len(step.weights)), self.files(rows))]
+        return [(step.number, True, _described(names, len(step.weights)), self._files(step))]
 
     def _log_norms(self, trainer: pl.Trainer, module: Any) -> None:
         """Norms before clipping, of the latest step of each optimizer."""
         names = optimizer_names(module, len(trainer.optimizers))
-        values = {
-            f"gradient_norm{names[place]}": float(torch.linalg.vector_norm(norms))
-            for place, norms in sorted(self._latest.items())
-        }
+        values = {}
+        for place, norms in sorted(self._latest.items()):
+            squared = norms.double().square().sum()
+            if self._in_pieces:
+                torch.distributed.all_reduce(squared)
+            values[f"gradient_norm{names[place]}"] = float(squared.sqrt())
         if values:
             for logger in trainer.loggers:
                 logger.log_metrics(values | {"epoch": trainer.current_epoch}, trainer.global_step)
@@ -182,6 +188,11 @@ def _place(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> int:
     inner = [getattr(each, "optimizer", each) for each in trainer.optimizers]
     wanted = getattr(optimizer, "optimizer", optimizer)
     return next((i for i, each in enumerate(inner) if each is wanted), 0)
+
+
+def _local(gradient: torch.Tensor) -> torch.Tensor:
+    """The piece of this process, where weights are cut into pieces."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def _described(names: list[str], number: int) -> str:

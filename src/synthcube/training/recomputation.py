@@ -68,7 +68,4 @@ def _is_block(module: nn.Module) -> bool:
     inner = list(module.modules())[1:]
     weighted = [each for each in inner if any(w.ndim > 1 for w in each.parameters(recurse=False))]
     has_row = any(isinstance(each, (nn.ModuleList, nn.ModuleDict)) for each in inner)
-    return len(weighted) > 1 and not has_row and type(module).forward is not _not_callable
-
-
-_not_callable = nn.Module.forward
+    return len(weighted) > 1 and not has_row and type(module).forward is not nn.Module.forward
