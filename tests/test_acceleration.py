@@ -156,14 +156,15 @@ def test_the_networks_are_what_is_compiled() -> None:
 
 
 @pytest.mark.slow
-def test_a_really_compiled_model_samples_where_there_is_no_compiler(
+def test_a_really_compiled_model_is_used_where_there_is_no_compiler(
     tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
     overrides = ["training.max_epochs=1"]
-    train(tiny_config(), phantoms, tmp_path / "plain", overrides=overrides)
+    train(tiny_config("vqvae"), phantoms, tmp_path / "plain", overrides=overrides)
     # In a process of its own: the compiler's imports warn, which is an error here.
     ended = subprocess.run(
-        [sys.executable, "-m", "synthcube", "train", "-c", str(tiny_config()), "-d", str(phantoms),
+        [sys.executable, "-m", "synthcube", "train", "-c", str(tiny_config("vqvae")),
+         "-d", str(phantoms),
          "-o", str(tmp_path / "compiled"), "--set", "compute.compile=true",
          "--set", "training.max_epochs=1"],
         capture_output=True, text=True, timeout=600,
@@ -172,7 +173,7 @@ def test_a_really_compiled_model_samples_where_there_is_no_compiler(
     same(tmp_path / "plain", tmp_path / "compiled", rtol=1e-3, atol=1e-4)
     ended = subprocess.run(
         [sys.executable, "-m", "synthcube", "infer", "-m", str(tmp_path / "compiled"),
-         "-o", str(tmp_path / "images"), "-n", "2"],
+         "-o", str(tmp_path / "images"), "-d", str(phantoms)],
         env=os.environ | {"PATH": ""}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr

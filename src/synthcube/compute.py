@@ -39,6 +39,10 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _as_settings(value: Any) -> Any:
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
 class CompileConfig(Schema):
     """Arguments of torch.compile."""
 
@@ -55,7 +59,7 @@ class CompileConfig(Schema):
         if self.backend != "inductor":
             import torch
 
-            known = sorted(torch.compiler.list_backends(exclude_tags=()))
+            known = sorted({*torch.compiler.list_backends(), "eager", "aot_eager"})
             if self.backend not in known:
                 raise ValueError(f"backend is {self.backend!r}; known: {', '.join(known)}")
         return self
@@ -87,10 +91,11 @@ class ComputeConfig(Schema):
         default={},
         description="Arguments of Lightning's DDPStrategy and of torch's DistributedDataParallel.",
     )
-    compile: bool | CompileConfig = Field(
-        default=False,
-        description="Compile the networks with torch.compile, in minutes, to train faster; a "
-        "mapping gives its arguments.",
+    compile: Annotated[CompileConfig | None, BeforeValidator(_as_settings)] = Field(
+        default=None,
+        description="true: compile the networks with torch.compile, in minutes, to train faster; "
+        "a mapping gives its arguments.",
+        json_schema_extra=lambda schema: schema["anyOf"].append({"type": "boolean"}),
     )
     activation_checkpointing: bool = Field(
         default=False,

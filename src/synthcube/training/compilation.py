@@ -30,7 +30,7 @@ def compile_networks(family: Family, batch: Batch, compute: ComputeConfig) -> li
     Raises:
         ConfigError: nothing can be compiled on this machine, or not this family.
     """
-    config = settings_of(compute)
+    config = compute.compile
     if config is None:
         return []
     if family.differentiates_twice:
@@ -52,13 +52,6 @@ def compile_networks(family: Family, batch: Batch, compute: ComputeConfig) -> li
             )
             compiled.append(name)
     return compiled
-
-
-def settings_of(compute: ComputeConfig) -> CompileConfig | None:
-    """Arguments of torch.compile; None where it is not wanted."""
-    if isinstance(compute.compile, CompileConfig):
-        return compute.compile
-    return CompileConfig() if compute.compile else None
 
 
 def require_compiler(config: CompileConfig, device: torch.device) -> None:
@@ -86,7 +79,7 @@ def explained(compute: ComputeConfig) -> Iterator[None]:
     Raises:
         ConfigError: in place of the error of torch.compile.
     """
-    if settings_of(compute) is None:
+    if compute.compile is None:
         yield
         return
     from torch._dynamo.exc import TorchDynamoException
