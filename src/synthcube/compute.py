@@ -43,6 +43,10 @@ def _as_settings(value: Any) -> Any:
     return ({} if value else None) if isinstance(value, bool) else value
 
 
+def _or_boolean(schema: dict[str, Any]) -> None:
+    schema["anyOf"].append({"type": "boolean"})
+
+
 class CompileConfig(Schema):
     """Arguments of torch.compile."""
 
@@ -95,7 +99,7 @@ class ComputeConfig(Schema):
         default=None,
         description="true: compile the networks with torch.compile, in minutes, to train faster; "
         "a mapping gives its arguments.",
-        json_schema_extra=lambda schema: schema["anyOf"].append({"type": "boolean"}),
+        json_schema_extra=_or_boolean,
     )
     activation_checkpointing: bool = Field(
         default=False,
