@@ -28,6 +28,10 @@ def train(
     resume: Annotated[
         str, typer.Option(help="auto continues a run; never refuses one; or a checkpoint's path.")
     ] = "auto",
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept_changes", help="Continue a run although keys that matter changed."),
+    ] = False,
     overrides: Override = [],  # noqa: B006  # Typer copies it
     plugins: Plugins = [],  # noqa: B006
 ) -> None:
@@ -35,7 +39,10 @@ def train(
     begin(plugins)
     from synthcube.tasks.train import train as task
 
-    folder = task(config, data, output, overrides=overrides, resume=resume)
+    folder = task(
+        config, data, output,
+        overrides=overrides, resume=resume, accept_changes=accept_changes,
+    )  # fmt: skip
     if folder:
         print(f"Trained model: {folder}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, ImageError, OutputError
 from synthcube.training import TrainingConfig, checkpoints, fit, start
 from synthcube.training.early_stop import stopped_early
+from synthcube.training.preemption import Preemption
 
 log = logging.getLogger("synthcube")
 
@@ -24,10 +26,13 @@ CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
 # Keys that may differ from the run that is continued: they change no step already taken.
 _FREE = (
     "training.max_epochs.", "training.max_minutes.", "training.sample_every_n_epochs.",
-    "training.num_sample_images.", "training.log_every_n_steps.", "sampling.", "compute.",
-    "training.early_stop.", "data.num_workers.", "data.cache_gb.",
+    "training.num_sample_images.", "training.log_every_n_steps.",
+    "training.checkpoint_every_n_minutes.", "training.stop_signals.", "training.early_stop.",
+    "sampling.", "compute.", "data.num_workers.", "data.cache_gb.",
     "model.first_stage.",  # its hash must stay
 )  # fmt: skip
+# Keys that may not differ at all: the state of the optimizers would be of others.
+_FIXED = r"model\.(name|.*optimizer\.name)|training\.(freeze|start_.*)"
 
 
 def train(
@@ -37,6 +42,7 @@ def train(
     *,
     overrides: Sequence[str] = (),
     resume: str = "auto",
+    accept_changes: bool = False,
 ) -> Path | None:
     """Train, or continue the training in `run`; returns the artifact folder.
 
@@ -45,11 +51,21 @@ def train(
     Args:
         resume: "auto" continues where there is something to continue, "never" refuses a folder
             that holds a run, anything else is the path of a checkpoint.
+        accept_changes: continue with other values of keys that matter, from here on.
 
     Raises:
+        PreemptedError: a signal came; the same call goes on where this one was.
         SynthCubeError: bad config, data or output folder; see errors.py.
     """
     settings = config.load(config_path, overrides)
+    with Preemption(settings.training.stop_signals).listening() as preemption:
+        return _train(settings, data_path, run, resume, accept_changes, preemption)
+
+
+def _train(
+    settings: RunConfig, data_path: Path, run: Path, resume: str, accept_changes: bool,
+    preemption: Preemption,
+) -> Path | None:  # fmt: skip
     settings = settings.model_copy(update={"model": settings.model.resolved()})
     device = compute.device(settings.compute.accelerator)
     rank = _join(settings, compute.devices_used(settings.compute, device))
@@ -64,7 +80,7 @@ def train(
     started = start.resolved(settings.training, before.get("training", {}))
     settings = settings.model_copy(update={"training": started})
     if before:
-        _check_unchanged(run, before, settings)
+        _check_unchanged(run, before, settings, accept_changes)
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
     data = DataModule(
         manifest, settings.data, batch_size=settings.training.batch_size,
@@ -75,7 +91,7 @@ def train(
     if rank == 0:
         _record(run, settings, data, runtime.environment_record(device, precision))
     if not (checkpoint and (end := _end(checkpoint, settings.training))):
-        _fit(run, settings, data, precision, device, checkpoint)
+        _fit(run, settings, data, precision, device, checkpoint, preemption, accept_changes)
     else:
         log.info("This training is complete; %s to continue it.", end)
         if (run / "artifact" / artifact.INDEX).exists():
@@ -117,18 +133,19 @@ def _join(settings: RunConfig, num_devices: int) -> int:
 
 def _fit(
     run: Path, settings: RunConfig, data: DataModule, precision: str, device: torch.device,
-    checkpoint: Path | None,
+    checkpoint: Path | None, preemption: Preemption, accept_changes: bool,
 ) -> None:  # fmt: skip
     log.info(
         "%d training and %d validation images of size %s, %d channel(s).",
         len(data.rows("train")), len(data.rows("validation")),
         "x".join(map(str, data.image.size)), data.image.channels,
     )  # fmt: skip
-    if checkpoint:
-        epochs, steps = checkpoints.reached(checkpoint)
-        log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
     torch.manual_seed(runtime.derived_seed(settings.seed, "weights"))
     family = settings.model.build(data.image).to(device)
+    if checkpoint:
+        checkpoints.check_fits(checkpoint, family)
+        epochs, steps = checkpoints.reached(checkpoint)
+        log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
     family.begin(data.every_image(), data.rows("train"))
     if not checkpoint:
         # After `begin`: what that measures of the images, the weights have learned of others.
@@ -136,6 +153,7 @@ def _fit(
     fit(
         family, data, settings.training, settings.compute,
         run=run, seed=settings.seed, precision=precision, device=device, checkpoint=checkpoint,
+        preemption=preemption, accept_changes=accept_changes,
     )  # fmt: skip
 
 
@@ -178,20 +196,27 @@ def _recorded(run: Path) -> dict[str, Any]:
     return found or {}
 
 
-def _check_unchanged(run: Path, recorded: Mapping[str, Any], settings: RunConfig) -> None:
+def _check_unchanged(
+    run: Path, recorded: Mapping[str, Any], settings: RunConfig, accept_changes: bool
+) -> None:
     before, now = _flat(recorded), _flat(settings.dump())
-    faults = [
-        f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
+    changed = [
+        key
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
         and not f"{key}.".startswith(_FREE)
         # A key that an older version did not know, and that is left empty.
         and (key in before or now[key])
     ]
-    if faults:
+    faults = [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in changed]
+    kinds = [key for key in changed if re.fullmatch(_FIXED, key)]
+    if faults and accept_changes and not kinds:
+        log.warning("Continuing with other values: %s", "; ".join(faults))
+    elif faults:
+        way = "" if kinds else ", or --accept_changes to go on with these"
         raise ConfigError(
             f"output_path {run} was trained with another config; give another one, or the "
-            "same values:",
+            f"same values{way}:",
             faults,
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
@@ -25,10 +26,13 @@ from synthcube.training.best import MetricGuard, best_and_last, require_metrics
 from synthcube.training.callbacks import LogLines, SamplePictures, StepSeeds
 from synthcube.training.compilation import compile_networks, explained
 from synthcube.training.config import TrainingConfig
+from synthcube.training.continuation import Continuation, NewHyperparameters
 from synthcube.training.determinism import determinism
 from synthcube.training.early_stop import EarlyStop
 from synthcube.training.finiteness import FiniteGuard
+from synthcube.training.means import LogMeans
 from synthcube.training.metrics import MetricsTable
+from synthcube.training.preemption import Preemption
 from synthcube.training.recomputation import recompute_blocks
 from synthcube.training.start import Frozen, freeze
 
@@ -46,16 +50,24 @@ def fit(
     precision: str,
     device: torch.device,
     checkpoint: Path | None,
+    preemption: Preemption,
+    accept_changes: bool = False,
 ) -> dict[str, float]:
     """Train `family`, from `checkpoint` where one is given; returns the last metrics.
+
+    Args:
+        accept_changes: optimizers of a continued run take the hyperparameters of the config.
 
     Writes `checkpoints/`, `samples/` and `metrics.csv` under `run`.
 
     Raises:
         NonFiniteLossError: a loss or a gradient became NaN or infinite.
+        PreemptedError: a signal came, and a checkpoint was saved.
         OutputError: the run folder cannot be written.
     """
     table = MetricsTable(run / "metrics.csv")
+    if checkpoint:
+        data.position = checkpoints.position(checkpoint)
     num_devices = devices_used(compute, device)
     by_hand = not family.automatic_optimization
     if by_hand:
@@ -84,19 +96,27 @@ def fit(
             limit_val_batches=1.0 if data.rows("validation") else 0,
             log_every_n_steps=training.log_every_n_steps,
             callbacks=[
-                *_callbacks(data, training, run, seed, _monitor(data, family)),
+                *_callbacks(
+                    data, training, run, seed, _monitor(data, family), preemption, accept_changes
+                ),
                 *([Frozen(frozen)] if frozen else []),
             ],
-            plugins=[checkpoints.AtomicCheckpointIO()],
+            plugins=[checkpoints.AtomicCheckpointIO(), *_cluster()],
             logger=table,
             enable_progress_bar=is_terminal(),
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=run,
         )
-        if checkpoint and trainer.is_global_zero:
-            table.drop_after(checkpoints.reached(checkpoint)[1])
-        trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.is_global_zero:
+            checkpoints.remove_unfinished(run / "checkpoints")
+            if checkpoint:
+                table.drop_after(
+                    checkpoints.reached(checkpoint)[1],
+                    within_epoch=checkpoints.is_within_epoch(checkpoint),
+                )
+        with preemption.patient():
+            trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -110,6 +130,11 @@ def _trainer(**settings: Any) -> pl.Trainer:
     return trainer
 
 
+def _cluster() -> list[SLURMEnvironment]:
+    """Slurm's part in the start of processes; jobs are put back into the queue by their script."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
 def _monitor(data: DataModule, family: Family) -> str | None:
     """The loss whose lowest point is the best model; None where there is no such loss."""
     if data.rows("validation"):
@@ -119,20 +144,25 @@ def _monitor(data: DataModule, family: Family) -> str | None:
 
 
 def _callbacks(
-    data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None
-) -> list[Callback]:
+    data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None,
+    preemption: Preemption,
+    accept_changes: bool,
+) -> list[Callback]:  # fmt: skip
     folder = run / "checkpoints"
     ema = RampedEMA(training.ema.decay) if training.ema else None
     held = data.rows("validation") or data.rows("train")
     number = min(training.num_sample_images, len(held))
     rows = [held[i * len(held) // number] for i in range(number)]  # of every class, if sorted
+    guard = FiniteGuard(
+        lambda rows: [str(path) for row in rows for path in data.manifest.rows[row].channels],
+        lambda: _last_good(folder),
+        training.log_every_n_steps,
+    )
     callbacks: list[Callback] = [
         StepSeeds(seed),
-        FiniteGuard(
-            lambda rows: [str(path) for row in rows for path in data.manifest.rows[row].channels],
-            lambda: _last_good(folder),
-            training.log_every_n_steps,
-        ),
+        guard,
+        LogMeans(),
+        *([NewHyperparameters()] if accept_changes else []),
         LogLines(training.log_every_n_steps, quiet=is_terminal()),
         MetricGuard(training),
         best_and_last(folder, monitor, training),
@@ -142,8 +172,17 @@ def _callbacks(
             lambda: ema.model if ema else None,
             training.sample_every_n_epochs,
             seed,
+            preemption,
         ),
         *([ema] if ema else []),
+        Continuation(
+            folder / checkpoints.LAST,
+            preemption,
+            accumulate=training.accumulate,
+            every_n_minutes=training.checkpoint_every_n_minutes,
+            check=guard.check,
+            restored=ema.restore if ema else lambda *_: None,
+        ),
     ]
     if training.early_stop:
         callbacks.append(EarlyStop(training.early_stop, training.validate_every_n_epochs))
