@@ -50,7 +50,7 @@ def validation_losses(precision_name: str, seed: int, epochs: int, num_images: i
     from synthcube.data.module import DataModule
     from synthcube.data.phantom import write_phantoms
     from synthcube.data.transforms import DataConfig
-    from synthcube.training import TrainingConfig, fit
+    from synthcube.training import Plan, TrainingConfig, fit
 
     device = torch.device("cpu")
     precision, _ = compute.precision(precision_name, device)
@@ -63,12 +63,9 @@ def validation_losses(precision_name: str, seed: int, epochs: int, num_images: i
         )  # fmt: skip
         torch.manual_seed(runtime.derived_seed(seed, "weights"))
         family = registry.find(registry.DEFAULT)(name=registry.DEFAULT).build(data.image)
-        fit(
-            family, data,
-            TrainingConfig(max_epochs=epochs, sample_every_n_epochs=0),
-            compute.ComputeConfig(accelerator="cpu"),
-            run=folder, seed=seed, precision=precision, device=device, checkpoint=None,
-        )  # fmt: skip
+        training = TrainingConfig(max_epochs=epochs, sample_every_n_epochs=0)
+        place = compute.ComputeConfig(accelerator="cpu")
+        fit(family, Plan(data, training, place, folder, seed, precision, device))
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
             losses = [row.get("validation/loss") for row in csv.DictReader(file)]
     return [float(loss) for loss in losses if loss]

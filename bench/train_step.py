@@ -75,7 +75,7 @@ def our_steps(model: dict[str, Any], precision: str, num_steps: int) -> list[flo
 
     from synthcube import registry
     from synthcube.compute import ComputeConfig
-    from synthcube.training import TrainingConfig, fit
+    from synthcube.training import Plan, TrainingConfig, fit
 
     starts: list[float] = []
     with TemporaryDirectory() as name, redirect_stderr(io.StringIO()):  # no progress bar
@@ -87,11 +87,9 @@ def our_steps(model: dict[str, Any], precision: str, num_steps: int) -> list[flo
             starts.append(time.process_time())
 
         family.on_train_batch_start = note  # type: ignore[assignment]
-        fit(
-            family, data, TrainingConfig(max_epochs=1), ComputeConfig(accelerator="cpu"),
-            run=folder / "run", seed=0, precision=precision, device=torch.device("cpu"),
-            checkpoint=None,
-        )  # fmt: skip
+        training, place = TrainingConfig(max_epochs=1), ComputeConfig(accelerator="cpu")
+        run = folder / "run"
+        fit(family, Plan(data, training, place, run, 0, precision, torch.device("cpu")))
     return between(starts)
 
 

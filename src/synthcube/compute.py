@@ -56,6 +56,36 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _as_settings(value: Any) -> Any:
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+def _or_boolean(schema: dict[str, Any]) -> None:
+    schema["anyOf"].append({"type": "boolean"})
+
+
+class CompileConfig(Schema):
+    """Arguments of torch.compile."""
+
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
+        Field(default="default", description="What is optimised for; see torch.compile.")
+    )
+    dynamic: bool | None = Field(
+        default=None, description="Compile for any size at once; null: only if sizes change."
+    )
+    backend: str = Field(default="inductor", description="Compiler; see torch.compiler.")
+
+    @model_validator(mode="after")
+    def _backend_known(self) -> Self:
+        if self.backend != "inductor":
+            import torch
+
+            known = sorted({*torch.compiler.list_backends(), "eager", "aot_eager"})
+            if self.backend not in known:
+                raise ValueError(f"backend is {self.backend!r}; known: {', '.join(known)}")
+        return self
+
+
 class ComputeConfig(Schema):
     """Where and how exactly to compute. The keys are those of GaNDLF-Synth."""
 
@@ -85,6 +115,22 @@ class ComputeConfig(Schema):
         description="Arguments of the strategy: those of Lightning's DDPStrategy and of torch's "
         "DistributedDataParallel; reshard_after_forward and process_group_backend of fsdp; those "
         "of Lightning's DeepSpeedStrategy, or config, the path of DeepSpeed's JSON.",
+    )
+    compile: Annotated[CompileConfig | None, BeforeValidator(_as_settings)] = Field(
+        default=None,
+        description="true: compile the networks with torch.compile, in minutes, to train faster; "
+        "a mapping gives its arguments.",
+        json_schema_extra=_or_boolean,
+    )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="Compute what lies between the blocks of a network again in the backward "
+        "pass instead of keeping it: less memory, about a third more time.",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Take only algorithms that give the same bits every time, on a GPU too; "
+        "slower, and an operation that has none ends the training.",
     )
 
     @model_validator(mode="after")

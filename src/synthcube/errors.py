@@ -8,7 +8,7 @@ SynthCubeError          a user's fault: shown without a traceback, exit code 2
 |- ArtifactError        a trained model's folder is missing, damaged or too new
 |- FamilyError          a family is unknown, or cannot do what is asked of it
 |- OutputError          an output folder is not writable, not empty, or the disk is full
-`- NonFiniteLossError   training produced a loss that is not a number
+`- NonFiniteLossError   training produced a loss or a gradient that is not a number
 """
 
 from __future__ import annotations
@@ -62,4 +62,4 @@ class OutputError(SynthCubeError):
 
 
 class NonFiniteLossError(SynthCubeError):
-    """Training produced a loss that is not a number."""
+    """Training produced a loss or a gradient that is not a number."""

@@ -76,6 +76,9 @@ class FamilyConfig(Schema, ABC):
 class Family(pl.LightningModule, ABC):
     """Trains with one optimizer on :meth:`loss`; everything is in the model's range [-1, 1]."""
 
+    blocks: ClassVar[tuple[type[torch.nn.Module], ...]] = ()
+    """Classes whose inside may be computed twice, to save memory, beside those that are found."""
+
     def __init__(self, config: FamilyConfig, image: ImageSpec) -> None:
         super().__init__()
         self.config = config
@@ -92,6 +95,11 @@ class Family(pl.LightningModule, ABC):
     def optimizer_names(self) -> tuple[str, ...]:
         """What each optimizer trains, in the order of `configure_optimizers`."""
         return ("model",)
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether a gradient is part of the loss, as that of a penalty on slopes is."""
+        return False
 
     def begin(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
         """Called before the first step, of a resumed run too.

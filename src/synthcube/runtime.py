@@ -41,6 +41,7 @@ _LIGHTNING_CHATTER = (
     r"The dirpath has changed from",
     r"The `srun` command is available on your system but is not used",
     r"The `srun` command is available on your system",
+    r"The \.grad attribute of a Tensor that is not a leaf Tensor",  # torch.compile looks at inputs
 )
 
 
@@ -92,6 +93,11 @@ def calm_threads() -> None:
     made sampling nine times slower; see docs/benchmarks.md.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def fix_cublas() -> None:
+    """Let cuBLAS compute the same bits every time; to be called before its first product."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def name_user() -> None:

@@ -129,6 +129,10 @@ class StyleGAN(AdversarialFamily):
             )
         )
 
+    @property
+    def differentiates_twice(self) -> bool:
+        return bool(self.config.r1_weight or self.config.path_length_weight)
+
     def optimizer_configs(self) -> tuple[OptimizerConfig, OptimizerConfig]:
         config = self.config
         generator, discriminator = super().optimizer_configs()

@@ -101,7 +101,7 @@ class VQVAE(Autoencoder):
 
     def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         z = self.network.encode(image)
-        if self.training:
+        if self.network.quantizer.training:  # which a frozen one is not
             self._revive_codes(z.detach())
         quantized, commitment, codes = self._quantize(z)
         reconstruction = wide(self.network.decode(quantized))

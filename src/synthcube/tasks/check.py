@@ -15,7 +15,7 @@ from synthcube.data.manifest import Manifest, read_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError, SynthCubeError
-from synthcube.training import strategies
+from synthcube.training import start, strategies
 from synthcube.training.memory import training_bytes
 
 
@@ -50,7 +50,18 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
     if misfits := settings.model.faults(data.image):
         raise ImageError("The images do not fit the model:", misfits)
     Postprocessing(settings.sampling.postprocessing, data.image)
-    return [*_data_lines(data), *_need_lines(settings, data)]
+    return [*_data_lines(data), *_start_lines(settings, data), *_need_lines(settings, data)]
+
+
+def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:
+    training = start.resolved(settings.training, {})
+    if training.start_from is None:
+        return []
+    family = settings.model.build(data.image)
+    start.take_weights(family, training)
+    start.freeze(family, training)
+    trained = sum(each.requires_grad for each in family.parameters())
+    return [f"start: {training.start_from} fits, {trained} weights are trained further"]
 
 
 def _data_lines(data: DataModule) -> list[str]:

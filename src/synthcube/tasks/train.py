@@ -16,7 +16,8 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, ImageError, OutputError
-from synthcube.training import checkpoints, fit, strategies
+from synthcube.training import Plan, TrainingConfig, checkpoints, fit, start, strategies
+from synthcube.training.early_stop import stopped_early
 from synthcube.training.preemption import Preemption
 
 log = logging.getLogger("synthcube")
@@ -26,9 +27,12 @@ CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
 _FREE = (
     "training.max_epochs.", "training.max_minutes.", "training.sample_every_n_epochs.",
     "training.num_sample_images.", "training.log_every_n_steps.", "training.loggers.",
-    "training.checkpoint_every_n_minutes.", "training.stop_signals.", "sampling.", "compute.",
-    "data.num_workers.", "data.cache_gb.", "model.first_stage.",  # its hash must stay
+    "training.checkpoint_every_n_minutes.", "training.stop_signals.", "training.early_stop.",
+    "sampling.", "compute.", "data.num_workers.", "data.cache_gb.",
+    "model.first_stage.",  # its hash must stay
 )  # fmt: skip
+# Keys that may not differ at all: the state of the optimizers would be of others.
+_FIXED = r"model\.(name|.*optimizer\.name)|training\.(freeze|start_.*)"
 
 
 def train(
@@ -65,13 +69,19 @@ def _train(
     settings = settings.model_copy(update={"model": settings.model.resolved()})
     device = compute.device(settings.compute.accelerator)
     rank = _join(settings, compute.devices_used(settings.compute, device))
+    if settings.compute.deterministic:
+        runtime.fix_cublas()
     precision, reason = compute.precision(settings.compute.precision, device)
     strategies.require_usable(settings.compute, settings.training, device)
     manifest = read_manifest(data_path)
     storage.make_folder(run, "output_path")
     checkpoint = _checkpoint(run, resume)
-    if (run / CONFIG).exists():
-        _check_unchanged(run / CONFIG, settings, accept_changes)
+    # Where nothing was trained yet, a config that was refused may be mended.
+    before = _recorded(run) if checkpoint or (run / "artifact").exists() else {}
+    started = start.resolved(settings.training, before.get("training", {}))
+    settings = settings.model_copy(update={"training": started})
+    if before:
+        _check_unchanged(run, before, settings, accept_changes)
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
     data = DataModule(
         manifest, settings.data, batch_size=settings.training.batch_size,
@@ -81,18 +91,24 @@ def _train(
         raise ImageError("The images do not fit the model:", faults)
     if rank == 0:
         _record(run, settings, data, runtime.environment_record(device, precision))
-    if not (checkpoint and checkpoints.is_complete(checkpoint, settings.training)):
+    if not (checkpoint and (end := _end(checkpoint, settings.training))):
         _fit(run, settings, data, precision, device, checkpoint, preemption, accept_changes)
     else:
-        log.info(
-            "This training is complete; raise training.max_epochs, or max_minutes, to continue it."
-        )
+        log.info("This training is complete; %s to continue it.", end)
         if (run / "artifact" / artifact.INDEX).exists():
             return None if rank else run / "artifact"
     if rank:
         return None
     _save_artifact(run, settings, data)
     return run / "artifact"
+
+
+def _end(checkpoint: Path, training: TrainingConfig) -> str:
+    """What to change so that a complete training goes on; empty where it goes on as it is."""
+    if checkpoints.is_complete(checkpoint, training):
+        return "raise training.max_epochs, or max_minutes,"
+    reason = stopped_early(checkpoint, training)
+    return f"{reason}; raise that patience" if reason else ""
 
 
 def _join(settings: RunConfig, num_devices: int) -> int:
@@ -132,10 +148,15 @@ def _fit(
         epochs, steps = checkpoints.reached(checkpoint)
         log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
     family.begin(data.every_image(), data.rows("train"))
+    if not checkpoint:
+        # After `begin`: what that measures of the images, the weights have learned of others.
+        start.take_weights(family, settings.training)
     fit(
-        family, data, settings.training, settings.compute,
-        run=run, seed=settings.seed, precision=precision, device=device, checkpoint=checkpoint,
-        preemption=preemption, accept_changes=accept_changes, settings=settings.dump(),
+        family,
+        Plan(
+            data, settings.training, settings.compute, run, settings.seed, precision, device,
+            checkpoint, preemption, accept_changes, settings.dump(),
+        ),
     )  # fmt: skip
 
 
@@ -180,22 +201,32 @@ def _checkpoint(run: Path, resume: str) -> Path | None:
     return Path(resume)
 
 
-def _check_unchanged(path: Path, settings: RunConfig, accept_changes: bool) -> None:
-    before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    now = _flat(settings.dump())
+def _recorded(run: Path) -> dict[str, Any]:
+    path = run / CONFIG
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    return found or {}
+
+
+def _check_unchanged(
+    run: Path, recorded: Mapping[str, Any], settings: RunConfig, accept_changes: bool
+) -> None:
+    before, now = _flat(recorded), _flat(settings.dump())
     changed = [
         key
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not f"{key}.".startswith(_FREE)
+        if before.get(key) != now.get(key)
+        and not f"{key}.".startswith(_FREE)
+        # A key that an older version did not know, and that is left empty.
+        and (key in before or now[key])
     ]
     faults = [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in changed]
-    kinds = [key for key in changed if re.fullmatch(r"model\.(name|.*optimizer\.name)", key)]
+    kinds = [key for key in changed if re.fullmatch(_FIXED, key)]
     if faults and accept_changes and not kinds:
         log.warning("Continuing with other values: %s", "; ".join(faults))
     elif faults:
         way = "" if kinds else ", or --accept_changes to go on with these"
         raise ConfigError(
-            f"output_path {path.parent} was trained with another config; give another one, or the "
+            f"output_path {run} was trained with another config; give another one, or the "
             f"same values{way}:",
             faults,
         )

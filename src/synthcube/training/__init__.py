@@ -2,5 +2,6 @@
 
 from synthcube.training.config import EMAConfig, TrainingConfig
 from synthcube.training.fit import fit
+from synthcube.training.plan import Plan
 
-__all__ = ["EMAConfig", "TrainingConfig", "fit"]
+__all__ = ["EMAConfig", "Plan", "TrainingConfig", "fit"]

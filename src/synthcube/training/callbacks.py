@@ -1,190 +1,91 @@
-"""What happens around the training steps."""
+"""What happens around the steps of a training, in the order in which it happens."""
 
 from __future__ import annotations
 
-import logging
-import math
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from datetime import timedelta
 
-import lightning.pytorch as pl
-import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
 
-from synthcube.data.pictures import save_grid
-from synthcube.errors import NonFiniteLossError
-from synthcube.family import Reconstructs, Samples
-from synthcube.runtime import derived_seed
-from synthcube.schema import Batch, Condition
-from synthcube.storage import make_folder
-from synthcube.training.preemption import Preemption
-from synthcube.training.reports import Report
-from synthcube.training.strategies import is_cut
-
-log = logging.getLogger("synthcube")
+from synthcube.family import Family
+from synthcube.runtime import is_terminal
+from synthcube.training import checkpoints
+from synthcube.training.averaging import RampedEMA
+from synthcube.training.best import MetricGuard, best_and_last
+from synthcube.training.continuation import Continuation, NewHyperparameters
+from synthcube.training.early_stop import EarlyStop
+from synthcube.training.finiteness import FiniteGuard
+from synthcube.training.means import LogMeans
+from synthcube.training.pictures import SamplePictures
+from synthcube.training.plan import Plan
+from synthcube.training.precision import is_halved
+from synthcube.training.progress import LogLines
+from synthcube.training.seeds import StepSeeds
+from synthcube.training.throughput import Ledger, SlowestProcess
 
 
-class StepSeeds(Callback):
-    """Draws of every step depend on the seed and the step alone: a resumed run repeats them."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._draw(trainer, "step", trainer.fit_loop.total_batch_idx)
-
-    def on_validation_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        # The same draws at every validation, so that its loss compares from epoch to epoch.
-        self._draw(trainer, "validation")
-
-    def _draw(self, trainer: pl.Trainer, *parts: str | int) -> None:
-        # Processes that share a batch draw noise of their own.
-        rank = [trainer.global_rank] if trainer.global_rank else []
-        torch.manual_seed(derived_seed(self.seed, *parts, *rank))
-
-
-class FiniteLossGuard(Callback):
-    """Stops at a loss that is not finite, naming the step, its files and the way back.
-
-    On a GPU the loss is looked at only every `interval` steps, so that no step waits for it.
-    """
-
-    def __init__(
-        self,
-        files: Callable[[Sequence[int]], list[str]],
-        last_good: Callable[[], str],
-        interval: int,
-    ) -> None:
-        self.files = files
-        self.last_good = last_good
-        self.interval = interval
-        self._recent: deque[tuple[int, torch.Tensor, torch.Tensor]] = deque()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, _: int
-    ) -> None:
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if loss is None:
-            return
-        self._recent.append((trainer.global_step, loss.detach(), batch["index"]))
-        if loss.device.type == "cpu" or len(self._recent) >= self.interval:
-            self.check(trainer)
-
-    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.check(trainer)
-
-    def check(self, trainer: pl.Trainer) -> None:
-        """Look at the losses since the last look, in all processes together.
-
-        Raises:
-            NonFiniteLossError: one is NaN or infinite.
-        """
-        found = [
-            (step, loss.item(), self.files(rows.tolist()))
-            for step, loss, rows in self._recent
-            if not math.isfinite(loss.item())
-        ]
-        self._recent.clear()
-        if not trainer.strategy.reduce_boolean_decision(bool(found), all=False):
-            return
-        found = _gathered(found, trainer)
-        step, loss, _ = min(found)
-        if not trainer.is_global_zero:
-            raise SystemExit(0)  # the first process says it for all
-        raise NonFiniteLossError(
-            f"The loss became {loss} at step {step}. Last good checkpoint: {self.last_good()}. "
-            "Try a lower model.optimizer.lr, compute.precision 32, or look at the batch:",
-            [file for at, _, files in found if at == step for file in files],
-        )
+def callbacks(family: Family, plan: Plan, ledger: Ledger) -> list[Callback]:
+    """All of them; Lightning calls those that save last, whatever the order."""
+    training = plan.training
+    ema = RampedEMA(training.ema.decay, halved=is_halved(plan.precision)) if training.ema else None
+    guard = _guard(plan)
+    found: list[Callback | None] = [
+        StepSeeds(plan.seed),
+        guard,
+        LogMeans(),
+        NewHyperparameters() if plan.accept_changes else None,
+        LogLines(training.log_every_n_steps, ledger, quiet=is_terminal()),
+        SlowestProcess(ledger),
+        MetricGuard(training),
+        best_and_last(plan.checkpoints, _monitor(family, plan), training),
+        SamplePictures(
+            plan.run / "samples",
+            plan.data.examples(_pictured(plan)),
+            lambda: ema.model if ema else None,
+            training.sample_every_n_epochs,
+            plan.seed,
+            plan.preemption,
+        ),
+        ema,
+        Continuation(
+            plan.checkpoints / checkpoints.LAST,
+            plan.preemption,
+            accumulate=training.accumulate,
+            every_n_minutes=training.checkpoint_every_n_minutes,
+            restored=ema.restore if ema else lambda *_: None,
+        ),
+        EarlyStop(training.early_stop, training.validate_every_n_epochs)
+        if training.early_stop
+        else None,
+        Timer(timedelta(minutes=training.max_minutes), interval="step")
+        if training.max_minutes
+        else None,
+        TQDMProgressBar() if is_terminal() else None,
+    ]
+    return [each for each in found if each]
 
 
-def _gathered(values: list[Any], trainer: pl.Trainer) -> list[Any]:
-    """The lists of all processes, one after the other."""
-    if trainer.world_size == 1:
-        return values
-    lists: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(lists, values)
-    return [value for each in lists for value in each]
+def _guard(plan: Plan) -> FiniteGuard:
+    def files(rows: Sequence[int]) -> list[str]:
+        return [str(path) for row in rows for path in plan.data.manifest.rows[row].channels]
+
+    def last_good() -> str:
+        last = plan.checkpoints / checkpoints.LAST
+        return str(last) if last.exists() else "none yet"
+
+    return FiniteGuard(files, last_good, plan.training.log_every_n_steps)
 
 
-class SamplePictures(Callback):
-    """Writes what the averaged weights make, with the same seeds each time.
+def _monitor(family: Family, plan: Plan) -> str | None:
+    """The loss whose lowest point is the best model; None where there is no such loss."""
+    if plan.validates:
+        return "validation/loss"
+    # A loss against an opponent says who is winning, not how good the images are.
+    return "train/loss" if family.automatic_optimization else None
 
-    Args:
-        examples: images whose conditions are followed, or that are reconstructed.
-        averaged: the model with averaged weights, or None where there is none.
-    """
 
-    def __init__(
-        self,
-        folder: Path,
-        examples: Batch,
-        averaged: Callable[[], Any],
-        every_n_epochs: int,
-        seed: int,
-        preemption: Preemption,
-    ) -> None:
-        self.folder = folder
-        self.examples = examples
-        self.averaged = averaged
-        self.every_n_epochs = every_n_epochs
-        self.seed = seed
-        self.preemption = preemption
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        is_last = epoch == trainer.max_epochs or trainer.should_stop
-        # Where the weights are cut, every process holds a piece that the others need.
-        takes_part = trainer.is_global_zero or is_cut(trainer.strategy)
-        if not (takes_part and self.every_n_epochs):
-            return
-        if epoch % self.every_n_epochs and not is_last:
-            return
-        # Who asks to stop does not wait for a picture, unless others would wait for this process.
-        alone = not is_cut(trainer.strategy)
-        with self.preemption.impatient() if alone else nullcontext():
-            self._draw(trainer, self.averaged() or module, epoch)
-
-    def _draw(self, trainer: pl.Trainer, drawn: Any, epoch: int) -> None:
-        was_training = drawn.training
-        drawn.eval()
-        # Not inference_mode: weights gathered in it could not be trained afterwards.
-        try:
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                tiles = self._tiles(drawn)
-        finally:
-            drawn.train(was_training)
-        number = len(self.examples["index"])
-        if tiles and trainer.is_global_zero:
-            path = make_folder(self.folder) / f"epoch_{epoch:04d}.png"
-            save_grid(
-                path,
-                tiles,
-                columns=number if len(tiles) > number else None,
-                raster=drawn.image.file_format == "png",
-                spacing_mm=drawn.image.spacing_mm,
-            )
-            for logger in trainer.loggers:
-                if isinstance(logger, Report):
-                    logger.show_picture(path, trainer.global_step)
-
-    def _tiles(self, module: Any) -> list[torch.Tensor]:
-        device = module.device
-        images, number = self.examples["image"], len(self.examples["index"])
-        if isinstance(module, Samples):
-            seeds = [derived_seed(self.seed, "picture", i) for i in range(number)]
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            condition = self.examples["condition"]
-            moved = Condition(
-                values=condition["values"].to(device),
-                source=condition["source"].to(device),
-            )
-            made = module.sample(generators, moved).float().cpu()
-            return [*images, *made] if condition["source"].shape[1] else list(made)
-        if isinstance(module, Reconstructs):
-            made = module.reconstruct(images.to(device)).float().cpu()
-            return [*images, *made]
-        return []
+def _pictured(plan: Plan) -> list[int]:
+    """Rows whose conditions are followed in pictures: of every class, if these are in a row."""
+    held = plan.data.rows("validation") or plan.data.rows("train")
+    number = min(plan.training.num_sample_images, len(held))
+    return [held[i * len(held) // number] for i in range(number)]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
 
 from synthcube.schema import List, Schema
 from synthcube.training.loggers import LoggerConfig
+
+Mode = Literal["min", "max"]
 
 StopSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP", "SIGQUIT"]
 
@@ -17,6 +20,31 @@ class EMAConfig(Schema):
 
     decay: float = Field(
         default=0.999, gt=0, lt=1, description="Decay; ramped up as (1 + n) / (10 + n) at step n."
+    )
+
+
+class BestConfig(Schema):
+    """What the best model is best at."""
+
+    metric: str = Field(
+        default="validation/loss",
+        description="Name of a column of metrics.csv that is logged once an epoch.",
+    )
+    mode: Mode = Field(default="min", description="Whether less is better, or more (max).")
+
+
+class EarlyStopConfig(BestConfig):
+    """When a training has learned what it can."""
+
+    metric: str = Field(
+        default="validation/loss",
+        description="Name of a column of metrics.csv that is logged once an epoch.",
+    )
+    patience: int = Field(
+        default=10, ge=1, description="Validations without an improvement before it stops."
+    )
+    min_change: float = Field(
+        default=0.0, ge=0, description="Least change that is an improvement, in the metric's unit."
     )
 
 
@@ -65,6 +93,33 @@ class TrainingConfig(Schema):
         "{name: wandb, arguments: {project: brains}}.",
     )
 
+    best: BestConfig | None = Field(
+        default=None,
+        description="Metric by which the best model is chosen; null: the validation loss, or the "
+        "training loss where nothing is validated.",
+    )
+    early_stop: EarlyStopConfig | None = Field(
+        default=None, description="Stop when a metric no longer improves; null: never."
+    )
+    start_from: str | None = Field(
+        default=None,
+        description="Run or artifact of the same family whose weights the training starts from.",
+    )
+    start_from_sha256: str = Field(
+        default="",
+        description="Hash of these weights; written by train, checked where given.",
+    )
+    start_anew: List[str] = Field(
+        default=(),
+        description="Patterns of the names of weights that are not taken from `start_from`, such "
+        'as "network.class_embedding.*" for other classes.',
+    )
+    freeze: List[str] = Field(
+        default=(),
+        description="Patterns of the names of weights that stay as in `start_from`, such as "
+        '"network.encoder.*".',
+    )
+
     @field_validator("loggers")
     @classmethod
     def _once_each(cls, loggers: tuple[LoggerConfig, ...]) -> tuple[LoggerConfig, ...]:
@@ -72,6 +127,19 @@ class TrainingConfig(Schema):
         if twice := [name for name in dict.fromkeys(called) if called.count(name) > 1]:
             raise ValueError(f"{', '.join(twice)} is there more than once: name each logger once")
         return loggers
+
+    @model_validator(mode="after")
+    def _starts_from_something(self) -> Self:
+        start = self.start_from
+        if start is None:
+            if given := [name for name in ("start_anew", "freeze") if getattr(self, name)]:
+                raise ValueError(f"{' and '.join(given)} without start_from: name a trained model")
+        elif start.startswith("hf://") or not start.strip():
+            raise ValueError(
+                f"start_from is {start!r}; give the folder of a run or of an artifact, to which a "
+                "model of the Hub must be downloaded first"
+            )
+        return self
 
     def clip_norm(self, *, by_hand: bool) -> float | None:
         """Largest norm of a gradient, for a family that optimizes by hand or for another."""

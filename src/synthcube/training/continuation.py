@@ -24,7 +24,6 @@ class Continuation(Checkpoint):
         path: of the checkpoint.
         accumulate: batches whose gradients make a step; in between nothing can be saved.
         every_n_minutes: between checkpoints; None: only for a signal.
-        check: looks at the losses not yet looked at, and raises if one is not finite.
         restored: puts trained weights back where averaged ones stand in for a validation.
     """
 
@@ -35,14 +34,12 @@ class Continuation(Checkpoint):
         *,
         accumulate: int,
         every_n_minutes: float | None,
-        check: Callable[[pl.Trainer], None],
         restored: Callable[[pl.Trainer, Any], None],
     ) -> None:
         self.path = path
         self.preemption = preemption
         self.accumulate = accumulate
         self.seconds = 60 * every_n_minutes if every_n_minutes else float("inf")
-        self.check = check
         self.restored = restored
         self._saved_at = time.monotonic()
         self._saves: str | None = None
@@ -99,7 +96,6 @@ class Continuation(Checkpoint):
         return late, stops
 
     def _save(self, trainer: pl.Trainer, before: str) -> None:
-        self.check(trainer)
         self._saves = before
         try:
             trainer.save_checkpoint(self.path)

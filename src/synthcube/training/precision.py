@@ -65,6 +65,11 @@ class DoubleWeights(Precision):
         return module
 
 
+def is_halved(name: str) -> bool:
+    """Whether weights have 16 bits in that precision."""
+    return name in _HALVES
+
+
 def weights_precision(name: str, device: str) -> Precision | None:
     """The plugin of that precision; None where Lightning has it.
 

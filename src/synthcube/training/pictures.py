@@ -1,0 +1,101 @@
+"""Pictures of what a model makes while it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from synthcube.data.pictures import save_grid
+from synthcube.family import Reconstructs, Samples
+from synthcube.runtime import derived_seed
+from synthcube.schema import Batch, Condition
+from synthcube.storage import make_folder
+from synthcube.training.preemption import Preemption
+from synthcube.training.reports import Report
+from synthcube.training.strategies import is_cut
+
+
+class SamplePictures(Callback):
+    """Writes what the averaged weights make, with the same seeds each time.
+
+    Args:
+        examples: images whose conditions are followed, or that are reconstructed.
+        averaged: the model with averaged weights, or None where there is none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        examples: Batch,
+        averaged: Callable[[], Any],
+        every_n_epochs: int,
+        seed: int,
+        preemption: Preemption,
+    ) -> None:
+        self.folder = folder
+        self.examples = examples
+        self.averaged = averaged
+        self.every_n_epochs = every_n_epochs
+        self.seed = seed
+        self.preemption = preemption
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        is_last = epoch == trainer.max_epochs or trainer.should_stop
+        # Where the weights are cut, every process holds a piece that the others need.
+        takes_part = trainer.is_global_zero or is_cut(trainer.strategy)
+        if not (takes_part and self.every_n_epochs):
+            return
+        if epoch % self.every_n_epochs and not is_last:
+            return
+        # Who asks to stop does not wait for a picture, unless others would wait for this process.
+        alone = not is_cut(trainer.strategy)
+        with self.preemption.impatient() if alone else nullcontext():
+            self._draw(trainer, self.averaged() or module, epoch)
+
+    def _draw(self, trainer: pl.Trainer, drawn: Any, epoch: int) -> None:
+        was_training = drawn.training
+        drawn.eval()
+        # Not inference_mode: weights gathered in it could not be trained afterwards.
+        try:
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                tiles = self._tiles(drawn)
+        finally:
+            drawn.train(was_training)
+        number = len(self.examples["index"])
+        if tiles and trainer.is_global_zero:
+            path = make_folder(self.folder) / f"epoch_{epoch:04d}.png"
+            save_grid(
+                path,
+                tiles,
+                columns=number if len(tiles) > number else None,
+                raster=drawn.image.file_format == "png",
+                spacing_mm=drawn.image.spacing_mm,
+            )
+            for logger in trainer.loggers:
+                if isinstance(logger, Report):
+                    logger.show_picture(path, trainer.global_step)
+
+    def _tiles(self, module: Any) -> list[torch.Tensor]:
+        device = module.device
+        images, number = self.examples["image"], len(self.examples["index"])
+        if isinstance(module, Samples):
+            seeds = [derived_seed(self.seed, "picture", i) for i in range(number)]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            condition = self.examples["condition"]
+            moved = Condition(
+                values=condition["values"].to(device),
+                source=condition["source"].to(device),
+            )
+            made = module.sample(generators, moved).float().cpu()
+            return [*images, *made] if condition["source"].shape[1] else list(made)
+        if isinstance(module, Reconstructs):
+            made = module.reconstruct(images.to(device)).float().cpu()
+            return [*images, *made]
+        return []
