@@ -125,7 +125,7 @@ class ComputeConfig(Schema):
     activation_checkpointing: bool = Field(
         default=False,
         description="Compute what lies between the blocks of a network again in the backward "
-        "pass instead of keeping it: less memory, about a third more time.",
+        "pass instead of keeping it: less memory, about a quarter more time.",
     )
     deterministic: bool = Field(
         default=False,
