@@ -112,6 +112,22 @@ def process_rank(environment: Mapping[str, str] = os.environ) -> int:
     return 0
 
 
+def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Number of this process among those of its node, as their launcher wrote it."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return 0
+
+
+def launched_processes(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes a launcher (torchrun, srun) has started with this one."""
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return 1
+
+
 def is_terminal() -> bool:
     """Whether a person watches: progress bars are for people, lines are for logs."""
     return sys.stderr.isatty()
