@@ -20,7 +20,7 @@ def Buggy(weights, lr):
 """
 
 
-def test_a_failure_stops_no_other(cli, tiny_config, phantoms: Path, tmp_path: Path, capfd) -> None:
+def test_a_failure_stops_no_other(cli, tiny_config, phantoms: Path, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "fatal.py").write_text(KILLS_ITSELF)
     paths = {name: tiny_config(name=f"{name}.yaml") for name in ("bad", "dying", "good")}
@@ -41,8 +41,7 @@ def test_a_failure_stops_no_other(cli, tiny_config, phantoms: Path, tmp_path: Pa
     assert code == 1, "one was killed"
     assert (out / "good" / "artifact" / "artifact.json").exists()
     words = ["-c", paths["bad"], "-c", paths["good"], "-d", phantoms, "-o", out]
-    assert cli("train", *words)[0] == 2
-    assert "This training is complete" in capfd.readouterr().err
+    assert cli("train", *words)[0] == 2, "a user's fault alone"
 
 
 def test_every_fault_is_said_before_the_first_starts(
@@ -98,7 +97,7 @@ def test_a_signal_reaches_the_training_and_ends_the_series(
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
+    assert process.returncode != 0, "not all is done"
     assert printed.splitlines()[-1] == f"{out / 'b'}: not started"
     assert f"{out / 'a'}: " in printed
     assert not (out / "b").exists()

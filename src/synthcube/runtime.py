@@ -5,6 +5,7 @@ The only room that reads the environment.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import importlib.metadata
@@ -40,6 +41,16 @@ _LIGHTNING_CHATTER = (
     r"The dirpath has changed from",
     r"The `srun` command is available on your system but is not used",
     r"The `srun` command is available on your system",
+)
+
+
+# Of a container the files of its own group are at the top; version 2, then 1.
+_CGROUP_FILES = (
+    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+    (
+        "sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
 )
 
 
@@ -82,6 +93,28 @@ def workers_that_fit(
             (2 * num_workers + 1) * batch_bytes / 1e6,
         )  # fmt: skip
     return fitting
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take of the host's memory: by the kernel's account of the
+    machine, the limit of its container or job (cgroup), and that of its address space."""
+    found = [sys.maxsize]
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        line = next(each for each in lines if each.startswith("MemAvailable:"))
+        found.append(int(line.split()[1]) * 1024)
+    for limit, used in _CGROUP_FILES:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            taken = int((root / used).read_text())
+            found.append(max(0, int((root / limit).read_text()) - taken))
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit_bytes != resource.RLIM_INFINITY:
+            pages = int((root / "proc/self/statm").read_text().split()[0])
+            found.append(max(0, limit_bytes - pages * resource.getpagesize()))
+    return min(found)
 
 
 def calm_threads() -> None:

@@ -84,7 +84,9 @@ def train_series(
 def exit_code(outcomes: Sequence[Outcome]) -> int:
     """0 where all are done, 1 where one ended by a bug or was killed; else the largest."""
     codes = {each.exit_code for each in outcomes if each.exit_code is not None}
-    return 1 if any(code == 1 or code < 0 for code in codes) else max(codes, default=0)
+    if any(code == 1 or code < 0 for code in codes):
+        return 1
+    return max(codes) or int(len(codes) < len({each.exit_code for each in outcomes}))
 
 
 def _runs(config_paths: Sequence[Path], out: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from torch import distributed
 from synthcube import runtime
 from synthcube.errors import SynthCubeError
 from synthcube.tasks.jobs import Job, Made
+from synthcube.training.shortage import sampling_explained
 
 log = logging.getLogger("synthcube")
 
@@ -33,7 +34,7 @@ _LONG = timedelta(days=30)  # a process may wait for the slowest as long as that
 
 def make_alone(job: Job) -> list[Made]:
     """Every image, made in this process."""
-    return [made for rows in job.batches() for made in job.make(rows)]
+    return [made for rows in job.batches() for made in _made(job, rows)]
 
 
 def make_in_pool(opener: Opener, batches: Sequence[range], devices: list[str]) -> list[Made]:
@@ -76,8 +77,12 @@ def _begin(places: Any, opener: Opener, threads: int) -> None:
 def _make(rows: range) -> list[Made]:
     if "job" not in _OPENED:
         _OPENED["job"] = _OPENED["opener"](_OPENED["device"])
-    made: list[Made] = _OPENED["job"].make(rows)
-    return made
+    return _made(_OPENED["job"], rows)
+
+
+def _made(job: Job, rows: range) -> list[Made]:
+    with sampling_explained(len(rows)):
+        return job.make(rows)
 
 
 def make_in_ranks(opener: Opener, device: torch.device) -> Path | None:
@@ -95,7 +100,7 @@ def make_in_ranks(opener: Opener, device: torch.device) -> Path | None:
         job, error = _attempt(lambda: _claimed(opener(device), rank))
         _agree(error)
         batches = job.batches()[rank::processes]
-        made, error = _attempt(lambda: [job.make(rows) for rows in batches])
+        made, error = _attempt(lambda: [_made(job, rows) for rows in batches])
         _agree(error)
         shares: list[Any] | None = [None] * processes if rank == 0 else None
         distributed.gather_object(made, shares)
