@@ -15,6 +15,7 @@ from synthcube.data.manifest import Manifest, read_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError, SynthCubeError
+from synthcube.tasks import forecast
 from synthcube.training import shortage
 
 
@@ -77,10 +78,7 @@ def _data_lines(data: DataModule) -> list[str]:
 def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
     device = compute.device(settings.compute.accelerator)
     precision, reason = compute.precision(settings.compute.precision, device)
-    need = shortage.Need(
-        settings.model, data.image, settings.training, settings.compute, precision, device,
-        settings.data.num_workers,
-    )  # fmt: skip
+    need = forecast.need_of(settings, data.image, precision, device)
     weights, needed = need.estimate().weights, need.bytes_needed()
     lack = shortage.warning(need, needed, need.bytes_free())
     # Two checkpoints of weights, average and two moments; one more while it is being written.

@@ -15,7 +15,8 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, ImageError, OutputError
-from synthcube.training import checkpoints, fit, shortage
+from synthcube.tasks import forecast
+from synthcube.training import checkpoints, fit
 
 log = logging.getLogger("synthcube")
 
@@ -66,18 +67,22 @@ def train(
         raise ImageError("The images do not fit the model:", faults)
     if rank == 0:
         _record(run, settings, data, runtime.environment_record(device, precision))
-    if not (checkpoint and checkpoints.is_complete(checkpoint, settings.training)):
-        _fit(run, settings, data, precision, device, checkpoint, is_first=rank == 0)
-    else:
-        log.info(
-            "This training is complete; raise training.max_epochs, or max_minutes, to continue it."
-        )
-        if (run / "artifact" / artifact.INDEX).exists():
-            return None if rank else run / "artifact"
-    if rank:
-        return None
-    _save_artifact(run, settings, data)
-    return run / "artifact"
+    need = forecast.need_of(settings, data.image, precision, device)
+    with forecast.shortage_explained(need, run):
+        if not (checkpoint and checkpoints.is_complete(checkpoint, settings.training)):
+            if rank == 0:
+                forecast.foretell(need)
+            _fit(run, settings, data, precision, device, checkpoint)
+        else:
+            log.info(
+                "This training is complete; raise training.max_epochs, or max_minutes, to "
+                "continue it."
+            )
+            if (run / "artifact" / artifact.INDEX).exists():
+                return None if rank else run / "artifact"
+        if rank == 0:
+            _save_artifact(run, settings, data)
+    return None if rank else run / "artifact"
 
 
 def _join(settings: RunConfig, num_devices: int) -> int:
@@ -103,7 +108,7 @@ def _join(settings: RunConfig, num_devices: int) -> int:
 
 def _fit(
     run: Path, settings: RunConfig, data: DataModule, precision: str, device: torch.device,
-    checkpoint: Path | None, *, is_first: bool,
+    checkpoint: Path | None,
 ) -> None:  # fmt: skip
     log.info(
         "%d training and %d validation images of size %s, %d channel(s).",
@@ -113,40 +118,6 @@ def _fit(
     if checkpoint:
         epochs, steps = checkpoints.reached(checkpoint)
         log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
-    need = shortage.Need(
-        settings.model, data.image, settings.training, settings.compute, precision, device,
-        settings.data.num_workers,
-    )  # fmt: skip
-    free = need.bytes_free()
-    if is_first:
-        _foretell(need, free)
-    with shortage.explained(need, free, lambda: _intact(run)):
-        _train(run, settings, data, precision, device, checkpoint)
-
-
-def _foretell(need: shortage.Need, free: int) -> None:
-    try:
-        needed = need.bytes_needed()
-    except (RuntimeError, MemoryError) as error:
-        if not shortage.is_shortage(error):
-            raise
-        return  # the training will say it
-    log.info("Needs about %.2f GB beside the libraries; %.2f GB free.", needed / 1e9, free / 1e9)
-    if lack := shortage.warning(need, needed, free):
-        log.warning(lack)
-
-
-def _intact(run: Path) -> str:
-    last = run / "checkpoints" / checkpoints.LAST
-    if last.exists():
-        return f"The last checkpoint, {last}, is intact."
-    return "There is no checkpoint yet, and nothing half-written."
-
-
-def _train(
-    run: Path, settings: RunConfig, data: DataModule, precision: str, device: torch.device,
-    checkpoint: Path | None,
-) -> None:  # fmt: skip
     torch.manual_seed(runtime.derived_seed(settings.seed, "weights"))
     family = settings.model.build(data.image).to(device)
     family.begin(data.every_image(), data.rows("train"))

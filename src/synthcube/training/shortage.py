@@ -87,13 +87,14 @@ def explained(need: Need, free: int, kept: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_shortage(error):
+    except (RuntimeError, MemoryError, SynthCubeError) as error:
+        # A checkpoint that memory is too short for passes for one that cannot be read.
+        if not (is_shortage(error) or is_shortage(error.__cause__)):
             raise
         where = "the GPU" if need.device.type == "cuda" else "this machine or container"
         raise MemoryShortageError(
-            f"The memory of {where} is used up ({_first_line(error)}). {kept()} Run the same "
-            "command again with one of these, those that help most first:",
+            f"The memory of {where} is used up ({_first_line(error.__cause__ or error)}). {kept()} "
+            "Run the same command again with one of these, those that help most first:",
             _advice(need, free),
         ) from error
 
@@ -117,7 +118,7 @@ def sampling_explained(batch_size: int) -> Iterator[None]:
         ) from error
 
 
-def is_shortage(error: BaseException) -> bool:
+def is_shortage(error: BaseException | None) -> bool:
     """Whether an exception tells of an allocation that failed, on a GPU or in the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
