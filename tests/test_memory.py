@@ -173,6 +173,7 @@ def limited(megabytes: int, *words: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_is_explained_and_leaves_the_last_checkpoint(
     cli, tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -200,6 +201,7 @@ def test_memory_that_runs_out_is_explained_and_leaves_the_last_checkpoint(
     assert "Continuing after epoch 1" in err
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_while_images_are_made(
     tiny_config, phantoms: Path, tmp_path: Path, cli
 ) -> None:

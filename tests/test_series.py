@@ -20,6 +20,7 @@ def Buggy(weights, lr):
 """
 
 
+@pytest.mark.slow
 def test_a_failure_stops_no_other(cli, tiny_config, phantoms: Path, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "fatal.py").write_text(KILLS_ITSELF)
@@ -80,6 +81,7 @@ def test_a_launcher_of_several_processes_is_refused(
     assert "has started 2 processes" in err
 
 
+@pytest.mark.slow
 def test_a_signal_reaches_the_training_and_ends_the_series(
     tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:

@@ -66,9 +66,9 @@ def trial(
                 out.rmdir()
 
 
-def _changes(settings: RunConfig) -> dict[str, int]:
+def _changes(settings: RunConfig) -> dict[str, int | str]:
     """Keys in which the trial differs from the run, with their values."""
-    changes = {
+    changes: dict[str, int | str] = {
         "training.max_epochs": 1,
         "training.batch_size": _batch_size(settings),
         "training.accumulate": min(2, settings.training.accumulate),
@@ -77,6 +77,8 @@ def _changes(settings: RunConfig) -> dict[str, int]:
         "training.num_sample_images": _IMAGES,
         "training.log_every_n_steps": 1,
     }
+    if "loggers" in type(settings.training).model_fields:  # nobody wants a trial among their runs
+        changes["training.loggers"] = "[]"
     if "stage_epochs" in type(settings.model).model_fields:  # networks that grow with the epochs
         grown = settings.model.model_copy(update={"stage_epochs": 1})
         changes["model.stage_epochs"] = 1
