@@ -29,7 +29,8 @@ log = logging.getLogger("synthcube")
 Opener = Callable[[torch.device], Job]
 """Opens the job on a device; another process gets it as a copy."""
 
-_LONG = timedelta(days=30)  # a process may wait for the slowest as long as that needs
+_START = timedelta(minutes=10)  # for all processes to be there
+_LONG = timedelta(days=30)  # one may wait for the slowest as long as that needs
 
 
 def make_alone(job: Job) -> list[Made]:
@@ -96,16 +97,16 @@ def make_in_ranks(opener: Opener, device: torch.device) -> Path | None:
     rank, processes = runtime.process_rank(), runtime.launched_processes()
     if rank:
         log.setLevel(logging.WARNING)
-    with _joined(rank, processes):
+    with _joined(rank, processes) as group:
         job, error = _attempt(lambda: _claimed(opener(device), rank))
-        _agree(error)
+        _agree(error, group)
         batches = job.batches()[rank::processes]
         made, error = _attempt(lambda: [_made(job, rows) for rows in batches])
-        _agree(error)
+        _agree(error, group)
         shares: list[Any] | None = [None] * processes if rank == 0 else None
-        distributed.gather_object(made, shares)
+        distributed.gather_object(made, shares, group=group)
         finished, error = _attempt(lambda: job.finish(_in_order(shares)) if shares else None)
-        _agree(error)
+        _agree(error, group)
     path: Path | None = finished
     return path
 
@@ -129,7 +130,7 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def _agree(error: Exception | None) -> None:
+def _agree(error: Exception | None, group: Any) -> None:
     """End all processes where one has failed.
 
     Raises:
@@ -138,7 +139,7 @@ def _agree(error: Exception | None) -> None:
     """
     text = str(error) if isinstance(error, SynthCubeError) else None
     found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, (error is not None, text))
+    distributed.all_gather_object(found, (error is not None, text), group)
     if not any(failed for failed, _ in found):
         return
     if error and text is None:
@@ -150,7 +151,7 @@ def _agree(error: Exception | None) -> None:
 
 
 @contextmanager
-def _joined(rank: int, processes: int) -> Iterator[None]:
+def _joined(rank: int, processes: int) -> Iterator[Any]:
     """The processes connected, on the CPU: what they exchange are rows and tiles."""
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
@@ -158,11 +159,17 @@ def _joined(rank: int, processes: int) -> Iterator[None]:
     if SLURMEnvironment.detect():
         cluster = SLURMEnvironment()
         where = f"tcp://{cluster.main_address}:{cluster.main_port}"
-    distributed.init_process_group(
-        "gloo", init_method=where, rank=rank, world_size=processes, timeout=_LONG
-    )
     try:
-        yield
+        distributed.init_process_group(
+            "gloo", init_method=where, rank=rank, world_size=processes, timeout=_START
+        )
+    except (RuntimeError, ValueError) as error:
+        raise SynthCubeError(
+            f"The {processes} processes that the launcher has started do not find each other at "
+            f"{where}: {error}"
+        ) from error
+    try:
+        yield distributed.new_group(timeout=_LONG)
     except RuntimeError as error:
         if "gloo" in str(error).lower() or "connection" in str(error).lower():
             raise SynthCubeError(
