@@ -88,6 +88,7 @@ def trained(tiny_config, phantoms: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_the_folder_is_taken_once_and_again_for_the_same(
     trained: Path, cli, tmp_path: Path, two: Path
 ) -> None:
