@@ -99,7 +99,7 @@ def test_a_signal_reaches_the_training_and_ends_the_series(
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert (out / "a" / "checkpoints" / "last.ckpt").exists()
-    assert process.returncode != 0, "not all is done"
+    assert process.returncode == 75, "to be put back into the queue"
     assert printed.splitlines()[-1] == f"{out / 'b'}: not started"
-    assert f"{out / 'a'}: " in printed
+    assert f"{out / 'a'}: stopped by a signal" in printed
     assert not (out / "b").exists()

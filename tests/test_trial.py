@@ -50,7 +50,9 @@ def test_what_the_run_would_fail_at_fails_in_the_trial(
     cli, tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
     words = ("train", "-c", tiny_config(), "-d", phantoms, "-o", tmp_path / "run", "--debug")
-    code, _, err = cli(*words, "--set", "model.optimizer.lr=1e38")
+    code, _, err = cli(
+        *words, "--set", "model.optimizer.lr=1e30", "--set", "training.gradient_clip_norm=null"
+    )
     assert (code, "The loss became" in err) == (2, True)
     for faulty in ("model.speed=1", "data.conditions={Age: number}"):
         code, _, err = cli(*words, "--set", faulty)

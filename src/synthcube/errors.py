@@ -1,6 +1,7 @@
 """The exceptions of SynthCube.
 
 SynthCubeError          a user's fault: shown without a traceback, exit code 2
+|- PreemptedError       a signal stopped the task, which can go on: exit code 75
 |- ConfigError          the YAML file or a --set override
 |- ManifestError        the list of images
 |- ImageError           an image that cannot be read or does not fit the others
@@ -14,6 +15,7 @@ SynthCubeError          a user's fault: shown without a traceback, exit code 2
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class SynthCubeError(Exception):
@@ -22,10 +24,18 @@ class SynthCubeError(Exception):
     Several faults of the same kind are reported together, one line each.
     """
 
+    exit_code: ClassVar[int] = 2
+
     def __init__(self, headline: str, faults: Iterable[str] = ()) -> None:
         self.headline = headline
         self.faults = tuple(faults)
         super().__init__("\n".join([headline, *(f"  - {fault}" for fault in self.faults)]))
+
+
+class PreemptedError(SynthCubeError):
+    """A signal stopped the task; the same command goes on where it was."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class ConfigError(SynthCubeError):

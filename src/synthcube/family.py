@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from synthcube.means import EpochMeans
 from synthcube.optimization import OptimizerConfig, SchedulerConfig
 from synthcube.schema import Batch, Condition, ImageSpec, Schema, completed
 
@@ -79,6 +80,7 @@ class Family(pl.LightningModule, ABC):
         """Batches whose gradients make a step, and the largest norm of a gradient: these two are
         for families that optimize by hand, and set by the training."""
         self.gradient_clip_norm: float | None = None
+        self.means = {"train": EpochMeans(), "validation": EpochMeans()}
 
     def begin(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
         """Called before the first step, of a resumed run too.
@@ -126,12 +128,8 @@ class Family(pl.LightningModule, ABC):
 
     def log_terms(self, terms: dict[str, torch.Tensor], batch: Batch, stage: str) -> None:
         """Log each as stage/name, averaged over the epoch and over processes."""
-        named = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
-        # Lightning averages counts over processes in integers: a multiple leaves nothing to round.
-        number = len(batch["index"]) * self.trainer.world_size
-        self.log_dict(
-            named, on_step=False, on_epoch=True, prog_bar=True, batch_size=number, sync_dist=True
-        )
+        named = {f"{stage}/{name}": value for name, value in terms.items()}
+        self.means[stage].add(named, len(batch["index"]))
 
     def _logged_loss(self, batch: Batch, stage: str) -> torch.Tensor:
         terms = self.loss(batch)

@@ -36,6 +36,7 @@ _LIGHTNING_CHATTER = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"The '.*_dataloader' does not have many workers",
     r"The number of training batches .* is smaller than the logging interval",
+    r"You're resuming from a checkpoint that ended before the epoch ended",  # batches.start
     r"Checkpoint directory .* exists and is not empty",
     r"GPU available but not used",
     r"The dirpath has changed from",

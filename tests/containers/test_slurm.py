@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from synthcube.data.phantom import write_phantoms
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "slurm"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 SETTINGS = """
@@ -176,20 +178,33 @@ def test_tasks_of_a_job_share_one_training(
     assert job.said().count("Trained model") == 1, job.said()
 
 
-def test_the_signal_sends_the_job_back_and_it_continues(
-    slurm, sif: Path, inputs: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("script", "tasks"), [("one_gpu.sbatch", 1), ("one_node.sbatch", 2)], ids=["one", "two tasks"]
+)
+def test_the_signal_saves_and_sends_the_job_back_and_it_continues(
+    script: str, tasks: int, slurm, sif: Path, inputs: Path, tmp_path: Path
 ) -> None:
-    text = (inputs / "config.yaml").read_text().replace("max_epochs: 2", "max_epochs: 60")
+    """Within an epoch of many steps, which only a checkpoint within it can continue."""
+    text = (inputs / "config.yaml").read_text().replace("max_epochs: 2", "max_epochs: 3")
     longer = tmp_path / "longer"
     longer.mkdir()
-    (longer / "config.yaml").write_text(text.replace("n_epochs: 1", "n_epochs: 0"))
-    shutil.copytree(inputs / "data", longer / "data")
+    (longer / "config.yaml").write_text(
+        text.replace("n_epochs: 1", "n_epochs: 0").replace(
+            "batch_size: 4", "batch_size: 2\n  log_every_n_steps: 1"
+        )
+    )
+    write_phantoms(longer / "data", num=500, size=(16, 16))
     out = tmp_path / "outputs"
-    job = Job("one_gpu.sbatch", slurm, tmp_path, SIF=sif, INPUTS=longer, OUTPUTS=out)
-    job.wait_for(lambda: bool(list(out.glob("run/checkpoints/last*"))))
+    places = {"SIF": sif, "INPUTS": longer, "OUTPUTS": out, "MASTER_ADDR": "127.0.0.1"}
+    job = Job(script, slurm, tmp_path, f"--ntasks-per-node={tasks}", **places)
+    job.wait_for(lambda: "step 20 " in job.said())
     subprocess.run(
         ["scancel", "--signal=USR1", "--batch", job.number], env=job.environment, check=True
     )
+    told = time.monotonic()
+    job.wait_for(lambda: "back into the queue, after code 75" in job.said())
+    assert time.monotonic() - told < 20
+    assert "stopped: SIGUSR1 came in epoch 1, after step" in job.said()
     job.finish()
-    assert "back into the queue" in job.said()
-    assert "Continuing after epoch" in job.said()
+    assert "Continuing after epoch 0, step" in job.said()
+    assert (out / "run" / "artifact" / "weights.safetensors").is_file()

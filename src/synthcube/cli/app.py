@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from synthcube import __version__
-from synthcube.errors import SynthCubeError
+from synthcube.errors import PreemptedError, SynthCubeError
 
 app = typer.Typer(
     name="synthcube",
@@ -56,8 +56,9 @@ def main() -> None:
     try:
         app()
     except SynthCubeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        title = "stopped" if isinstance(error, PreemptedError) else "error"
+        print(f"{title}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
     except PermissionError as error:
         print(f"error: {error.filename}: this user has no permission.", file=sys.stderr)
         raise SystemExit(2) from error

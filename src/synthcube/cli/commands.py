@@ -32,13 +32,20 @@ def train(
     debug: Annotated[
         bool, typer.Option("--debug", help="Only try a few batches of everything; keep nothing.")
     ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept_changes", help="Continue a run although keys that matter changed."),
+    ] = False,
     overrides: Override = [],  # noqa: B006  # Typer copies it
     plugins: Plugins = [],  # noqa: B006
 ) -> None:
     """Train a model; the same command again continues where it stopped."""
     begin(plugins)
     if len(config) > 1:
-        _train_series(config, data, output, resume, debug, overrides, plugins)
+        options = ["--resume", resume, *(["--debug"] if debug else [])]
+        options += ["--accept_changes"] if accept_changes else []
+        options += [word for folder in plugins for word in ("--plugins", str(folder))]
+        _train_series(config, data, output, overrides, options)
     elif debug:
         from synthcube.tasks.trial import trial
 
@@ -47,19 +54,19 @@ def train(
     else:
         from synthcube.tasks.train import train as task
 
-        folder = task(config[0], data, output, overrides=overrides, resume=resume)
+        folder = task(
+            config[0], data, output,
+            overrides=overrides, resume=resume, accept_changes=accept_changes,
+        )  # fmt: skip
         if folder:
             print(f"Trained model: {folder}")
 
 
 def _train_series(
-    configs: list[Path], data: Path, output: Path, resume: str, debug: bool,
-    overrides: list[str], plugins: list[Path],
-) -> None:  # fmt: skip
+    configs: list[Path], data: Path, output: Path, overrides: list[str], options: list[str]
+) -> None:
     from synthcube.tasks.series import exit_code, train_series
 
-    options = ["--resume", resume, *(["--debug"] if debug else [])]
-    options += [word for folder in plugins for word in ("--plugins", str(folder))]
     outcomes = train_series(configs, data, output, overrides=overrides, options=options)
     for each in outcomes:
         print(f"{each.run}: {each.text}")

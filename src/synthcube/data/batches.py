@@ -83,6 +83,9 @@ class EpochBatches:
     Args:
         batch_size: rows of a batch over all processes, each of which takes its share.
         place: rank of this process, and how many share each batch.
+
+    Attributes:
+        start: batches of this epoch to leave out, for they were trained on before.
     """
 
     def __init__(
@@ -101,10 +104,12 @@ class EpochBatches:
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
+        self.start = 0
         self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.rows), self.batch_size)
@@ -115,7 +120,7 @@ class EpochBatches:
         if self.shuffle:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
             rows = rows[torch.randperm(len(rows), generator=generator)]
-        for number in range(len(self)):
+        for number in range(self.start, len(self)):
             # Every process needs its share: a rest too small for that joins the last batch.
             takes_rest = not self.shuffle and number + 1 == len(self)
             start, size = number * self.batch_size, self.batch_size

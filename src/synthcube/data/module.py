@@ -44,6 +44,8 @@ class DataModule(pl.LightningDataModule):
         self.splits = self._split()
         self.image = self._image_spec()
         self.num_workers = config.num_workers
+        self.position = (0, 0)
+        """Epoch, and batches of it to leave out, that the training goes on with."""
 
     def rows(self, split: str) -> list[int]:
         """Indices into the manifest's rows that are in that split."""
@@ -78,6 +80,9 @@ class DataModule(pl.LightningDataModule):
         batches = EpochBatches(
             self.rows(split), self.batch_size, self.seed, self._place(), shuffle=split == "train"
         )
+        if split == "train":
+            # At once, and not when the epoch starts: workers fetch ahead as soon as they are made.
+            batches.epoch, batches.start = self.position
         return DataLoader(
             Images(self.cache, self.manifest, self.image, augmentation, self.seed),
             batch_sampler=batches,

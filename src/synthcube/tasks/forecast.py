@@ -30,10 +30,9 @@ def foretell(need: Need) -> None:
     free = need.bytes_free()
     try:
         needed = need.bytes_needed()
-    except (RuntimeError, MemoryError) as error:
-        if shortage.is_shortage(error):
-            return  # the training will say it
-        raise
+    except Exception as error:  # what is wrong the training will say, better than an estimate
+        log.debug("No estimate of memory: %s", error)
+        return
     log.info("Needs about %.2f GB beside the libraries; %.2f GB free.", needed / 1e9, free / 1e9)
     if lack := shortage.warning(need, needed, free):
         log.warning(lack)

@@ -15,7 +15,7 @@ from typing import Any
 
 from synthcube import config, runtime
 from synthcube.data.manifest import read_manifest
-from synthcube.errors import ConfigError, SynthCubeError
+from synthcube.errors import ConfigError, PreemptedError, SynthCubeError
 from synthcube.storage import make_folder
 
 log = logging.getLogger("synthcube")
@@ -37,7 +37,12 @@ class Outcome:
             return "not started"
         if self.exit_code < 0:
             return f"killed by {signal.Signals(-self.exit_code).name}"
-        texts = {0: "done", 1: "a bug of ours", 2: "failed"}
+        texts = {
+            0: "done",
+            1: "a bug of ours",
+            SynthCubeError.exit_code: "failed",
+            PreemptedError.exit_code: "stopped by a signal",
+        }
         return texts.get(self.exit_code, f"ended with exit code {self.exit_code}")
 
 
@@ -82,11 +87,12 @@ def train_series(
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """0 where all are done, 1 where one ended by a bug or was killed; else the largest."""
-    codes = {each.exit_code for each in outcomes if each.exit_code is not None}
-    if any(code == 1 or code < 0 for code in codes):
-        return 1
-    return max(codes) or int(len(codes) < len({each.exit_code for each in outcomes}))
+    """That of a preempted training where a signal ended the series, so that it is put back into
+    its queue; 1 where a training ended by a bug or was killed; else 2 where one failed."""
+    codes = [each.exit_code for each in outcomes if each.exit_code is not None]
+    if PreemptedError.exit_code in codes or len(codes) < len(outcomes):
+        return PreemptedError.exit_code
+    return 1 if any(code == 1 or code < 0 for code in codes) else max(codes)
 
 
 def _runs(config_paths: Sequence[Path], out: Path) -> list[Path]:

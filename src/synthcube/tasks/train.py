@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, ImageError, OutputError
 from synthcube.tasks import forecast
 from synthcube.training import checkpoints, fit
+from synthcube.training.preemption import Preemption
 
 log = logging.getLogger("synthcube")
 
@@ -24,7 +26,8 @@ CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
 # Keys that may differ from the run that is continued: they change no step already taken.
 _FREE = (
     "training.max_epochs.", "training.max_minutes.", "training.sample_every_n_epochs.",
-    "training.num_sample_images.", "training.log_every_n_steps.", "sampling.", "compute.",
+    "training.num_sample_images.", "training.log_every_n_steps.",
+    "training.checkpoint_every_n_minutes.", "training.stop_signals.", "sampling.", "compute.",
     "data.num_workers.", "data.cache_gb.", "model.first_stage.",  # its hash must stay
 )  # fmt: skip
 
@@ -36,6 +39,7 @@ def train(
     *,
     overrides: Sequence[str] = (),
     resume: str = "auto",
+    accept_changes: bool = False,
 ) -> Path | None:
     """Train, or continue the training in `run`; returns the artifact folder.
 
@@ -44,11 +48,21 @@ def train(
     Args:
         resume: "auto" continues where there is something to continue, "never" refuses a folder
             that holds a run, anything else is the path of a checkpoint.
+        accept_changes: continue with other values of keys that matter, from here on.
 
     Raises:
+        PreemptedError: a signal came; the same call goes on where this one was.
         SynthCubeError: bad config, data or output folder; see errors.py.
     """
     settings = config.load(config_path, overrides)
+    with Preemption(settings.training.stop_signals).listening() as preemption:
+        return _train(settings, data_path, run, resume, accept_changes, preemption)
+
+
+def _train(
+    settings: RunConfig, data_path: Path, run: Path, resume: str, accept_changes: bool,
+    preemption: Preemption,
+) -> Path | None:  # fmt: skip
     settings = settings.model_copy(update={"model": settings.model.resolved()})
     device = compute.device(settings.compute.accelerator)
     rank = _join(settings, compute.devices_used(settings.compute, device))
@@ -57,7 +71,7 @@ def train(
     storage.make_folder(run, "output_path")
     checkpoint = _checkpoint(run, resume)
     if (run / CONFIG).exists():
-        _check_unchanged(run / CONFIG, settings)
+        _check_unchanged(run / CONFIG, settings, accept_changes)
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
     data = DataModule(
         manifest, settings.data, batch_size=settings.training.batch_size,
@@ -72,7 +86,7 @@ def train(
         if not (checkpoint and checkpoints.is_complete(checkpoint, settings.training)):
             if rank == 0:
                 forecast.foretell(need)
-            _fit(run, settings, data, precision, device, checkpoint)
+            _fit(run, settings, data, precision, device, checkpoint, preemption, accept_changes)
         else:
             log.info(
                 "This training is complete; raise training.max_epochs, or max_minutes, to "
@@ -108,22 +122,24 @@ def _join(settings: RunConfig, num_devices: int) -> int:
 
 def _fit(
     run: Path, settings: RunConfig, data: DataModule, precision: str, device: torch.device,
-    checkpoint: Path | None,
+    checkpoint: Path | None, preemption: Preemption, accept_changes: bool,
 ) -> None:  # fmt: skip
     log.info(
         "%d training and %d validation images of size %s, %d channel(s).",
         len(data.rows("train")), len(data.rows("validation")),
         "x".join(map(str, data.image.size)), data.image.channels,
     )  # fmt: skip
-    if checkpoint:
-        epochs, steps = checkpoints.reached(checkpoint)
-        log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
     torch.manual_seed(runtime.derived_seed(settings.seed, "weights"))
     family = settings.model.build(data.image).to(device)
+    if checkpoint:
+        checkpoints.check_fits(checkpoint, family)
+        epochs, steps = checkpoints.reached(checkpoint)
+        log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
     family.begin(data.every_image(), data.rows("train"))
     fit(
         family, data, settings.training, settings.compute,
         run=run, seed=settings.seed, precision=precision, device=device, checkpoint=checkpoint,
+        preemption=preemption, accept_changes=accept_changes,
     )  # fmt: skip
 
 
@@ -160,18 +176,23 @@ def _checkpoint(run: Path, resume: str) -> Path | None:
     return Path(resume)
 
 
-def _check_unchanged(path: Path, settings: RunConfig) -> None:
+def _check_unchanged(path: Path, settings: RunConfig, accept_changes: bool) -> None:
     before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     now = _flat(settings.dump())
-    faults = [
-        f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
+    changed = [
+        key
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key) and not f"{key}.".startswith(_FREE)
     ]
-    if faults:
+    faults = [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in changed]
+    kinds = [key for key in changed if re.fullmatch(r"model\.(name|.*optimizer\.name)", key)]
+    if faults and accept_changes and not kinds:
+        log.warning("Continuing with other values: %s", "; ".join(faults))
+    elif faults:
+        way = "" if kinds else ", or --accept_changes to go on with these"
         raise ConfigError(
             f"output_path {path.parent} was trained with another config; give another one, or the "
-            "same values:",
+            f"same values{way}:",
             faults,
         )
 

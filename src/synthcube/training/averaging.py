@@ -40,6 +40,10 @@ class RampedEMA(WeightAveraging):
                 torch._foreach_lerp_(averaged, _statistics(pl_module), 1 - self._decay(number))
             torch._foreach_copy_(statistics, averaged)
 
+    def restore(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Put the trained weights back in a validation that is broken off."""
+        self.on_validation_epoch_end(trainer, module)
+
     @torch.no_grad()
     def _average(
         self, averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], _: Any

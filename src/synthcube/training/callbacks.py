@@ -20,6 +20,7 @@ from synthcube.family import Reconstructs, Samples
 from synthcube.runtime import derived_seed
 from synthcube.schema import Batch, Condition
 from synthcube.storage import make_folder
+from synthcube.training.preemption import Preemption
 
 log = logging.getLogger("synthcube")
 
@@ -122,12 +123,14 @@ class SamplePictures(Callback):
         averaged: Callable[[], Any],
         every_n_epochs: int,
         seed: int,
+        preemption: Preemption,
     ) -> None:
         self.folder = folder
         self.examples = examples
         self.averaged = averaged
         self.every_n_epochs = every_n_epochs
         self.seed = seed
+        self.preemption = preemption
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -136,12 +139,17 @@ class SamplePictures(Callback):
             return
         if not self.every_n_epochs or (epoch % self.every_n_epochs and not is_last):
             return
-        drawn: Any = self.averaged() or module
+        with self.preemption.impatient():  # who asks to stop does not wait for a picture
+            self._draw(trainer, self.averaged() or module, epoch)
+
+    def _draw(self, trainer: pl.Trainer, drawn: Any, epoch: int) -> None:
         was_training = drawn.training
         drawn.eval()
-        with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            tiles = self._tiles(drawn)
-        drawn.train(was_training)
+        try:
+            with torch.inference_mode(), trainer.precision_plugin.forward_context():
+                tiles = self._tiles(drawn)
+        finally:
+            drawn.train(was_training)
         number = len(self.examples["index"])
         if tiles:
             make_folder(self.folder)

@@ -10,11 +10,13 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from synthcube.errors import ArtifactError
+from synthcube.errors import ArtifactError, ConfigError
+from synthcube.family import Family
 from synthcube.storage import write_with
 from synthcube.training.config import TrainingConfig
 
 LAST, BEST = "last.ckpt", "best.ckpt"
+_SHOWN = 10
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -62,6 +64,13 @@ class BestAndLast(ModelCheckpoint):
         """Nothing: by now the averaged weights stand in the place of those that are trained."""
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed training was writing."""
+    for name in (LAST, BEST):
+        for path in folder.glob(f".{Path(name).stem}-*{Path(name).suffix}"):
+            path.unlink(missing_ok=True)
+
+
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """The content of a checkpoint: tensors and plain values only.
 
@@ -69,7 +78,9 @@ def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         ArtifactError: it cannot be read.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        content: dict[str, Any] = torch.load(
+            path, map_location=map_location, weights_only=True, mmap=True
+        )
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ArtifactError(
             f"The checkpoint {path} cannot be read: it is damaged or not a checkpoint of "
@@ -88,7 +99,40 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def reached(path: Path) -> tuple[int, int]:
     """Epochs completed and steps taken at a checkpoint."""
     content = load(path)
-    return int(content["epoch"]) + 1, int(content["global_step"])
+    epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return int(epochs), int(content["global_step"])
+
+
+def position(path: Path) -> tuple[int, int]:
+    """The epoch that a checkpoint is in, from 0, and the batches of it that were taken."""
+    loops = load(path)["loops"]["fit_loop"]
+    taken = loops["epoch_loop.batch_progress"]["current"]["completed"]
+    return reached(path)[0], taken if is_within_epoch(path) else 0
+
+
+def is_within_epoch(path: Path) -> bool:
+    """Whether a checkpoint was written before its epoch was over."""
+    epoch = load(path)["loops"]["fit_loop"]["epoch_progress"]["current"]
+    return bool(epoch["started"] > epoch["processed"])
+
+
+def check_fits(path: Path, family: Family) -> None:
+    """Compare names and shapes of the weights.
+
+    Raises:
+        ConfigError: they are not those of the model.
+    """
+    saved = {name: tuple(value.shape) for name, value in weights(path).items()}
+    needed = {name: tuple(value.shape) for name, value in family.state_dict().items()}
+    faults = [
+        f"{name}: {saved.get(name, 'absent')} in the checkpoint, {needed.get(name, 'absent')} in "
+        "the model"
+        for name in sorted({*saved, *needed})
+        if saved.get(name) != needed.get(name)
+    ]
+    if faults:
+        shown = [*faults[:_SHOWN], *([f"and {len(faults) - _SHOWN} more"] * (len(faults) > _SHOWN))]
+        raise ConfigError(f"The model that is described does not fit {path}:", shown)
 
 
 def is_complete(path: Path, training: TrainingConfig) -> bool:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from synthcube.schema import Schema
 
+StopSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP", "SIGQUIT"]
+
 
 class EMAConfig(Schema):
     """Moving average of the weights: what is validated, sampled and shared."""
@@ -38,6 +40,16 @@ class TrainingConfig(Schema):
     )
     validate_every_n_epochs: int = Field(
         default=1, ge=1, description="Epochs between validations and checkpoints."
+    )
+    checkpoint_every_n_minutes: float | None = Field(
+        default=15.0,
+        gt=0,
+        description="Minutes between checkpoints within an epoch; null: at validations only.",
+    )
+    stop_signals: tuple[StopSignal, ...] = Field(
+        default=("SIGTERM", "SIGUSR1", "SIGINT"),
+        description="Signals after which a checkpoint is saved and the training ends with exit "
+        "code 75, to be continued.",
     )
     sample_every_n_epochs: int = Field(
         default=5, ge=0, description="Epochs between sample pictures; 0: none."

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,7 +28,10 @@ from synthcube.training.callbacks import (
     StepSeeds,
 )
 from synthcube.training.config import TrainingConfig
+from synthcube.training.continuation import Continuation, NewHyperparameters
+from synthcube.training.means import LogMeans
 from synthcube.training.metrics import MetricsTable
+from synthcube.training.preemption import Preemption
 
 log = logging.getLogger("synthcube")
 
@@ -43,16 +47,24 @@ def fit(
     precision: str,
     device: torch.device,
     checkpoint: Path | None,
+    preemption: Preemption,
+    accept_changes: bool = False,
 ) -> dict[str, float]:
     """Train `family`, from `checkpoint` where one is given; returns the last metrics.
+
+    Args:
+        accept_changes: optimizers of a continued run take the hyperparameters of the config.
 
     Writes `checkpoints/`, `samples/` and `metrics.csv` under `run`.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
+        PreemptedError: a signal came, and a checkpoint was saved.
         OutputError: the run folder cannot be written.
     """
     table = MetricsTable(run / "metrics.csv")
+    if checkpoint:
+        data.position = checkpoints.position(checkpoint)
     num_devices = devices_used(compute, device)
     by_hand = not family.automatic_optimization
     if by_hand:
@@ -72,17 +84,25 @@ def fit(
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if data.rows("validation") else 0,
             log_every_n_steps=training.log_every_n_steps,
-            callbacks=_callbacks(data, training, run, seed, _monitor(data, family)),
-            plugins=[checkpoints.AtomicCheckpointIO()],
+            callbacks=_callbacks(
+                data, training, run, seed, _monitor(data, family), preemption, accept_changes
+            ),
+            plugins=[checkpoints.AtomicCheckpointIO(), *_cluster()],
             logger=table,
             enable_progress_bar=is_terminal(),
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=run,
         )
-        if checkpoint and trainer.is_global_zero:
-            table.drop_after(checkpoints.reached(checkpoint)[1])
-        trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.is_global_zero:
+            checkpoints.remove_unfinished(run / "checkpoints")
+            if checkpoint:
+                table.drop_after(
+                    checkpoints.reached(checkpoint)[1],
+                    within_epoch=checkpoints.is_within_epoch(checkpoint),
+                )
+        with preemption.patient():
+            trainer.fit(family, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -96,6 +116,11 @@ def _trainer(**settings: Any) -> pl.Trainer:
     return trainer
 
 
+def _cluster() -> list[SLURMEnvironment]:
+    """Slurm's part in the start of processes; jobs are put back into the queue by their script."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
 def _monitor(data: DataModule, family: Family) -> str | None:
     """The loss whose lowest point is the best model; None where there is no such loss."""
     if data.rows("validation"):
@@ -105,20 +130,25 @@ def _monitor(data: DataModule, family: Family) -> str | None:
 
 
 def _callbacks(
-    data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None
-) -> list[Callback]:
+    data: DataModule, training: TrainingConfig, run: Path, seed: int, monitor: str | None,
+    preemption: Preemption,
+    accept_changes: bool,
+) -> list[Callback]:  # fmt: skip
     folder = run / "checkpoints"
     ema = RampedEMA(training.ema.decay) if training.ema else None
     held = data.rows("validation") or data.rows("train")
     number = min(training.num_sample_images, len(held))
     rows = [held[i * len(held) // number] for i in range(number)]  # of every class, if sorted
+    guard = FiniteLossGuard(
+        lambda rows: [str(path) for row in rows for path in data.manifest.rows[row].channels],
+        lambda: _last_good(folder),
+        training.log_every_n_steps,
+    )
     callbacks: list[Callback] = [
         StepSeeds(seed),
-        FiniteLossGuard(
-            lambda rows: [str(path) for row in rows for path in data.manifest.rows[row].channels],
-            lambda: _last_good(folder),
-            training.log_every_n_steps,
-        ),
+        guard,
+        LogMeans(),
+        *([NewHyperparameters()] if accept_changes else []),
         LogLines(training.log_every_n_steps, quiet=is_terminal()),
         checkpoints.BestAndLast(folder, monitor, training.validate_every_n_epochs),
         SamplePictures(
@@ -127,8 +157,17 @@ def _callbacks(
             lambda: ema.model if ema else None,
             training.sample_every_n_epochs,
             seed,
+            preemption,
         ),
         *([ema] if ema else []),
+        Continuation(
+            folder / checkpoints.LAST,
+            preemption,
+            accumulate=training.accumulate,
+            every_n_minutes=training.checkpoint_every_n_minutes,
+            check=guard.check,
+            restored=ema.restore if ema else lambda *_: None,
+        ),
     ]
     if training.max_minutes:
         callbacks.append(Timer(timedelta(minutes=training.max_minutes), interval="step"))

@@ -49,10 +49,20 @@ class MetricsTable(Logger):
         with explained(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
-    def drop_after(self, step: int) -> None:
-        """Forget what a killed run logged after the checkpoint that it resumes from."""
+    def drop_after(self, step: int, *, within_epoch: bool) -> None:
+        """Forget what a killed run logged after the checkpoint that it resumes from.
+
+        Args:
+            within_epoch: the checkpoint is older than what that epoch came to.
+        """
         if self.path.exists():
-            self._rewrite([row for row in self._read() if int(row["step"]) <= step])
+            last_epoch_row = step - 1 if within_epoch else step
+            kept = [
+                row
+                for row in self._read()
+                if int(row["step"]) <= (last_epoch_row if _is_of_epoch(row) else step)
+            ]
+            self._rewrite(kept)
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -69,3 +79,7 @@ class MetricsTable(Logger):
                 writer.writerows(rows)
 
         write_with(self.path, write)
+
+
+def _is_of_epoch(row: Mapping[str, str]) -> bool:
+    return any(value for name, value in row.items() if name.endswith("/loss"))

@@ -1,0 +1,83 @@
+"""Signals that end a training early, in good order, to be continued by the same command."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from synthcube.errors import PreemptedError
+
+_AGAIN = "The same command goes on from there."
+
+
+class Preemption:
+    """Listens for signals: while nothing can be lost they stop the task at once.
+
+    While steps are taken they are only remembered, in `heard`, until a checkpoint is saved.
+    """
+
+    def __init__(self, signals: Sequence[str]) -> None:
+        self.signals = [signal.Signals[name] for name in signals]
+        self.heard: str | None = None
+        self._patient = False
+
+    @contextmanager
+    def listening(self) -> Iterator[Preemption]:
+        """Handle the signals inside; outside they mean what they meant before."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self  # the signals of a notebook's or a server's thread are not ours
+            return
+        before = {each: signal.getsignal(each) for each in self.signals}
+        self.listen()
+        try:
+            yield self
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def listen(self) -> None:
+        """Take the signals, also back from somebody who took them from us."""
+        if threading.current_thread() is threading.main_thread():
+            for each in self.signals:
+                signal.signal(each, self._hear)
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Inside, a signal is remembered instead of stopping at once."""
+        before, self._patient = self._patient, True
+        try:
+            yield
+        finally:
+            self._patient = before
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Inside, a signal breaks off what is done, which nobody will miss."""
+        before, self._patient = self._patient, False
+        try:
+            if self.heard:
+                raise PreemptedError(f"{self.heard} came.")
+            yield
+        except PreemptedError:
+            if not before:
+                raise
+        finally:
+            self._patient = before
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        again, self.heard = self.heard, signal.Signals(number).name
+        if again == self.heard == "SIGINT":
+            raise KeyboardInterrupt  # a person who asks twice means now
+        if not self._patient:
+            raise PreemptedError(f"{self.heard} came before there was anything to save. {_AGAIN}")
+
+    def stop(self, epoch: int, step: int, saved: Any) -> PreemptedError:
+        """The error with which a training ends whose checkpoint is saved."""
+        return PreemptedError(
+            f"{self.heard or 'A signal'} came in epoch {epoch + 1}, after step {step}. Saved as "
+            f"{saved}. {_AGAIN}"
+        )
