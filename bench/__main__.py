@@ -12,7 +12,7 @@ from bench.report import Options, Row, exit_code, table
 DEFAULT = (
     "startup", "train_step", "gan_step", "vqvae_step", "data_path", "sampling", "memory",
 )  # fmt: skip
-ON_REQUEST = ("precision", "family_step", "volumes")
+ON_REQUEST = ("precision", "family_step", "volumes", "processes", "saving")
 
 
 def main() -> int:

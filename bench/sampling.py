@@ -46,7 +46,7 @@ def images_per_second(family_name: str, num_batches: int, asked: str) -> tuple[f
     speeds = []
     for _ in range(num_batches):
         start = time.process_time()
-        images = list(sampling.generate(family, seeds, values, BATCH_SIZE, precision, device))
+        images = sampling.generate(family, seeds, values, precision, device)
         speeds.append(len(images) / (time.process_time() - start))
     return median(speeds), precision
 

@@ -41,7 +41,13 @@ def test_an_unknown_bench_is_named() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
-    [("startup", "data_path"), ("train_step",), ("gan_step", "vqvae_step"), ("sampling", "memory")],
+    [
+        ("startup", "data_path"),
+        ("train_step",),
+        ("processes", "saving"),
+        ("gan_step", "vqvae_step"),
+        ("sampling", "memory"),
+    ],
 )
 def test_benches_run(names: tuple[str, ...]) -> None:
     done = run("-m", "bench", "--quick", *names)

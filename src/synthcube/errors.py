@@ -8,7 +8,8 @@ SynthCubeError          a user's fault: shown without a traceback, exit code 2
 |- ArtifactError        a trained model's folder is missing, damaged or too new
 |- FamilyError          a family is unknown, or cannot do what is asked of it
 |- OutputError          an output folder is not writable, not empty, or the disk is full
-`- NonFiniteLossError   training produced a loss or a gradient that is not a number
+|- NonFiniteLossError   training produced a loss or a gradient that is not a number
+`- MemoryShortageError  the memory of the GPU or of the machine is used up
 """
 
 from __future__ import annotations
@@ -63,3 +64,7 @@ class OutputError(SynthCubeError):
 
 class NonFiniteLossError(SynthCubeError):
     """Training produced a loss or a gradient that is not a number."""
+
+
+class MemoryShortageError(SynthCubeError):
+    """The memory of the GPU or of the machine is used up."""

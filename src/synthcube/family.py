@@ -68,6 +68,11 @@ class FamilyConfig(Schema, ABC):
         """Whether it trains with an optimizer for each of several networks."""
         return False
 
+    def shortened(self) -> tuple[dict[str, int], int]:
+        """Keys of this config, with values, at which a training has seen all its phases after a
+        few epochs, and after how many."""
+        return {}, 1
+
     def faults(self, image: ImageSpec) -> list[str]:
         """Why these images do not fit this model, one sentence each; empty where they do."""
         return []

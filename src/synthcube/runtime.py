@@ -5,6 +5,7 @@ The only room that reads the environment.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import importlib.metadata
@@ -42,6 +43,16 @@ _LIGHTNING_CHATTER = (
     r"The `srun` command is available on your system but is not used",
     r"The `srun` command is available on your system",
     r"The \.grad attribute of a Tensor that is not a leaf Tensor",  # torch.compile looks at inputs
+)
+
+
+# Of a container the files of its own group are at the top; version 2, then 1.
+_CGROUP_FILES = (
+    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+    (
+        "sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
 )
 
 
@@ -84,6 +95,28 @@ def workers_that_fit(
             (2 * num_workers + 1) * batch_bytes / 1e6,
         )  # fmt: skip
     return fitting
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take of the host's memory: by the kernel's account of the
+    machine, the limit of its container or job (cgroup), and that of its address space."""
+    found = [sys.maxsize]
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        line = next(each for each in lines if each.startswith("MemAvailable:"))
+        found.append(int(line.split()[1]) * 1024)
+    for limit, used in _CGROUP_FILES:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            taken = int((root / used).read_text())
+            found.append(max(0, int((root / limit).read_text()) - taken))
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit_bytes != resource.RLIM_INFINITY:
+            pages = int((root / "proc/self/statm").read_text().split()[0])
+            found.append(max(0, limit_bytes - pages * resource.getpagesize()))
+    return min(found)
 
 
 def calm_threads() -> None:
@@ -150,7 +183,7 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def process_rank(num_devices: int, environment: Mapping[str, str] = os.environ) -> int:
+def process_rank(num_devices: int = 1, environment: Mapping[str, str] = os.environ) -> int:
     """Number of this process among those that train together, as their launcher wrote it.
 
     Args:
@@ -162,6 +195,22 @@ def process_rank(num_devices: int, environment: Mapping[str, str] = os.environ) 
     # Without a launcher, where the user starts the same command on each node.
     node, local = (environment.get(name, "0") for name in ("NODE_RANK", "LOCAL_RANK"))
     return int(node) * num_devices + int(local) if (node + local).isdigit() else 0
+
+
+def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Number of this process among those of its node, as their launcher wrote it."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return 0
+
+
+def launched_processes(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes a launcher (torchrun, srun) has started with this one."""
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return 1
 
 
 def is_terminal() -> bool:

@@ -10,6 +10,7 @@ import typer
 from synthcube.cli.app import app, begin
 from synthcube.cli.options import (
     Config,
+    Configs,
     Data,
     Model,
     OptionalConfig,
@@ -22,12 +23,15 @@ from synthcube.cli.options import (
 
 @app.command()
 def train(
-    config: Config,
+    config: Configs,
     data: Data,
     output: Output,
     resume: Annotated[
         str, typer.Option(help="auto continues a run; never refuses one; or a checkpoint's path.")
     ] = "auto",
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Only try a few batches of everything; keep nothing.")
+    ] = False,
     accept_changes: Annotated[
         bool,
         typer.Option("--accept_changes", help="Continue a run although keys that matter changed."),
@@ -37,14 +41,36 @@ def train(
 ) -> None:
     """Train a model; the same command again continues where it stopped."""
     begin(plugins)
-    from synthcube.tasks.train import train as task
+    if len(config) > 1:
+        options = ["--resume", resume, *(["--debug"] if debug else [])]
+        options += ["--accept_changes"] if accept_changes else []
+        options += [word for folder in plugins for word in ("--plugins", str(folder))]
+        _train_series(config, data, output, overrides, options)
+    elif debug:
+        from synthcube.tasks.trial import trial
 
-    folder = task(
-        config, data, output,
-        overrides=overrides, resume=resume, accept_changes=accept_changes,
-    )  # fmt: skip
-    if folder:
-        print(f"Trained model: {folder}")
+        for line in trial(config[0], data, output, overrides=overrides):
+            print(line, flush=True)
+    else:
+        from synthcube.tasks.train import train as task
+
+        folder = task(
+            config[0], data, output,
+            overrides=overrides, resume=resume, accept_changes=accept_changes,
+        )  # fmt: skip
+        if folder:
+            print(f"Trained model: {folder}")
+
+
+def _train_series(
+    configs: list[Path], data: Path, output: Path, overrides: list[str], options: list[str]
+) -> None:
+    from synthcube.tasks.series import exit_code, train_series
+
+    outcomes = train_series(configs, data, output, overrides=overrides, options=options)
+    for each in outcomes:
+        print(f"{each.run}: {each.text}")
+    raise typer.Exit(exit_code(outcomes))
 
 
 @app.command()
@@ -79,7 +105,8 @@ def infer(
         model, output, num_images=num_images, seed=seed, data_path=data, batch_size=batch_size,
         config_path=config, conditions=condition, conditions_path=conditions,
     )  # fmt: skip
-    print(f"Images: {output / 'images'}\nPicture: {picture}")
+    if picture:
+        print(f"Images: {output / 'images'}\nPicture: {picture}")
 
 
 @app.command()

@@ -10,6 +10,13 @@ import typer
 Config = Annotated[
     Path, typer.Option("--config", "-c", "--parameters_file", help="YAML of the run.")
 ]
+Configs = Annotated[
+    list[Path],
+    typer.Option(
+        "--config", "-c", "--parameters_file",
+        help="YAML of the run; several: each is trained into the output folder's own of its name.",
+    ),
+]  # fmt: skip
 OptionalConfig = Annotated[
     Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
     typer.Option("--config", "-c", "--parameters_file", help="YAML of seed, sampling, compute."),

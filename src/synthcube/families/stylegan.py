@@ -93,6 +93,10 @@ class StyleGANConfig(DiscriminatorFields, GrowthFields, FamilyConfig):
     def tiny(cls) -> Self:
         return cls(channels=(8, 8), latent_dim=8, num_mapping_layers=2)
 
+    def shortened(self) -> tuple[dict[str, int], int]:
+        quick = self.model_copy(update={"stage_epochs": 1})
+        return {"stage_epochs": 1}, max(1, quick.growing_epochs)
+
     def faults(self, image: ImageSpec) -> list[str]:
         found = self.size_faults(image)
         if image.source_channels:

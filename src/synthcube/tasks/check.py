@@ -15,8 +15,8 @@ from synthcube.data.manifest import Manifest, read_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError, SynthCubeError
-from synthcube.training import start, strategies
-from synthcube.training.memory import training_bytes
+from synthcube.tasks import forecast
+from synthcube.training import shortage, start, strategies
 
 
 def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) -> list[str]:
@@ -90,10 +90,9 @@ def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
     device = compute.device(settings.compute.accelerator)
     precision, reason = compute.precision(settings.compute.precision, device)
     strategies.require_usable(settings.compute, settings.training, device)
-    weights, needed = training_bytes(
-        settings.model, data.image, settings.training.batch_size,
-        mixed=precision == "bf16-mixed", device="cpu",
-    )  # fmt: skip
+    need = forecast.need_of(settings, data.image, precision, device)
+    weights, needed = need.estimate().weights, need.bytes_needed()
+    lack = shortage.warning(need, needed, need.bytes_free())
     # Two checkpoints of weights, average and two moments; one more while it is being written.
     on_disk = 3 * 4 * weights + weights
     free = shutil.disk_usage(Path.cwd()).free
@@ -102,7 +101,8 @@ def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
         f"model: {settings.model.name}, {weights / 1e6:.1f} MB of weights",
         f"precision: {precision} on {device.type} ({reason})",
         f"memory: about {needed / 1e9:.2f} GB at batch size {settings.training.batch_size}, "
-        "beside about 1 GB of libraries",
+        f"beside about 1 GB of libraries{' for each process' if need.processes > 1 else ''}",
+        *([lack] if lack else []),
         f"disk: about {on_disk / 1e6:.0f} MB for the run, {free / 1e9:.1f} GB free here; the "
         f"cache holds {np.prod(data.cache.shape) * 4 / 1e6:.0f} MB in {runtime.cache_folder()}",
         f"length: {steps} steps in {settings.training.max_epochs} epochs",

@@ -17,7 +17,8 @@ from synthcube.storage import make_folder, sha256, write_text
 from synthcube.tasks.export import export
 from synthcube.tasks.image_folder import IMAGES
 from synthcube.tasks.infer import infer
-from synthcube.tasks.train import CONFIG, train
+from synthcube.tasks.run_folder import CONFIG
+from synthcube.tasks.train import train
 
 _NUM_IMAGES, _SIDE, _SPACING_MM = 6, 16, (1.0, 1.5, 3.0)
 

@@ -1,55 +1,186 @@
-"""What a training will need, estimated before it starts."""
+"""The memory that a training will need, estimated before it starts."""
 
 from __future__ import annotations
 
+import math
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from synthcube.adversarial import AdversarialFamily
-from synthcube.family import FamilyConfig
+from synthcube.family import Family, FamilyConfig
+from synthcube.optimization import OptimizerConfig
 from synthcube.schema import Batch, Condition, ImageSpec
+from synthcube.training.config import TrainingConfig
 
-_STATES = 4  # gradient, two moments of Adam, moving average: each as large as trained weights
+# Weights x voxels below which a step is taken for real: that is quicker than to trace it.
+_CHEAP = 3e8
 
 
-def training_bytes(
-    config: FamilyConfig, image: ImageSpec, batch_size: int, *, mixed: bool, device: str
-) -> tuple[int, int]:
-    """Bytes of weights, and of a training step at that batch size.
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes that one process of a training needs, beside those of its libraries."""
 
-    A real forward pass of one image tells what is kept for its backward pass; nothing else is
-    measured, so treat it as a lower bound.
+    weights: int
+    """Parameters and buffers, the frozen ones too."""
+    optimizer: int
+    """States of every optimizer."""
+    average: int
+    """Moving average of the weights."""
+    step: int
+    """Most that a step adds: activations and gradients, or what its optimizer needs."""
+    loading: int
+    """Batches that data workers keep ready, always in the memory of the host."""
+
+    @property
+    def on_device(self) -> int:
+        """Everything but the data workers' batches."""
+        return self.weights + self.optimizer + self.average + self.step
+
+
+def estimate(
+    config: FamilyConfig,
+    image: ImageSpec,
+    training: TrainingConfig,
+    *,
+    mixed: bool,
+    processes: int = 1,
+    num_workers: int = 0,
+) -> MemoryEstimate:
+    """What a training of that model takes, from the peak of one step's forward and backward pass.
+
+    The step is traced on tensors without data (torch's FakeTensorMode), so that it costs neither
+    memory nor time however large the images; a tiny one, or one that cannot be traced, is taken
+    for real. What libraries allocate inside an operation, as cuDNN's workspaces, is not seen.
+
+    Args:
+        mixed: whether it computes in half precision.
+        processes: those that share a batch.
     """
-    family = config.build(image)
-    sizes = {each: each.numel() * each.element_size() for each in family.parameters()}
-    weights = sum(sizes.values())
-    trained = sum(size for each, size in sizes.items() if each.requires_grad)
-    kept = 0
-    seen: set[int] = set()
+    family = config.build(image).train()
+    trained = [weight for weight in family.parameters() if weight.requires_grad]
+    states = [*family.parameters(), *family.buffers()]
+    share = math.ceil(training.batch_size / processes)
+    gradients = _bytes(trained)
+    # While a forward pass runs, none are left but those that are added up or sent.
+    kept = gradients * (training.accumulate > 1) + gradients * (processes > 1)
+    steps = (_step_peak(family, image, share, mixed=mixed) + kept, 2 * gradients)
+    image_bytes = 4 * math.prod(image.size) * (image.channels + len(image.source_channels))
+    return MemoryEstimate(
+        weights=_bytes(states),
+        optimizer=_optimizer_bytes(family),
+        average=_bytes(states) if training.ema else 0,
+        step=max(steps),
+        loading=2 * num_workers * share * image_bytes,
+    )
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal kept
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen and not isinstance(tensor, torch.nn.Parameter):
-            seen.add(storage.data_ptr())
-            kept += storage.nbytes()
-        return tensor
 
-    batch = Batch(
-        image=torch.zeros(1, image.channels, *image.size),
-        label=torch.zeros(1, dtype=torch.int64),
-        index=torch.zeros(1, dtype=torch.int64),
+class _Live(TorchDispatchMode):
+    """Bytes of the tensors that operations have made and that are still there, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._seen: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if id(storage) in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen[id(storage)] = weakref.finalize(storage, self._free, id(storage), size)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.pop(key, None)
+        self.live -= size
+
+
+def _step_peak(family: Family, image: ImageSpec, batch_size: int, *, mixed: bool) -> int:
+    from torch._subclasses import FakeTensorMode
+
+    weights = sum(each.numel() for each in family.parameters())
+    if weights * math.prod(image.size) * batch_size < _CHEAP:
+        return _measured(family, image, batch_size, mixed=mixed)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return _measured(family, image, batch_size, mixed=mixed)
+    except Exception:  # a user's own family may look at values, which a tensor without data lacks
+        family.zero_grad()
+        return batch_size * _measured(family, image, 1, mixed=mixed)
+
+
+def _measured(family: Family, image: ImageSpec, batch_size: int, *, mixed: bool) -> int:
+    """Peak of the forward and backward pass of every network that is trained."""
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+    live = _Live()
+    with torch.random.fork_rng(devices=[]), live, autocast:
+        batch = _blank(image, batch_size)
+        if not isinstance(family, AdversarialFamily) or family.discriminator is None:
+            _differentiate(family.loss(batch), family.parameters())
+            return live.peak
+        judging = {id(weight) for weight in family.discriminator.parameters()}
+        making = [weight for weight in family.parameters() if id(weight) not in judging]
+        terms, made = family.generator_loss(batch)
+        _differentiate(terms, making)
+        made = made.detach()
+        del terms
+        judged = family.discriminator_loss(batch, made)
+        _differentiate(judged, family.discriminator.parameters())
+    return live.peak
+
+
+def _differentiate(terms: dict[str, torch.Tensor], weights: Iterable[torch.Tensor]) -> None:
+    trained = [weight for weight in weights if weight.requires_grad]
+    torch.autograd.grad(terms["loss"], trained, allow_unused=True)
+
+
+def _blank(image: ImageSpec, number: int) -> Batch:
+    return Batch(
+        image=torch.zeros(number, image.channels, *image.size),
+        label=torch.zeros(number, dtype=torch.int64),
+        index=torch.zeros(number, dtype=torch.int64),
         augmented=False,
         condition=Condition(
-            values=torch.zeros(1, len(image.conditions)),
-            source=torch.zeros(1, len(image.source_channels), *image.size),
+            values=torch.zeros(number, len(image.conditions)),
+            source=torch.zeros(number, len(image.source_channels), *image.size),
         ),
     )
-    with (
-        torch.autograd.graph.saved_tensors_hooks(count, torch.Tensor.detach),
-        torch.autocast(device, torch.bfloat16, enabled=mixed),
-    ):
-        if isinstance(family, AdversarialFamily) and family.discriminator is not None:
-            family.generator_loss(batch)  # through the discriminator too; `loss` is validated only
-        else:
-            family.loss(batch)
-    return weights, weights + trained * _STATES + kept * batch_size
+
+
+def _optimizer_bytes(family: Family) -> int:
+    trained = [weight for weight in family.parameters() if weight.requires_grad]
+    if not isinstance(family, AdversarialFamily) or family.discriminator is None:
+        return int(_bytes(trained) * _states(family.config.optimizer))
+    judging = {id(weight) for weight in family.discriminator.parameters()}
+    made_by, judged_by = family.optimizer_configs()
+    return int(
+        _bytes(each for each in trained if id(each) not in judging) * _states(made_by)
+        + _bytes(each for each in trained if id(each) in judging) * _states(judged_by)
+    )
+
+
+def _states(optimizer: OptimizerConfig) -> float:
+    """Bytes that an optimizer keeps for each byte of weights, from a step with a small matrix."""
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    weight.grad = torch.ones_like(weight)
+    built = optimizer.build([weight])
+    built.step()
+    kept = [each for each in tree_leaves(dict(built.state)) if isinstance(each, torch.Tensor)]
+    return _bytes(each for each in kept if each.numel() > 1) / _bytes([weight])
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(each.numel() * each.element_size() for each in tensors)

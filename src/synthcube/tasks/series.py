@@ -1,0 +1,167 @@
+"""A series: one training after another, each in a process of its own, so that none ends another."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synthcube import config, runtime
+from synthcube.data.manifest import read_manifest
+from synthcube.errors import ConfigError, PreemptedError, SynthCubeError
+from synthcube.storage import make_folder
+
+log = logging.getLogger("synthcube")
+
+# A host that ends the series means the training that is under way.
+_FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one training of a series ended."""
+
+    run: Path
+    exit_code: int | None  # None: not started; below 0: ended by the signal of that number
+
+    @property
+    def text(self) -> str:
+        if self.exit_code is None:
+            return "not started"
+        if self.exit_code < 0:
+            return f"killed by {signal.Signals(-self.exit_code).name}"
+        texts = {
+            0: "done",
+            1: "a bug of ours",
+            SynthCubeError.exit_code: "failed",
+            PreemptedError.exit_code: "stopped by a signal",
+        }
+        return texts.get(self.exit_code, f"ended with exit code {self.exit_code}")
+
+
+@dataclass
+class _Child:
+    """The training under way, and the signal that ended the series."""
+
+    process: subprocess.Popen[bytes] | None = None
+    received: list[int] = field(default_factory=list)
+
+
+def train_series(
+    config_paths: Sequence[Path],
+    data_path: Path,
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    options: Sequence[str] = (),
+) -> list[Outcome]:
+    """Train each config into the folder of `out` that has its name; a failure stops no other.
+
+    Args:
+        options: further words of the command line, for every training.
+
+    Raises:
+        SynthCubeError: a config, the list of images or `out` is faulty, and nothing was started.
+    """
+    runs = _runs(config_paths, out)
+    _check(config_paths, data_path, overrides)
+    make_folder(out, "output_path")
+    words = [word for override in overrides for word in ("--set", override)]
+    outcomes = []
+    with _forwarding() as child:
+        for number, (path, run) in enumerate(zip(config_paths, runs, strict=True), start=1):
+            if child.received:
+                outcomes.append(Outcome(run, None))
+                continue
+            log.info("Training %d of %d: %s into %s.", number, len(runs), path, run)
+            command = ["-m", "synthcube", "train", "-c", path, "-d", data_path, "-o", run]
+            outcomes.append(Outcome(run, _ended(child, [*command, *options, *words])))
+    return outcomes
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """That of a preempted training where a signal ended the series, so that it is put back into
+    its queue; 1 where a training ended by a bug or was killed; else 2 where one failed."""
+    codes = [each.exit_code for each in outcomes if each.exit_code is not None]
+    if PreemptedError.exit_code in codes or len(codes) < len(outcomes):
+        return PreemptedError.exit_code
+    return 1 if any(code == 1 or code < 0 for code in codes) else max(codes)
+
+
+def _runs(config_paths: Sequence[Path], out: Path) -> list[Path]:
+    """The folder of each.
+
+    Raises:
+        ConfigError: two would have the same, or a launcher started several processes.
+    """
+    processes = runtime.launched_processes()
+    if processes > 1:
+        raise ConfigError(
+            f"Several configs in one call train one after another, and a launcher has started "
+            f"{processes} processes for the call: give one config to each start of the launcher."
+        )
+    counts = Counter(path.stem for path in config_paths)
+    faults = [
+        f"{name}: {', '.join(str(path) for path in config_paths if path.stem == name)}"
+        for name, count in counts.items()
+        if count > 1
+    ]
+    if faults:
+        raise ConfigError(
+            f"Each config is trained into the folder of {out} that has its name: names must "
+            "differ.",
+            faults,
+        )
+    return [out / path.stem for path in config_paths]
+
+
+def _check(config_paths: Sequence[Path], data_path: Path, overrides: Sequence[str]) -> None:
+    """All faults of all configs, before the first training."""
+    faults: list[SynthCubeError] = []
+    for path in config_paths:
+        try:
+            config.load(path, overrides).model.resolved()
+        except SynthCubeError as error:
+            faults.append(error)
+    try:
+        read_manifest(data_path)
+    except SynthCubeError as error:
+        faults.append(error)
+    if faults:
+        raise faults[0] if len(faults) == 1 else ConfigError("\n".join(map(str, faults)))
+
+
+def _ended(child: _Child, words: Sequence[object]) -> int:
+    # In a session of its own: Ctrl-C reaches it once, through us.
+    child.process = subprocess.Popen(
+        [sys.executable, *map(str, words)], start_new_session=True, stdin=subprocess.DEVNULL
+    )
+    if child.received:  # between the check and the start
+        child.process.send_signal(child.received[0])
+    return child.process.wait()
+
+
+@contextmanager
+def _forwarding() -> Iterator[_Child]:
+    """Give the signals that end a training to the one under way."""
+    child = _Child()
+
+    def forward(number: int, _: Any) -> None:
+        child.received.append(number)
+        if child.process and child.process.poll() is None:
+            child.process.send_signal(number)
+
+    numbers = [getattr(signal, name) for name in _FORWARDED if hasattr(signal, name)]
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        yield child
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

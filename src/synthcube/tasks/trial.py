@@ -1,0 +1,135 @@
+"""A trial (`train --debug`): a few batches of all that a training and its sampling will do."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from synthcube import artifact, compute, config, storage
+from synthcube.config import RunConfig
+from synthcube.data.conditions import cell
+from synthcube.data.manifest import Manifest, Row, read_manifest, write_manifest
+from synthcube.family import Samples
+from synthcube.tasks.image_folder import IMAGES
+from synthcube.tasks.infer import infer
+from synthcube.tasks.train import train
+
+_BATCHES, _CPU_BATCH, _IMAGES = 3, 2, 2
+
+
+def trial(
+    config_path: Path, data_path: Path, out: Path, *, overrides: Sequence[str] = ()
+) -> Iterator[str]:
+    """Train on a few images of the data, save, and infer, in a folder that is removed again.
+
+    On a CPU the batch is cut to two images a process; on a GPU it is the real one, because what
+    the trial is to find out is whether it fits.
+
+    Args:
+        out: folder of the real run, which must be writable; what it holds stays as it is.
+
+    Yields:
+        What was done, one line each; the last says what was tried and that it works. Of processes
+        that train together only the first has something to say.
+
+    Raises:
+        SynthCubeError: what the real run would have raised.
+    """
+    start = time.monotonic()
+    settings = config.load(config_path, overrides)
+    changes = _changes(settings)
+    manifest = read_manifest(data_path)
+    was_there = out.exists()
+    storage.make_folder(out, "output_path")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".debug-", dir=out) as name:
+            folder, data = Path(name), Path(name) / "data.csv"
+            write_manifest(data, _few(manifest, settings, _batch_size(settings) * _BATCHES))
+            words = [f"{key}={value}" for key, value in changes.items()]
+            yield "trial with " + ", ".join(words)
+            model = train(
+                config_path, data, folder / "run", overrides=[*overrides, *words], resume="never"
+            )
+            if model:
+                yield from _drawn(model, data, folder, settings)
+                yield (
+                    f"Tried: {_BATCHES} batches of training, validation, pictures, a checkpoint, "
+                    f"the trained model and {_IMAGES} images of it, in "
+                    f"{time.monotonic() - start:.0f} s. All of it works; nothing of it is kept."
+                )
+    finally:
+        if not was_there:
+            with contextlib.suppress(OSError):  # another process of this trial is still in it
+                out.rmdir()
+
+
+def _changes(settings: RunConfig) -> dict[str, int | str]:
+    """Keys in which the trial differs from the run, with their values."""
+    keys, epochs = settings.model.shortened()
+    changes: dict[str, int | str] = {
+        "training.max_epochs": epochs,
+        "training.batch_size": _batch_size(settings),
+        "training.accumulate": min(2, settings.training.accumulate),
+        "training.validate_every_n_epochs": 1,
+        "training.sample_every_n_epochs": 1,
+        "training.num_sample_images": _IMAGES,
+        "training.log_every_n_steps": 1,
+        "training.loggers": "[]",  # nobody wants a trial among their runs
+    }
+    return changes | {f"model.{key}": value for key, value in keys.items()}
+
+
+def _batch_size(settings: RunConfig) -> int:
+    """Images of a batch of the trial, over all processes."""
+    device = compute.device(settings.compute.accelerator)
+    if device.type != "cpu":
+        return settings.training.batch_size
+    processes = compute.devices_used(settings.compute, device) * settings.compute.num_nodes
+    return min(settings.training.batch_size, _CPU_BATCH * processes)
+
+
+def _few(manifest: Manifest, settings: RunConfig, number: int) -> list[dict[str, str]]:
+    """That many training images, from all over the list; they are validated on as well."""
+    splits = {row.split for row in manifest.rows}
+    # An empty cell of Split means train; a list without any is split by the training.
+    trained = [row for row in manifest.rows if row.split in ("", "train")] or list(manifest.rows)
+    step = max(1.0, len(trained) / number)
+    places = {int(i * step) for i in range(min(number, len(trained)))}
+    for name, kind in settings.data.conditions.items():
+        if kind == "number":  # its range must not be a point
+            known = {i: found for i, row in enumerate(trained) if (found := _number(row, name))}
+            ordered = sorted(known, key=lambda place: known[place])
+            places |= {*ordered[:1], *ordered[-1:]}
+    rows = [trained[place] for place in sorted(places)]
+    validates = "validation" in splits or (not splits - {""} and settings.data.validation_fraction)
+    again = rows[: settings.compute.num_nodes * _batch_size(settings)] if validates else []
+    return [_cells(row, "train") for row in rows] + [_cells(row, "validation") for row in again]
+
+
+def _number(row: Row, name: str) -> tuple[float, ...]:
+    try:
+        return (float(cell(row, name)),)
+    except ValueError:
+        return ()  # not known, or a fault that the training will explain
+
+
+def _cells(row: Row, split: str) -> dict[str, str]:
+    channels = {f"Channel_{i}": str(path) for i, path in enumerate(row.channels)}
+    known = {"SubjectID": f"{row.subject} ({split})", "Split": split, **row.conditions}
+    label = {"Label": str(row.label), "LabelMapping": row.label_name} if row.label >= 0 else {}
+    return channels | known | label
+
+
+def _drawn(model: Path, data: Path, folder: Path, settings: RunConfig) -> Iterator[str]:
+    device = compute.device(settings.compute.accelerator)
+    trained = artifact.load(model)
+    draws = isinstance(trained.build(device), Samples) and not trained.image.source_channels
+    infer(
+        model, folder / "images", num_images=_IMAGES if draws else None, num_devices=1,
+        data_path=None if draws else data, batch_size=_IMAGES,
+    )  # fmt: skip
+    made = sorted((folder / "images" / IMAGES).iterdir())
+    yield f"made {len(made)} image(s) of {'x'.join(map(str, trained.image.size))}"

@@ -1,0 +1,200 @@
+"""Too little memory: said before a training where it can be foreseen, and explained where not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from synthcube import compute, runtime
+from synthcube.compute import ComputeConfig
+from synthcube.errors import MemoryShortageError, SynthCubeError
+from synthcube.family import FamilyConfig
+from synthcube.schema import ImageSpec
+from synthcube.training.config import TrainingConfig
+from synthcube.training.memory import MemoryEstimate, estimate
+
+_KEYS_SHOWN = 3
+_HALVES = 6  # a batch is halved no more often than that
+_SIGNS = (
+    "out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator",
+    "ALLOC_FAILED", "std::bad_alloc", "Cannot allocate memory",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A training, and the memory that it needs and has."""
+
+    model: FamilyConfig
+    image: ImageSpec
+    training: TrainingConfig
+    compute: ComputeConfig
+    precision: str
+    device: torch.device
+    num_workers: int = 0
+
+    @property
+    def processes(self) -> int:
+        """Those that share a batch."""
+        return compute.devices_used(self.compute, self.device) * self.compute.num_nodes
+
+    def estimate(self) -> MemoryEstimate:
+        """What each process needs."""
+        return estimate(
+            self.model, self.image, self.training, mixed=self.precision.endswith("-mixed"),
+            processes=self.processes, num_workers=self.num_workers,
+        )  # fmt: skip
+
+    def bytes_needed(self) -> int:
+        """On the GPU of each process; or in the host, by all of its processes."""
+        needed = self.estimate()
+        if self.device.type == "cuda":
+            return needed.on_device
+        return (needed.on_device + needed.loading) * self.processes // self.compute.num_nodes
+
+    def bytes_free(self) -> int:
+        """On the GPU, or in the host; as much as anything where that cannot be told."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0])
+        return runtime.free_memory()
+
+
+def warning(need: Need, needed: int, free: int) -> str:
+    """What to say of a training that needs more bytes than are free; empty where it does not."""
+    if needed <= free:
+        return ""
+    return (
+        f"This training needs about {_gigabytes(needed)}, and {_gigabytes(free)} are free: it may "
+        f"run out of memory. These help most: {'; '.join(_advice(need, free))}."
+    )
+
+
+@contextmanager
+def explained(need: Need, free: int, kept: Any) -> Iterator[None]:
+    """Turn a failed allocation while training into a text that says what to change.
+
+    Args:
+        free: bytes that were free when it started.
+        kept: called for the words on the last checkpoint.
+
+    Raises:
+        MemoryShortageError: memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, SynthCubeError) as error:
+        # A checkpoint that memory is too short for passes for one that cannot be read.
+        if not (is_shortage(error) or is_shortage(error.__cause__)):
+            raise
+        where = "the GPU" if need.device.type == "cuda" else "this machine or container"
+        raise MemoryShortageError(
+            f"The memory of {where} is used up ({_first_line(error.__cause__ or error)}). {kept()} "
+            "Run the same command again with one of these, those that help most first:",
+            _advice(need, free),
+        ) from error
+
+
+@contextmanager
+def sampling_explained(batch_size: int) -> Iterator[None]:
+    """The same while images are made.
+
+    Raises:
+        MemoryShortageError: memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        less = f"--batch_size {batch_size // 2}" if batch_size > 1 else "a machine with more of it"
+        raise MemoryShortageError(
+            f"Memory ran out while {batch_size} image(s) were made at once "
+            f"({_first_line(error)}): use {less}."
+        ) from error
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether an exception tells of an allocation that failed, on a GPU or in the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def _advice(need: Need, free: int) -> list[str]:
+    """Changes of keys, each by itself, with what would be needed then; the best ones first."""
+    changed = [*_less_at_once(need, free), *_cheaper(need), *_smaller(need)]
+    ranked = []
+    for words, other in changed:
+        try:
+            ranked.append((other.bytes_needed(), words))
+        except (RuntimeError, MemoryError, SynthCubeError):  # it is memory that we are short of
+            continue
+    ranked.sort(key=lambda each: each[0])
+    told = [f"{words} (about {_gigabytes(needed)})" for needed, words in ranked]
+    return told[:_KEYS_SHOWN] or [f"--set {words}" for words, _ in changed[:_KEYS_SHOWN]]
+
+
+def _less_at_once(need: Need, free: int) -> Iterator[tuple[str, Need]]:
+    """A smaller batch, the rest of it accumulated: the largest that should fit."""
+    training = need.training
+    for halves in range(1, _HALVES):
+        size, rest = divmod(training.batch_size, 2**halves)
+        if rest or size % need.processes or not size:
+            size = max(1, size // need.processes) * need.processes
+        if size >= training.batch_size:
+            return
+        accumulate = training.accumulate * -(-training.batch_size // size)
+        changes = {"batch_size": size, "accumulate": accumulate}
+        other = replace(need, training=training.model_copy(update=changes))
+        last = size == need.processes or halves + 1 == _HALVES
+        try:
+            fits = other.bytes_needed() <= free
+        except (RuntimeError, MemoryError):
+            fits = False
+        if fits or last:
+            yield f"training.batch_size={size} training.accumulate={accumulate}", other
+            return
+
+
+def _cheaper(need: Need) -> Iterator[tuple[str, Need]]:
+    """Half precision; activations computed twice."""
+    on_gpu = need.device.type == "cuda"
+    if need.precision == "32-true" and (on_gpu or compute.computes_in_bf16(need.device)):
+        yield "compute.precision=bf16", replace(need, precision="bf16-mixed")
+    for section, values in (("model", need.model), ("compute", need.compute)):
+        if getattr(values, "activation_checkpointing", None) is False:
+            cheaper = values.model_copy(update={"activation_checkpointing": True})
+            changes: dict[str, Any] = {section: cheaper}
+            yield f"{section}.activation_checkpointing=true", replace(need, **changes)
+
+
+def _smaller(need: Need) -> Iterator[tuple[str, Need]]:
+    """Half the size of the images, half the channels of the networks, where the model can."""
+    size = tuple(each // 2 for each in need.image.size)
+    image = need.image.model_copy(update={"size": size})
+    if not need.model.faults(image):
+        yield f"data.size={list(size)}", replace(need, image=image)
+    channels = getattr(need.model, "channels", None)
+    if isinstance(channels, tuple) and min(channels, default=0) > 1:
+        halved = [each // 2 for each in channels]
+        try:
+            values = need.model.model_dump() | {"channels": halved}
+            model = type(need.model).model_validate(values)
+        except (ValidationError, SynthCubeError):
+            return
+        if not model.faults(need.image):
+            yield f"model.channels={halved} (another model)", replace(need, model=model)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:200] if lines else type(error).__name__
+
+
+def _gigabytes(number: int) -> str:
+    return f"{number / 1e9:.2f} GB"

@@ -1,0 +1,56 @@
+"""Prints the bytes by which a training grows this process at most, and those estimated.
+
+python tests/peak_of_training.py FAMILY SIDE RANK BATCH_SIZE
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from synthcube import registry
+from synthcube.compute import ComputeConfig
+from synthcube.data.manifest import read_manifest
+from synthcube.data.module import DataModule
+from synthcube.data.phantom import write_phantoms
+from synthcube.data.transforms import DataConfig
+from synthcube.training import TrainingConfig, fit
+from synthcube.training.shortage import Need
+
+
+def train(family: str, size: tuple[int, ...], batch_size: int, folder: Path) -> Need:
+    num = 3 * batch_size
+    written = write_phantoms(folder / "data", num=num, size=size)
+    data = DataModule(
+        read_manifest(written.parent), DataConfig(validation_fraction=0), batch_size=batch_size,
+        seed=0, cache=folder / "cache",
+    )  # fmt: skip
+    training = TrainingConfig(max_epochs=1, batch_size=batch_size, sample_every_n_epochs=0)
+    config = registry.find(family)(name=family)
+    module = config.build(data.image)
+    module.begin(data.every_image(), data.rows("train"))
+    compute = ComputeConfig(accelerator="cpu")
+    fit(
+        module, data, training, compute, run=folder / "run", seed=0, precision="32-true",
+        device=torch.device("cpu"), checkpoint=None,
+    )  # fmt: skip
+    return Need(config, data.image, training, compute, "32-true", torch.device("cpu"))
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    name, side, rank, number = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        # what Lightning and the kernels load is no part of a training's need
+        train("dcgan", (16, 16), 2, Path(folder) / "warm-up")
+        before = peak()
+        need = train(name, (int(side),) * int(rank), int(number), Path(folder) / "real")
+    taken = peak() - before
+    print(taken, need.bytes_needed())

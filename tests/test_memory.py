@@ -1,0 +1,217 @@
+"""The estimate of memory against what trainings take, and what is said when there is too little."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from synthcube import registry, runtime
+from synthcube.compute import ComputeConfig
+from synthcube.schema import ImageSpec
+from synthcube.storage import sha256
+from synthcube.training import TrainingConfig, memory, shortage
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+
+
+def spec(side: int, rank: int = 2) -> ImageSpec:
+    return ImageSpec(
+        size=(side,) * rank, channels=1, spacing_mm=(1, 1, 1),
+        affine=((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)),
+        intensity_range=((0, 255),), file_format="png",
+    )  # fmt: skip
+
+
+def need(name: str = "ddpm", **training: object) -> shortage.Need:
+    model = registry.find(name).tiny()
+    return shortage.Need(
+        model, spec(16), TrainingConfig(**training), ComputeConfig(), "32-true", CPU
+    )
+
+
+@pytest.mark.parametrize("family", registry.names())
+def test_a_traced_step_takes_what_a_real_one_does(family: str, monkeypatch) -> None:
+    config, training = registry.find(family).tiny(), TrainingConfig(batch_size=3)
+    real = memory.estimate(config, spec(16), training, mixed=False)
+    monkeypatch.setattr(memory, "_CHEAP", 0)
+    traced = memory.estimate(config, spec(16), training, mixed=False)
+    assert traced.step == pytest.approx(real.step, rel=0.1)
+    assert (traced.weights, traced.optimizer) == (real.weights, real.optimizer)
+
+
+def test_every_part_is_counted() -> None:
+    model = registry.find("ddpm").tiny()
+    plain = memory.estimate(model, spec(16), TrainingConfig(ema=None), mixed=False)
+    weights = sum(each.numel() * 4 for each in model.build(spec(16)).parameters())
+    assert plain.weights >= weights
+    assert plain.optimizer == 2 * weights, "AdamW keeps two moments"
+    assert plain.average == 0
+    other = type(model).model_validate(model.model_dump() | {"optimizer": {"name": "SGD"}})
+    assert memory.estimate(other, spec(16), TrainingConfig(), mixed=False).optimizer == 0
+    averaged = memory.estimate(model, spec(16), TrainingConfig(), mixed=False)
+    assert averaged.average == averaged.weights
+    twice = memory.estimate(
+        model, spec(16), TrainingConfig(batch_size=32), mixed=False, num_workers=2
+    )
+    assert 1.8 < twice.step / averaged.step < 2.0
+    assert twice.loading == 4 * 32 * 16 * 16 * 4
+    half = memory.estimate(model, spec(16), TrainingConfig(), mixed=False, processes=2)
+    assert 0.5 < half.step / averaged.step < 0.6
+    added = memory.estimate(model, spec(16), TrainingConfig(accumulate=2), mixed=False)
+    assert added.step == averaged.step + weights
+    dcgan = registry.find("dcgan").tiny()
+    made = dcgan.build(spec(16))
+    both = sum(each.numel() * 4 for each in made.parameters())
+    assert memory.estimate(dcgan, spec(16), TrainingConfig(), mixed=False).optimizer == 2 * both
+
+
+def test_an_estimate_draws_nothing() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    need().estimate()
+    _ = torch.get_rng_state()
+    torch.manual_seed(3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "side", "rank", "batch_size"),
+    [("ddpm", 64, 2, 16), ("dcgan", 64, 3, 4), ("vqvae", 64, 3, 1), ("autoencoder_kl", 64, 2, 8)],
+)
+def test_the_estimate_is_within_a_factor_of_two(
+    family: str, side: int, rank: int, batch_size: int
+) -> None:
+    """Of the growth of a process that trains three steps."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "peak_of_training.py"), family, str(side), str(rank),
+         str(batch_size)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    taken, estimated = map(int, done.stdout.split()[-2:])
+    assert 0.5 < estimated / taken < 2, f"{estimated / 1e6:.0f} of {taken / 1e6:.0f} MB"
+
+
+def test_a_training_that_does_not_fit_is_warned_of_with_values_that_do() -> None:
+    wide = need(batch_size=16)
+    needed = wide.bytes_needed()
+    assert shortage.warning(wide, needed, needed) == ""
+    text = shortage.warning(wide, needed, needed // 3)
+    assert "These help most: " in text
+    named = [part.split(" (")[0] for part in text.split("most: ")[1].split("; ")]
+    assert len(named) == 3
+    assert any(part.startswith("training.batch_size=4 training.accumulate=4") for part in named)
+    less = need(batch_size=4, accumulate=4)
+    assert less.bytes_needed() <= needed // 3
+    alone = need(batch_size=1)
+    text = shortage.warning(alone, needed, 1)
+    assert "training.batch_size" not in text
+    assert "data.size=[8, 8]" in text
+
+
+@pytest.mark.parametrize("family", registry.names())
+def test_every_value_that_is_advised_is_one_that_trains(family: str) -> None:
+    short = need(family, batch_size=6)
+    for _, other in (*shortage._less_at_once(short, 0), *shortage._cheaper(short),
+                     *shortage._smaller(short)):  # fmt: skip
+        assert other.bytes_needed() < 1.01 * short.bytes_needed()
+        assert other.model.faults(other.image) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_a_failed_allocation_looks_like(error: Exception, expected: bool) -> None:
+    assert shortage.is_shortage(error) is expected
+
+
+def test_the_tightest_limit_counts(tmp_path: Path) -> None:
+    assert 0 < runtime.free_memory() < 1 << 50
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  2000 kB\n")
+    assert runtime.free_memory(tmp_path) == 2000 * 1024
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text("400000\n")
+    (group / "memory.max").write_text("max\n")
+    assert runtime.free_memory(tmp_path) == 2000 * 1024
+    (group / "memory.max").write_text("1000000\n")
+    assert runtime.free_memory(tmp_path) == 600000
+
+
+LIMITED = """
+import resource, sys
+import lightning, monai, torchio  # what is loaded anyway is no part of the limit
+from synthcube.tasks import train, infer
+from synthcube.cli import main
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+main()
+"""
+
+
+def limited(megabytes: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """A command that may take so much more memory than its libraries."""
+    return subprocess.run(
+        [sys.executable, "-c", LIMITED, str(megabytes << 20), *map(str, words)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_is_explained_and_leaves_the_last_checkpoint(
+    cli, tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ["train", "-c", tiny_config("ddpm"), "-d", phantoms, "-o", run,
+             "--set", "model.channels=[256, 256]", "--set", "training.batch_size=8",
+             "--set", "model.scheduler=null"]  # fmt: skip
+    fresh = limited(250, *words)
+    assert fresh.returncode == 2, fresh.stderr
+    assert "it may run out of memory. These help most: " in fresh.stderr
+    assert "error: The memory of this machine or container is used up" in fresh.stderr
+    assert "There is no checkpoint yet, and nothing half-written." in fresh.stderr
+    assert fresh.stderr.count("  - ") == 3
+    assert "training.batch_size=" in fresh.stderr
+    assert "Traceback" not in fresh.stderr
+    assert cli(*words, "--set", "training.max_epochs=1")[0] == 0
+    last = run / "checkpoints" / "last.ckpt"
+    before = sha256(last)
+    again = limited(250, *words)
+    assert again.returncode == 2, again.stderr
+    assert f"The last checkpoint, {last}, is intact." in again.stderr
+    assert sha256(last) == before
+    code, _, err = cli(*words)
+    assert code == 0, err
+    assert "Continuing after epoch 1" in err
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_while_images_are_made(
+    tiny_config, phantoms: Path, tmp_path: Path, cli
+) -> None:
+    config = tiny_config("rectified_flow")
+    assert cli("train", "-c", config, "-d", phantoms, "-o", tmp_path / "run")[0] == 0
+    ended = limited(
+        60, "infer", "-m", tmp_path / "run", "-o", tmp_path / "images", "-n", "20000",
+        "--batch_size", "20000",
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert "Memory ran out while 20000 image(s) were made at once" in ended.stderr
+    assert "use --batch_size 10000." in ended.stderr
+    assert not (tmp_path / "images" / "manifest.csv").exists()
