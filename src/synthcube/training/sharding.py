@@ -83,6 +83,10 @@ class FullySharded(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> Any:
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
 
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True  # Lightning's own has restored it with the weights
+
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.model is not None
         state = scattered(checkpoint["state_dict"], self.model)
