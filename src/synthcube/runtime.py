@@ -36,6 +36,7 @@ _LIGHTNING_CHATTER = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"The '.*_dataloader' does not have many workers",
     r"The number of training batches .* is smaller than the logging interval",
+    r"It is recommended to use .self.log",  # LogMeans has added them up over processes
     r"You're resuming from a checkpoint that ended before the epoch ended",  # batches.start
     r"Checkpoint directory .* exists and is not empty",
     r"GPU available but not used",
