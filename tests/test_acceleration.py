@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,7 @@ def test_the_networks_are_what_is_compiled() -> None:
         assert not [each for each in family.state_dict() if "_orig_mod" in each]
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
 @pytest.mark.slow
 def test_a_really_compiled_model_is_used_where_there_is_no_compiler(
     tiny_config, phantoms: Path, tmp_path: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -192,7 +193,7 @@ def test_the_artifact_of_a_real_zero_run_is_what_deepspeed_puts_together(
     stage: int, tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
     """DeepSpeed's CPU accelerator, in two processes; its own script reads its pieces."""
-    pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+    _need_deepspeed()
     path, run = tiny_config("vqvae"), tmp_path / "run"
     asked = ["compute.strategy=deepspeed", f"compute.strategy_config={{stage: {stage}}}",
              "training.ema=null", "model.scheduler=null", "compute.precision=bf16"]  # fmt: skip
@@ -233,7 +234,7 @@ def test_a_checkpoint_of_zero_fits_its_stage_and_number_of_processes() -> None:
 
 @pytest.mark.slow
 def test_zero_averages_weights_as_ddp_does(tiny_config, phantoms: Path, tmp_path: Path) -> None:
-    pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+    _need_deepspeed()
     path = tiny_config("vqvae")
     script = SCRIPT.with_name("zero_each_rank.py")
     together(path, phantoms, tmp_path / "ddp")
@@ -241,3 +242,9 @@ def test_zero_averages_weights_as_ddp_does(tiny_config, phantoms: Path, tmp_path
     expected, averaged = weights(tmp_path / "ddp"), weights(tmp_path / "zero")
     for name in expected:
         torch.testing.assert_close(averaged[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def _need_deepspeed() -> None:
+    pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+    if not shutil.which("g++"):
+        pytest.skip("DeepSpeed compiles C++, and there is no compiler")

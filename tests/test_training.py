@@ -97,16 +97,29 @@ def test_the_average_ramps_up_as_documented(tiny_config, phantoms, tmp_path: Pat
     """Recomputed from the weights after each step: decay min(0.999, (1 + n) / (10 + n))."""
     from synthcube.training.averaging import RampedEMA
 
-    current = [torch.randn(3, 2) for _ in range(4)]
+    current = [torch.nn.Linear(3, 2) for _ in range(4)]
     ema = RampedEMA(0.999)
-    averaged = [current[0].clone()]
-    expected = current[0].clone()
-    for number, weight in enumerate(current[1:], start=1):
+    averaged = torch.nn.Linear(3, 2)
+    ema._update(averaged, current[0])
+    expected = current[0].weight.detach().clone()
+    for number, layer in enumerate(current[1:], start=1):
         ema._latest_update_step = number
-        ema._average(averaged, [weight], None)
+        ema._update(averaged, layer)
         decay = (1 + number) / (10 + number)
-        expected = decay * expected + (1 - decay) * weight
-    torch.testing.assert_close(averaged[0], expected)
+        expected = decay * expected + (1 - decay) * layer.weight.detach()
+    torch.testing.assert_close(averaged.weight.detach(), expected)
+
+
+def test_the_average_leaves_out_what_is_not_drawn(tiny_config, phantoms, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny_config("dcgan"), phantoms, run)
+    last = checkpoints.load(run / "checkpoints" / "last.ckpt")
+    averaged, current = last["state_dict"], last["current_model_state"]
+    for name in averaged:
+        is_judge = name.startswith("discriminator.")
+        moved = name.endswith("weight")
+        assert torch.equal(averaged[name], current[name]) or not is_judge, name
+        assert is_judge or not moved or not torch.equal(averaged[name], current[name]), name
 
 
 def test_the_same_seed_trains_the_same_weights(tiny_config, phantoms, tmp_path: Path) -> None:

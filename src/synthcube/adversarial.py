@@ -87,6 +87,8 @@ class AdversarialFamily(Family):
     ``loss`` is what is validated; without a discriminator it is what is trained as well.
     """
 
+    unaveraged = ("discriminator",)
+
     def __init__(self, config: FamilyConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
         # Of the instance: a module is found after what a class has of the same name.

@@ -84,6 +84,9 @@ class Family(pl.LightningModule, ABC):
     blocks: ClassVar[tuple[type[torch.nn.Module], ...]] = ()
     """Classes whose inside may be computed twice, to save memory, beside those that are found."""
 
+    unaveraged: ClassVar[tuple[str, ...]] = ()
+    """Modules that nothing is drawn with, of which no moving average is kept."""
+
     def __init__(self, config: FamilyConfig, image: ImageSpec) -> None:
         super().__init__()
         self.config = config

@@ -20,15 +20,15 @@ class RampedEMA(WeightAveraging):
 
     At the n-th update the decay is min(`decay`, (1 + n) / (10 + n)), as in the exponential
     moving average of TensorFlow and diffusers. Buffers are copied, not averaged, but for the
-    statistics of batch norms: those of the latest weights do not fit averaged ones.
+    statistics of batch norms: those of the latest weights do not fit averaged ones. So is what a
+    family names in `unaveraged`, before it is needed.
 
     Args:
         halved: whether the weights have 16 bits; the average is in float32 all the same.
     """
 
     def __init__(self, decay: float, *, halved: bool = False) -> None:
-        how: Any = {"avg_fn": self._average_one} if halved else {"multi_avg_fn": self._average}
-        super().__init__(use_buffers=False, **how)
+        super().__init__(use_buffers=False)
         self.max_decay = decay
         self.halved = halved
 
@@ -48,6 +48,7 @@ class RampedEMA(WeightAveraging):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        self._copy_unaveraged(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         checkpoint["state_dict"] = gathered(checkpoint["state_dict"])
 
@@ -61,32 +62,47 @@ class RampedEMA(WeightAveraging):
         }
         super().on_load_checkpoint(trainer, pl_module, checkpoint | pieces)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
-    ) -> None:
-        number = self._latest_update_step
-        statistics = _statistics(self.model) if number and self.model else []
-        averaged = [each.clone() for each in statistics]
-        super().on_train_batch_end(trainer, pl_module, *args)
-        if averaged:
-            if self._latest_update_step > number:
-                torch._foreach_lerp_(averaged, _statistics(pl_module), 1 - self._decay(number))
-            torch._foreach_copy_(statistics, averaged)
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        # Not Lightning's, which asks the device at every step, and averages what is not drawn.
+        if trainer.global_step <= self._latest_update_step or self.model is None:
+            return
+        self._update(self.model, pl_module)
+        self._latest_update_step = trainer.global_step
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._copy_unaveraged(pl_module)
+        super().on_validation_epoch_start(trainer, pl_module)
 
     def restore(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Put the trained weights back in a validation that is broken off."""
         self.on_validation_epoch_end(trainer, module)
 
     @torch.no_grad()
-    def _average(
-        self, averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], _: Any
-    ) -> None:
-        decay = self._decay(self._latest_update_step)
-        torch._foreach_lerp_(_local(averaged), _local(current), 1 - decay)
+    def _update(self, averaged: torch.nn.Module, family: Any) -> None:
+        # The first step's weights are taken as they are.
+        weight = 1 - self._decay(self._latest_update_step) if self._latest_update_step else 1.0
+        skipped = {id(each) for each in _unaveraged(family)}
+        pairs = [
+            (one, other)
+            for one, other in zip(averaged.parameters(), family.parameters(), strict=True)
+            if other.requires_grad and id(other) not in skipped
+        ]
+        ours, theirs = _local([one for one, _ in pairs]), _local([other for _, other in pairs])
+        if self.halved:
+            theirs = [other.to(one.dtype) for one, other in zip(ours, theirs, strict=True)]
+        torch._foreach_lerp_(ours, theirs, weight)
+        statistics = _statistics(averaged)
+        if statistics:
+            torch._foreach_lerp_(statistics, _statistics(family), weight)
+        done = {id(each) for each in statistics}
+        for own, other in zip(averaged.buffers(), family.buffers(), strict=True):
+            if id(own) not in done:
+                own.copy_(other)
 
-    def _average_one(self, averaged: torch.Tensor, current: torch.Tensor, _: Any) -> torch.Tensor:
-        decay = self._decay(self._latest_update_step)
-        return averaged.lerp(current.to(averaged.dtype), 1 - decay)
+    @torch.no_grad()
+    def _copy_unaveraged(self, family: Any) -> None:
+        for one, other in zip(_unaveraged(self.model), _unaveraged(family), strict=True):
+            one.copy_(other)
 
     def _swap_models(self, pl_module: pl.LightningModule) -> None:
         if not self.halved or self.model is None:
@@ -100,6 +116,13 @@ class RampedEMA(WeightAveraging):
 
     def _decay(self, number: int) -> float:
         return min(self.max_decay, (1 + number) / (10 + number))
+
+
+def _unaveraged(family: Any) -> list[torch.Tensor]:
+    """Weights of the modules that the family excepts."""
+    names = getattr(family, "unaveraged", ())
+    modules = [each for name in names if (each := getattr(family, name)) is not None]
+    return [weight for module in modules for weight in module.parameters()]
 
 
 def _local(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
