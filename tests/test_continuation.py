@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import random
+import shutil
 import signal
 import time
 import warnings
@@ -16,9 +18,9 @@ import pytest
 import torch
 
 from synthcube import registry
-from synthcube.errors import ConfigError, PreemptedError
+from synthcube.errors import ConfigError, OutputError, PreemptedError
 from synthcube.tasks.train import train
-from synthcube.training import callbacks, checkpoints, continuation
+from synthcube.training import checkpoint_io, checkpoints, continuation, pictures
 from synthcube.training.preemption import Preemption
 
 # Eight images to train on: four steps in each of two epochs.
@@ -177,7 +179,7 @@ def test_a_signal_breaks_off_a_picture_but_not_the_training_of_the_epoch(
             os.kill(os.getpid(), signal.SIGUSR1)
             raise AssertionError("drew on")
 
-        callbacks.SamplePictures._tiles = drawing  # type: ignore[method-assign]
+        pictures.SamplePictures._tiles = drawing  # type: ignore[method-assign]
         train(config, phantoms, run, overrides=overrides)
 
     assert child(work) == 75
@@ -211,7 +213,7 @@ def test_whatever_the_training_it_goes_on_exactly(
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(
-    tiny_config, phantoms: Path, tmp_path: Path
+    tiny_config, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed from outside, at any moment: also while a checkpoint is being written."""
     config, run = tiny_config(), tmp_path / "run"
@@ -219,6 +221,7 @@ def test_twenty_kills_at_random_moments_change_nothing(
     began = time.monotonic()
     train(config, phantoms, tmp_path / "straight", overrides=overrides)
     whole = time.monotonic() - began
+    monkeypatch.setattr(checkpoint_io, "_SMALL_BYTES", 0)  # written by a thread
     moments = random.Random(0)
     kills = 0
     while kills < 20:
@@ -291,3 +294,59 @@ def test_who_presses_twice_is_heard_at_once() -> None:
         assert preemption.heard == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_last_checkpoint_is_of_the_last_validation_not_of_the_last_improvement(
+    tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    """Where nothing improves after the first epoch, as Lightning would keep that one alone."""
+    run, reached = tmp_path / "run", []
+
+    def note(self: Any, trainer: Any, module: Any) -> None:
+        saved(self, trainer, module)
+        reached.append(checkpoints.reached(run / "checkpoints" / "last.ckpt")[0])
+
+    saved = checkpoints.BestAndLast.on_train_epoch_end
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.BestAndLast, "on_train_epoch_end", note)
+        worst = ["training.max_epochs=3", "training.best={metric: validation/loss, mode: max}"]
+        train(tiny_config(), phantoms, run, overrides=worst)
+        assert checkpoints.reached(run / "checkpoints" / "best.ckpt")[0] == 1
+        assert reached == [1, 2, 3]
+        shutil.rmtree(run)
+        reached.clear()
+        train(
+            tiny_config("dcgan"), phantoms, run,
+            overrides=["training.max_epochs=3", "data.validation_fraction=0"],
+        )  # fmt: skip
+    assert reached == [1, 2, 3]
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+
+
+def test_what_is_saved_is_what_it_was_when_the_training_went_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written by a thread, from a copy; the same file twice where it is the best and the last."""
+    monkeypatch.setattr(checkpoint_io, "_SMALL_BYTES", 0)
+    first, second = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
+    weight, writer = torch.ones(1000, 1000), checkpoint_io.AtomicCheckpointIO()
+    for number in range(3):
+        weight.fill_(number)
+        writer.save_checkpoint({"state_dict": {"weight": weight}}, first)
+        writer.repeat(first, second)
+        weight.fill_(-1)
+        writer.finish()
+        for path in (first, second):
+            assert (checkpoints.load(path)["state_dict"]["weight"] == number).all()
+    assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "last.ckpt"}
+    writer.save_checkpoint({"state_dict": {"weight": weight}}, tmp_path / "gone" / "last.ckpt")
+    writer.finish()
+    monkeypatch.setattr(checkpoint_io.torch, "save", _full)
+    writer.save_checkpoint({"state_dict": {"weight": weight}}, first)
+    with pytest.raises(OutputError, match=r"best.ckpt: the disk is full\. What was there before"):
+        writer.teardown()
+    assert (checkpoints.load(first)["state_dict"]["weight"] == 2).all()
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

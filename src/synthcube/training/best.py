@@ -19,11 +19,10 @@ from synthcube.training.dry_pass import copy_of, trained_terms
 def best_and_last(folder: Path, monitor: str | None, training: TrainingConfig) -> BestAndLast:
     """Checkpoints by `training.best`, or by `monitor` where that says nothing."""
     best = training.best
-    metric = best.metric if best else monitor
-    made = BestAndLast(folder, metric, training.validate_every_n_epochs)
-    if best and best.mode == "max":
-        made.mode, made.kth_value = "max", torch.tensor(-torch.inf)
-    return made
+    every = training.validate_every_n_epochs
+    if best is None:
+        return BestAndLast(folder, monitor, every, "min")
+    return BestAndLast(folder, best.metric, every, best.mode)
 
 
 def metrics_asked_for(training: TrainingConfig) -> dict[str, str]:

@@ -11,7 +11,6 @@ from synthcube.schema import List, Schema
 from synthcube.training.loggers import LoggerConfig
 
 Mode = Literal["min", "max"]
-
 StopSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP", "SIGQUIT"]
 
 
@@ -75,7 +74,7 @@ class TrainingConfig(Schema):
         gt=0,
         description="Minutes between checkpoints within an epoch; null: at validations only.",
     )
-    stop_signals: tuple[StopSignal, ...] = Field(
+    stop_signals: List[StopSignal] = Field(
         default=("SIGTERM", "SIGUSR1", "SIGINT"),
         description="Signals after which a checkpoint is saved and the training ends with exit "
         "code 75, to be continued.",

@@ -104,6 +104,8 @@ class Continuation(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _stop(self, trainer: pl.Trainer) -> None:
+        writer: Any = trainer.strategy.checkpoint_io
+        writer.finish()
         stop = self.preemption.stop(trainer.current_epoch, trainer.global_step, self.path)
         if trainer.is_global_zero:
             raise stop

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 
-from synthcube.training import checkpoints
+from synthcube.training.checkpoint_io import load
 from synthcube.training.config import EarlyStopConfig, TrainingConfig
 
 
@@ -45,7 +45,7 @@ def stopped_early(checkpoint: Path, training: TrainingConfig) -> str:
     if config is None:
         return ""
     key = EarlyStop(config, training.validate_every_n_epochs).state_key
-    state = checkpoints.load(checkpoint)["callbacks"].get(key, {})
+    state = load(checkpoint, mapped=True)["callbacks"].get(key, {})
     waited = int(state.get("wait_count", 0))
     if waited < config.patience:
         return ""

@@ -19,6 +19,7 @@ from synthcube.runtime import is_terminal, quiet_lightning
 from synthcube.training import checkpoints, reports, throughput
 from synthcube.training.best import require_metrics
 from synthcube.training.callbacks import callbacks
+from synthcube.training.checkpoint_io import AtomicCheckpointIO, load
 from synthcube.training.compilation import compile_networks, explained
 from synthcube.training.determinism import determinism
 from synthcube.training.metrics import MetricsTable
@@ -46,7 +47,7 @@ def fit(family: Family, plan: Plan) -> dict[str, float]:
     ledger = throughput.Ledger(type(family).__name__, SamplePictures.__name__)
     if plan.checkpoint:
         plan.data.position = checkpoints.position(plan.checkpoint)
-        require_same(checkpoints.load(plan.checkpoint), plan.compute, plan.num_processes)
+        require_same(load(plan.checkpoint, mapped=True), plan.compute, plan.num_processes)
     frozen = _ready(family, plan)
     compute = plan.compute
     with quiet_lightning(), determinism(compute.deterministic), explained(compute):
@@ -86,7 +87,7 @@ def _ready(family: Family, plan: Plan) -> list[Any]:
 def _places(family: Family, plan: Plan) -> dict[str, Any]:
     """Where and in which numbers the trainer computes."""
     by_hand = not family.automatic_optimization
-    plugins: list[Any] = [checkpoints.AtomicCheckpointIO(), *_cluster()]
+    plugins: list[Any] = [AtomicCheckpointIO(), *_cluster()]
     precision: dict[str, Any] = {"precision": plan.precision}
     if own := weights_precision(plan.precision, plan.device.type):
         own.convert_module(family)  # before a checkpoint is read into it

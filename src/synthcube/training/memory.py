@@ -17,6 +17,7 @@ from synthcube.family import Family, FamilyConfig
 from synthcube.optimization import OptimizerConfig
 from synthcube.schema import Batch, Condition, ImageSpec
 from synthcube.training.config import TrainingConfig
+from synthcube.training.recomputation import recompute_blocks
 
 # Weights x voxels below which a step is taken for real: that is quicker than to trace it.
 _CHEAP = 3e8
@@ -49,6 +50,7 @@ def estimate(
     training: TrainingConfig,
     *,
     mixed: bool,
+    recomputed: bool = False,
     processes: int = 1,
     num_workers: int = 0,
 ) -> MemoryEstimate:
@@ -60,9 +62,12 @@ def estimate(
 
     Args:
         mixed: whether it computes in half precision.
+        recomputed: whether the inside of blocks is computed again backwards.
         processes: those that share a batch.
     """
     family = config.build(image).train()
+    if recomputed:
+        recompute_blocks(family)
     trained = [weight for weight in family.parameters() if weight.requires_grad]
     states = [*family.parameters(), *family.buffers()]
     share = math.ceil(training.batch_size / processes)

@@ -47,6 +47,7 @@ class Need:
         """What each process needs."""
         return estimate(
             self.model, self.image, self.training, mixed=self.precision.endswith("-mixed"),
+            recomputed=self.compute.activation_checkpointing,
             processes=self.processes, num_workers=self.num_workers,
         )  # fmt: skip
 
@@ -87,13 +88,12 @@ def explained(need: Need, free: int, kept: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError, SynthCubeError) as error:
-        # A checkpoint that memory is too short for passes for one that cannot be read.
-        if not (is_shortage(error) or is_shortage(error.__cause__)):
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
             raise
         where = "the GPU" if need.device.type == "cuda" else "this machine or container"
         raise MemoryShortageError(
-            f"The memory of {where} is used up ({_first_line(error.__cause__ or error)}). {kept()} "
+            f"The memory of {where} is used up ({_first_line(error)}). {kept()} "
             "Run the same command again with one of these, those that help most first:",
             _advice(need, free),
         ) from error

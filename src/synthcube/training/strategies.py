@@ -66,6 +66,11 @@ def is_cut(strategy: Strategy) -> bool:
     )
 
 
+def is_one_file(strategy: Strategy) -> bool:
+    """Whether a checkpoint is a file alone, without a folder beside it."""
+    return not isinstance(strategy, zero.ZeRO)
+
+
 def faults(model: FamilyConfig, training: TrainingConfig, compute: ComputeConfig) -> Iterator[str]:
     """Why that strategy cannot train that model so, one sentence each."""
     if compute.strategy not in _CUTTING:

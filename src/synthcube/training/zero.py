@@ -82,7 +82,9 @@ class ZeRO(DeepSpeedStrategy):
         if self.is_global_zero:
             # The file names its folder: one that was left half written is never looked at.
             written = {"tag": tag, "stage": self.stage, "processes": self.world_size}
-            self.checkpoint_io.save_checkpoint({**checkpoint, _KEY: written}, path)
+            writer: Any = self.checkpoint_io
+            writer.save_checkpoint({**checkpoint, _KEY: written}, path)
+            writer.finish()  # before the folder goes that the file before it names
             for other in _folder(path).iterdir():
                 if other.is_dir() and other.name != tag:
                     shutil.rmtree(other)
