@@ -195,14 +195,15 @@ def test_a_waiting_discriminator_keeps_its_schedule(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_one_discriminator(
-    name: str, tiny_config, phantoms: Path, tmp_path: Path
+    name: str, norm: str, tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
     done = subprocess.run(
         [sys.executable, str(EACH_RANK), str(tiny_config(name)), str(phantoms),
          str(tmp_path / "run"), "compute.num_devices=2", *ADVERSARIAL,
-         "model.adversarial_from_step=2"],
+         "model.adversarial_from_step=2", f"model.discriminator_norm={norm}"],
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
