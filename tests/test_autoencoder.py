@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets import PatchDiscriminator
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,6 +19,7 @@ from synthcube.autoencoder import Autoencoder
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import FamilyError
 from synthcube.nets import perceptual
+from synthcube.nets.norm import BatchNorm
 from synthcube.nets.spectral import SpectralLoss
 from synthcube.schema import Batch, Condition, ImageSpec
 from synthcube.tasks.train import train
@@ -74,6 +77,31 @@ def test_both_sides_learn(name: str, size: tuple[int, ...]) -> None:
             if weight.requires_grad and weight.grad is None]  # fmt: skip
     assert idle == []
     assert "adversarial" not in family.eval().loss(batch(images))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 16, 16)])
+def test_batch_norms_of_the_discriminator_are_shared_by_all_processes(
+    size: tuple[int, ...],
+) -> None:
+    settings = {"adversarial_weight": 0.1, "discriminator_channels": 4}
+    assert not norms(model("vqvae", size, **settings))
+    family = model("vqvae", size, discriminator_norm="batch", **settings).train()
+    assert [type(each) for each in norms(family)] == [BatchNorm, BatchNorm]
+    config = family.config
+    described = {**config.discriminator_settings(family.image), "channels": 4}
+    del described["num_channels"]
+    theirs = PatchDiscriminator(**described)
+    theirs.load_state_dict(family.discriminator.state_dict())
+    images = torch.randn(3, 1, *size)
+    torch.testing.assert_close(family.discriminator(images)[-1], theirs(images)[-1])
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(family.discriminator.state_dict()[name], value)
+
+
+def norms(family: Autoencoder) -> list[torch.nn.Module]:
+    judge: Any = family.discriminator
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    return [each for each in judge.modules() if isinstance(each, kind)]
 
 
 def test_without_a_weight_it_is_a_plain_family() -> None:
@@ -167,14 +195,15 @@ def test_a_waiting_discriminator_keeps_its_schedule(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_one_discriminator(
-    name: str, tiny_config, phantoms: Path, tmp_path: Path
+    name: str, norm: str, tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
     done = subprocess.run(
         [sys.executable, str(EACH_RANK), str(tiny_config(name)), str(phantoms),
          str(tmp_path / "run"), "compute.num_devices=2", *ADVERSARIAL,
-         "model.adversarial_from_step=2"],
+         "model.adversarial_from_step=2", f"model.discriminator_norm={norm}"],
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -211,6 +211,51 @@ def test_images_are_what_was_asked_for(
     run, out = tmp_path / "run", tmp_path / "images"
     assert cli("train", "-c", tmp_path / "c.yaml", "-d", data, "-o", run)[0] == 0
     assert cli("infer", "-m", run, "-o", out, "-n", 60)[0] == 0
+    follow_what_was_asked(out)
+
+
+# The first stage, the second, and images and epochs of both.
+TWO_STAGES = {
+    "latent_diffusion": (
+        "{name: autoencoder_kl, channels: [16, 32], num_norm_groups: 4, optimizer: {lr: 2.0e-3}}",
+        "channels: [32, 64], num_res_blocks: 1, attention_from: 1, num_norm_groups: 4",
+        (240, 40, 90),
+    ),
+    "code_prior": (
+        "{name: vqvae, channels: [32], num_res_layers: 1, num_embeddings: 32, embedding_dim: 8,"
+        " optimizer: {lr: 2.0e-3}}",
+        "dim: 64, num_layers: 3, num_heads: 4, dropout: 0.2",
+        (400, 80, 70),
+    ),
+}
+STAGE = """
+model: {model}
+training: {{max_epochs: {epochs}, batch_size: 24, validate_every_n_epochs: 10,
+  sample_every_n_epochs: 0, ema: {{decay: 0.98}}}}
+compute: {{accelerator: cpu, precision: "32"}}
+data: {{conditions: {{Label: class, Radius: number, Brightness: number}}}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TWO_STAGES)
+def test_images_of_two_stages_are_what_was_asked_for(cli, family: str, tmp_path: Path) -> None:
+    """After a minute for both stages."""
+    first, second, (num, *epochs) = TWO_STAGES[family]
+    data = write_phantoms(tmp_path / "data", num=num, size=(16, 16)).parent
+    second = (f"{{name: {family}, first_stage: {tmp_path / 'first'}, optimizer: {{lr: 2.0e-3}}, "
+              f"guidance: 1.5, {second}}}")  # fmt: skip
+    for run, model, length in zip(("first", "second"), (first, second), epochs, strict=True):
+        (tmp_path / f"{run}.yaml").write_text(STAGE.format(model=model, epochs=length))
+        code, _, err = cli("train", "-c", tmp_path / f"{run}.yaml", "-d", data,
+                           "-o", tmp_path / run)  # fmt: skip
+        assert code == 0, err
+    assert cli("infer", "-m", tmp_path / "second", "-o", tmp_path / "images", "-n", 60)[0] == 0
+    follow_what_was_asked(tmp_path / "images")
+
+
+def follow_what_was_asked(out: Path) -> None:
+    """Of images of every condition: class, size and brightness are those in the manifest."""
     measured = [shape_of(picture) for picture in pictures(out)]
     asked = listed(out)
     kinds = [kind == row["Label"] for (kind, _, _), row in zip(measured, asked, strict=True)]

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from generative.networks.nets import VQVAE, AutoencoderKL, DiffusionModelUNet
+from generative.networks.nets import (
+    VQVAE,
+    AutoencoderKL,
+    ControlNet,
+    DiffusionModelUNet,
+    MultiScalePatchDiscriminator,
+    PatchDiscriminator,
+)
 
 from synthcube import artifact, legacy
 
@@ -179,3 +187,131 @@ def test_a_family_without_counterpart(cli, tmp_path: Path) -> None:
     )  # fmt: skip
     assert code == 2
     assert "rectified_flow has no counterpart in monai-generative" in err
+
+
+def judged(norm: str = "batch") -> dict[str, object]:
+    return {"adversarial_weight": 0.01, "discriminator_channels": 4, "discriminator_norm": norm}
+
+
+def old_discriminator(rank: int, norm: str = "BATCH", **settings: object) -> torch.nn.Module:
+    """With statistics that were followed, and scales that are not one."""
+    described = {"num_channels": 4, "in_channels": 1, "num_layers_d": 2, "norm": norm} | settings
+    network = scrambled(PatchDiscriminator(spatial_dims=rank, **described)).train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(4, 1, *[16] * rank) * 2 + 1)
+    return network.eval()
+
+
+@pytest.fixture
+def with_discriminator(cli, config, tmp_path: Path):
+    """Imports a vqvae, or an autoencoder_kl, with these weights of its discriminator."""
+
+    def imported(state: dict, family: str = "vqvae", rank: int = 2, **changed: object):
+        torch.save(OLD[family][0](rank).state_dict(), tmp_path / "old.pt")
+        torch.save(state, tmp_path / "judge.pt")
+        return cli(
+            "import", tmp_path / "old.pt", "--family", family, "-o", tmp_path / "model",
+            "-c", config(family, rank, **(changed or judged())),
+            "--discriminator", tmp_path / "judge.pt",
+        )  # fmt: skip
+
+    return imported
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("family", ["vqvae", "autoencoder_kl"])
+def test_an_imported_discriminator_judges_as_the_old_one_did(
+    with_discriminator, family: str, rank: int, norm: str, tmp_path: Path
+) -> None:
+    network = old_discriminator(rank, norm.upper())
+    code, _, err = with_discriminator(network.state_dict(), family, rank, **judged(norm))
+    assert code == 0, err
+    assert err.count("Same output as monai-generative within") == 2
+    assert "Not used: 0" not in err
+    model = artifact.load(tmp_path / "model")
+    assert model.metrics["imported_discriminator_difference"] < 1e-5
+    ours = model.build(torch.device("cpu")).discriminator
+    image = torch.randn(3, 1, *[16] * rank, generator=torch.Generator().manual_seed(5))
+    for made, theirs in zip(ours(image), network(image), strict=True):
+        assert theirs.std() > 0.01
+        torch.testing.assert_close(made, theirs, rtol=0, atol=1e-5)
+    assert {key: each.shape for key, each in ours.state_dict().items()} == {
+        key: each.shape for key, each in network.state_dict().items()
+    }
+
+
+def test_a_discriminator_in_a_wrapper(with_discriminator) -> None:
+    state = {f"module.{k}": v for k, v in old_discriminator(2).state_dict().items()}
+    code, _, err = with_discriminator(state)
+    assert code == 0, err
+
+
+def multi_scale() -> torch.nn.Module:
+    return MultiScalePatchDiscriminator(
+        num_d=2, num_layers_d=2, spatial_dims=2, num_channels=4, in_channels=1, norm="BATCH",
+        minimum_size_im=64,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("build", "changed", "said"),
+    [
+        (old_discriminator, judged("instance"), "norm to batch"),
+        (partial(old_discriminator, norm="INSTANCE"), judged(), "norm to instance"),
+        (old_discriminator, {"adversarial_weight": 0.0}, "adversarial_weight is 0"),
+        (partial(old_discriminator, num_layers_d=1), judged(), "1.conv.weight: not in the"),
+        (partial(old_discriminator, bias=True), judged(), "0.conv.bias: our network has no such"),
+        (
+            partial(old_discriminator, kernel_size=6, padding=2), judged(),
+            "(4, 1, 6, 6) in the checkpoint, (4, 1, 4, 4) in the config",
+        ),
+        (
+            lambda rank: multi_scale(), judged(),
+            "discriminator_1.1.adn.N.bias: our network has no such weight",
+        ),
+    ],
+)  # fmt: skip
+def test_a_discriminator_that_does_not_fit_is_refused(
+    with_discriminator, build, changed: dict, said: str, tmp_path: Path
+) -> None:
+    code, _, err = with_discriminator(build(rank=2).state_dict(), **changed)
+    assert code == 2
+    assert said in err
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_untrained_discriminator_is_not_saved_in_silence(cli, config, tmp_path: Path) -> None:
+    torch.save(old_vqvae(2).state_dict(), tmp_path / "old.pt")
+    code, _, err = cli(
+        "import", tmp_path / "old.pt", "--family", "vqvae", "-c", config("vqvae", **judged()),
+        "-o", tmp_path / "model",
+    )  # fmt: skip
+    assert code == 2
+    assert "give them with --discriminator, or set model.adversarial_weight to 0" in err
+
+
+def test_a_diffusion_has_no_discriminator(with_discriminator) -> None:
+    code, _, err = with_discriminator(old_discriminator(2).state_dict(), "ddpm", **UNET)
+    assert code == 2
+    assert "this family trains without one" in err
+
+
+@pytest.mark.parametrize("prefix", ["", "controlnet."])
+def test_a_controlnet_is_named_as_one(cli, config, prefix: str, tmp_path: Path) -> None:
+    network = ControlNet(
+        spatial_dims=2, in_channels=1, num_channels=(8, 16), num_res_blocks=1,
+        attention_levels=(False, True), norm_num_groups=4, num_head_channels=(4, 4),
+        conditioning_embedding_num_channels=(8,),
+    )  # fmt: skip
+    state = {f"{prefix}{name}": value for name, value in network.state_dict().items()}
+    torch.save(state, tmp_path / "old.pt")
+    code, _, err = cli(
+        "import", tmp_path / "old.pt", "--family", "ddpm", "-c", config("ddpm"),
+        "-o", tmp_path / "model",
+    )  # fmt: skip
+    assert code == 2
+    assert "a ControlNet, a network that SynthCube does not have" in err
+    assert "data.source_channels" in err
+    assert not (tmp_path / "model").exists()

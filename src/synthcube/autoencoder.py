@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from monai.networks.nets import PatchDiscriminator
@@ -26,6 +26,7 @@ from synthcube.adversarial import (
 )
 from synthcube.family import FamilyConfig
 from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults
+from synthcube.nets.norm import with_shared_norms
 from synthcube.nets.perceptual import PerceptualDistance, require_perceptual
 from synthcube.nets.spectral import SpectralLoss
 from synthcube.schema import Batch, ImageSpec
@@ -58,6 +59,11 @@ class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
         ge=1,
         description="Most layers of the discriminator, each of which doubles the side of the "
         "patches that it judges; lowered for small images.",
+    )
+    discriminator_norm: Literal["instance", "batch"] = Field(
+        default="instance",
+        description="Norm of the discriminator: of each image alone, or over a batch, as "
+        "monai-generative's had it.",
     )
     perceptual_weight: float = Field(
         default=0.0,
@@ -92,16 +98,22 @@ class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
         return super().resolved()
 
     def build_discriminator(self, image: ImageSpec) -> torch.nn.Module:
-        """Judges patches of such images; its norms are of one image, so need no other process."""
+        """Judges patches of such images."""
+        settings = self.discriminator_settings(image)
+        channels = settings.pop("num_channels")
+        return with_shared_norms(PatchDiscriminator(channels=channels, **settings))
+
+    def discriminator_settings(self, image: ImageSpec) -> dict[str, Any]:
+        """Arguments of monai-generative's PatchDiscriminator for such images."""
         # The last layer has two voxels along the shortest side at least.
         deepest = max(0, int(math.log2(max(1, min(image.size) / 4))))
-        return PatchDiscriminator(
-            spatial_dims=image.rank,
-            channels=self.discriminator_channels,
-            in_channels=image.channels,
-            num_layers_d=min(self.num_discriminator_layers, deepest),
-            norm="INSTANCE",
-        )
+        return {
+            "spatial_dims": image.rank,
+            "num_channels": self.discriminator_channels,
+            "in_channels": image.channels,
+            "num_layers_d": min(self.num_discriminator_layers, deepest),
+            "norm": self.discriminator_norm.upper(),
+        }
 
 
 class Autoencoder(AdversarialFamily):
@@ -132,6 +144,10 @@ class Autoencoder(AdversarialFamily):
         kind = getattr(nets, type(self.network).__name__)
         network: torch.nn.Module = kind(num_channels=settings.pop("channels"), **settings)
         return network
+
+    def discriminator_import(self) -> ImportedDiscriminator | None:
+        """See legacy.ImportsDiscriminator."""
+        return None if self.discriminator is None else ImportedDiscriminator(self)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         return self._judged(batch["image"])[1]
@@ -167,3 +183,29 @@ class Autoencoder(AdversarialFamily):
         discriminator: Any = self.discriminator
         logits: torch.Tensor = discriminator(image)[-1]
         return logits
+
+
+class ImportedDiscriminator:
+    """What legacy.Imports asks for, of an autoencoder's discriminator."""
+
+    def __init__(self, family: Autoencoder) -> None:
+        self.config, self.image = family.config, family.image
+        network: Any = family.discriminator
+        self.network: torch.nn.Module = network
+
+    def legacy_network(self) -> torch.nn.Module:
+        from generative.networks.nets import PatchDiscriminator as Legacy
+
+        network: torch.nn.Module = Legacy(**self.config.discriminator_settings(self.image))
+        return network
+
+    def outputs_of(
+        self, legacy: torch.nn.Module, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What every layer makes of the input, the last of which is the verdict."""
+        image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
+        ours, theirs = (
+            torch.cat([made.flatten() for made in network(image)])
+            for network in (self.network, legacy)
+        )
+        return ours, theirs

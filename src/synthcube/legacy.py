@@ -49,6 +49,15 @@ class Imports(Protocol):
         ...
 
 
+@runtime_checkable
+class ImportsDiscriminator(Imports, Protocol):
+    """One that trains against a discriminator which monai-generative has as well."""
+
+    def discriminator_import(self) -> Imports | None:
+        """The discriminator, to fill and to compare; null where the config trains without one."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Converted:
     """Weights for our network, those of the checkpoint without the prefix, and what was dropped."""
@@ -89,8 +98,10 @@ def converted(weights: Mapping[str, torch.Tensor], network: torch.nn.Module) -> 
     """Weights of monai-generative under the names of `network`.
 
     Raises:
-        ArtifactError: weights are left over, missing, or of another shape; all are named.
+        ArtifactError: weights are left over, missing, or of another shape; all are named. Or they
+            are of a network that we do not have.
     """
+    _refuse_control(weights)
     wanted = network.state_dict()
     prefix = _prefix(weights, wanted)
     source: dict[str, torch.Tensor] = {}
@@ -178,6 +189,16 @@ def _is_repeated(
         each in wanted and prefix + each in weights and torch.equal(weights[prefix + each], value)
         for each in shorter
     )
+
+
+def _refuse_control(weights: Mapping[str, torch.Tensor]) -> None:
+    if any(part.startswith("controlnet_") for key in weights for part in key.split(".")):
+        raise ArtifactError(
+            "These are weights of a ControlNet, a network that SynthCube does not have. Its "
+            "DiffusionModelUNet alone can be imported (--family ddpm), without what steered it. To "
+            "make images that follow other images, train ddpm or rectified_flow with "
+            "data.source_channels."
+        )
 
 
 def _check(

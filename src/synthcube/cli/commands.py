@@ -129,6 +129,9 @@ def import_(
         tuple[float, float],
         typer.Option("--model_range", help="What intensities were scaled to when it was trained."),
     ] = (-1.0, 1.0),
+    discriminator: Annotated[
+        Path | None, typer.Option(help="Weights of an autoencoder's discriminator.")
+    ] = None,
     overrides: Override = [],  # noqa: B006
 ) -> None:
     """Take over weights of monai-generative or GaNDLF-Synth, checked number by number."""
@@ -137,7 +140,8 @@ def import_(
 
     folder = import_weights(
         checkpoint, family, config, output,
-        channels=channels, model_range=model_range, overrides=overrides,
+        channels=channels, model_range=model_range, discriminator=discriminator,
+        overrides=overrides,
     )  # fmt: skip
     print(f"Imported model: {folder}")
 

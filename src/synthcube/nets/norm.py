@@ -94,6 +94,18 @@ def share_statistics(module: nn.Module) -> None:
             each.__class__ = BatchNorm
 
 
+def with_shared_norms(network: nn.Module) -> nn.Module:
+    """The same network, its batch norms replaced by those over all processes."""
+    for parent in list(network.modules()):
+        for name, norm in parent.named_children():
+            if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                continue
+            ours = BatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+            ours.load_state_dict(norm.state_dict())
+            parent.add_module(name, ours)
+    return network
+
+
 class ConditionalNorm(nn.Module):
     """A norm whose scale and shift are linear in an embedding of the conditions.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ def import_weights(
     *,
     channels: int = 1,
     model_range: tuple[float, float] = (-1.0, 1.0),
+    discriminator: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Write an artifact with the weights of `checkpoint`; returns its folder.
@@ -34,6 +35,7 @@ def import_weights(
             data.intensity_range where it is not 0 to 255.
         channels: of one image.
         model_range: what the lowest and highest intensity were scaled to when it was trained.
+        discriminator: weights of the discriminator against which an autoencoder was trained.
 
     Raises:
         ArtifactError: the checkpoint cannot be read, does not fit, or computes something else.
@@ -50,25 +52,68 @@ def import_weights(
     family = settings.model.build(image).eval()
     if not isinstance(family, legacy.Imports):
         raise FamilyError(f"{family_name} has no counterpart in monai-generative 0.2.3.")
-    found = legacy.converted(weights, family.network)
-    family.network.load_state_dict(found.state, strict=True)
-    difference = legacy.largest_difference(family, found)
-    if not difference < legacy.TOLERANCE:
-        raise ArtifactError(
-            f"{checkpoint}: with these weights our network differs from monai-generative's by "
-            f"{difference:.2g} (allowed: {legacy.TOLERANCE:g}), so it is not imported."
-        )
-    for name in found.dropped:
-        log.info("Not used: %s", name)
-    log.info("Same output as monai-generative within %.1e.", difference)
+    judge = _discriminator(family, discriminator)
+    differences = {"imported_difference": _take_over(checkpoint, weights, family)}
+    if judge and discriminator:
+        judging = legacy.read_weights(discriminator)
+        _check_norm(discriminator, judging, judge)
+        differences["imported_discriminator_difference"] = _take_over(discriminator, judging, judge)
     artifact.save(
         out,
         config=settings.dump(),
         image=image,
         weights=family.state_dict(),
-        metrics={"imported_difference": difference},
+        metrics=differences,
     )
     return out
+
+
+def _take_over(path: Path, weights: Mapping[str, torch.Tensor], model: legacy.Imports) -> float:
+    """Fill the network of `model`; returns how far its outputs are from monai-generative's."""
+    found = legacy.converted(weights, model.network)
+    model.network.load_state_dict(found.state, strict=True)
+    difference = legacy.largest_difference(model, found)
+    if not difference < legacy.TOLERANCE:
+        raise ArtifactError(
+            f"{path}: with these weights our network differs from monai-generative's by "
+            f"{difference:.2g} (allowed: {legacy.TOLERANCE:g}), so it is not imported."
+        )
+    for name in found.dropped:
+        log.info("Not used: %s", name)
+    log.info("Same output as monai-generative within %.1e: %s", difference, path)
+    return difference
+
+
+def _discriminator(family: legacy.Imports, path: Path | None) -> legacy.Imports | None:
+    """The discriminator to be filled. One that nobody fills would be saved untrained."""
+    if not isinstance(family, legacy.ImportsDiscriminator):
+        if path:
+            raise ConfigError(f"discriminator {path}: this family trains without one.")
+        return None
+    judge = family.discriminator_import()
+    if path and judge is None:
+        raise ConfigError(
+            f"discriminator {path}: model.adversarial_weight is 0, so the model has none; give the "
+            "weight that the verdict had in the training."
+        )
+    if judge and not path:
+        raise ConfigError(
+            "model.adversarial_weight asks for a discriminator, and no weights are given for it: "
+            "give them with --discriminator, or set model.adversarial_weight to 0."
+        )
+    return judge
+
+
+def _check_norm(path: Path, weights: Mapping[str, torch.Tensor], judge: legacy.Imports) -> None:
+    given, wanted = (
+        any(name.endswith(".running_mean") for name in names)
+        for names in (weights, judge.network.state_dict())
+    )
+    if given != wanted:
+        raise ConfigError(
+            f"discriminator {path}: it was trained {'with' if given else 'without'} batch norms: "
+            f"set model.discriminator_norm to {'batch' if given else 'instance'}."
+        )
 
 
 def _image_spec(settings: RunConfig, channels: int, model_range: tuple[float, float]) -> ImageSpec:
