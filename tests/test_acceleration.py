@@ -211,13 +211,13 @@ def test_deterministic_is_set_for_the_training_alone(
     tiny_config, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    plain = rectified_flow.RectifiedFlow.loss
+    plain = Family.training_step
 
-    def loss(self: Any, batch: Any) -> Any:
+    def step(self: Any, batch: Any, batch_idx: int) -> Any:
         seen.append(torch.are_deterministic_algorithms_enabled())
-        return plain(self, batch)
+        return plain(self, batch, batch_idx)
 
-    monkeypatch.setattr(rectified_flow.RectifiedFlow, "loss", loss)
+    monkeypatch.setattr(Family, "training_step", step)
     train(tiny_config(), phantoms, tmp_path / "run", overrides=["compute.deterministic=true"])
     assert seen
     assert all(seen)

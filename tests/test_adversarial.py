@@ -257,7 +257,8 @@ def test_statistics_of_batch_norms_are_averaged_with_the_weights() -> None:
             self.norm = torch.nn.BatchNorm1d(1)
 
     model, ema = Model(), RampedEMA(0.5)
-    ema.setup(SimpleNamespace(), model, "fit")
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    ema.setup(trainer, model, "fit")
     for step, mean in enumerate((1.0, 2.0, 4.0), start=1):
         model.norm.running_mean.fill_(mean)
         model.norm.num_batches_tracked.fill_(step)

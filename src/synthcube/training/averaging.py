@@ -64,9 +64,10 @@ class RampedEMA(WeightAveraging):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         # Not Lightning's, which asks the device at every step, and averages what is not drawn.
-        if trainer.global_step <= self._latest_update_step or self.model is None:
+        if trainer.global_step <= self._latest_update_step or self._average_model is None:
             return
-        self._update(self.model, pl_module)
+        self._update(self._average_model.module, pl_module)
+        self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
