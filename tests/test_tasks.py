@@ -225,6 +225,15 @@ def test_check_finds_faults_of_config_and_data_together(cli, tmp_path: Path) -> 
     assert "nowhere.png" in err
 
 
+def test_a_batch_that_cannot_be_shared_is_found(cli, tiny_config, phantoms, tmp_path) -> None:
+    asked = ["--set", "compute.num_devices=3"]
+    for command in (["check"], ["train", "-o", tmp_path / "run"]):
+        code, _, text = cli(*command, "-c", tiny_config(), "-d", phantoms, *asked)
+        assert code == 2
+        assert "training.batch_size is 4, which 3 processes" in text
+        assert "cannot share evenly: use 3 or 6." in text
+
+
 def test_sizes_that_do_not_fit_the_model_stop_before_training(
     cli, tiny_config, tmp_path: Path
 ) -> None:

@@ -219,6 +219,26 @@ def devices_used(config: ComputeConfig, on: torch.device) -> int:
     return config.num_devices or present
 
 
+def require_even_shares(config: ComputeConfig, num_devices: int, batch_size: int) -> None:
+    """
+    Args:
+        num_devices: of each node.
+        batch_size: images of a batch over all processes.
+
+    Raises:
+        ConfigError: the processes cannot share a batch evenly.
+    """
+    processes = num_devices * config.num_nodes
+    if batch_size % processes:
+        less = batch_size - batch_size % processes
+        sizes = f"{less} or {less + processes}" if less else f"{processes}"
+        raise ConfigError(
+            f"training.batch_size is {batch_size}, which {processes} processes "
+            f"(compute.num_devices {num_devices} x num_nodes {config.num_nodes}) cannot share "
+            f"evenly: use {sizes}."
+        )
+
+
 @contextmanager
 def inference(precision_name: str, on: torch.device) -> Iterator[None]:
     """No gradients, and autocast where `precision_name` is one of 16 bits.

@@ -90,6 +90,8 @@ def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
     device = compute.device(settings.compute.accelerator)
     precision, reason = compute.precision(settings.compute.precision, device)
     strategies.require_usable(settings.compute, settings.training, device)
+    num_devices = compute.devices_used(settings.compute, device)
+    compute.require_even_shares(settings.compute, num_devices, settings.training.batch_size)
     need = forecast.need_of(settings, data.image, precision, device)
     weights, needed = need.estimate().weights, need.bytes_needed()
     lack = shortage.warning(need, needed, need.bytes_free())

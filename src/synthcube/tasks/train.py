@@ -12,7 +12,7 @@ from synthcube import artifact, compute, config, runtime, storage
 from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
-from synthcube.errors import ConfigError, ImageError
+from synthcube.errors import ImageError
 from synthcube.tasks import forecast, run_folder
 from synthcube.training import Plan, TrainingConfig, checkpoints, fit, start, strategies
 from synthcube.training.early_stop import stopped_early
@@ -106,15 +106,8 @@ def _join(settings: RunConfig, num_devices: int) -> int:
     Raises:
         ConfigError: the processes cannot share a batch.
     """
-    processes, batch_size = num_devices * settings.compute.num_nodes, settings.training.batch_size
-    if batch_size % processes:
-        less = batch_size - batch_size % processes
-        sizes = f"{less} or {less + processes}" if less else f"{processes}"
-        raise ConfigError(
-            f"training.batch_size is {batch_size}, which {processes} processes "
-            f"(compute.num_devices {num_devices} x num_nodes {settings.compute.num_nodes}) cannot "
-            f"share evenly: use {sizes}."
-        )
+    compute.require_even_shares(settings.compute, num_devices, settings.training.batch_size)
+    processes = num_devices * settings.compute.num_nodes
     rank = runtime.process_rank(num_devices) if processes > 1 else 0
     if rank:
         log.setLevel(logging.WARNING)
