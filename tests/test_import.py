@@ -269,7 +269,7 @@ def multi_scale() -> torch.nn.Module:
         ),
         (
             lambda rank: multi_scale(), judged(),
-            "discriminator_0.0.adn.N.bias: our network has no such weight",
+            "discriminator_1.1.adn.N.bias: our network has no such weight",
         ),
     ],
 )  # fmt: skip
