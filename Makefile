@@ -17,6 +17,8 @@ IMAGE_FLAGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.installed
+# Tests on so many cores; a worker takes about 1.5 GB.
+WORKERS ?= --numprocesses auto --maxprocesses 4
 QUICK := not slow and not gpu and not container
 
 .DEFAULT_GOAL := help
@@ -34,10 +36,10 @@ demo: $(STAMP) ## Train the smallest model on the bundled data and draw 16 image
 	@echo "The images are in $(CURDIR)/demo-images/grid.png"
 
 test: $(STAMP) ## Run the quick tests
-	$(BIN)/python -m pytest -m "$(QUICK)"
+	$(BIN)/python -m pytest $(WORKERS) -m "$(QUICK)"
 
 test-slow: $(STAMP) ## Run the tests that take longer
-	$(BIN)/python -m pytest -m "slow and not gpu and not container"
+	$(BIN)/python -m pytest $(WORKERS) -m "slow and not gpu and not container"
 
 test-all: $(STAMP) ## Run every test, also those marked slow, gpu and container
 	$(BIN)/python -m pytest

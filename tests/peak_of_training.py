@@ -18,7 +18,7 @@ from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.phantom import write_phantoms
 from synthcube.data.transforms import DataConfig
-from synthcube.training import TrainingConfig, fit
+from synthcube.training import Plan, TrainingConfig, fit
 from synthcube.training.shortage import Need
 
 
@@ -34,11 +34,9 @@ def train(family: str, size: tuple[int, ...], batch_size: int, folder: Path) -> 
     module = config.build(data.image)
     module.begin(data.every_image(), data.rows("train"))
     compute = ComputeConfig(accelerator="cpu")
-    fit(
-        module, data, training, compute, run=folder / "run", seed=0, precision="32-true",
-        device=torch.device("cpu"), checkpoint=None,
-    )  # fmt: skip
-    return Need(config, data.image, training, compute, "32-true", torch.device("cpu"))
+    device = torch.device("cpu")
+    fit(module, Plan(data, training, compute, folder / "run", 0, "32-true", device))
+    return Need(config, data.image, training, compute, "32-true", device)
 
 
 def peak() -> int:

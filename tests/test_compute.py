@@ -52,7 +52,9 @@ def test_arguments_of_the_strategy_are_checked() -> None:
         ComputeConfig(strategy_config={"bucket": 3})
     config = ComputeConfig(num_devices=2, strategy_config={"bucket_cap_mb": 5})
     built = strategy(config, TrainingConfig(), 2, by_hand=True, mixed=False)
-    assert built._ddp_kwargs == {"find_unused_parameters": True, "bucket_cap_mb": 5}
+    assert built._ddp_kwargs == {
+        "find_unused_parameters": True, "gradient_as_bucket_view": True, "bucket_cap_mb": 5,
+    }  # fmt: skip
 
 
 def test_one_process_needs_no_strategy() -> None:

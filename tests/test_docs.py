@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from generative.networks.nets import DiffusionModelUNet
+from generative.networks.nets import VQVAE, DiffusionModelUNet, PatchDiscriminator
 
 from synthcube import config, losses, optimization
 from synthcube.data.phantom import write_phantoms
@@ -43,6 +43,21 @@ def newcomer(tmp_path: Path) -> Path:
 
 
 def _write_old_weights(folder: Path) -> None:
+    autoencoder = VQVAE(
+        spatial_dims=2, in_channels=1, out_channels=1, num_channels=(8, 8), num_res_layers=1,
+        num_res_channels=(8, 8), downsample_parameters=((2, 4, 1, 1),) * 2,
+        upsample_parameters=((2, 4, 1, 1, 0),) * 2, num_embeddings=8, embedding_dim=4,
+    )  # fmt: skip
+    torch.save(autoencoder.state_dict(), folder / "autoencoder.pt")
+    discriminator = PatchDiscriminator(
+        spatial_dims=2, num_channels=8, in_channels=1, num_layers_d=3, norm="BATCH"
+    )
+    torch.save(discriminator.state_dict(), folder / "discriminator.pt")
+    (folder / "old-vqvae.yaml").write_text(
+        "data: {size: [32, 32]}\nmodel: {name: vqvae, channels: [8, 8], num_res_layers: 1, "
+        "num_embeddings: 8, embedding_dim: 4, discriminator_channels: 8, "
+        "num_discriminator_layers: 3}\n"
+    )
     network = DiffusionModelUNet(
         spatial_dims=2, in_channels=1, out_channels=1, num_channels=(8, 8), num_res_blocks=1,
         attention_levels=(False, True), norm_num_groups=8, num_head_channels=8,

@@ -139,8 +139,8 @@ def test_generated_volumes_have_the_training_geometry(cli, tiny_config, tmp_path
 
 def test_families_say_what_they_cannot_do(cli, trained, tiny_config, phantoms, tmp_path) -> None:
     code, _, err = cli("infer", "-m", trained, "-o", tmp_path / "x", "-d", phantoms)
-    assert (code, err) == (2, "Computing on cpu in 32-true (asked for).\nerror: rectified_flow "
-                              "does not reconstruct images: leave out data_path.\n")  # fmt: skip
+    assert code == 2
+    assert err == "error: rectified_flow does not reconstruct images: leave out data_path.\n"
     assert cli("train", "-c", tiny_config("vqvae"), "-d", phantoms, "-o", tmp_path / "vq")[0] == 0
     code, _, err = cli("infer", "-m", tmp_path / "vq", "-o", tmp_path / "x", "-n", 3)
     assert code == 2

@@ -76,11 +76,6 @@ class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
         ge=0,
         description="Weight of the distance between the amplitudes of the frequencies.",
     )
-    activation_checkpointing: bool = Field(
-        default=False,
-        description="Compute activations again in the backward pass instead of keeping them: less "
-        "memory, about a third more time.",
-    )
 
     def faults(self, image: ImageSpec) -> list[str]:
         return [*super().faults(image), *loss_faults(self.losses, image)]

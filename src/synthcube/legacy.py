@@ -172,7 +172,7 @@ def _prefix(weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tens
             if key.startswith(prefix)
         )
 
-    return max(sorted(candidates, key=len), key=matches)
+    return max(sorted(candidates, key=lambda each: (len(each), each)), key=matches)
 
 
 def _is_repeated(

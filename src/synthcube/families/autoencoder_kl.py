@@ -112,7 +112,6 @@ class AutoencoderKL(Autoencoder):
         super().__init__(config, image)
         self.network = nets.AutoencoderKL(
             **config.network_settings(image),
-            use_checkpoint=config.activation_checkpointing,
             use_flash_attention=True,
         )
 

@@ -94,10 +94,7 @@ class VQVAE(Autoencoder):
 
     def __init__(self, config: VQVAEConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
-        self.network = nets.VQVAE(
-            **config.network_settings(image),
-            use_checkpointing=config.activation_checkpointing,
-        )
+        self.network = nets.VQVAE(**config.network_settings(image))
 
     def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         z = self.network.encode(image)

@@ -16,6 +16,7 @@ from synthcube.errors import ConfigError
 from synthcube.family import Family
 from synthcube.nets.norm import share_statistics
 from synthcube.runtime import is_terminal, quiet_lightning
+from synthcube.storage import make_folder
 from synthcube.training import checkpoints, reports, throughput
 from synthcube.training.best import require_metrics
 from synthcube.training.callbacks import callbacks
@@ -128,6 +129,7 @@ def _reported(
     if not trainer.is_global_zero:
         yield
         return
+    make_folder(plan.run)
     checkpoints.remove_unfinished(plan.checkpoints)
     start = plan.checkpoint
     steps = checkpoints.reached(start)[1] if start else None

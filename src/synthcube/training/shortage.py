@@ -17,6 +17,7 @@ from synthcube.family import FamilyConfig
 from synthcube.schema import ImageSpec
 from synthcube.training.config import TrainingConfig
 from synthcube.training.memory import MemoryEstimate, estimate
+from synthcube.training.recomputation import recompute_blocks
 
 _KEYS_SHOWN = 3
 _HALVES = 6  # a batch is halved no more often than that
@@ -166,11 +167,20 @@ def _cheaper(need: Need) -> Iterator[tuple[str, Need]]:
     on_gpu = need.device.type == "cuda"
     if need.precision == "32-true" and (on_gpu or compute.computes_in_bf16(need.device)):
         yield "compute.precision=bf16", replace(need, precision="bf16-mixed")
-    for section, values in (("model", need.model), ("compute", need.compute)):
-        if getattr(values, "activation_checkpointing", None) is False:
-            cheaper = values.model_copy(update={"activation_checkpointing": True})
-            changes: dict[str, Any] = {section: cheaper}
-            yield f"{section}.activation_checkpointing=true", replace(need, **changes)
+    if not need.compute.activation_checkpointing and _has_blocks(need):
+        twice = need.compute.model_copy(update={"activation_checkpointing": True})
+        yield "compute.activation_checkpointing=true", replace(need, compute=twice)
+
+
+def _has_blocks(need: Need) -> bool:
+    """Whether the model has blocks that can be computed twice."""
+    try:
+        recompute_blocks(need.model.build(need.image))
+    except SynthCubeError:
+        return False
+    except (RuntimeError, MemoryError):  # it is memory that we are short of
+        return True
+    return True
 
 
 def _smaller(need: Need) -> Iterator[tuple[str, Need]]:

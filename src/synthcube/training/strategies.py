@@ -56,7 +56,9 @@ def strategy(
         return "auto"
     if compute.strategy == "fsdp":
         return FullySharded(**compute.strategy_config)
-    return DDPStrategy(**{"find_unused_parameters": by_hand, **compute.strategy_config})
+    # Gradients live where they are sent from: no copy of them, in memory or in time.
+    usual = {"find_unused_parameters": by_hand, "gradient_as_bucket_view": True}
+    return DDPStrategy(**{**usual, **compute.strategy_config})
 
 
 def is_cut(strategy: Strategy) -> bool:
