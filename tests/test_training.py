@@ -101,13 +101,16 @@ def test_the_average_ramps_up_as_documented(tiny_config, phantoms, tmp_path: Pat
     ema = RampedEMA(0.999)
     averaged = torch.nn.Linear(3, 2)
     ema._update(averaged, current[0])
-    expected = current[0].weight.detach().clone()
+    expected = {name: each.detach().clone() for name, each in current[0].named_parameters()}
     for number, layer in enumerate(current[1:], start=1):
+        layer.bias.requires_grad_(False)  # as a codebook, which moves without a gradient
         ema._latest_update_step = number
         ema._update(averaged, layer)
         decay = (1 + number) / (10 + number)
-        expected = decay * expected + (1 - decay) * layer.weight.detach()
-    torch.testing.assert_close(averaged.weight.detach(), expected)
+        for name, each in layer.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * each.detach()
+    for name, each in averaged.named_parameters():
+        torch.testing.assert_close(each.detach(), expected[name])
 
 
 def test_the_average_leaves_out_what_is_not_drawn(tiny_config, phantoms, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_inputs_read_only(run_tasks, docker) -> None:
 def test_little_shared_memory_with_workers(run_tasks, docker) -> None:
     """Docker's 64 MB are enough for small batches: the worker stays."""
     log = run_tasks(docker, flags=("--rm", *SMALL_MEMORY), extra=WORKERS)
-    assert "instead of" not in log
+    assert "Loading data with" not in log
 
 
 def test_too_little_shared_memory_for_the_workers(run_tasks, docker) -> None:

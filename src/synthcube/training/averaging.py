@@ -86,7 +86,7 @@ class RampedEMA(WeightAveraging):
         pairs = [
             (one, other)
             for one, other in zip(averaged.parameters(), family.parameters(), strict=True)
-            if other.requires_grad and id(other) not in skipped
+            if id(other) not in skipped  # a codebook has no gradient, and moves all the same
         ]
         ours, theirs = _local([one for one, _ in pairs]), _local([other for _, other in pairs])
         if self.halved:
