@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -286,6 +287,28 @@ def test_a_signal_before_the_first_step_ends_at_once() -> None:
     ):
         os.kill(os.getpid(), signal.SIGUSR1)
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_processes_on_gpus_ask_each_other_now_and_then_whatever_is_accumulated(
+    accumulate: int,
+) -> None:
+    """Not at every step, for they would wait; and not at the epoch's last one alone."""
+    asked: list[int] = []
+    trainer = SimpleNamespace(
+        world_size=2, is_last_batch=False,
+        strategy=SimpleNamespace(
+            root_device=torch.device("meta"),
+            reduce=lambda *_, **__: asked.append(1) or torch.zeros(2),
+        ),
+    )  # fmt: skip
+    callback = continuation.Continuation(
+        Path("last.ckpt"), Preemption(()), accumulate=accumulate, every_n_minutes=None,
+        restored=lambda *_: None,
+    )  # fmt: skip
+    for batch_idx in range(60 * accumulate):
+        callback.on_train_batch_end(trainer, None, None, None, batch_idx)
+    assert len(asked) == 6
 
 
 def test_who_presses_twice_is_heard_at_once() -> None:

@@ -131,6 +131,9 @@ def test_every_value_that_is_advised_is_one_that_trains(family: str) -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), True),
         (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: "), True),
+        (RuntimeError("[enforce fail a"), True),  # as long as a text may be that takes no memory
+        (RuntimeError("[enforce fail at pybind.cpp:3] wrong"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),
     ],

@@ -203,7 +203,8 @@ def test_the_artifact_of_a_real_zero_run_is_what_deepspeed_puts_together(
     log = together(path, phantoms, run, *asked, script=script)
     assert "Continuing after epoch 1" in log
     resumed, theirs = weights(run), load_file(run / "deepspeed.safetensors")
-    assert resumed.keys() == theirs.keys()
+    frozen = {"network.quantizer.quantizer.embedding.weight"}  # which its script forgets at stage 1
+    assert resumed.keys() - theirs.keys() == (frozen if stage == 1 else set())
     assert all(torch.equal(resumed[name], theirs[name].float()) for name in theirs)
     straight = weights(tmp_path / "straight")
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)

@@ -91,14 +91,14 @@ def reached(path: Path) -> tuple[int, int]:
 def position(path: Path) -> tuple[int, int]:
     """The epoch that a checkpoint is in, from 0, and the batches of it that were taken."""
     loops = load(path, mapped=True)["loops"]["fit_loop"]
+    epoch = loops["epoch_progress"]["current"]
     taken = loops["epoch_loop.batch_progress"]["current"]["completed"]
-    return reached(path)[0], taken if is_within_epoch(path) else 0
+    return int(epoch["processed"]), taken if epoch["started"] > epoch["processed"] else 0
 
 
 def is_within_epoch(path: Path) -> bool:
     """Whether a checkpoint was written before its epoch was over."""
-    epoch = load(path, mapped=True)["loops"]["fit_loop"]["epoch_progress"]["current"]
-    return bool(epoch["started"] > epoch["processed"])
+    return position(path)[1] > 0
 
 
 def check_fits(path: Path, family: Family) -> None:

@@ -57,14 +57,17 @@ class Continuation(Checkpoint):
         is_last = trainer.is_last_batch
         if (batch_idx + 1) % self.accumulate and not is_last:
             return
-        late, stops = self._asked(trainer, batch_idx, always=is_last)
+        number = (batch_idx + 1) // self.accumulate
+        late, stops = self._asked(trainer, number, always=is_last)
         if stops or (late and not is_last):  # the epoch's end saves anyway
             self._save(trainer, "validation" if is_last and _validates(trainer) else "batch")
         if stops:
             self._stop(trainer)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
-        if self._asked(trainer, 0, always=False)[1]:
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, module: Any, _: Any, __: Any, batch_idx: int, *___: Any
+    ) -> None:
+        if self._asked(trainer, batch_idx, always=False)[1]:
             self.restored(trainer, module)
             self._save(trainer, "validation")
             self._stop(trainer)
@@ -81,14 +84,19 @@ class Continuation(Checkpoint):
         if self._saves:
             _set_progress(checkpoint["loops"]["fit_loop"], before=self._saves)
 
-    def _asked(self, trainer: pl.Trainer, batch_idx: int, *, always: bool) -> tuple[bool, bool]:
-        """Whether to save, and whether to stop: all processes do the same."""
+    def _asked(self, trainer: pl.Trainer, number: int, *, always: bool) -> tuple[bool, bool]:
+        """Whether to save, and whether to stop: all processes do the same.
+
+        Args:
+            number: of the step, or of the batch in a validation.
+            always: ask the others now, not only every so often.
+        """
         late = time.monotonic() - self._saved_at > self.seconds
         stops = self.preemption.heard is not None
         if trainer.world_size == 1:
             return late, stops
         device = trainer.strategy.root_device
-        if device.type != "cpu" and batch_idx % _STEPS_BETWEEN_QUESTIONS and not always:
+        if device.type != "cpu" and number % _STEPS_BETWEEN_QUESTIONS and not always:
             return False, False
         asked = torch.tensor([float(late), float(stops)], device=device)
         answer: Any = trainer.strategy.reduce(asked, reduce_op="max")

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from synthcube.errors import NonFiniteLossError
 from synthcube.schema import Batch
+from synthcube.training.processes import of_each
 from synthcube.training.progress import optimizer_names
 from synthcube.training.recomputation import plain_name
 
@@ -127,7 +128,7 @@ class FiniteGuard(Callback):
         faults = [fault for step in steps for fault in self._faults(step, trainer)]
         if not trainer.strategy.reduce_boolean_decision(bool(faults), all=False):
             return
-        found = _gathered([(faults, [(each.number, self._files(each)) for each in steps])], trainer)
+        found = of_each((faults, [(each.number, self._files(each)) for each in steps]), trainer)
         if not trainer.is_global_zero:
             raise SystemExit(0)  # the first process says it for all
         number, is_gradient, what, files = min(fault for faults, _ in found for fault in faults)
@@ -194,12 +195,3 @@ def _described(names: list[str], number: int) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     shown = ", ".join(names[:_NAMED])
     return f"The gradient became NaN or infinite in {shown}{more} (of {number} weights)"
-
-
-def _gathered(values: list[Any], trainer: pl.Trainer) -> list[Any]:
-    """The lists of all processes, one after the other."""
-    if trainer.world_size == 1:
-        return values
-    lists: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(lists, values)
-    return [value for each in lists for value in each]

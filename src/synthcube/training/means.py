@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from synthcube.means import EpochMeans
+from synthcube.training.processes import of_each
 
 _KEY = "epoch_means"
 
@@ -32,11 +33,7 @@ class LogMeans(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        own = module.means["train"].state()
-        states: list[Any] = [own] * trainer.world_size
-        if trainer.world_size > 1:
-            torch.distributed.all_gather_object(states, own)
-        checkpoint[_KEY] = states
+        checkpoint[_KEY] = of_each(module.means["train"].state(), trainer)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +25,7 @@ _SIGNS = (
     "out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator",
     "ALLOC_FAILED", "std::bad_alloc", "Cannot allocate memory",
 )  # fmt: skip
+_NO_ROOM_FOR_WORDS = "[enforce fail a"  # torch's text, where not even that could be allocated
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +88,15 @@ def explained(need: Need, free: int, kept: Any) -> Iterator[None]:
     Raises:
         MemoryShortageError: memory ran out.
     """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_shortage(error):
-            raise
-        where = "the GPU" if need.device.type == "cuda" else "this machine or container"
-        raise MemoryShortageError(
-            f"The memory of {where} is used up ({_first_line(error)}). {kept()} "
+    where = "the GPU" if need.device.type == "cuda" else "this machine or container"
+    with _explained_by(
+        lambda reason: MemoryShortageError(
+            f"The memory of {where} is used up ({reason}). {kept()} "
             "Run the same command again with one of these, those that help most first:",
             _advice(need, free),
-        ) from error
+        )
+    ):
+        yield
 
 
 @contextmanager
@@ -107,23 +106,33 @@ def sampling_explained(batch_size: int) -> Iterator[None]:
     Raises:
         MemoryShortageError: memory ran out.
     """
+    less = f"--batch_size {batch_size // 2}" if batch_size > 1 else "a machine with more of it"
+    with _explained_by(
+        lambda reason: MemoryShortageError(
+            f"Memory ran out while {batch_size} image(s) were made at once ({reason}): use {less}."
+        )
+    ):
+        yield
+
+
+@contextmanager
+def _explained_by(explanation: Callable[[str], MemoryShortageError]) -> Iterator[None]:
+    """Raise that, made of the first line of the reason, where memory runs out."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_shortage(error):
             raise
-        less = f"--batch_size {batch_size // 2}" if batch_size > 1 else "a machine with more of it"
-        raise MemoryShortageError(
-            f"Memory ran out while {batch_size} image(s) were made at once "
-            f"({_first_line(error)}): use {less}."
-        ) from error
+        raise explanation(_first_line(error)) from error
 
 
 def is_shortage(error: BaseException | None) -> bool:
     """Whether an exception tells of an allocation that failed, on a GPU or in the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    if not isinstance(error, RuntimeError):
+        return False
+    return str(error) == _NO_ROOM_FOR_WORDS or any(sign in str(error) for sign in _SIGNS)
 
 
 def _advice(need: Need, free: int) -> list[str]:
