@@ -115,6 +115,20 @@ class Preprocessing:
         Raises:
             ImageError: it is constant, or a transform cannot be applied to it.
         """
+        tensor, affine = self.placed(image)
+        tensor, ranges = self._rescaled(
+            tensor, eight_bit=image.file_format == "png" and self.keeps_intensities
+        )
+        if tensor.shape[-1] == 1:
+            tensor = tensor[..., 0]
+        return Prepared(tensor.contiguous(), affine, ranges)
+
+    def placed(self, image: Image, *, may_be_constant: bool = False) -> tuple[torch.Tensor, Affine]:
+        """All but the last step: (C, X, Y, Z) in the source's own units, and its affine.
+
+        Raises:
+            ImageError: it is constant, or a transform cannot be applied to it.
+        """
         import torchio as tio
 
         scalar: Any = tio.ScalarImage(tensor=image.tensor, affine=image.affine)
@@ -127,14 +141,9 @@ class Preprocessing:
             except (OSError, RuntimeError, ValueError) as error:
                 raise ImageError(f"{settings.name} cannot be applied: {error}") from error
         tensor, affine = scalar.data.float(), np.asarray(scalar.affine, dtype=float)
-        _check_contrast(tensor)  # resampling would turn a constant into noise
-        tensor, affine = self._sized(tensor, affine)
-        tensor, ranges = self._rescaled(
-            tensor, eight_bit=image.file_format == "png" and self.keeps_intensities
-        )
-        if tensor.shape[-1] == 1:
-            tensor = tensor[..., 0]
-        return Prepared(tensor.contiguous(), affine, ranges)
+        if not may_be_constant:
+            _check_contrast(tensor)  # resampling would turn a constant into noise
+        return self._sized(tensor, affine)
 
     def _sized(self, tensor: torch.Tensor, affine: Affine) -> tuple[torch.Tensor, Affine]:
         size, spacing = self.config.size, self.config.spacing_mm
