@@ -87,7 +87,7 @@ def test_random_weights_are_the_same_on_every_machine():
     [("efficientnet-lite0", True), ("radiomic", False), ("random-projection", False)],
 )
 def test_what_compares_with_other_peoples_numbers(name, comparable):
-    facts = load_extractor(ExtractorConfig(name=name), rank=2).facts()
+    facts = load_extractor(ExtractorConfig(name=name), rank=2).record
     assert facts["comparable"] is comparable
     assert ("no one else" in facts["what"]) is not comparable
 

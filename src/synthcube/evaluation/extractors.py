@@ -56,7 +56,8 @@ class Extractor:
             grey = grey.expand(-1, 3, *[-1] * (grey.ndim - 2))
         return self.compute(grey).reshape(len(images), -1)
 
-    def facts(self) -> dict[str, Any]:
+    @property
+    def record(self) -> dict[str, Any]:
         """For results.yaml."""
         return {
             "name": self.name, "what": self.what, "sha256": self.sha256 or None,
@@ -90,7 +91,9 @@ def require_extractor(config: ExtractorConfig, rank: int) -> None:
         raise ConfigError(f"{_KEY}.weights: there is no file {config.weights}")
 
 
-def load_extractor(config: ExtractorConfig, rank: int, device: str = "cpu") -> Extractor:
+def load_extractor(
+    config: ExtractorConfig, rank: int, device: torch.device | str = "cpu"
+) -> Extractor:
     """The extractor of that name, ready on `device`.
 
     Args:

@@ -70,7 +70,7 @@ class Features:
 
 def extract(
     images: ImageSet, extractor: Extractor, bounds: Bounds, config: EvaluationConfig,
-    folder: Path, device: str = "cpu",
+    folder: Path, device: torch.device | str = "cpu",
 ) -> Features:  # fmt: skip
     """Features of every image, written to `folder`; memory does not grow with their number.
 

@@ -39,7 +39,7 @@ class Trained:
     network: Any
     forward: Callable[[Any, torch.Tensor], torch.Tensor]
 
-    def to(self, device: str) -> Trained:
+    def to(self, device: torch.device | str) -> Trained:
         self.network.to(device)
         return self
 
