@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +135,62 @@ def test_radimagenet_takes_the_names_of_its_weights(tmp_path, prefix):
         assert extractor(pictures(1), False).shape == (1, 2048)
 
 
+class KerasBottleneck(torch.nn.Module):
+    """A block as Keras has it, written out: stride first, biases everywhere."""
+
+    def __init__(self, num_in: int, planes: int, stride: int, shortcut: bool) -> None:
+        super().__init__()
+        for i, (a, b, side, step) in enumerate(
+            ((num_in, planes, 1, stride), (planes, planes, 3, 1), (planes, 4 * planes, 1, 1)), 1
+        ):
+            self.add_module(f"conv{i}", torch.nn.Conv2d(a, b, side, step, side // 2))
+            self.add_module(f"bn{i}", torch.nn.BatchNorm2d(b, eps=1.001e-5))
+        self.downsample = shortcut and torch.nn.Sequential(
+            torch.nn.Conv2d(num_in, 4 * planes, 1, stride),
+            torch.nn.BatchNorm2d(4 * planes, eps=1.001e-5),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn1(self.conv1(x)).relu()
+        y = self.bn3(self.conv3(self.bn2(self.conv2(y)).relu()))
+        return (y + (self.downsample(x) if self.downsample else x)).relu()
+
+
+def keras_resnet() -> torch.nn.Sequential:
+    layers = {
+        "conv1": torch.nn.Conv2d(3, 64, 7, 2, 3),
+        "bn1": torch.nn.BatchNorm2d(64, eps=1.001e-5),
+        "relu": torch.nn.ReLU(),
+        "maxpool": torch.nn.MaxPool2d(3, 2, 1),
+    }
+    num_in = 64
+    for i, (planes, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
+        made = []
+        for block in range(blocks):
+            made.append(KerasBottleneck(num_in, planes, 1 + (i > 1 and not block), not block))
+            num_in = 4 * planes
+        layers[f"layer{i}"] = torch.nn.Sequential(*made)
+    return torch.nn.Sequential(OrderedDict(layers))
+
+
+def test_radimagenet_of_monai_is_the_network_of_keras(tmp_path):
+    torch.manual_seed(0)
+    made = keras_resnet().eval()
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    path = tmp_path / "RadImageNet-ResNet50_notop.pth"
+    torch.save(made.state_dict(), path)
+    extractor = load_extractor(ExtractorConfig(name="radimagenet", weights=str(path)), rank=2)
+    images = pictures(2, channels=3, side=64)
+    mean = torch.tensor([0.406, 0.456, 0.485])[:, None, None]
+    with torch.inference_mode():
+        expected = made(images.flip(1) - mean).mean(dim=(2, 3))
+        assert torch.allclose(extractor(images, colour=True), expected, rtol=1e-3, atol=1e-5)
+    assert "MONAI" in extractor.what
+
+
 @pytest.mark.parametrize("depth", [10, 50])
 def test_medicalnet_is_of_the_depth_of_its_weights(tmp_path, depth):
     from monai.networks.nets.resnet import ResNetFeatures
@@ -178,10 +236,10 @@ def test_wrong_weights_are_refused_with_their_names(tmp_path, name):
 def test_a_missing_and_a_strange_weight_are_named(tmp_path):
     weights = resnet50_weights()
     del weights["layer4.2.bn3.bias"]
-    weights["conv1.bias"] = torch.zeros(64)
+    weights["layer1.0.conv1.bias"] = torch.zeros(64)
     path = tmp_path / "weights.pt"
     torch.save(weights, path)
-    expected = "layer4.2.bn3.bias is missing, conv1.bias is too many"
+    expected = "layer4.2.bn3.bias is missing, layer1.0.conv1.bias is too many"
     with pytest.raises(ArtifactError, match=expected):
         load_extractor(ExtractorConfig(name="radimagenet", weights=str(path)), rank=2)
 

@@ -76,15 +76,17 @@ def _pairs(subjects: Ints, seed: int) -> Ints:
     """(P, 2): images of different subjects, each in one pair at most."""
     order = np.random.default_rng(seed).permutation(len(subjects))
     pairs = order[: len(order) // 2 * 2].reshape(-1, 2)
-    return pairs[subjects[pairs[:, 0]] != subjects[pairs[:, 1]]]
+    apart: Ints = pairs[subjects[pairs[:, 0]] != subjects[pairs[:, 1]]]
+    return apart
 
 
 def _of_pairs(images: ImageSet, pairs: Ints, bounds: Bounds, scales: int) -> Floats:
     step = max(1, _AT_ONCE // int(np.prod(images.shape)))
     found = []
     for start in range(0, len(pairs), step):
+        both = pairs[start : start + step]
         one, other = (
-            scaled(images.read(pairs[start : start + step, side]), bounds).astype(np.float64)
+            scaled(images.read(both[:, side].tolist()), bounds).astype(np.float64)
             for side in (0, 1)
         )
         found.append(structural(one, other, scales)[1])

@@ -14,7 +14,8 @@ from synthcube.errors import ConfigError
 from synthcube.evaluation.config import ExtractorConfig, ExtractorName
 from synthcube.evaluation.radiomic import radiomic_features
 from synthcube.evaluation.random_features import RandomNetwork
-from synthcube.evaluation.trained import Trained, efficientnet, inception, medicalnet, radimagenet
+from synthcube.evaluation.resnets import medicalnet, radimagenet
+from synthcube.evaluation.trained import Trained, efficientnet, inception
 from synthcube.nets.efficientnet import require_efficientnet
 
 _KEY = "evaluation.extractor"

@@ -23,7 +23,7 @@ Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bounds = tuple[tuple[float, float], ...]
 
-_PIXELS = 1 << 19  # of all slices that a network gets at once: 128 of 64x64
+_PIXELS = 1 << 18  # of all slices that a network gets at once: 64 of 64x64
 _VOXELS = 1 << 22  # of all images that are read at once
 _MIDDLE = 0.8  # the outer slices of a volume are mostly empty
 # axis of (N, C, X, Y, Z) that is cut across, by the axes that lie in the plane

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,6 @@ from synthcube.errors import ArtifactError
 from synthcube.legacy import read_weights
 from synthcube.nets.efficientnet import enlarged, load_efficientnet
 from synthcube.storage import sha256
-
-_SHOWN = 3  # names of weights in an error
-_BGR_MEAN = (0.406, 0.456, 0.485)  # as in MONAI's perceptual loss of RadImageNet
-_BOTTLENECK: dict[tuple[int, ...], int] = {
-    (3, 4, 6, 3): 50,
-    (3, 4, 23, 3): 101,
-    (3, 8, 36, 3): 152,
-    (3, 24, 36, 3): 200,
-}
-_BASIC: dict[tuple[int, ...], int] = {(1, 1, 1, 1): 10, (2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,60 +67,11 @@ def inception(path: Path) -> Trained:
     try:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], file)
     except RuntimeError as error:
-        raise _other_network(path, "the InceptionV3 of torch-fidelity", str(error)) from error
+        raise other_network(path, "the InceptionV3 of torch-fidelity", str(error)) from error
     return Trained(
         "InceptionV3 trained on the photographs of ImageNet, 2048 features: that of most "
         "published FIDs.",
         sha256(path), 2048, network, _through_inception,
-    )  # fmt: skip
-
-
-def radimagenet(path: Path) -> Trained:
-    """ResNet50 of RadImageNet (Mei et al., Radiology: AI 2022), in names of torchvision's ResNet
-    or of its authors' `backbone`.
-
-    Raises:
-        ArtifactError: the weights of another network.
-    """
-    from monai.networks.nets.resnet import resnet50
-
-    network = resnet50(
-        spatial_dims=2, n_input_channels=3, conv1_t_stride=2, feed_forward=False,
-        bias_downsample=False,
-    )  # fmt: skip
-    weights = {_resnet_name(name): value for name, value in read_weights(path).items()}
-    _fill(network, weights, path, "RadImageNet's ResNet50")
-    return Trained(
-        "ResNet50 trained on the radiological images of RadImageNet, 2048 features.",
-        sha256(path), 2048, network, _through_radimagenet,
-    )  # fmt: skip
-
-
-def medicalnet(path: Path) -> Trained:
-    """3D ResNet of MedicalNet (Chen et al., "Med3D", arXiv 1904.00625), of the depth that the
-    weights have.
-
-    Raises:
-        ArtifactError: the weights of another network.
-    """
-    from monai.networks.nets.resnet import ResNetFeatures
-
-    weights = {_resnet_name(name): value for name, value in read_weights(path).items()}
-    bottleneck = "layer1.0.conv3.weight" in weights
-    blocks = tuple(
-        len({name.split(".")[1] for name in weights if name.startswith(f"layer{layer}.")})
-        for layer in (1, 2, 3, 4)
-    )
-    depth = (_BOTTLENECK if bottleneck else _BASIC).get(blocks)
-    if depth is None:
-        raise _other_network(path, "a ResNet of MedicalNet", f"it has {blocks} blocks in 4 layers")
-    network = ResNetFeatures(f"resnet{depth}", pretrained=False)
-    _fill(network, weights, path, f"MedicalNet's ResNet{depth}")
-    dimension = 2048 if bottleneck else 512
-    return Trained(
-        f"3D ResNet{depth} trained on the CT and MR volumes of MedicalNet, {dimension} features; "
-        "every volume is standardised, so that its brightness and contrast are not seen.",
-        sha256(path), dimension, network, _through_medicalnet,
     )  # fmt: skip
 
 
@@ -144,18 +84,6 @@ def _through_efficientnet(network: Any, images: torch.Tensor) -> torch.Tensor:
 def _through_inception(network: Any, images: torch.Tensor) -> torch.Tensor:
     features: torch.Tensor = network((images * 255).round().to(torch.uint8))[0]
     return features
-
-
-def _through_radimagenet(network: Any, images: torch.Tensor) -> torch.Tensor:
-    mean = torch.tensor(_BGR_MEAN, device=images.device)[:, None, None]
-    features: torch.Tensor = network(enlarged(images)[:, [2, 1, 0]] - mean)
-    return features
-
-
-def _through_medicalnet(network: Any, volumes: torch.Tensor) -> torch.Tensor:
-    mean, deviation = volumes.mean((1, 2, 3, 4), True), volumes.std((1, 2, 3, 4), keepdim=True)
-    deep: torch.Tensor = network((volumes - mean) / deviation.clamp_min(1e-6))[-1]
-    return deep.mean(dim=(2, 3, 4))
 
 
 def _fuse(module: Any, *pairs: tuple[str, str]) -> None:
@@ -172,33 +100,8 @@ def _fuse(module: Any, *pairs: tuple[str, str]) -> None:
     module._swish = nn.ReLU6(inplace=True)
 
 
-def _resnet_name(name: str) -> str:
-    """Names of torchvision's ResNet for those of a network in a Sequential or in parallel."""
-    name = re.sub(r"^(module|backbone|model|encoder)\.", "", name)
-    name = re.sub(r"^0\.", "conv1.", re.sub(r"^1\.", "bn1.", name))
-    return re.sub(r"^([4-7])\.", lambda found: f"layer{int(found[1]) - 3}.", name)
-
-
-def _fill(network: nn.Module, weights: dict[str, torch.Tensor], path: Path, wanted: str) -> None:
-    """Every weight of the network, and none left over but those of a classifier."""
-    needed = network.state_dict()
-    counters = {name for name in needed if name.endswith("num_batches_tracked")}
-    given = {name: value for name, value in weights.items() if not name.startswith("fc.")}
-    faults = [f"{name} is missing" for name in needed if name not in given and name not in counters]
-    faults += [f"{name} is too many" for name in given if name not in needed]
-    faults += [
-        f"{name} is {list(given[name].shape)} and not {list(value.shape)}"
-        for name, value in needed.items()
-        if name in given and given[name].shape != value.shape
-    ]
-    if faults:
-        more = f", and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise _other_network(path, wanted, ", ".join(faults[:_SHOWN]) + more)
-    network.load_state_dict({name: given.get(name, value) for name, value in needed.items()})
-    network.eval().requires_grad_(False)
-
-
-def _other_network(path: Path, wanted: str, why: str) -> ArtifactError:
+def other_network(path: Path, wanted: str, why: str) -> ArtifactError:
+    """The refusal of weights that are not those of `wanted`."""
     short = " ".join(why.split())[:300]
     return ArtifactError(
         f"evaluation.extractor.weights: {path} holds not the weights of {wanted}: {short}"
