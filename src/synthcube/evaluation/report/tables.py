@@ -89,7 +89,8 @@ def said(value: Any, *, exact: bool) -> str:
         if any(isinstance(each, (list, dict)) for each in value):
             return json.dumps(value, ensure_ascii=False)
         more = f", ... ({len(value)} in all)" if len(value) > _LONGEST_LIST else ""
-        return ", ".join(said(each, exact=exact) for each in value[:_LONGEST_LIST]) + more
+        text = ", ".join(said(each, exact=exact) for each in value[:_LONGEST_LIST]) + more
+        return f"[{text}]" if exact else text
     return number(value) if isinstance(value, float) and not exact else str(value)
 
 

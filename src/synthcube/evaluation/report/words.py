@@ -47,19 +47,20 @@ def spoken(name: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits; "none" for what is no finite number."""
+    """Four significant digits, of a whole number below a million all; "none" where not finite."""
     if value is None or not math.isfinite(value):
         return NONE
     if value == round(value) and abs(value) < 1e6:
         return f"{value:.0f}"
     size = math.floor(math.log10(abs(value)))
-    if not -4 <= size <= 8:
-        return f"{value:.{_DIGITS - 1}e}"
-    return f"{value:,.{max(0, _DIGITS - 1 - size)}f}"
+    if not -6 <= size <= 8:
+        return f"{value:.{_DIGITS}g}"
+    text = f"{value:,.{max(0, _DIGITS - 1 - size)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def value_of(measure: Measure) -> str:
-    """The value and its interval: "0.5120 (0.4800 to 0.5440)"."""
+    """The value and its interval: "0.512 (0.48 to 0.544)"."""
     told = measure.plain()
     low, high = told.get("low"), told.get("high")
     if told["value"] is None or not isinstance(low, float) or not isinstance(high, float):
