@@ -52,7 +52,7 @@ class Browser:
             ["bash", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "bash", program,
              "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
              "--no-first-run", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND",
+             "--disable-sync", "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND",
              "--remote-debugging-pipe", f"--user-data-dir={profile}"],
             pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -164,9 +164,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_opens_offline_and_fits(
-    browser: Browser, report: Path, width: int, scheme: str
-) -> None:
+def test_it_opens_offline_and_fits(browser: Browser, report: Path, width: int, scheme: str) -> None:
     browser.open(report, width, scheme)
     assert browser.requests() == []
     assert browser.messages() == []

@@ -52,7 +52,7 @@ def _cases(sections: Sequence[Section]) -> str:
     table.writerow(["section", *map(clean, columns)])
     for section in sections:
         for row in section.cases:
-            table.writerow([section.name, *(_cell(row.get(key)) for key in columns)])
+            table.writerow([clean(section.name), *(_cell(row.get(key)) for key in columns)])
     return out.getvalue()
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from synthcube.evaluation.report.tables import said
+from synthcube.evaluation.report.tables import flat, said
 from synthcube.evaluation.report.words import (
     FLOOR,
     clean,
@@ -24,11 +24,12 @@ _COPIES = ("memorisation", "membership")
 """Sections whose notes belong beside their numbers wherever these are shown."""
 _LEFT_OUT = "[left out]"
 _PATH = re.compile(
-    r"[^\s\"'`(),;:=]*[/\\][^\s\"'`(),;=]*"
-    r"|[^\s\"'`(),;:=/\\]+\.(?:nii(?:\.gz)?|mha|nrrd|dcm|png|jpe?g|tiff?|csv|npy|ya?ml|pth?"
-    r"|safetensors)\b",
+    r"[^\s\d(]/|/[^\s\d)]|\\"
+    r"|\.(?:nii|gz|mha|mhd|nrrd|dcm|png|jpe?g|tiff?|csv|npy|npz|ya?ml|pth?|safetensors)\b",
     re.IGNORECASE,
 )
+_NAMING = re.compile(r"subject|patient|case|file|path|image|name|predict|nearest|pair|\bid$", re.I)
+"""Columns of cases that say whose they are."""
 _AGAIN = """synthcube evaluate --predictions PREDICTIONS --labels LABELS \\
   --train-data TRAIN_DATA -c CONFIG.yaml -o results.yaml --report REPORT"""
 
@@ -45,12 +46,12 @@ def markdown(header: dict[str, Any], sections: Sequence[Section]) -> str:
         for row in _measures(section)
     ]
     copies = [
-        f"- {_escaped(_without_names(note, names))}"
+        f"- {_cell(note, names)}"
         for each in sections
         if each.name in _COPIES
         for note in each.notes
     ]
-    told = [f"- {_cell(text, names)}" for text in _header(plain(header))]
+    told = list(_header(plain(header), names))
     table = ["| Measure | Value (95% interval) | Floor | Count | Remark |"]
     table += ["| --- | --- | --- | --- | --- |", *rows]
     parts = ["## Evaluation", "\n".join(table), FLOOR]
@@ -67,35 +68,34 @@ def _measures(section: Section) -> Iterator[tuple[str, ...]]:
         yield title, value_of(each), floor, count_of(each), remark_on(each)
 
 
-def _header(header: dict[str, Any]) -> Iterator[str]:
+def _header(header: dict[str, Any], names: frozenset[str]) -> Iterator[str]:
     for name in _SHOWN:
         value = header.get(name)
-        if isinstance(value, dict):
-            pairs = ", ".join(f"{key} {said(each, exact=True)}" for key, each in value.items())
-            yield f"{spoken(name)}: {pairs}"
-        elif value is not None:
-            yield f"{spoken(name)}: {said(value, exact=True)}"
+        pairs = flat(value).items() if isinstance(value, dict) else [("", value)]
+        told = [_cell(f"{key} {said(each, exact=True)}".strip(), names) for key, each in pairs]
+        if value is not None:
+            yield f"- {spoken(name)}: {', '.join(told)}"
 
 
 def _case_names(sections: Sequence[Section]) -> frozenset[str]:
-    """Texts that name a case; a single word or number of a few letters is no name by itself."""
-    texts = (each for section in sections for row in section.cases for each in row.values())
-    return frozenset(
-        each for each in texts
-        if isinstance(each, str) and len(each) > 3 and re.search(r"[\d_./\\ -]", each)
-    )  # fmt: skip
+    """Texts that name a case. A short number is none by itself: counts would be left out."""
+    found = (
+        str(each)
+        for section in sections
+        for row in section.cases
+        for key, each in row.items()
+        if isinstance(each, str) and (_NAMING.search(key) or re.search(r"[\d_./\\-]", each))
+    )
+    return frozenset(each for each in found if len(each) > (4 if each.isdecimal() else 1))
 
 
 def _without_names(text: str, names: frozenset[str]) -> str:
-    for name in sorted(names, key=len, reverse=True):
-        if name in text:
-            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", _LEFT_OUT, text)
-    return _PATH.sub(_LEFT_OUT, text)
+    """A text that holds a path is left out whole: folders with spaces have no clear end."""
+    for name in sorted((each for each in names if each in text), key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", _LEFT_OUT, text)
+    return _LEFT_OUT if _PATH.search(text) else text
 
 
 def _cell(text: str, names: frozenset[str]) -> str:
-    return _escaped(_without_names(text, names))
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", clean(text)) if text else ""
+    """Without names, and so that Markdown takes nothing in it for its own."""
+    return re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", clean(_without_names(text, names)))

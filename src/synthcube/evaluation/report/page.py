@@ -72,4 +72,6 @@ def _section(section: Section, anchor: str) -> Markup:
         parts += [tag("h3", "Pictures"), *(pictures.figure(each) for each in section.pictures)]
     if section.cases:
         parts += [tag("h3", "Cases"), tables.cases(section)]
+    if len(parts) == 1:
+        parts.append(tag("p", "All it holds is in the summary."))
     return tag("section", joined(*parts), aria_labelledby=anchor)

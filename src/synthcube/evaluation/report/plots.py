@@ -227,7 +227,7 @@ def _swatch(kind: str, which: int) -> Markup:
         path = f"M11 7{_MARKS[which % len(_MARKS)]}"
         return _small(tag("path", class_=f"dot s{which % 6}", d=path))
     shape = "area" if kind == "histogram" else "bar"
-    return _small(tag("path", class_=f"{shape} s{which % 6}", d="M1 13V3H21V13"))
+    return _small(tag("path", class_=f"{shape} s{which % 6}", d="M1 2h20v10h-20z"))
 
 
 def _small(shape: Markup) -> Markup:

@@ -66,11 +66,11 @@ def facts(values: Mapping[str, Any], title: str, *, exact: bool = False) -> Mark
     bodies = [tag("tbody", *(_fact(name, each, exact) for name, each in single.items()))]
     for name, group in groups.items():
         title_row = tag("th", name if exact else spoken(name), scope="rowgroup", colspan=2)
-        rows = [_fact(key, each, True) for key, each in _flat(group).items()]
+        rows = [_fact(key, each, True) for key, each in flat(group).items()]
         bodies.append(tag("tbody", tag("tr", title_row), *rows))
     titles = (tag("th", each, scope="col") for each in ("Name", "Value"))
     head = tag("thead", tag("tr", *titles), class_="unseen")
-    table = tag("table", tag("caption", title), head, *bodies, class_="facts")
+    table = tag("table", tag("caption", title, class_="unseen"), head, *bodies, class_="facts")
     return _scrolled(table, title)
 
 
@@ -94,11 +94,12 @@ def said(value: Any, *, exact: bool) -> str:
     return number(value) if isinstance(value, float) and not exact else str(value)
 
 
-def _flat(group: dict[str, Any], before: str = "") -> dict[str, Any]:
+def flat(group: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Mappings within mappings as one, with dots in the names."""
     found: dict[str, Any] = {}
     for name, each in group.items():
         if isinstance(each, dict) and each:
-            found |= _flat(each, f"{before}{name}.")
+            found |= flat(each, f"{before}{name}.")
         else:
             found[f"{before}{name}"] = None if isinstance(each, dict) else each
     return found
