@@ -67,7 +67,8 @@ def sections() -> list[Section]:
     copies = Section(
         "memorisation",
         {"share_of_copies": Measure(0.05, 0.01, count=40)},
-        ["2 of 40 are near-copies at this threshold, subject-007 among them."],
+        ["The floor is that of held-out images.",
+         "2 of 40 are near-copies at this threshold, subject-007 among them."],
         cases=[{"subject": "subject-007", "file": "/data/scan-7.png", "distance": 0.25},
                {"subject": "subject-008", "distance": float("nan"), "flip": None}],
     )  # fmt: skip
@@ -76,10 +77,11 @@ def sections() -> list[Section]:
 
 HEADER = {
     "extractor": {"name": "inception", "sha256": "ab12" * 16, "weights": "/home/x/inception.pt"},
-    "counts": {"predictions": 200, "labels": 180},
+    "images": {"predictions": {"count": 200, "shape": [1, 32, 32]}, "labels": {"count": 180}},
+    "notes": ["3 images of labels are constant."],
     "seed": 1234567,
     "command": "synthcube evaluate --predictions /data/made",
-    "preprocessing": {"size": [32, 32], "resize": None},
+    "settings": {"data": {"size": [32, 32], "resize": None}},
 }
 
 
@@ -155,6 +157,9 @@ def test_the_summary_has_value_interval_floor_count_and_reason(written: Path) ->
         "Recall", "none", "none", "3", "No value: the computation gave nan",
     ]  # fmt: skip
     assert "Read with care: few images" in texts
+    place = texts.index("Share of copies")
+    assert texts[place - 1] == "The floor is that of held-out images."
+    assert "3 images of labels are constant." in read(written).said("p")
     assert not any(text.lower() in ("nan", "inf", "none.") for text in texts)
 
 
@@ -322,13 +327,18 @@ def test_the_markdown_has_a_row_for_each_measure(written: Path) -> None:
     text = (written / MARKDOWN).read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
-    assert {len(row) for row in cells} == {5}
+    assert [len(row) for row in cells] == [5] * 7 + [2] * 11
     told = [[cell.strip() for cell in row] for row in cells]
     assert told[2] == ["Fidelity: Frechet distance", "12.35 (11.2 to 13.6)", "8.9", "200", ""]
     assert [row[0] for row in told[3:]] == [
         "Fidelity: Coverage", "Fidelity: Recall", "Fidelity: Density",
-        "Memorisation: Share of copies",
+        "Memorisation: Share of copies", "Setting", "---", "extractor.name", "extractor.sha256",
+        "extractor.weights", r"images.predictions.count", "images.predictions.shape",
+        "images.labels.count", "settings.data.size", "settings.data.resize", "seed",
     ]  # fmt: skip
+    assert told[12] == ["images.predictions.count", "200"]
+    assert "\nMemorisation: The floor is that of held-out images.\n" in text
+    assert "\n3 images of labels are constant.\n" in text
     assert told[3][4] == "No value: 8 images are fewer than 10"
     assert "ab12" * 16 in text
     assert "2 of 40 are near-copies" in text

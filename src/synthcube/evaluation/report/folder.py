@@ -24,8 +24,9 @@ def write_report(folder: Path, header: dict[str, Any], sections: Sequence[Sectio
     same bytes.
 
     Args:
-        header: plain values with which the evaluation can be done again. Of these the Markdown
-            shows `extractor`, `counts`, `preprocessing`, `seed` and `versions`, without paths.
+        header: plain values with which the evaluation can be done again, and `notes` on the
+            images. Of these the Markdown shows `synthcube`, `extractor`, `images`, `settings`,
+            `seed`, `versions` and the notes, without paths.
 
     Raises:
         OutputError: the folder cannot be written.

@@ -11,6 +11,8 @@ from synthcube.evaluation.report.words import (
     FLOOR,
     clean,
     count_of,
+    floor_note,
+    notes_of,
     number_of,
     remark_on,
     spoken,
@@ -18,7 +20,7 @@ from synthcube.evaluation.report.words import (
 )
 from synthcube.evaluation.results import Section, plain
 
-_SHOWN = ("extractor", "counts", "preprocessing", "seed", "versions")
+_SHOWN = ("synthcube", "extractor", "images", "settings", "seed", "versions")
 """Keys of the header that may leave the site."""
 _COPIES = ("memorisation", "membership")
 """Sections whose notes belong beside their numbers wherever these are shown."""
@@ -51,12 +53,15 @@ def markdown(header: dict[str, Any], sections: Sequence[Section]) -> str:
         if each.name in _COPIES
         for note in each.notes
     ]
-    told = list(_header(plain(header), names))
+    floors = [f"{spoken(each.name)}: {floor_note(each)}" for each in sections if floor_note(each)]
+    about = [_cell(each, names) for each in [FLOOR, *floors, *notes_of(header)]]
     table = ["| Measure | Value (95% interval) | Floor | Count | Remark |"]
     table += ["| --- | --- | --- | --- | --- |", *rows]
-    parts = ["## Evaluation", "\n".join(table), FLOOR]
+    parts = ["## Evaluation", "\n".join(table), *about]
     parts += ["### Copies of training images", "\n".join(copies)] if copies else []
-    parts += ["### How it was evaluated", "\n".join(told)] if told else []
+    told = list(_header(plain(header), names))
+    table = ["| Setting | Value |", "| --- | --- |", *told]
+    parts += ["### How it was evaluated", "\n".join(table)] if told else []
     parts.append(f"```sh\n{_AGAIN}\n```")
     return "\n\n".join(parts) + "\n"
 
@@ -69,12 +74,8 @@ def _measures(section: Section) -> Iterator[tuple[str, ...]]:
 
 
 def _header(header: dict[str, Any], names: frozenset[str]) -> Iterator[str]:
-    for name in _SHOWN:
-        value = header.get(name)
-        pairs = flat(value).items() if isinstance(value, dict) else [("", value)]
-        told = [_cell(f"{key} {said(each, exact=True)}".strip(), names) for key, each in pairs]
-        if value is not None:
-            yield f"- {spoken(name)}: {', '.join(told)}"
+    for key, value in flat({name: header[name] for name in _SHOWN if name in header}).items():
+        yield f"| {_cell(key, names)} | {_cell(said(value, exact=True), names)} |"
 
 
 def _case_names(sections: Sequence[Section]) -> frozenset[str]:

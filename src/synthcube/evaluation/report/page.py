@@ -8,7 +8,7 @@ from typing import Any
 
 from synthcube.evaluation.report import pictures, plots, tables
 from synthcube.evaluation.report.markup import Markup, joined, tag
-from synthcube.evaluation.report.words import FLOOR, RESEARCH_ONLY, spoken
+from synthcube.evaluation.report.words import FLOOR, RESEARCH_ONLY, notes_of, spoken
 from synthcube.evaluation.results import Section
 
 _TITLE = "SynthCube evaluation"
@@ -33,7 +33,8 @@ def page(header: dict[str, Any], sections: Sequence[Section]) -> str:
     """The whole page, the same for the same arguments.
 
     Args:
-        header: plain values with which the evaluation can be done again.
+        header: plain values with which the evaluation can be done again; its `notes`, sentences
+            on the images, stand below the summary.
     """
     style = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
     head = tag(
@@ -53,10 +54,12 @@ def page(header: dict[str, Any], sections: Sequence[Section]) -> str:
 def _content(header: dict[str, Any], sections: Sequence[Section]) -> list[Markup]:
     parts = [tag("h1", _TITLE), tag("p", RESEARCH_ONLY, class_="notice"), tag("h2", "Summary")]
     parts.append(tables.summary(sections) if sections else tag("p", "Nothing was evaluated."))
+    parts += [tag("p", each) for each in notes_of(header)]
     parts += [tag("h2", "How to read it"), tag("ul", *(tag("li", each) for each in _READING))]
     parts += [_section(each, tables.anchor(each, sections)) for each in sections]
     parts.append(tag("h2", "To do it again"))
-    parts.append(tables.facts(header, "What was evaluated, and how", exact=True))
+    told = {name: each for name, each in header.items() if name != "notes"}
+    parts.append(tables.facts(told, "What was evaluated, and how", exact=True))
     return parts
 
 

@@ -15,35 +15,38 @@ from synthcube.evaluation.report.words import clean
 from synthcube.evaluation.results import Picture
 
 _SMALLEST, _LARGEST = 96, 256  # width of an image in the page, in CSS pixels
+_FEW = 4  # images in a row
 
 
 def figure(picture: Picture) -> Markup:
-    """A grid of the images, with the titles of its rows above these and captions below images.
+    """The rows of images, each with its title above and captions below the images.
 
-    On a narrow screen the grid is scrolled. Each image is in the page with all its pixels, 8 bits
-    of [0, 1]; what is not a number is black.
+    Rows of a few images stand side by side where there is room; on a narrow screen, longer ones are
+    scrolled. Each image is in the page with all its pixels, 8 bits of [0, 1]; what is not a number
+    is black.
 
     Raises:
         ValueError: an image is neither (H, W) nor (H, W, 3).
     """
     columns = max((len(row) for row in picture.rows), default=0)
-    parts: list[Markup] = []
-    for i, row in enumerate(picture.rows):
-        title = picture.row_titles[i] if i < len(picture.row_titles) else ""
-        if title:
-            parts.append(tag("div", tag("span", title), class_="row"))
-        captions = picture.captions[i] if i < len(picture.captions) else []
-        for j, image in enumerate(row):
-            caption = captions[j] if j < len(captions) else ""
-            where = f"{title or f'Row {i + 1}'}, image {j + 1} of {len(row)}"
-            parts.append(_cell(image, caption, f"{where}: {caption}" if caption else where))
-        parts += [tag("div")] * (columns - len(row))
-    if not columns:
-        parts = [tag("p", "No images to show.")]
-    grid = tag("div", *parts, class_="grid", style=f"--columns:{max(columns, 1)}")
+    kind = "rows few" if columns <= _FEW else "rows"
+    rows = [_row(picture, place) for place in range(len(picture.rows))]
+    inside = tag("div", *rows, class_=kind) if columns else tag("p", "No images to show.")
     label = f"Images: {picture.title}"
-    region = tag("div", grid, class_="scroll", tabindex=0, role="region", aria_label=label)
+    region = tag("div", inside, class_="scroll", tabindex=0, role="region", aria_label=label)
     return tag("figure", tag("figcaption", picture.title), region, class_="picture")
+
+
+def _row(picture: Picture, place: int) -> Markup:
+    row = picture.rows[place]
+    title = picture.row_titles[place] if place < len(picture.row_titles) else ""
+    captions = picture.captions[place] if place < len(picture.captions) else []
+    parts = [tag("div", tag("span", title), class_="title")] if title else []
+    for j, image in enumerate(row):
+        caption = captions[j] if j < len(captions) else ""
+        where = f"{title or f'Row {place + 1}'}, image {j + 1} of {len(row)}"
+        parts.append(_cell(image, caption, f"{where}: {caption}" if caption else where))
+    return tag("div", *parts, class_="grid", style=f"--columns:{max(len(row), 1)}")
 
 
 def png_uri(image: npt.NDArray[np.float32]) -> str:

@@ -10,6 +10,7 @@ from synthcube.evaluation.report.markup import Markup, tag
 from synthcube.evaluation.report.words import (
     NONE,
     count_of,
+    floor_note,
     number,
     number_of,
     remark_on,
@@ -30,8 +31,9 @@ def summary(sections: Sequence[Section]) -> Markup:
         link = tag("a", spoken(section.name), href=f"#{anchor(section, sections)}")
         group = tag("tr", tag("th", link, scope="rowgroup", colspan=len(_HEADINGS)))
         rows = [row for name, each in section.measures.items() for row in _measure(name, each)]
-        none = tag("tr", tag("td", "No measure", colspan=len(_HEADINGS)))
-        parts.append(tag("tbody", group, *(rows or [none])))
+        none = _across("No measure", "remark")
+        own = _across(floor_note(section), "remark") if floor_note(section) else Markup()
+        parts.append(tag("tbody", group, own, *(rows or [none])))
     titles = [tag("th", each, scope="col") for each in _HEADINGS]
     head = tag("thead", tag("tr", *titles))
     caption = tag("caption", "Every measure beside its floor")
@@ -49,9 +51,12 @@ def _measure(name: str, measure: Measure) -> list[Markup]:
     remark = remark_on(measure)
     rows = [tag("tr", tag("th", spoken(name), scope="row"), *cells, class_="measure")]
     if remark:
-        text = tag("td", remark, colspan=len(_HEADINGS))
-        rows.append(tag("tr", text, class_="remark"))
+        rows.append(_across(remark, "remark"))
     return rows
+
+
+def _across(text: str, class_: str) -> Markup:
+    return tag("tr", tag("td", text, colspan=len(_HEADINGS)), class_=class_)
 
 
 def facts(values: Mapping[str, Any], title: str, *, exact: bool = False) -> Markup:

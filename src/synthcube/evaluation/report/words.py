@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
-from synthcube.evaluation.results import Measure
+from synthcube.evaluation.results import Measure, Section
 
 NONE = "none"
 RESEARCH_ONLY = (
@@ -14,16 +15,18 @@ RESEARCH_ONLY = (
     "people whose images a model was trained on are protected."
 )
 FLOOR = (
-    "The floor is the same measure between real images and other real images, at the same sample "
-    "size. A value near its floor is as good as this number of images can show; that is no proof "
-    "that the images are as good as real ones."
+    "Unless its section says otherwise, the floor is the same measure between real images and "
+    "other real images, at the same sample size. A value near its floor is as good as this number "
+    "of images can show; that is no proof that the images are as good as real ones."
 )
 
 _DIGITS = 4
 _ACRONYMS = {
     word.lower(): word
-    for word in ("AUC", "FPR", "MAE", "MS", "NCC", "PSNR", "ROC", "SSIM", "TPR", "TRTR", "TSTR")
-}
+    for word in (
+        "AUC", "dB", "FPR", "MAE", "MS", "NCC", "PSNR", "ROC", "SSIM", "TPR", "TRTR", "TSTR",
+    )
+}  # fmt: skip
 
 
 def clean(text: str) -> str:
@@ -45,6 +48,16 @@ def spoken(name: str) -> str:
     words[:1] = ["number of"] if words[0] == "num" else words[:1]
     text = " ".join(words).replace("MS SSIM", "MS-SSIM")
     return text[:1].upper() + text[1:]
+
+
+def notes_of(header: Mapping[str, Any]) -> list[str]:
+    """Sentences on the images as a whole."""
+    return [str(each) for each in header.get("notes") or ()]
+
+
+def floor_note(section: Section) -> str:
+    """The section's own sentence on its floor, or nothing."""
+    return next((each for each in section.notes if each.startswith("The floor")), "")
 
 
 def number(value: float | None) -> str:
