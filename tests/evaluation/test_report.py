@@ -373,7 +373,7 @@ def test_numbers_are_rounded_for_people(value: float | None, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [("tpr_at_1_percent_fpr", "TPR at 1 percent FPR"), ("ms_ssim", "MS-SSIM"),
-     ("num_neighbours", "Number of neighbours"), ("", ""),
+     ("num_neighbours", "Number of neighbours"), ("psnr_db", "PSNR (dB)"), ("", ""),
      ("frechet_distance", "Frechet distance")],
 )  # fmt: skip
 def test_names_are_written_out(name: str, text: str) -> None:

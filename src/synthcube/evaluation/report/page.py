@@ -16,9 +16,9 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Should a text get past the escaping, the browser still fetches and runs nothing."""
 _READING = (
     FLOOR,
-    "The farther a value is from its floor, the more the images differ from real ones in what it "
-    "measures. A value better than its floor does not make them better than real: copies and too "
-    "little variety can do that. There is no mark of pass or fail here: what is good enough "
+    "The farther a value is from such a floor, the more the images differ from real ones in what "
+    "it measures. A value better than its floor does not make them better than real: copies and "
+    "too little variety can do that. There is no mark of pass or fail here: what is good enough "
     "depends on what the images are for.",
     "The interval in brackets is the 95% confidence interval, where one was computed. The count "
     "is of images, pairs or cases on each side.",

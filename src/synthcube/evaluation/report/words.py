@@ -46,7 +46,7 @@ def spoken(name: str) -> str:
     """`tpr_at_1_percent_fpr` as "TPR at 1 percent FPR"."""
     words = [_ACRONYMS.get(word, word) for word in clean(name).split("_")]
     words[:1] = ["number of"] if words[0] == "num" else words[:1]
-    text = " ".join(words).replace("MS SSIM", "MS-SSIM")
+    text = " ".join(words).replace("MS SSIM", "MS-SSIM").replace(" dB", " (dB)")
     return text[:1].upper() + text[1:]
 
 
