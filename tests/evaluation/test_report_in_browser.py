@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -78,6 +79,8 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._in], [], [], 60)
+            assert ready, "Chromium has said nothing for a minute"
             piece = os.read(self._in, 1 << 20)
             assert piece, "Chromium has ended"
             self._rest += piece
