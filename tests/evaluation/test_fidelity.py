@@ -191,3 +191,31 @@ def test_too_little_for_ms_ssim_is_said(image_set, number, side, reason):
     measure = diversity(*sets, CONFIG, 0).measures["ms_ssim"]
     assert measure.value is None
     assert reason in measure.reason
+
+
+@pytest.mark.slow
+def test_real_images_are_near_their_own_kind_and_far_from_others(mednist, image_set, tmp_path):
+    from PIL import Image
+
+    def read(kind: str, first: int, number: int) -> np.ndarray:
+        files = sorted((mednist / kind).glob("*.*"))[first : first + number]
+        return np.stack([np.asarray(Image.open(file).convert("L")).T for file in files])[:, None]
+
+    extractor = load_extractor(ExtractorConfig(), rank=2)
+    real = image_set("labels", read("Hand", 0, 160))
+
+    def judge(made: np.ndarray) -> Section:
+        sets = (image_set("predictions", made), real)
+        features = [extract(each, extractor, real.bounds, CONFIG, tmp_path) for each in sets]
+        return fidelity(*sets, *features, CONFIG, 0)
+
+    own = judge(read("Hand", 160, 80))
+    blurred = judge(gaussian_filter(read("Hand", 160, 80).astype(np.float32), 1, axes=(2, 3)))
+    other = judge(read("HeadCT", 0, 80))
+    for name in ("frechet_distance", "kernel_distance"):
+        assert values(own, name)[0] < values(blurred, name)[0] < values(other, name)[0]
+    assert own.measures["kernel_distance"].low < 0 < own.measures["kernel_distance"].high
+    assert values(own, "frechet_distance")[0] == pytest.approx(
+        values(own, "frechet_distance")[1], rel=0.15
+    )
+    assert values(other, "coverage")[0] < 0.05

@@ -48,7 +48,7 @@ def fidelity(
         plane: distances((features_p.planes[plane], table), subjects, splits, config.num_neighbours)
         for plane, table in features_l.planes.items()
     }
-    _enter(section, found, m)
+    _enter(section, found)
     section.facts = {
         "images_each_side": m, "splits": len(splits), "neighbours": config.num_neighbours,
     }  # fmt: skip
@@ -72,7 +72,7 @@ def _few_text(predictions: int, subjects: Ints, m: int) -> str:
     )
 
 
-def _enter(section: Section, found: dict[str, dict[str, Measure]], m: int) -> None:
+def _enter(section: Section, found: dict[str, dict[str, Measure]]) -> None:
     """The mean over planes under the plain name; each plane behind it, where there are several."""
     for name in NAMES:
         section.measures[name] = _mean([each[name] for each in found.values()])
