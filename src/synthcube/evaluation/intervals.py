@@ -75,6 +75,9 @@ def auc_interval(
     above, below = _placements(positive, negative), 1 - _placements(negative, positive)
     area = float(above.mean())
     variance = _variance(above - area, owners[0]) + _variance(below - area, owners[1])
+    if not variance:  # separated without an exception: as of as many draws of which all agree
+        num = min(len(np.unique(each)) for each in owners)
+        return share_interval(round(area * num), num)
     half = _NORMAL * math.sqrt(variance)
     return max(0.0, area - half), min(1.0, area + half)
 
