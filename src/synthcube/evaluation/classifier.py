@@ -14,8 +14,8 @@ Ints = npt.NDArray[np.int64]
 
 _SIDE = {2: 32, 3: 16}
 """Voxels along each side of what it sees, at most."""
-_CHANNELS = (16, 32, 64)
-_STEPS, _BATCH, _RATE, _DECAY = 300, 32, 3e-3, 1e-2
+_CHANNELS = {2: (16, 32, 64), 3: (8, 16, 32)}
+_STEPS, _BATCH, _RATE, _DECAY = 200, 32, 5e-3, 1e-2
 _SHIFT = 1 / 16
 """Largest random shift of a training image, as a share of each side."""
 
@@ -71,8 +71,8 @@ def _network(channels: int, rank: int, num_classes: int) -> nn.Sequential:
     convolution = nn.Conv2d if rank == 2 else nn.Conv3d
     pool = nn.AdaptiveAvgPool2d if rank == 2 else nn.AdaptiveAvgPool3d
     layers: list[nn.Module] = []
-    for width in _CHANNELS:
-        stride = 1 if width == _CHANNELS[0] else 2
+    for level, width in enumerate(_CHANNELS[rank]):
+        stride = 2 if level else 1
         layers += [convolution(channels, width, 3, stride, 1), nn.GroupNorm(4, width), nn.SiLU()]
         channels = width
     return nn.Sequential(*layers, pool(4), nn.Flatten(), nn.LazyLinear(num_classes))

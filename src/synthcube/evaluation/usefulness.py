@@ -17,14 +17,13 @@ import numpy.typing as npt
 from synthcube import runtime
 from synthcube.data.manifest import Row
 from synthcube.data.splitting import split_subjects
+from synthcube.evaluation.classification import judge
 from synthcube.evaluation.classifier import probabilities
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.images import ImageSet
-from synthcube.evaluation.intervals import auc, mean_interval
 from synthcube.evaluation.overlap import overlap
-from synthcube.evaluation.results import Measure, Plot, Section
+from synthcube.evaluation.results import Section
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _LABEL = "Label"
@@ -34,7 +33,10 @@ _FEWEST = 5
 """Images of each class that are needed to train, and to test."""
 _MOST = 2000
 """Training images of each side, at most."""
-_RESAMPLES = 500
+_NOTES = (
+    "The floor of what was trained on synthetic images is what as many real ones teach; that of "
+    "real ones is guessing. The classifier is a small one: what matters is the difference.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,9 @@ def usefulness(
         )
         for name, side in (("synthetic", made), ("real", known))
     }  # fmt: skip
-    section = Section("usefulness")
-    _measure(section, scores, held_out, names, seed)
+    owners = held_out.images.subjects()[held_out.rows]
+    section = Section("usefulness", notes=list(_NOTES))
+    judge(section, scores, held_out.classes, owners, names, seed)
     section.facts |= {
         "column": column,
         "classes": names,
@@ -171,88 +174,3 @@ def _alike(made: _Side, known: _Side, num_classes: int, seed: int) -> tuple[_Sid
             rng = np.random.default_rng(runtime.derived_seed(seed, "class", number, i))
             chosen[i].append(np.sort(rng.permutation(each)[:count]))
     return made.taken(np.concatenate(chosen[0])), known.taken(np.concatenate(chosen[1]))
-
-
-def _measure(
-    section: Section, scores: dict[str, Floats], held_out: _Side, names: list[str], seed: int
-) -> None:
-    truth = held_out.classes
-    owners = held_out.images.subjects()[held_out.rows]
-    recalls: dict[str, list[float]] = {}
-    right: dict[str, Floats] = {}
-    for name, each in scores.items():
-        right[name] = (each.argmax(axis=1) == truth).astype(np.float64)
-        recalls[name] = [float(right[name][truth == i].mean()) for i in range(len(names))]
-    chance = 1 / len(names)
-    for name in scores:
-        # beside it what real images teach; of these, what guessing would give
-        real = name == "real"
-        low, high = mean_interval(right[name], owners, seed) or (None, None)
-        section.measures[f"accuracy_{name}"] = Measure(
-            float(right[name].mean()), None if real else float(right["real"].mean()), low, high,
-            len(truth),
-        )  # fmt: skip
-        low, high = _balanced_interval(right[name], truth, owners, len(names), seed)
-        section.measures[f"balanced_accuracy_{name}"] = Measure(
-            float(np.mean(recalls[name])), chance if real else float(np.mean(recalls["real"])),
-            low, high, len(truth),
-        )  # fmt: skip
-        areas = {key: _macro_auc(value, truth) for key, value in scores.items()}
-        section.measures[f"auc_{name}"] = Measure(
-            areas[name], 0.5 if real else areas["real"], count=len(truth)
-        )
-    difference = right["synthetic"] - right["real"]
-    low, high = mean_interval(difference, owners, seed) or (None, None)
-    section.measures["accuracy_difference"] = Measure(
-        float(difference.mean()), 0.0, low, high, len(truth)
-    )
-    section.facts["recall"] = {
-        name: dict(zip(names, each, strict=True)) for name, each in recalls.items()
-    }
-    section.plots.append(
-        Plot("Recall of each class", "bars",
-             {f"trained on {name}": each for name, each in recalls.items()}, "class", "recall",
-             tuple(names))
-    )  # fmt: skip
-    section.notes = _notes(recalls["real"], chance)
-
-
-def _balanced_interval(
-    right: Floats, truth: Ints, owners: Ints, num_classes: int, seed: int
-) -> tuple[float, float] | tuple[None, None]:
-    """Percentile bootstrap over subjects of the mean recall."""
-    _, owner = np.unique(owners, return_inverse=True)
-    num = int(owner.max()) + 1
-    if num < 2:
-        return None, None
-    # (subjects, classes)
-    hits, counts = np.zeros((num, num_classes)), np.zeros((num, num_classes))
-    np.add.at(hits, (owner, truth), right)
-    np.add.at(counts, (owner, truth), 1)
-    rng = np.random.default_rng(runtime.derived_seed(seed, "recall"))
-    means = []
-    for _ in range(_RESAMPLES):
-        drawn = np.bincount(rng.integers(num, size=num), minlength=num)
-        found = drawn @ counts
-        means.append(((drawn @ hits)[found > 0] / found[found > 0]).mean())
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def _macro_auc(scores: Floats, truth: Ints) -> float:
-    """Mean over the classes of each against the rest."""
-    areas = [auc(scores[truth == i, i], scores[truth != i, i]) for i in range(scores.shape[1])]
-    return float(np.mean(areas))
-
-
-def _notes(recalls: list[float], chance: float) -> list[str]:
-    told = [
-        "The floor of what was trained on synthetic images is what as many real ones teach; that "
-        "of real ones is guessing. The classifier is a small one: what matters is the difference."
-    ]
-    if np.mean(recalls) < chance + 0.1:
-        told.append(
-            "Real images teach this classifier hardly more than guessing: the comparison says "
-            "nothing about the synthetic ones."
-        )
-    return told
