@@ -19,7 +19,7 @@ from synthcube.evaluation import agreement
 from synthcube.evaluation.images import ImageSet, open_sets
 from synthcube.evaluation.judgement import Judgement
 from synthcube.evaluation.report import write_report
-from synthcube.evaluation.results import Section, plain
+from synthcube.evaluation.results import plain
 from synthcube.tasks.run_folder import CONFIG, SPLIT
 
 log = logging.getLogger("synthcube")
@@ -71,7 +71,7 @@ def evaluate(
             sets, settings.evaluation, settings.seed, Path(name),
             compute.device(settings.compute.accelerator), trained,
         )  # fmt: skip
-        sections = judgement.sections()
+        sections = list(judgement.sections())
         header = _header(settings, sets, judgement)
     results = {**header, **{section.name: section.plain() for section in sections}}
     if report:
@@ -165,6 +165,3 @@ def _described(images: ImageSet) -> dict[str, Any]:
         "duplicates": len(images) - images.distinct,
         "sha256": images.sha256,
     }
-
-
-__all__ = ["Section", "evaluate"]
