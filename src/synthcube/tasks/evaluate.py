@@ -108,7 +108,7 @@ def _manifests(given: Mapping[str, Path]) -> dict[str, Manifest]:
 
 
 def _of_split(name: str, manifest: Manifest) -> Manifest:
-    """The held-out rows for labels, those of train for train_data; all where there are no splits."""
+    """Held-out rows for labels, those of train for train_data; all where there are no splits."""
     splits = {row.split for row in manifest.rows}
     wanted = {"labels": ("test", "validation"), "train_data": ("train",)}.get(name)
     if not wanted or not splits - {""}:
@@ -116,9 +116,7 @@ def _of_split(name: str, manifest: Manifest) -> Manifest:
     for split in wanted:
         if split in splits:
             rows = tuple(row for row in manifest.rows if row.split == split)
-            log.info(
-                "%s: the %d rows of %s whose split is %s.", name, len(rows), manifest.path, split
-            )
+            log.info("%s: the %d rows of the split %s.", name, len(rows), split)
             return replace(manifest, rows=rows)
     raise EvaluationError(
         f"{manifest.path} has the splits {sorted(splits)}; rows of {' or '.join(wanted)} are needed"
