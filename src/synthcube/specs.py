@@ -60,6 +60,20 @@ TASKS = (
         outputs=(Parameter("output_path", "directory", "images", "images and their manifest"),),
     ),
     Task(
+        "evaluate",
+        "Judge the images by held-out real ones.",
+        inputs=(
+            Parameter("predictions", "directory", "images", "what infer wrote"),
+            Parameter("labels", "directory", "data", "real images: the test rows of its manifest"),
+            Parameter("train_data", "directory", "data", "those of the training: its train rows"),
+            _CONFIG,
+        ),
+        outputs=(
+            Parameter("output_path", "file", "evaluation/results.yaml", "the numbers"),
+            Parameter("report", "directory", "report", "a page with plots and pictures"),
+        ),
+    ),
+    Task(
         "export",
         "Verify a trained model and write a folder to share.",
         inputs=(_MODEL,),

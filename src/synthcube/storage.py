@@ -77,6 +77,28 @@ def write_text(path: Path, text: str) -> None:
     write_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_mounted(path: Path, text: str) -> None:
+    """Write a UTF-8 text file in one step; in place where it is a mount, as MedPerf's outputs are.
+
+    A mount cannot be replaced, and the folder that it is in may not be writable.
+    """
+    try:
+        write_text(path, text)
+    except OutputError as error:
+        number = getattr(error.__cause__, "errno", None)
+        if not path.is_file() or number not in (
+            errno.EBUSY,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+        ):
+            raise
+        with explained(path), path.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write an indented JSON file in one step; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, sort_keys=False) + "\n")

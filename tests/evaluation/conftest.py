@@ -45,8 +45,10 @@ def image_set(tmp_path: Path):
         bounds = tuple((float(a), float(b)) for a, b in np.percentile(flat, (0.1, 99.9), axis=1).T)
         constant = sum(each.min() == each.max() for each in voxels)
         manifest = Manifest(tmp_path / name / "manifest.csv", rows)
+        distinct = len({each.tobytes() for each in voxels})
         return ImageSet(
-            name, manifest, voxels.shape[1:], (1.0, 1.0, 1.0), raster, constant, bounds, path
-        )
+            name, manifest, voxels.shape[1:], (1.0, 1.0, 1.0), raster, constant, distinct, "",
+            bounds, path,
+        )  # fmt: skip
 
     return make

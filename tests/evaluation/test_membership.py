@@ -75,7 +75,8 @@ def learned(name: str, data: Path, out: Path, steps: int, classes: tuple[str, ..
 def sets(tmp_path: Path, **folders: Path):
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
-    found, faults = open_sets(folders, DataConfig(), work)
+    manifests = {name: read_manifest(folder) for name, folder in folders.items()}
+    found, faults = open_sets(manifests, DataConfig(), work)
     assert not faults
     return found["predictions"], found["labels"], found["train_data"]
 

@@ -8,6 +8,7 @@ true positives at few false ones (Carlini et al., IEEE S&P 2022).
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from synthcube.evaluation.model_scores import ModelScores, model_scores
 from synthcube.evaluation.overlap import overlap
 from synthcube.evaluation.results import Measure, Plot, Section, missing
 from synthcube.evaluation.views import views
+
+log = logging.getLogger("synthcube")
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -132,7 +135,8 @@ def _known(
     try:
         return model_scores(trained, (sets[0].manifest, sets[1].manifest), rows, seed, cache)
     except SynthCubeError as error:
-        return f"the model cannot be asked about these images: {error}"
+        log.warning("The model cannot be asked who was trained on: %s", error)
+        return "the model cannot be asked about these images; the log says why"
 
 
 def _leave_out(section: Section, attack: str, reason: str) -> None:

@@ -7,6 +7,7 @@ distance finds no copies is no proof of privacy: Yao et al., "The DCR Delusion" 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ from synthcube.evaluation.overlap import Overlap, digests, overlap, repeated
 from synthcube.evaluation.planes import plane
 from synthcube.evaluation.results import Measure, Picture, Plot, Section, missing
 from synthcube.evaluation.views import Views, views
+
+log = logging.getLogger("synthcube")
 
 Array = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -62,6 +65,8 @@ def memorisation(
         ImageError: the three sets differ in shape.
     """
     shared = overlap(labels, train_data)
+    if shared:
+        log.warning("Labels are not held out: %s.", shared.named(labels))
     exact = _exact(predictions, train_data)
     with views(predictions, labels, train_data) as (p, held_out, t):
         found = [nearest_in_pixels(p, held_out, t)]

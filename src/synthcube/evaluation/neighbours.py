@@ -116,5 +116,5 @@ def _exact(block: Array, references: Array, found: Ints, k: int) -> tuple[Array,
 
 
 def _norms(rows: Array) -> Array:
-    norms: Array = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64)).astype(np.float32)
+    norms: Array = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)).astype(np.float32)
     return norms

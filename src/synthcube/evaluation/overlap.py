@@ -20,20 +20,23 @@ class Overlap:
     """Places of held-out images whose voxels are those of a training image."""
     subjects: tuple[str, ...]
     """Subjects of both, where both manifests say whose images they are."""
-    names: tuple[str, ...]
-    """Files of `images`."""
 
     def __bool__(self) -> bool:
         return bool(self.images or self.subjects)
 
     def told(self) -> str:
-        """One clause, with the first names."""
+        """One clause that names nobody, for it may leave the site."""
         parts = []
         if self.images:
-            parts.append(f"{len(self.images)} of them are training images ({_few(self.names)})")
+            parts.append(f"{len(self.images)} of them are training images")
         if self.subjects:
-            parts.append(f"{len(self.subjects)} subjects are in both ({_few(self.subjects)})")
+            parts.append(f"{len(self.subjects)} subjects are in both")
         return " and ".join(parts)
+
+    def named(self, labels: ImageSet) -> str:
+        """The same with the first names, for the log."""
+        files = tuple(str(labels.rows[place].channels[0]) for place in self.images)
+        return "; ".join(_few(each) for each in (files, self.subjects) if each)
 
 
 def digests(images: ImageSet) -> list[bytes]:
@@ -54,8 +57,7 @@ def overlap(labels: ImageSet, train_data: ImageSet) -> Overlap:
     subjects: set[str] = set()
     if has_subjects(labels) and has_subjects(train_data):
         subjects = {row.subject for row in labels.rows} & {row.subject for row in train_data.rows}
-    names = tuple(str(labels.rows[i].channels[0]) for i in places)
-    return Overlap(places, tuple(sorted(subjects)), names)
+    return Overlap(places, tuple(sorted(subjects)))
 
 
 def repeated(found: list[bytes]) -> list[int]:

@@ -111,7 +111,8 @@ def _cell(row: Row, column: str) -> str:
 
 def _column(predictions: ImageSet, labels: ImageSet) -> str | None:
     others = [name for name in labels.rows[0].conditions if name not in _OURS]
-    for column in (_LABEL, *others):
+    patients = all(row.label_name == row.subject for row in labels.rows)
+    for column in others if patients else (_LABEL, *others):
         found = [{_cell(row, column) for row in each.rows} for each in (predictions, labels)]
         if all("" not in each for each in found) and 2 <= len(found[1]) <= _MOST_CLASSES:
             return column
