@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from synthcube.data.manifest import read_manifest
 from synthcube.data.transforms import DataConfig
 from synthcube.errors import ManifestError
 from synthcube.evaluation.config import EvaluationConfig
@@ -100,7 +101,8 @@ def test_what_infer_writes_is_paired(cli, first_stage, phantoms, tmp_path) -> No
     work = tmp_path / "work"
     work.mkdir()
     paths = {"predictions": tmp_path / "made", "labels": phantoms / "shuffled.csv"}
-    sets, faults = open_sets(paths, DataConfig(), work)
+    manifests = {name: read_manifest(path) for name, path in paths.items()}
+    sets, faults = open_sets(manifests, DataConfig(), work)
     assert not faults
     made, labels = sets["predictions"], sets["labels"]
     pairs = paired(made, labels, None)
