@@ -152,15 +152,18 @@ def test_a_family_without_a_loss_of_single_images_says_so(tmp_path: Path, name, 
     assert reason in plain["auc_model"]["reason"]
 
 
-def test_classes_that_the_model_does_not_know_are_a_reason_and_no_crash(tmp_path: Path, caplog) -> None:
+def test_classes_that_the_model_does_not_know_are_a_reason_and_no_crash(
+    tmp_path: Path, caplog
+) -> None:
     train = folder(tmp_path / "train", texture(8, 0), ["a", "b"])
     labels = folder(tmp_path / "labels", texture(8, 1), ["a", "c"])
     learned("rectified_flow", train, tmp_path / "model", 2, ("a", "b"))
     given = sets(tmp_path, predictions=train, labels=labels, train_data=train)
     model = artifact.load(tmp_path / "model")
     plain = membership(*given, CONFIG, 0, model, tmp_path / "cache").plain()
-    assert "the log says why" in plain["auc_model"]["reason"]
-    assert "condition that the model was not trained on" in caplog.text
+    assert plain["auc_model"]["value"] is None
+    assert "cannot be asked" in plain["auc_model"]["reason"]
+    assert "column Label: c is none of the classes" in caplog.text
     given = sets(tmp_path, predictions=train, labels=folder(
         tmp_path / "known", texture(8, 2), ["b", "a"]), train_data=train)  # fmt: skip
     assert membership(*given, CONFIG, 0, model, tmp_path / "cache").measures["auc_model"].value

@@ -169,3 +169,15 @@ def test_pictures_show_label_prediction_and_difference(image_set) -> None:
         for image in row:
             assert image.ndim == 2
             assert 0 <= image.min() <= image.max() <= 1
+
+
+def test_a_channel_that_never_changes_takes_the_range_of_the_others(image_set) -> None:
+    y = scene((2, 16, 16)) * 10
+    y[:, 1] = 7
+    x = y + 3
+    section = compare(
+        image_set("predictions", x, raster=False), image_set("labels", y, raster=False),
+        [(i, i) for i in range(4)], CONFIG,
+    )  # fmt: skip
+    assert section.facts["data_range"][1] == [min(7, y.min()), y.max()]
+    assert 0 < section.measures["psnr_db"].value < 100

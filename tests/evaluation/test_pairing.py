@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from synthcube.data.manifest import read_manifest
+from synthcube.data.transforms import DataConfig
 from synthcube.errors import ManifestError
+from synthcube.evaluation.config import EvaluationConfig
+from synthcube.evaluation.images import open_sets
+from synthcube.evaluation.paired import compare
 from synthcube.evaluation.pairing import paired
 
 VOXELS = np.zeros((3, 1, 4, 4))
@@ -85,3 +90,24 @@ def test_wanted_pairs_that_are_none_are_refused(image_set, labels) -> None:
     made = image_set("made", VOXELS, files=["x.png", "y.png", "z.png"])
     with pytest.raises(ManifestError, match="3 predictions and 3 labels do not belong together"):
         paired(made, labels, True)
+
+
+def test_what_infer_writes_is_paired(cli, first_stage, phantoms, tmp_path) -> None:
+    """A real reconstruction finds its originals; the labels are shuffled in between."""
+    run = first_stage("autoencoder_kl")
+    assert cli("infer", "-m", run, "-d", phantoms, "-o", tmp_path / "made")[0] == 0
+    lines = (phantoms / "manifest.csv").read_text().splitlines()
+    (phantoms / "shuffled.csv").write_text("\n".join([lines[0], *lines[:0:-1]]))
+    work = tmp_path / "work"
+    work.mkdir()
+    paths = {"predictions": tmp_path / "made", "labels": phantoms / "shuffled.csv"}
+    manifests = {name: read_manifest(path) for name, path in paths.items()}
+    sets, faults = open_sets(manifests, DataConfig(), work)
+    assert not faults
+    made, labels = sets["predictions"], sets["labels"]
+    pairs = paired(made, labels, None)
+    assert pairs == [(i, 11 - i) for i in range(12)]
+    section = compare(made, labels, pairs, EvaluationConfig())
+    for case in section.cases:
+        assert case["subject"] in str(case["prediction"])
+    assert section.facts["data_range_is"] == "pictures of 8 bits"

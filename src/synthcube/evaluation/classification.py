@@ -36,17 +36,40 @@ def judge(
         names: of the classes.
     """
     right = {name: (each.argmax(axis=1) == truth) * 1.0 for name, each in scores.items()}
+    _add_measures(section, scores, right, truth, owners, seed)
     recalls = {
         name: [float(each[truth == i].mean()) for i in range(len(names))]
         for name, each in right.items()
     }
+    section.facts["recall"] = {
+        name: dict(zip(names, each, strict=True)) for name, each in recalls.items()
+    }
+    series = {f"trained on {name} images": each for name, each in recalls.items()}
+    section.plots.append(
+        Plot("Recall of each class", "bars", series, "class", "recall", tuple(names))
+    )
+    if np.mean(recalls["real"]) < 1 / len(names) + _HARDLY:
+        section.notes.append(
+            "Real images teach this classifier hardly more than guessing: the comparison says "
+            "nothing about the synthetic ones."
+        )
+
+
+def _add_measures(
+    section: Section, scores: Mapping[str, Floats], right: Mapping[str, Floats], truth: Ints,
+    owners: Ints, seed: int,
+) -> None:  # fmt: skip
+    classes = np.unique(truth)
     reached = {
         "accuracy": {name: float(each.mean()) for name, each in right.items()},
-        "balanced_accuracy": {name: float(np.mean(each)) for name, each in recalls.items()},
+        "balanced_accuracy": {
+            name: float(np.mean([each[truth == i].mean() for i in classes]))
+            for name, each in right.items()
+        },
         "auc": {name: _macro_auc(each, truth) for name, each in scores.items()},
     }
     guessed = {"accuracy": float(np.bincount(truth).max() / len(truth)), "auc": 0.5}
-    guessed["balanced_accuracy"] = 1 / len(names)
+    guessed["balanced_accuracy"] = 1 / len(classes)
     for what, values in reached.items():
         for name, value in values.items():
             floor = guessed[what] if name == "real" else values["real"]
@@ -58,18 +81,6 @@ def judge(
     section.measures["accuracy_difference"] = Measure(
         float(difference.mean()), None, low, high, len(truth)
     )
-    section.facts["recall"] = {
-        name: dict(zip(names, each, strict=True)) for name, each in recalls.items()
-    }
-    series = {f"trained on {name} images": each for name, each in recalls.items()}
-    section.plots.append(
-        Plot("Recall of each class", "bars", series, "class", "recall", tuple(names))
-    )
-    if reached["balanced_accuracy"]["real"] < 1 / len(names) + _HARDLY:
-        section.notes.append(
-            "Real images teach this classifier hardly more than guessing: the comparison says "
-            "nothing about the synthetic ones."
-        )
 
 
 def _interval(

@@ -62,12 +62,6 @@ def membership(
         cache: folder of preprocessed images; the user's by default.
     """
     section = Section("membership")
-    shared = overlap(labels, train_data)
-    void = ""
-    if shared:
-        void = f"the labels are not held out: {shared.told()}"
-    elif min(len(labels), len(train_data)) < FEWEST:
-        void = f"at least {FEWEST} training and {FEWEST} held-out images are needed"
     members, others = _drawn(train_data, labels, seed)
     section.facts = {
         "num_training_images": len(members), "num_held_out": len(others),
@@ -77,11 +71,11 @@ def membership(
         "The floor is chance. These two attacks are simple ones: where they fail, a better one may "
         "succeed, so that chance here is no proof that no patient can be recognised."
     ]
-    owners = train_data.subjects(), labels.subjects()
-    if void:
+    if void := _void(labels, train_data):
         for attack in _ATTACKS:
             _leave_out(section, attack, void)
         return section
+    owners = train_data.subjects(), labels.subjects()
     near = _nearness(predictions, train_data, labels, members, others)
     _add(section, "samples", near, (owners[0][members], owners[1][others]))
     asked = tuple(_some(each, seed) for each in (members, others))
@@ -92,6 +86,14 @@ def membership(
         _add(section, "model", known.scores, (owners[0][asked[0]], owners[1][asked[1]]))
         section.facts |= {"model_score": known.what, "num_asked": len(asked[0])}
     return section
+
+
+def _void(labels: ImageSet, train_data: ImageSet) -> str:
+    if shared := overlap(labels, train_data):
+        return f"the labels are not held out: {shared.told()}"
+    if min(len(labels), len(train_data)) < FEWEST:
+        return f"at least {FEWEST} training and {FEWEST} held-out images are needed"
+    return ""
 
 
 def _drawn(train_data: ImageSet, labels: ImageSet, seed: int) -> tuple[Ints, Ints]:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from synthcube import runtime
-from synthcube.errors import ImageError
 from synthcube.evaluation.calibration import Calibration
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.copy_distances import (
@@ -65,7 +64,6 @@ def memorisation(
     Raises:
         ImageError: the three sets differ in shape.
     """
-    _check_shapes(predictions, labels, train_data)
     shared = overlap(labels, train_data)
     if shared:
         log.warning("Labels are not held out: %s.", shared.named(labels))
@@ -86,17 +84,6 @@ def memorisation(
     section.pictures = [_closest(predictions, train_data, found[0])]
     section.cases = _cases(predictions, train_data, searches)
     return section
-
-
-def _check_shapes(*sets: ImageSet) -> None:
-    faults = [
-        f"{each.name}: shape {list(each.shape)}, {sets[0].name} {list(sets[0].shape)} (channels "
-        "first)"
-        for each in sets[1:]
-        if each.shape != sets[0].shape
-    ]
-    if faults:
-        raise ImageError("Copies can be looked for among images of one shape only:", faults)
 
 
 def _exact(predictions: ImageSet, train_data: ImageSet) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import torch
 from synthcube import runtime, sampling
 from synthcube.artifact import Artifact
 from synthcube.data.batches import Images
+from synthcube.data.conditions import cell
 from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest
 from synthcube.data.transforms import DataConfig
@@ -86,12 +87,18 @@ def _images(trained: Artifact, manifest: Manifest, cache: Path) -> Images:
             f"{manifest.path}: the images are {list(images.shape[1:])} (channels first), the "
             f"model was trained on {[channels, *spec.size]}."
         )
+    for condition in spec.conditions:
+        cells = {cell(row, condition.name) for row in manifest.rows} - {""}
+        strange = sorted(cells - {*condition.classes}) if condition.kind == "class" else []
+        if strange:
+            raise ManifestError(
+                f"{manifest.path}, column {condition.name}: {', '.join(strange)} is none of the "
+                f"classes that the model was trained on, {', '.join(condition.classes)}."
+            )
     try:
         return Images(images, manifest, spec, (), 0)
     except ValueError as error:
-        raise ManifestError(
-            f"{manifest.path}: a condition that the model was not trained on: {error}."
-        ) from error
+        raise ManifestError(f"{manifest.path}: a condition is no number: {error}.") from error
 
 
 def _loss(family: Any, batch: Batch, seed: int) -> float:

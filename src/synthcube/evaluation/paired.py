@@ -81,9 +81,10 @@ def _data_range(labels: ImageSet, rows: list[int]) -> tuple[Range, str]:
         whole = whole and bool((voxels == np.rint(voxels)).all())
     if labels.raster and whole and low.min() >= 0 and 1 < high.max() <= 255:
         return [(0.0, 255.0)] * len(low), "pictures of 8 bits"
-    return [
-        (float(a), float(b)) for a, b in zip(low, high, strict=True)
-    ], "lowest and highest intensity of the labels, for each channel"
+    # a channel that never changes has no range of its own
+    low, high = np.where(low < high, [low, high], [[low.min()], [high.max()]])
+    found = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    return found, "lowest and highest intensity of the labels, for each channel"
 
 
 def _batches(rows: list[int], images: ImageSet) -> list[list[int]]:
@@ -98,7 +99,7 @@ def _measured(
     """(len(pairs),) of each measure; NaN or infinite where there is none."""
     shape = (1, -1, *[1] * (len(labels.shape) - 1))
     low = np.array([pair[0] for pair in ranges]).reshape(shape)
-    width = np.array([max(b - a, 1e-30) for a, b in ranges]).reshape(shape)
+    width = np.array([b - a for a, b in ranges]).reshape(shape)
     base = np.minimum(low, 0)
     parts: list[dict[str, Floats]] = []
     for batch in _batches(list(range(len(pairs))), labels):

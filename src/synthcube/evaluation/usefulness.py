@@ -85,6 +85,17 @@ def usefulness(
     if reason := _too_few(names, made, known, held_out):
         return reason
     made, known = _alike(made, known, len(names), seed)
+    section = _compared(made, known, held_out, names, seed)
+    section.facts |= {
+        "column": column,
+        "real_training_images": "train_data" if real is not None else "half of the labels",
+    }
+    return section
+
+
+def _compared(
+    made: _Side, known: _Side, held_out: _Side, names: Sequence[str], seed: int
+) -> Section:
     scores = {
         name: probabilities(
             side.images, side.rows, side.classes, held_out.images, held_out.rows, len(names),
@@ -96,11 +107,9 @@ def usefulness(
     section = Section("usefulness", notes=list(_NOTES))
     judge(section, scores, held_out.classes, owners, names, seed)
     section.facts |= {
-        "column": column,
-        "classes": names,
+        "classes": list(names),
         "num_training_images": len(made.rows),
         "num_test_images": len(held_out.rows),
-        "real_training_images": "train_data" if real is not None else "half of the labels",
     }
     return section
 

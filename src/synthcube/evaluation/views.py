@@ -15,6 +15,7 @@ import torch
 from scipy.signal.windows import tukey
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
+from synthcube.errors import ImageError
 from synthcube.evaluation.images import ImageSet
 from synthcube.storage import explained
 
@@ -65,8 +66,10 @@ def views(*sets: ImageSet) -> Iterator[list[Views]]:
     context.
 
     Raises:
+        ImageError: the sets differ in shape.
         OutputError: the folder of a set is full.
     """
+    _check_shapes(sets)
     with TemporaryDirectory(dir=sets[0].path.parent) as folder:
         yield [_made(each, Path(folder) / f"{i}.f32") for i, each in enumerate(sets)]
 
@@ -135,3 +138,14 @@ def _standardised(images: torch.Tensor) -> torch.Tensor:
     spread = (images - mean).square().mean(dim=axes, keepdim=True).sqrt()
     limit = 1e-5 * mean.abs() + 1e-12
     return torch.where(spread > limit, (images - mean) / spread.clamp(min=1e-12), torch.zeros(()))
+
+
+def _check_shapes(sets: tuple[ImageSet, ...]) -> None:
+    faults = [
+        f"{each.name}: shape {list(each.shape)}, {sets[0].name} {list(sets[0].shape)} (channels "
+        "first)"
+        for each in sets[1:]
+        if each.shape != sets[0].shape
+    ]
+    if faults:
+        raise ImageError("Only images of one shape can be looked for among each other:", faults)
