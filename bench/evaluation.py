@@ -47,10 +47,10 @@ def measure(options: Options) -> list[Row]:
 def cost(number: int) -> dict[str, float]:
     """Of one evaluation in this process."""
     from synthcube.evaluation.config import EvaluationConfig
-    from synthcube.evaluation.diversity import diversity
-    from synthcube.evaluation.extractors import load_extractor
-    from synthcube.evaluation.features import extract
-    from synthcube.evaluation.fidelity import fidelity
+    from synthcube.evaluation.features.extractors import load_extractor
+    from synthcube.evaluation.features.tables import extract
+    from synthcube.evaluation.fidelity.diversity import diversity
+    from synthcube.evaluation.fidelity.findings import fidelity
 
     config = EvaluationConfig()
     with TemporaryDirectory() as name:

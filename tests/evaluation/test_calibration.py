@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from synthcube.evaluation.calibration import FEWEST, calibrated, share_measures
+from synthcube.evaluation.copies.calibration import FEWEST, calibrated, share_measures
 
 
 def test_no_more_false_alarms_than_allowed_on_average() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from synthcube.errors import ArtifactError, ConfigError, FamilyError
 from synthcube.evaluation.config import ExtractorConfig
-from synthcube.evaluation.extractors import load_extractor
+from synthcube.evaluation.features.extractors import load_extractor
 from synthcube.nets.efficientnet import load_efficientnet
 from synthcube.storage import sha256
 
@@ -245,7 +245,7 @@ def test_a_missing_and_a_strange_weight_are_named(tmp_path):
 
 
 def test_inception_needs_its_package(tmp_path, monkeypatch):
-    monkeypatch.setattr("synthcube.evaluation.extractors.find_spec", lambda name: None)
+    monkeypatch.setattr("synthcube.evaluation.features.extractors.find_spec", lambda name: None)
     config = ExtractorConfig(name="inception", weights=str(tmp_path / "w.pth"))
     with pytest.raises(ConfigError, match="pip install torch-fidelity"):
         load_extractor(config, rank=2)

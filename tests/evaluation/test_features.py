@@ -12,8 +12,8 @@ import torch
 from synthcube.data.manifest import Manifest, Row
 from synthcube.errors import ImageError
 from synthcube.evaluation.config import EvaluationConfig, ExtractorConfig
-from synthcube.evaluation.extractors import Extractor, load_extractor
-from synthcube.evaluation.features import extract, scaled
+from synthcube.evaluation.features.extractors import Extractor, load_extractor
+from synthcube.evaluation.features.tables import extract, scaled
 from synthcube.evaluation.images import ImageSet
 
 UNIT = ((0.0, 1.0),)

@@ -9,11 +9,11 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from synthcube.evaluation.config import EvaluationConfig, ExtractorConfig
-from synthcube.evaluation.diversity import diversity
-from synthcube.evaluation.extractors import load_extractor
-from synthcube.evaluation.features import extract
-from synthcube.evaluation.fidelity import fidelity
-from synthcube.evaluation.manifolds import NAMES
+from synthcube.evaluation.features.extractors import load_extractor
+from synthcube.evaluation.features.tables import extract
+from synthcube.evaluation.fidelity.diversity import diversity
+from synthcube.evaluation.fidelity.findings import fidelity
+from synthcube.evaluation.fidelity.manifolds import NAMES
 from synthcube.evaluation.results import Section
 
 CONFIG = EvaluationConfig(num_repeats=4, slices_per_plane=3)

@@ -8,7 +8,7 @@ import torch
 from monai.metrics.fid import get_fid_score
 from torchmetrics.image.fid import _compute_fid
 
-from synthcube.evaluation.frechet import Normal, frechet_distance, normal
+from synthcube.evaluation.fidelity.frechet import Normal, frechet_distance, normal
 
 RNG = np.random.default_rng(0)
 
@@ -69,5 +69,5 @@ def test_a_large_mean_swallows_no_variance():
 def test_pieces_are_put_together(monkeypatch):
     one, other = table(100, 6), table(90, 6, 2)
     whole = distance(one, other)
-    monkeypatch.setattr("synthcube.evaluation.frechet._ROWS", 7)
+    monkeypatch.setattr("synthcube.evaluation.fidelity.frechet._ROWS", 7)
     assert distance(one, other) == pytest.approx(whole, rel=1e-10)

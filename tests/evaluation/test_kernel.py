@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.image.kid import poly_kernel, poly_mmd
 
-from synthcube.evaluation.kernel import kernel_distances
+from synthcube.evaluation.fidelity.kernel import kernel_distances
 
 RNG = np.random.default_rng(0)
 
@@ -35,8 +35,8 @@ def two(made: np.ndarray, real: np.ndarray, m: int, subjects=None):
 
 @pytest.mark.parametrize("pieces", [(512, 4096), (7, 11)])
 def test_it_is_that_of_torchmetrics(monkeypatch, pieces):
-    monkeypatch.setattr("synthcube.evaluation.kernel._ROWS", pieces[0])
-    monkeypatch.setattr("synthcube.evaluation.kernel._COLUMNS", pieces[1])
+    monkeypatch.setattr("synthcube.evaluation.fidelity.kernel._ROWS", pieces[0])
+    monkeypatch.setattr("synthcube.evaluation.fidelity.kernel._COLUMNS", pieces[1])
     made, real = table(50, shift=0.5), table(70)
     value, floor = two(made, real, 30)
     x, y, other = (torch.from_numpy(each) for each in (made[:30], real[:30], real[30:60]))

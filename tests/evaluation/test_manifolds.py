@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from synthcube.evaluation.manifolds import precision_recall_density_coverage, radii
+from synthcube.evaluation.fidelity.manifolds import precision_recall_density_coverage, radii
 
 RNG = np.random.default_rng(0)
 K = 3
@@ -32,7 +32,7 @@ def by_definition(real: np.ndarray, made: np.ndarray, k: int = K) -> tuple[float
 
 @pytest.mark.parametrize("shift", [0.0, 0.7, 2.0])
 def test_they_are_their_definitions(shift, monkeypatch):
-    monkeypatch.setattr("synthcube.evaluation.manifolds._ROWS", 16)
+    monkeypatch.setattr("synthcube.evaluation.fidelity.manifolds._ROWS", 16)
     real, made = RNG.standard_normal((60, 5)), RNG.standard_normal((45, 5)) + shift
     assert measured(real, made) == pytest.approx(by_definition(real, made))
 

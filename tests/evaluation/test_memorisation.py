@@ -12,7 +12,7 @@ import pytest
 from synthcube.data.phantom import phantom
 from synthcube.errors import ImageError
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.memorisation import NO_COPIES, memorisation
+from synthcube.evaluation.copies.memorisation import NO_COPIES, memorisation
 
 CONFIG = EvaluationConfig()
 KINDS = ("exact", "mirrored", "noised", "shifted")

@@ -11,7 +11,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 
 from synthcube.evaluation import similarity
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.paired import compare
+from synthcube.evaluation.pairs.findings import compare
 
 CONFIG = EvaluationConfig()
 

@@ -10,8 +10,8 @@ from synthcube.data.transforms import DataConfig
 from synthcube.errors import ManifestError
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.images import open_sets
-from synthcube.evaluation.paired import compare
-from synthcube.evaluation.pairing import paired
+from synthcube.evaluation.pairs.findings import compare
+from synthcube.evaluation.pairs.pairing import paired
 
 VOXELS = np.zeros((3, 1, 4, 4))
 

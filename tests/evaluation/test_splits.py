@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from synthcube.evaluation.splits import draw_splits, joint_subjects
+from synthcube.evaluation.fidelity.splits import draw_splits, joint_subjects
 
 
 def sides(subjects: tuple[np.ndarray, np.ndarray], number: int = 5, seed: int = 0):

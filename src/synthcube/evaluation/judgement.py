@@ -12,17 +12,17 @@ import torch
 
 from synthcube.artifact import Artifact
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.diversity import diversity
-from synthcube.evaluation.extractors import Extractor, load_extractor
-from synthcube.evaluation.features import Features, extract
-from synthcube.evaluation.fidelity import fidelity
+from synthcube.evaluation.copies.membership import membership
+from synthcube.evaluation.copies.memorisation import memorisation
+from synthcube.evaluation.features.extractors import Extractor, load_extractor
+from synthcube.evaluation.features.tables import Features, extract
+from synthcube.evaluation.fidelity.diversity import diversity
+from synthcube.evaluation.fidelity.findings import fidelity
 from synthcube.evaluation.images import ImageSet
-from synthcube.evaluation.membership import membership
-from synthcube.evaluation.memorisation import memorisation
-from synthcube.evaluation.paired import compare
-from synthcube.evaluation.pairing import paired
+from synthcube.evaluation.pairs.findings import compare
+from synthcube.evaluation.pairs.pairing import paired
 from synthcube.evaluation.results import Section, missing
-from synthcube.evaluation.usefulness import usefulness
+from synthcube.evaluation.usefulness.findings import usefulness
 
 NO_TRAIN_DATA = "the training images were not given (train_data)"
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from synthcube.evaluation.trained import Trained, other_network
+from synthcube.evaluation.features.trained import Trained, other_network
 from synthcube.legacy import read_weights
 from synthcube.nets.efficientnet import enlarged
 from synthcube.storage import sha256

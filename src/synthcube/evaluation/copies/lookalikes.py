@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from synthcube.evaluation.copies.views import Views
 from synthcube.evaluation.neighbours import nearest
-from synthcube.evaluation.views import Views
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.features import Bounds, scaled
+from synthcube.evaluation.features.tables import Bounds, scaled
 from synthcube.evaluation.images import ImageSet
 from synthcube.evaluation.results import Measure, Plot, Section, missing
 from synthcube.evaluation.similarity import WINDOW, num_scales, structural

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from synthcube.evaluation import manifolds
-from synthcube.evaluation.features import Table
-from synthcube.evaluation.frechet import frechet_distance, normal
-from synthcube.evaluation.kernel import kernel_distances
+from synthcube.evaluation.features.tables import Table
+from synthcube.evaluation.fidelity import manifolds
+from synthcube.evaluation.fidelity.frechet import frechet_distance, normal
+from synthcube.evaluation.fidelity.kernel import kernel_distances
+from synthcube.evaluation.fidelity.splits import Split
 from synthcube.evaluation.results import Measure, missing
-from synthcube.evaluation.splits import Split
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

@@ -12,10 +12,10 @@ import torch
 
 from synthcube.errors import ConfigError
 from synthcube.evaluation.config import ExtractorConfig, ExtractorName
-from synthcube.evaluation.radiomic import radiomic_features
-from synthcube.evaluation.random_features import RandomNetwork
-from synthcube.evaluation.resnets import medicalnet, radimagenet
-from synthcube.evaluation.trained import Trained, efficientnet, inception
+from synthcube.evaluation.features.radiomic import radiomic_features
+from synthcube.evaluation.features.random_network import RandomNetwork
+from synthcube.evaluation.features.resnets import medicalnet, radimagenet
+from synthcube.evaluation.features.trained import Trained, efficientnet, inception
 from synthcube.nets.efficientnet import require_efficientnet
 
 _KEY = "evaluation.extractor"

@@ -19,13 +19,13 @@ from synthcube import runtime
 from synthcube.artifact import Artifact
 from synthcube.errors import SynthCubeError
 from synthcube.evaluation.config import EvaluationConfig
+from synthcube.evaluation.copies.lookalikes import most_alike
+from synthcube.evaluation.copies.model_scores import ModelScores, model_scores
+from synthcube.evaluation.copies.overlap import overlap
+from synthcube.evaluation.copies.views import views
 from synthcube.evaluation.images import ImageSet
 from synthcube.evaluation.intervals import auc, auc_interval, share_interval
-from synthcube.evaluation.lookalikes import most_alike
-from synthcube.evaluation.model_scores import ModelScores, model_scores
-from synthcube.evaluation.overlap import overlap
 from synthcube.evaluation.results import Measure, Plot, Section, missing
-from synthcube.evaluation.views import views
 
 log = logging.getLogger("synthcube")
 

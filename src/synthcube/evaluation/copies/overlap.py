@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from synthcube.evaluation.images import ImageSet
-from synthcube.evaluation.pairing import has_subjects
+from synthcube.evaluation.pairs.pairing import has_subjects
 
 _NAMED = 5
 

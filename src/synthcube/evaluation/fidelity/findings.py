@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from synthcube.evaluation import manifolds
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.distances import FEWEST, NAMES, Tables, distances
-from synthcube.evaluation.features import Features
+from synthcube.evaluation.features.tables import Features
+from synthcube.evaluation.fidelity import manifolds
+from synthcube.evaluation.fidelity.distances import FEWEST, NAMES, Tables, distances
+from synthcube.evaluation.fidelity.splits import Split, draw_splits, joint_subjects
 from synthcube.evaluation.images import ImageSet
 from synthcube.evaluation.neighbours import nearest
 from synthcube.evaluation.results import Measure, Plot, Section, missing
-from synthcube.evaluation.splits import Split, draw_splits, joint_subjects
 
 Ints = npt.NDArray[np.int64]
 

@@ -17,12 +17,12 @@ import numpy.typing as npt
 from synthcube import runtime
 from synthcube.data.manifest import Row
 from synthcube.data.splitting import split_subjects
-from synthcube.evaluation.classification import judge
-from synthcube.evaluation.classifier import probabilities
 from synthcube.evaluation.config import EvaluationConfig
+from synthcube.evaluation.copies.overlap import overlap
 from synthcube.evaluation.images import ImageSet
-from synthcube.evaluation.overlap import overlap
 from synthcube.evaluation.results import Section
+from synthcube.evaluation.usefulness.classification import judge
+from synthcube.evaluation.usefulness.classifier import probabilities
 
 Ints = npt.NDArray[np.int64]
 

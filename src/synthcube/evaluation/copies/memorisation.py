@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from synthcube import runtime
-from synthcube.evaluation.calibration import Calibration
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.copy_distances import (
+from synthcube.evaluation.copies.calibration import Calibration
+from synthcube.evaluation.copies.copy_distances import (
     CopySearch,
     Nearest,
     nearest_in_features,
@@ -25,13 +25,13 @@ from synthcube.evaluation.copy_distances import (
     search_measures,
     searched,
 )
+from synthcube.evaluation.copies.lookalikes import most_alike
+from synthcube.evaluation.copies.overlap import Overlap, digests, overlap, repeated
+from synthcube.evaluation.copies.views import Views, views
 from synthcube.evaluation.images import ImageSet
 from synthcube.evaluation.intervals import share_interval
-from synthcube.evaluation.lookalikes import most_alike
-from synthcube.evaluation.overlap import Overlap, digests, overlap, repeated
 from synthcube.evaluation.planes import plane
 from synthcube.evaluation.results import Measure, Picture, Plot, Section, missing
-from synthcube.evaluation.views import Views, views
 
 log = logging.getLogger("synthcube")
 

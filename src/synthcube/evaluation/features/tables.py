@@ -13,7 +13,7 @@ import torch
 
 from synthcube.errors import ImageError
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.extractors import Extractor
+from synthcube.evaluation.features.extractors import Extractor
 from synthcube.evaluation.images import ImageSet
 from synthcube.storage import explained
 

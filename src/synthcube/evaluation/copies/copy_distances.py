@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from synthcube import runtime
-from synthcube.evaluation.calibration import FEWEST, Calibration, calibrated, share_measures
 from synthcube.evaluation.config import EvaluationConfig
+from synthcube.evaluation.copies.calibration import FEWEST, Calibration, calibrated, share_measures
+from synthcube.evaluation.copies.lookalikes import most_alike
+from synthcube.evaluation.copies.overlap import Overlap
+from synthcube.evaluation.copies.views import Views
 from synthcube.evaluation.images import ImageSet
 from synthcube.evaluation.intervals import auc, auc_interval
-from synthcube.evaluation.lookalikes import most_alike
 from synthcube.evaluation.neighbours import nearest
-from synthcube.evaluation.overlap import Overlap
 from synthcube.evaluation.results import Measure, missing
-from synthcube.evaluation.views import Views
 
 Array = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
