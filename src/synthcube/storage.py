@@ -82,6 +82,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, sort_keys=False) + "\n")
 
 
+def write_output(path: Path, text: str) -> None:
+    """Write the text file that a task was told to write, its folder if need be.
+
+    A file that is there keeps its place on the disk: a container's client mounts an empty one,
+    which nothing can be moved onto.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if not path.exists():
+        make_folder(path.parent)
+        write_text(path, text)
+        return
+    with explained(path), path.open("r+", encoding="utf-8") as file:
+        file.truncate(0)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` once it is complete.
