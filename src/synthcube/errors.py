@@ -7,6 +7,7 @@ SynthCubeError          a user's fault: shown without a traceback, exit code 2
 |- ImageError           an image that cannot be read or does not fit the others
 |- ArtifactError        a trained model's folder is missing, damaged or too new
 |- FamilyError          a family is unknown, or cannot do what is asked of it
+|- EvaluationError      predictions and real images that cannot be compared
 |- OutputError          an output folder is not writable, not empty, or the disk is full
 |- NonFiniteLossError   training produced a loss or a gradient that is not a number
 `- MemoryShortageError  the memory of the GPU or of the machine is used up
@@ -56,6 +57,10 @@ class ArtifactError(SynthCubeError):
 
 class FamilyError(SynthCubeError):
     """A family is unknown, or cannot do what is asked of it."""
+
+
+class EvaluationError(SynthCubeError):
+    """Predictions and real images are too few, or cannot be compared with one another."""
 
 
 class OutputError(SynthCubeError):

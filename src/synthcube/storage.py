@@ -77,29 +77,34 @@ def write_text(path: Path, text: str) -> None:
     write_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write an indented JSON file in one step; NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, sort_keys=False) + "\n")
+def write_mounted(path: Path, text: str) -> None:
+    """Write a UTF-8 text file in one step; in place where it is a mount, as MedPerf's outputs are.
 
-
-def write_output(path: Path, text: str) -> None:
-    """Write the text file that a task was told to write, its folder if need be.
-
-    A file that is there keeps its place on the disk: a container's client mounts an empty one,
-    which nothing can be moved onto.
-
-    Raises:
-        OutputError: it cannot be written.
+    A mount cannot be replaced, and the folder that it is in may not be writable. Where there is
+    no such file, its folder is made as well.
     """
     if not path.exists():
         make_folder(path.parent)
+    try:
         write_text(path, text)
-        return
-    with explained(path), path.open("r+", encoding="utf-8") as file:
-        file.truncate(0)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    except OutputError as error:
+        number = getattr(error.__cause__, "errno", None)
+        if not path.is_file() or number not in (
+            errno.EBUSY,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+        ):
+            raise
+        with explained(path), path.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write an indented JSON file in one step; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, sort_keys=False) + "\n")
 
 
 @contextmanager

@@ -88,18 +88,18 @@ def test_defaults_from_the_top_and_from_within_and_again(
     mlcube, podman, tool: str, image: str, tree: Path, known
 ) -> None:
     data = known.hashes(tree / "workspace" / "data")
-    for task in ("train", "infer", "export"):
+    for task in ("train", "infer", "evaluate", "export"):
         succeeded(mlcube(tree, "--mlcube=mlcube", f"--task={task}", *podman))
     workspace = tree / "workspace"
     images = known.hashes(workspace / "images" / "images")
     assert len(images) == 16
     assert (workspace / "model" / "artifact.json").is_file()
-    log = succeeded(mlcube(tree / "mlcube", "--task=train,infer,export", *podman))
+    log = succeeded(mlcube(tree / "mlcube", "--task=train,infer,evaluate,export", *podman))
     assert "This training is complete" in log
     assert known.hashes(workspace / "images" / "images") == images
     assert known.hashes(workspace / "data") == data
     assert {path.name for path in workspace.iterdir()} == {
-        "config.yaml", "data", "images", "model", "run",
+        "config.yaml", "data", "evaluation", "images", "model", "report", "run",
     }  # fmt: skip
     assert {path.lstat().st_uid for path in workspace.rglob("*")} == {os.getuid()}
     left = subprocess.run(
@@ -168,7 +168,7 @@ def test_singularity_makes_the_same_images(
     shutil.rmtree(tree / "workspace" / "data")
     shutil.copytree(inputs / "data", tree / "workspace" / "data")
     shutil.copy(own_config, tree / "workspace" / "config.yaml")
-    for task in ("train", "infer", "export"):
+    for task in ("train", "infer", "evaluate", "export"):
         succeeded(mlcube(tree, "--mlcube=mlcube", f"--task={task}", "--platform=singularity"))
     assert known.hashes(tree / "workspace" / "images" / "images") == expected
     assert (tree / "workspace" / "model" / "artifact.json").is_file()

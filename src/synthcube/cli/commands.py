@@ -111,6 +111,45 @@ def infer(
 
 
 @app.command()
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Option("--predictions", "-p", help="What infer wrote, or any images.")
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option("--labels", "-l", help="Real images, held out; or a run: those it held out."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output_path", "-o", help="YAML file to write the results to.")
+    ],
+    config: OptionalConfig = None,
+    train_data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--train_data", "-t", help="Images of the training, to look for copies in."),
+    ] = None,
+    report: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for a page with plots and pictures, and for a card's table."),
+    ] = None,
+    model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--model_path", "-m", help="The model, to infer who was trained on."),
+    ] = None,
+) -> None:
+    """Judge images by real ones: how near they are, how varied, and what they copy."""
+    begin([])
+    from synthcube.tasks.evaluate import evaluate as task
+
+    written = task(
+        predictions, labels, output,
+        config_path=config, train_data=train_data, report=report, model_path=model,
+    )  # fmt: skip
+    print(f"Results: {written}")
+    if report:
+        print(f"Report: {report / 'report.html'}")
+
+
+@app.command()
 def export(model: Model, output: Output) -> None:
     """Verify a trained model and write a self-contained folder to share."""
     begin([])

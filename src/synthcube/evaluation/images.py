@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from synthcube.data.images import read_image
-from synthcube.data.manifest import Manifest, Row, read_manifest
+from synthcube.data.images import Image, read_image
+from synthcube.data.manifest import Manifest, Row
 from synthcube.data.transforms import DataConfig, Preprocessing
-from synthcube.errors import ImageError, SynthCubeError
+from synthcube.errors import SynthCubeError
 from synthcube.storage import explained
 
 log = logging.getLogger("synthcube")
@@ -41,6 +42,10 @@ class ImageSet:
     """Pictures: the first axis runs to the right, the second down."""
     constant: int
     """Images whose voxels are all the same."""
+    distinct: int
+    """Images that differ from one another."""
+    sha256: str
+    """Of the voxels of all, in their order."""
     bounds: tuple[tuple[float, float], ...]
     """Nearly the lowest and highest intensity, for each channel (0.1 and 99.9 percent)."""
     path: Path
@@ -82,16 +87,14 @@ class ImageSet:
 
 
 def open_sets(
-    paths: dict[str, Path], data: DataConfig, folder: Path
+    manifests: Mapping[str, Manifest], data: DataConfig, folder: Path
 ) -> tuple[dict[str, ImageSet], list[str]]:
     """Read the images of every set into files in `folder`.
 
     Predictions are taken as they are; the real images of the other sets are brought to their
-    place as before a training with `data` (orientation, transforms, spacing, size), so that both
-    are on one grid. Intensities are left alone.
-
-    Args:
-        paths: manifest, CSV or folder of each set, by its name.
+    place as before a training with `data` (orientation, transforms, spacing, size; the channels
+    that are made, of a model that translates), so that both are on one grid. Intensities are left
+    alone.
 
     Returns:
         The sets that could be read, and all that is wrong with the others.
@@ -101,51 +104,89 @@ def open_sets(
     """
     found: dict[str, ImageSet] = {}
     faults: list[str] = []
-    for name, path in paths.items():
-        try:
-            settings = DataConfig() if name == "predictions" else data
-            found[name] = _read(name, read_manifest(path), settings, folder / f"{name}.f32")
-        except SynthCubeError as error:
-            faults += [f"{name}: {text}" for text in (error.faults or (str(error),))]
+    for name, manifest in manifests.items():
+        log.info("Reading %d images of %s ...", len(manifest.rows), name)
+        placing = _Placing(DataConfig(), True) if name == "predictions" else _Placing(data, False)
+        path = folder / f"{name}.f32"
+        summary = _Summary()
+        with explained(path):
+            wrong = _copy(manifest, placing, path, summary)
+        if wrong:
+            faults += [f"{name}: {text}" for text in wrong]
+        else:
+            found[name] = summary.image_set(name, manifest, path)
     return found, faults
 
 
-def _read(name: str, manifest: Manifest, data: DataConfig, path: Path) -> ImageSet:
-    preprocessing, total = Preprocessing(data), len(manifest.rows)
+class _Placing:
+    """Brings one image to its place among the others."""
+
+    def __init__(self, data: DataConfig, may_be_constant: bool) -> None:
+        self.preprocessing = Preprocessing(data)
+        self.sources = frozenset(data.source_channels)
+        self.may_be_constant = may_be_constant
+
+    def __call__(self, image: Image) -> tuple[Array, npt.NDArray[np.float64]]:
+        """Its voxels, (C, *spatial), and its affine."""
+        tensor, affine = self.preprocessing.placed(image, may_be_constant=self.may_be_constant)
+        if self.sources and len(tensor) > len(self.sources):
+            tensor = tensor[[i for i in range(len(tensor)) if i not in self.sources]]
+        voxels = tensor.numpy()
+        return np.ascontiguousarray(voxels[..., 0] if voxels.shape[-1] == 1 else voxels), affine
+
+
+@dataclass(slots=True)
+class _Summary:
+    """What is known of a set once all its images went by."""
+
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
+    raster: bool = True
+    constant: int = 0
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    distinct: set[bytes] = field(default_factory=set)
+    samples: list[Array] = field(default_factory=list)
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def add(self, voxels: Array, affine: npt.NDArray[np.float64], raster: bool) -> None:
+        if not self.shapes:
+            self.raster = raster
+            self.spacing_mm = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
+        self.shapes.append(voxels.shape)
+        self.constant += bool(voxels.min() == voxels.max())
+        raw = voxels.tobytes()
+        self.digest.update(raw)
+        self.distinct.add(hashlib.blake2b(raw, digest_size=16).digest())
+        if len(self.samples) < _SAMPLED:
+            flat = voxels.reshape(voxels.shape[0], -1)
+            self.samples.append(flat[:, self.rng.integers(flat.shape[1], size=_VALUES_SAMPLED)])
+
+    def image_set(self, name: str, manifest: Manifest, path: Path) -> ImageSet:
+        bounds = [
+            np.percentile(np.concatenate(each), _BOUNDS) for each in zip(*self.samples, strict=True)
+        ]
+        return ImageSet(
+            name, manifest, self.shapes[0], self.spacing_mm, self.raster, self.constant,
+            len(self.distinct), self.digest.hexdigest(),
+            tuple((float(low), float(high)) for low, high in bounds), path,
+        )  # fmt: skip
+
+
+def _copy(manifest: Manifest, placing: _Placing, path: Path, summary: _Summary) -> list[str]:
+    """Write the voxels of all images to `path`; returns all that is wrong with them."""
     faults: list[str] = []
-    shapes: list[tuple[int, ...]] = []
-    constant, raster, spacing = 0, True, (1.0, 1.0, 1.0)
-    samples: list[Array] = []
-    rng = np.random.default_rng(0)
-    log.info("Reading %d images of %s ...", total, name)
-    with explained(path), path.open("wb") as file:
+    with path.open("wb") as file:
         for row in manifest.rows:
             try:
                 image = read_image(row.channels)
-                tensor, affine = preprocessing.placed(image, may_be_constant=name == "predictions")
+                voxels, affine = placing(image)
             except SynthCubeError as error:
                 faults.append(_named(str(error), row))
                 continue
-            voxels = tensor.numpy()[..., 0] if tensor.shape[-1] == 1 else tensor.numpy()
-            if not shapes:
-                raster = image.raster
-                x, y, z = (float(each) for each in np.linalg.norm(affine[:3, :3], axis=0))
-                spacing = (x, y, z)
-            shapes.append(voxels.shape)
-            constant += bool(voxels.min() == voxels.max())
-            if len(samples) < _SAMPLED:
-                flat = voxels.reshape(voxels.shape[0], -1)
-                samples.append(flat[:, rng.integers(flat.shape[1], size=_VALUES_SAMPLED)])
-            if shapes[0] == voxels.shape:
-                file.write(np.ascontiguousarray(voxels, np.float32).tobytes())
-    faults += _shape_faults(manifest, shapes) if len(shapes) == total else []
-    if faults:
-        raise ImageError(f"{len(faults)} images of {name} cannot be used:", faults)
-    bounds = [np.percentile(np.concatenate(each), _BOUNDS) for each in zip(*samples, strict=True)]
-    return ImageSet(
-        name, manifest, shapes[0], spacing, raster, constant,
-        tuple((float(low), float(high)) for low, high in bounds), path,
-    )  # fmt: skip
+            summary.add(voxels, affine, image.raster)
+            if voxels.shape == summary.shapes[0]:
+                file.write(voxels.tobytes())
+    return faults or _shape_faults(manifest, summary.shapes)
 
 
 def _named(text: str, row: Row) -> str:
@@ -156,7 +197,7 @@ def _shape_faults(manifest: Manifest, shapes: list[tuple[int, ...]]) -> list[str
     usual, _ = Counter(shapes).most_common(1)[0]
     return [
         f"{row.channels[0]}: shape {list(shape)}, the others {list(usual)} (channels first); "
-        f"data.size of the config (-c) brings real images to one"
+        "data.size of the config (-c) brings real images to one"
         for row, shape in zip(manifest.rows, shapes, strict=True)
         if shape != usual
     ]

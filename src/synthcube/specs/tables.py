@@ -68,6 +68,20 @@ TASKS = (
         outputs=(Parameter("output_path", "directory", "images", "images and their manifest"),),
     ),
     Task(
+        "evaluate",
+        "Judge the images by held-out real ones.",
+        inputs=(
+            Parameter("predictions", "directory", "images", "what infer wrote"),
+            Parameter("labels", "directory", "data", "real images: the test rows of its manifest"),
+            Parameter("train_data", "directory", "data", "those of the training: its train rows"),
+            _CONFIG,
+        ),
+        outputs=(
+            Parameter("output_path", "file", "evaluation/results.yaml", "the numbers"),
+            Parameter("report", "directory", "report", "a page with plots and pictures"),
+        ),
+    ),
+    Task(
         "export",
         "Verify a trained model and write a folder to share.",
         inputs=(_MODEL,),
@@ -206,7 +220,7 @@ EVALUATOR = Role(
                     "labels", "directory", "labels", "reference images that prepare wrote",
                     "labels",
                 ),
-                _parameters("evaluation, and data as for the preparator"),
+                _parameters("evaluation, seed"),
                 _additional("train_data: training images; weights of the feature network"),
             ),
             outputs=(
@@ -225,7 +239,7 @@ EVALUATOR = Role(
     parameters="""\
 # What is not here: docs/reference.md of SynthCube, section evaluation.
 evaluation:
-  extractor: {name: random-projection}  # numbers that compare with no one else's; see the reference
+  extractor: {name: efficientnet-lite0}  # its weights are in the image
 """,
 )  # fmt: skip
 

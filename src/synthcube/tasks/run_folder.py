@@ -27,7 +27,7 @@ _FREE = (
     "training.max_epochs.", "training.max_minutes.", "training.sample_every_n_epochs.",
     "training.num_sample_images.", "training.log_every_n_steps.", "training.loggers.",
     "training.checkpoint_every_n_minutes.", "training.stop_signals.", "training.early_stop.",
-    "sampling.", "compute.", "data.num_workers.", "data.cache_gb.",
+    "sampling.", "compute.", "evaluation.", "data.num_workers.", "data.cache_gb.",
     "model.first_stage.",  # its hash must stay
 )  # fmt: skip
 # Keys that may not differ at all: the state of the optimizers would be of others.

@@ -12,7 +12,8 @@ import yaml
 
 from synthcube import storage
 from synthcube.data.manifest import read_manifest
-from synthcube.errors import SynthCubeError
+from synthcube.errors import EvaluationError
+from synthcube.tasks.evaluate import evaluate as judge
 
 TRAIN_DATA = "train_data"
 
@@ -33,12 +34,11 @@ def evaluate(
             are looked for.
 
     Raises:
-        SynthCubeError: what `synthcube evaluate` raises; or the results would name a file, a
-            folder or a subject of the site.
+        ConfigError: the parameters are not valid.
+        EvaluationError: the images cannot be compared, or the results would name a file, a folder
+            or a subject of the site.
         OutputError: an output cannot be written.
     """
-    from synthcube.tasks.evaluate import evaluate as judge
-
     train_data = additional_files / TRAIN_DATA if additional_files else None
     if local_outputs_path:
         storage.make_folder(local_outputs_path, "local_outputs_path")
@@ -52,7 +52,7 @@ def evaluate(
         )  # fmt: skip
         text = results.read_text(encoding="utf-8")
     check_anonymous(yaml.safe_load(text), [predictions, labels])
-    storage.write_output(output_path, text)
+    storage.write_mounted(output_path, text)
     return output_path
 
 
@@ -60,7 +60,7 @@ def check_anonymous(results: Any, folders: list[Path]) -> None:
     """Refuse results that name what is at the site alone.
 
     Raises:
-        SynthCubeError: they name a folder, a file or a subject of one of the manifests.
+        EvaluationError: they name a folder, a file or a subject of one of the manifests.
     """
     words = {str(folder) for folder in folders}
     for folder in folders:
@@ -71,7 +71,7 @@ def check_anonymous(results: Any, folders: list[Path]) -> None:
     known = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(words)))})(?!\w)")
     named = sum(bool(known.search(text)) for text in _texts(results))
     if named:
-        raise SynthCubeError(
+        raise EvaluationError(
             f"The results name files, folders or subjects of this site in {named} places; they "
             "are not written, as they would be uploaded."
         )

@@ -114,7 +114,7 @@ def prepare(
             side.write()
         faults += [text for side in sides for each in side.faults.values() for text in each]
         if report_file:
-            storage.write_output(report_file, yaml_text.dump(_report(sides)))
+            storage.write_mounted(report_file, yaml_text.dump(_report(sides)))
         if faults:
             count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
             raise ImageError(f"The raw images have {count}:", capped(list(dict.fromkeys(faults))))

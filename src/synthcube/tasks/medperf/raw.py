@@ -82,11 +82,8 @@ def is_number(text: str) -> bool:
 
 
 def _text(cells: Cells, name: str) -> str:
-    return (
-        cells.get("LabelMapping", "") or cells.get(name, "")
-        if name == "Label"
-        else cells.get(name, "")
-    )
+    named = cells.get("LabelMapping", "") if name == "Label" else ""
+    return named or cells.get(name, "")
 
 
 def _images(path: Path, name: str = "data_path") -> Raw:

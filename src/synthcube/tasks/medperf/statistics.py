@@ -46,7 +46,7 @@ def statistics(
         if faults := changed_files(folder):
             raise ManifestError(f"{name}_path {folder} is not what prepare wrote:", faults)
         told[name] = _side(read_manifest(folder), settings)
-    storage.write_output(output_path, yaml_text.dump(told))
+    storage.write_mounted(output_path, yaml_text.dump(told))
     return output_path
 
 

@@ -1,0 +1,170 @@
+"""Evaluate: images that were made, real ones beside them, and an honest account of both."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from synthcube import __version__, artifact, compute, config, runtime, storage
+from synthcube.config import RunConfig
+from synthcube.data.manifest import Manifest, read_manifest
+from synthcube.errors import EvaluationError, OutputError, SynthCubeError
+from synthcube.evaluation import agreement
+from synthcube.evaluation.images import ImageSet, open_sets
+from synthcube.evaluation.judgement import Judgement
+from synthcube.evaluation.report import write_report
+from synthcube.evaluation.results import Section, plain
+from synthcube.tasks.run_folder import CONFIG, SPLIT
+
+log = logging.getLogger("synthcube")
+
+SCHEMA_VERSION = 1
+
+
+def evaluate(
+    predictions: Path,
+    labels: Path,
+    output: Path,
+    *,
+    config_path: Path | None = None,
+    train_data: Path | None = None,
+    report: Path | None = None,
+    model_path: Path | None = None,
+) -> Path:
+    """Judge the images at `predictions` by the real, held-out ones at `labels`.
+
+    Of a manifest with splits, `labels` means its test rows (validation where there are none), and
+    `train_data` its rows of train; a run folder stands for its split.csv, and its config is taken
+    where none is given.
+
+    Args:
+        output: the YAML file to write; one that is there is replaced in one step, or written in
+            place where it is a mount.
+        report: folder for the HTML page, the Markdown and the table of cases.
+        model_path: run or artifact, for the membership inference that needs the model.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ConfigError: the YAML is not valid.
+        EvaluationError: sets of images that cannot be compared; all reasons at once.
+        OutputError: `output` or `report` cannot be written.
+    """
+    given = {"predictions": predictions, "labels": labels}
+    given |= {"train_data": train_data} if train_data else {}
+    settings = _settings(config_path, [each for each in (model_path, labels, train_data) if each])
+    trained = artifact.load(model_path) if model_path else None
+    _check_outputs(output, report)
+    manifests = _manifests(given)
+    cache = storage.make_folder(runtime.cache_folder())
+    with tempfile.TemporaryDirectory(prefix="evaluation-", dir=cache) as name:
+        sets, faults = open_sets(manifests, settings.data, Path(name))
+        agreement.check(sets, faults)
+        judgement = Judgement(
+            sets, settings.evaluation, settings.seed, Path(name),
+            compute.device(settings.compute.accelerator), trained,
+        )  # fmt: skip
+        sections = judgement.sections()
+        header = _header(settings, sets, judgement)
+    results = {**header, **{section.name: section.plain() for section in sections}}
+    if report:
+        write_report(storage.make_folder(report, "report"), header, sections)
+    storage.write_mounted(output, yaml.safe_dump(results, sort_keys=False, width=100))
+    return output
+
+
+def _settings(config_path: Path | None, folders: list[Path]) -> RunConfig:
+    """The YAML that is given, or that of the first run among the folders, or all defaults."""
+    for path in (config_path, *(folder / CONFIG for folder in folders)):
+        if path and (path == config_path or path.is_file()):
+            return config.load(path)
+    return config.build({})
+
+
+def _manifests(given: Mapping[str, Path]) -> dict[str, Manifest]:
+    """The rows of each set that are to be compared.
+
+    Raises:
+        EvaluationError: what is wrong with all of them.
+    """
+    found: dict[str, Manifest] = {}
+    faults: list[str] = []
+    for name, path in given.items():
+        try:
+            split = path / SPLIT
+            found[name] = _of_split(name, read_manifest(split if split.is_file() else path))
+        except SynthCubeError as error:
+            faults += [f"{name}: {text}" for text in (error.faults or (error.headline,))]
+    if faults:
+        raise EvaluationError("These images cannot be compared:", faults)
+    return found
+
+
+def _of_split(name: str, manifest: Manifest) -> Manifest:
+    """The held-out rows for labels, those of train for train_data; all where there are no splits."""
+    splits = {row.split for row in manifest.rows}
+    wanted = {"labels": ("test", "validation"), "train_data": ("train",)}.get(name)
+    if not wanted or not splits - {""}:
+        return manifest
+    for split in wanted:
+        if split in splits:
+            rows = tuple(row for row in manifest.rows if row.split == split)
+            log.info(
+                "%s: the %d rows of %s whose split is %s.", name, len(rows), manifest.path, split
+            )
+            return replace(manifest, rows=rows)
+    raise EvaluationError(
+        f"{manifest.path} has the splits {sorted(splits)}; rows of {' or '.join(wanted)} are needed"
+    )
+
+
+def _check_outputs(output: Path, report: Path | None) -> None:
+    """Find out before the work, not after it, that nothing can be written."""
+    if output.is_dir():
+        raise OutputError(f"output_path {output} is a folder; a file is needed: results.yaml.")
+    if not output.exists():
+        storage.make_folder(output.parent, "output_path")
+    if report:
+        storage.make_folder(report, "report")
+
+
+def _header(
+    settings: RunConfig, sets: Mapping[str, ImageSet], judgement: Judgement
+) -> dict[str, Any]:
+    """What is needed to compute the same numbers again; nothing that names a file or a person."""
+    return {
+        "synthcube_evaluation": SCHEMA_VERSION,
+        "synthcube": __version__,
+        "seed": settings.seed,
+        "images": {name: _described(images) for name, images in sets.items()},
+        "extractor": plain(judgement.extractor.record),
+        "settings": {
+            "evaluation": settings.evaluation.model_dump(mode="json", exclude={"extractor"}),
+            "data": plain(settings.data.preprocessing_key),
+        },
+        "notes": agreement.notes(sets),
+        "versions": runtime.versions(),
+    }
+
+
+def _described(images: ImageSet) -> dict[str, Any]:
+    return {
+        "count": len(images),
+        "subjects": len(set(images.subjects().tolist())),
+        "shape": list(images.shape),
+        "spacing_mm": plain(images.spacing_mm),
+        "intensities": plain(images.bounds),
+        "constant": images.constant,
+        "duplicates": len(images) - images.distinct,
+        "sha256": images.sha256,
+    }
+
+
+__all__ = ["Section", "evaluate"]

@@ -1,0 +1,296 @@
+"""`synthcube evaluate` as its users call it: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from synthcube import storage
+from synthcube.data.images import read_image, write_image
+from synthcube.data.manifest import FILE_NAME
+from synthcube.data.phantom import write_phantoms
+from synthcube.errors import OutputError
+
+LIGHT = "evaluation: {extractor: {name: random-projection}, num_repeats: 2}\n"
+
+
+@pytest.fixture
+def light(tmp_path: Path) -> Path:
+    """A config whose extractor needs neither weights nor time."""
+    path = tmp_path / "light.yaml"
+    path.write_text(LIGHT, encoding="utf-8")
+    return path
+
+
+def phantoms(folder: Path, num: int = 12, **settings: Any) -> Path:
+    return write_phantoms(folder, num=num, **{"size": (16, 16), **settings}).parent
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> dict[str, Path]:
+    return {
+        "-p": phantoms(tmp_path / "made", seed=1),
+        "-l": phantoms(tmp_path / "real", seed=2),
+        "-t": phantoms(tmp_path / "trained", seed=3),
+    }
+
+
+@pytest.fixture
+def judge(cli, light: Path, tmp_path: Path):
+    def run(sides: dict[str, Path], *more: object) -> tuple[int, str, dict[str, Any]]:
+        output = tmp_path / "out" / "results.yaml"
+        words = [word for pair in sides.items() for word in pair]
+        code, _, err = cli("evaluate", *words, "-o", output, "-c", light, *more)
+        return code, err, yaml.safe_load(output.read_text()) if output.exists() else {}
+
+    return run
+
+
+def numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from numbers(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from numbers(each)
+    elif isinstance(value, float):
+        yield value
+
+
+def measures(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if "value" in value:
+            yield value
+        for each in value.values():
+            yield from measures(each)
+
+
+def test_results_are_plain_numbers_each_with_a_value_or_a_reason(judge, sides, tmp_path) -> None:
+    code, err, found = judge(sides, "--report", tmp_path / "report")
+    assert code == 0, err
+    assert {"fidelity", "diversity", "memorisation", "membership", "usefulness"} <= found.keys()
+    assert all(math.isfinite(each) for each in numbers(found))
+    told = list(measures(found))
+    assert len(told) > 8
+    assert all(each["value"] is not None or each["reason"] for each in told)
+    assert found["images"]["predictions"]["count"] == 12
+    assert found["extractor"]["name"] == "random-projection"
+    assert found["extractor"]["comparable"] is False
+    assert len(found["extractor"]["sha256"]) == 64
+    assert (tmp_path / "report" / "report.html").stat().st_size > 1000
+    assert (tmp_path / "report" / "report.md").exists()
+
+
+def test_nothing_of_the_site_is_in_the_results(judge, sides, tmp_path: Path) -> None:
+    _, _, found = judge(sides)
+    text = yaml.safe_dump(found)
+    assert str(tmp_path) not in text
+    assert "phantom-0" not in text, "a subject, or the name of a file"
+
+
+def test_the_same_input_gives_the_same_file(judge, sides, tmp_path: Path) -> None:
+    judge(sides)
+    before = (tmp_path / "out" / "results.yaml").read_bytes()
+    judge(sides)
+    assert (tmp_path / "out" / "results.yaml").read_bytes() == before
+
+
+def test_held_out_rows_are_those_of_test_and_training_rows_those_of_train(
+    judge, sides, tmp_path: Path
+) -> None:
+    folder = phantoms(tmp_path / "all", num=20)
+    path = folder / FILE_NAME
+    rows = list(csv.DictReader(path.open(newline="")))
+    splits = ["train"] * 10 + ["validation"] * 4 + ["test"] * 6
+    for row, split in zip(rows, splits, strict=True):
+        row["Split"] = split
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    code, err, found = judge({**sides, "-l": folder, "-t": folder})
+    assert code == 0, err
+    assert found["images"]["labels"]["count"] == 6
+    assert found["images"]["train_data"]["count"] == 10
+
+
+def test_volumes_are_compared_too(judge, tmp_path: Path) -> None:
+    sides = {
+        flag: phantoms(tmp_path / flag, num=6, size=(16, 16, 16), seed=seed)
+        for seed, flag in enumerate(("-p", "-l", "-t"))
+    }
+    code, err, found = judge(sides)
+    assert code == 0, err
+    assert found["images"]["labels"]["shape"] == [1, 16, 16, 16]
+
+
+def test_real_images_are_brought_to_the_grid_of_the_training(
+    cli, judge, sides, light: Path, tmp_path: Path
+) -> None:
+    sides["-l"] = phantoms(tmp_path / "larger", size=(24, 24), seed=2)
+    code, err, _ = judge(sides)
+    assert code == 2
+    assert "predictions have the shape [1, 16, 16], labels [1, 24, 24]" in err
+    assert "give the config of the training as -c" in err
+    light.write_text(LIGHT + "data: {size: [16, 16]}\n")
+    code, err, found = judge(sides)
+    assert code == 0, err
+    assert found["images"]["labels"]["shape"] == [1, 16, 16]
+
+
+def spoiled(folder: Path, name: str, change) -> Path:
+    path = folder / name
+    image = read_image([path])
+    write_image(path, change(image.tensor), image.affine)
+    return path
+
+
+def one_image(sides, tmp_path: Path) -> list[str]:
+    sides["-p"] = phantoms(tmp_path / "one", num=1)
+    return ["predictions: 1 image; at least 2 are needed"]
+
+
+def identical(sides, tmp_path: Path) -> list[str]:
+    source = (sides["-p"] / "phantom-00000.png").read_bytes()
+    for path in sides["-p"].glob("*.png"):
+        path.write_bytes(source)
+    return ["predictions: all 12 images are identical"]
+
+
+def other_range(sides, tmp_path: Path) -> list[str]:
+    folder = phantoms(tmp_path / "volumes", size=(16, 16, 16), num=4)
+    sides["-l"] = sides["-t"] = folder
+    sides["-p"] = phantoms(tmp_path / "scaled", size=(16, 16, 16), num=4, seed=1)
+    for path in sides["-p"].glob("*.nii.gz"):
+        spoiled(sides["-p"], path.name, lambda x: x / 127.5 - 1)
+    return ["predictions lie in [-0.8", "they are not in the same units"]
+
+
+def not_a_number(sides, tmp_path: Path) -> list[str]:
+    import nibabel as nib
+
+    folder = phantoms(tmp_path / "volumes", size=(16, 16, 16), num=4)
+    sides["-l"] = sides["-t"] = sides["-p"] = folder
+    path = folder / "phantom-00002.nii.gz"
+    voxels = np.asarray(nib.load(path).dataobj, np.float32)
+    voxels[3, 3, 3] = np.nan
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+    return ["predictions: ", "phantom-00002.nii.gz holds 1 NaN"]
+
+
+def unreadable(sides, tmp_path: Path) -> list[str]:
+    whole = (sides["-l"] / "phantom-00003.png").read_bytes()
+    (sides["-l"] / "phantom-00003.png").write_bytes(whole[: len(whole) // 2])
+    (sides["-p"] / "phantom-00001.png").write_bytes(b"")
+    return ["phantom-00003.png is cut short", "phantom-00001.png is empty"]
+
+
+def absent(sides, tmp_path: Path) -> list[str]:
+    (sides["-p"] / "phantom-00004.png").unlink()
+    return ["predictions: row 6, column Channel_0: ", "phantom-00004.png is missing"]
+
+
+def nothing(sides, tmp_path: Path) -> list[str]:
+    sides["-l"] = tmp_path / "nowhere"
+    return ["labels: ", "nowhere does not exist"]
+
+
+def another_channel_count(sides, tmp_path: Path) -> list[str]:
+    sides["-l"] = phantoms(tmp_path / "two", channels=2)
+    return ["predictions have the shape [1, 16, 16], labels [2, 16, 16]"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [one_image, identical, other_range, not_a_number, unreadable, absent, nothing,
+     another_channel_count],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_named_and_nothing_is_written(
+    spoil, judge, sides, tmp_path: Path
+) -> None:
+    expected = spoil(sides, tmp_path)
+    code, err, found = judge(sides, "--report", tmp_path / "report")
+    assert code == 2, err
+    assert "Traceback" not in err
+    for text in expected:
+        assert text in err
+    assert found == {}
+    assert not list((tmp_path / "out").glob("*"))
+    assert not list((tmp_path / "report").glob("*"))
+
+
+def test_faults_of_all_sets_are_told_together(judge, sides, tmp_path: Path) -> None:
+    unreadable(sides, tmp_path)
+    sides["-t"] = tmp_path / "nowhere"
+    code, err, _ = judge(sides)
+    assert code == 2
+    assert "nowhere" in err
+
+
+def test_earlier_results_outlive_a_refusal(judge, sides, tmp_path: Path) -> None:
+    judge(sides)
+    before = (tmp_path / "out" / "results.yaml").read_bytes()
+    unreadable(sides, tmp_path)
+    assert judge(sides)[0] == 2
+    assert (tmp_path / "out" / "results.yaml").read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_found_first(cli, sides, tmp_path: Path) -> None:
+    code, _, err = cli("evaluate", "-p", sides["-p"], "-l", sides["-l"], "-o", tmp_path)
+    assert code == 2
+    assert f"output_path {tmp_path} is a folder; a file is needed: results.yaml." in err
+    (tmp_path / "file").write_text("mine")
+    code, _, err = cli(
+        "evaluate", "-p", sides["-p"], "-l", sides["-l"], "-o", tmp_path / "file" / "r.yaml"
+    )
+    assert code == 2
+    assert "it is a file, a folder is needed" in err
+
+
+def test_a_mounted_file_is_written_in_place(tmp_path: Path, monkeypatch) -> None:
+    """As a bind mount answers: the file may be written, not replaced."""
+    path = tmp_path / "results.yaml"
+    path.write_text("")
+    inode = path.stat().st_ino
+
+    def busy(self: Path, target: Path) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "replace", busy)
+    storage.write_mounted(path, "value: 1\n")
+    assert path.read_text() == "value: 1\n"
+    assert path.stat().st_ino == inode
+    with pytest.raises(OutputError, match="busy"):
+        storage.write_mounted(tmp_path / "other", "")
+    assert [each.name for each in tmp_path.iterdir()] == ["results.yaml"]
+
+
+def test_the_run_of_a_training_stands_for_what_it_held_out(
+    cli, tiny_config, tmp_path: Path
+) -> None:
+    data, run = phantoms(tmp_path / "data", num=16), tmp_path / "run"
+    config = tiny_config("vqvae")
+    config.write_text(config.read_text() + LIGHT)
+    assert cli("train", "-c", config, "-d", data, "-o", run)[0] == 0
+    held_out = [
+        row for row in csv.DictReader((run / "split.csv").open()) if row["Split"] != "train"
+    ]
+    images = tmp_path / "images"
+    assert cli("infer", "-m", run, "-o", images, "-d", data)[0] == 0
+    output = tmp_path / "results.yaml"
+    code, _, err = cli(
+        "evaluate", "-p", images, "-l", run, "-t", run, "-m", run, "-o", output,
+        "--report", tmp_path / "report",
+    )  # fmt: skip
+    assert code == 2, "reconstructions of all images, and held out are two"
+    assert len(held_out) == 2
+    assert "extra" in err or "no label" in err, err
+    torch.manual_seed(0)
