@@ -34,8 +34,9 @@ shows; it is not the ID of the local image.
 
 ## 2. The weights
 
-Put `{archive}` where the sites can download it without logging in (or on Synapse). Its address may
-have 256 characters. Do not pack it anew: MedPerf compares the SHA-256 of the file as it is.
+Put `{archive}` where the sites can download it without logging in
+(or on Synapse). Its address may have 256 characters. Do not pack it anew: MedPerf compares the
+SHA-256 of the file as it is.
 
 ## 3. Registration
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from synthcube.specs.mlcube import heading, parameters_text, platforms, task_head
+from synthcube.specs.mlcube import ORIGIN, heading, parameters_text, platforms, task_head
 from synthcube.specs.tables import IMAGE, Parameter, Role, Task
 
 CONTAINER_CONFIG = "container_config.yaml"
@@ -26,7 +26,8 @@ def container_config(role: Role, image: str = IMAGE, *, top: str | None = "../..
             it can only pull.
     """
     tasks = "".join(_task_text(task) for task in role.tasks)
-    return f"""{heading(f"synthcube-{role.name}", role.help)}
+    origin = ORIGIN if top else "`synthcube package`"
+    return f"""{heading(f"synthcube-{role.name}", role.help, origin)}
 container_type: DockerImage
 image: {image}
 

@@ -8,6 +8,7 @@ from synthcube import __version__
 from synthcube.specs.tables import IMAGE, SIF, TASKS, Parameter, Task
 
 MLCUBE = "mlcube.yaml"
+ORIGIN = "`synthcube specs --write mlcube` from src/synthcube/specs: edit that"
 
 # Shared memory is for data workers; Docker would give 64 MB. The shell fills in who calls.
 _RUN_ARGS = "--rm --user=$(id -u):$(id -g) --shm-size=1g"
@@ -20,9 +21,9 @@ def mlcube_yaml(image: str = IMAGE) -> str:
     return f"{head}\n{platforms('..', image)}\ntasks:\n{tasks}"
 
 
-def heading(name: str, description: str) -> str:
+def heading(name: str, description: str, origin: str = ORIGIN) -> str:
     """What comes first: whose file it is, and what it describes."""
-    return f"""# Written by `synthcube specs --write mlcube` from src/synthcube/specs: edit that.
+    return f"""# Written by {origin}.
 name: {name}
 description: {description}
 version: {__version__}

@@ -197,6 +197,7 @@ MODEL = Role(
     parameters="""\
 task: generate        # or reconstruct, translate: the prepared images
 conditions: drawn     # or prepared: those of the prepared images, one after the other
+beyond_training: refuse  # or leave_out: prepared conditions that the model does not know
 seed: 0
 sampling:
   num_images: 16      # left out, with conditions: prepared: one for each prepared image

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import tempfile
 from pathlib import Path
 
 from synthcube import artifact, yaml_text
 from synthcube.artifact import INDEX, Artifact
-from synthcube.data.conditions import cell
+from synthcube.data.conditions import cell, requested
 from synthcube.data.manifest import read_manifest, write_manifest
+from synthcube.data.wishes import Wish
 from synthcube.errors import ArtifactError, ConfigError
 from synthcube.tasks.infer import infer as make_images
 from synthcube.tasks.medperf.parameters import ModelConfig, read_parameters
+
+log = logging.getLogger("synthcube")
 
 _DEPTH = 2  # folders of a tarball above the model's own
 
@@ -49,7 +53,9 @@ def infer(
             number = settings.sampling.num_images
             asked = number if "num_images" in settings.sampling.model_fields_set else None
             conditions_path = folder / "conditions.csv"
-            _write_conditions(conditions_path, data_path, trained, asked)
+            wishes = _prepared_conditions(data_path, trained, settings.beyond_training)
+            count = asked if isinstance(asked, int) else len(wishes)
+            write_manifest(conditions_path, list(itertools.islice(itertools.cycle(wishes), count)))
         return make_images(
             model, output_path,
             config_path=config_path, conditions_path=conditions_path,
@@ -78,8 +84,8 @@ def find_model(folder: Path) -> Path:
     )
 
 
-def _write_conditions(path: Path, data_path: Path, trained: Artifact, asked: object) -> None:
-    """A CSV of the model's conditions, a row for each image, out of the prepared manifest."""
+def _prepared_conditions(data_path: Path, trained: Artifact, beyond: str) -> list[Wish]:
+    """What the model is to follow, for each prepared image in its order."""
     specs, rows = trained.image.conditions, read_manifest(data_path).rows
     if not specs:
         raise ConfigError("conditions: prepared, but the model follows no conditions: take drawn.")
@@ -89,6 +95,22 @@ def _write_conditions(path: Path, data_path: Path, trained: Artifact, asked: obj
             f"conditions: prepared, but the prepared data have nothing in {', '.join(missing)}, "
             "which the model follows."
         )
-    count = asked if isinstance(asked, int) else len(rows)
-    chosen = itertools.islice(itertools.cycle(rows), count)
-    write_manifest(path, [{each.name: cell(row, each.name) for each in specs} for row in chosen])
+    wishes = [{each.name: cell(row, each.name) for each in specs} for row in rows]
+    if beyond == "refuse":
+        return wishes
+    kept = [wish for wish in wishes if _known(trained, wish)]
+    log.info(
+        "%d of %d prepared images have conditions that the model was not trained on.",
+        len(wishes) - len(kept), len(wishes),
+    )  # fmt: skip
+    if not kept:
+        raise ConfigError("conditions: prepared, but the model was trained on none of them.")
+    return kept
+
+
+def _known(trained: Artifact, wish: Wish) -> bool:
+    try:
+        requested(trained.image.conditions, [wish])
+    except ConfigError:
+        return False
+    return True

@@ -39,6 +39,11 @@ class ModelConfig(Schema):
         description="What generated images follow: what sampling.num_images says, the rest drawn; "
         "or the conditions of the prepared images, one after the other.",
     )
+    beyond_training: Literal["refuse", "leave_out"] = Field(
+        default="refuse",
+        description="Prepared conditions that the model was not trained on, such as a greater age: "
+        "fail, or make no image of them.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the images.")
     sampling: SamplingConfig = Field(
         default=SamplingConfig(), description="As in a training; it wins over the training's."
