@@ -47,6 +47,7 @@ class Site:
         self.raw, self.raw_labels = folder / "raw", folder / "raw_labels"
         self.data, self.labels = folder / "data", folder / "labels"
         self.parameters = folder / "parameters.yaml"
+        folder.mkdir()
         self.parameters.write_text("{}\n")
 
     def prepare(self, **options: Path) -> str:
@@ -106,10 +107,9 @@ def test_volumes_get_one_orientation_spacing_and_size_and_keep_their_units(
     site = Site(tmp_path / "site")
     ramp = torch.arange(12.0).view(1, 12, 1, 1).expand(1, 12, 10, 8) * 100 - 500
     flipped = np.diag([-1.0, 1, 2, 1])
-    write_image(site.raw / "a.nii.gz", ramp, np.diag([1.0, 1, 2, 1])) if site.raw.mkdir(
-        parents=True
-    ) is None else None
-    write_image(site.raw / "b.nii.gz", ramp, flipped)
+    site.raw.mkdir()
+    write_image(site.raw / "a.nii.gz", ramp, np.diag([1.0, 1, 2, 1]))
+    write_image(site.raw / "b.nii.gz", ramp.flip(1) + 7, flipped)
     shutil.copytree(site.raw, site.raw_labels)
     site.parameters.write_text(
         "data: {spacing_mm: [2, 2, 2], size: [6, 6, 8], fit: crop_or_pad}\nsmallest_group: 2\n"
@@ -118,9 +118,8 @@ def test_volumes_get_one_orientation_spacing_and_size_and_keep_their_units(
     first, second = (read_image(row.channels) for row in read_manifest(site.data).rows)
     for image in (first, second):
         assert tuple(image.tensor.shape) == (1, 6, 6, 8)
+        assert image.tensor[0, :, 3, 4].diff().gt(0).all(), "to the right, whatever the file's way"
         np.testing.assert_allclose(np.diag(image.affine)[:3], [2, 2, 2])
-    assert first.tensor[0, :, 3, 4].diff().gt(0).all()
-    assert second.tensor[0, :, 3, 4].diff().lt(0).all(), "the same way round in the world"
     assert -500 <= float(first.tensor.min()) < -300
     assert 400 < float(first.tensor.max()) <= 600
     assert site.check() == "2 images of data_path, 2 images of labels_path"
@@ -179,15 +178,12 @@ def test_all_faults_at_once_a_report_and_nothing_that_passes_for_good(
     (site.raw_labels / names[2]).write_bytes(b"no picture at all")
     write_image(site.raw_labels / names[3], torch.rand(1, 20, 16) * 255, np.eye(4))
     report = tmp_path / "report.yaml"
-    report.touch()
-    node = report.stat().st_ino
     with pytest.raises(ImageError, match="The raw images have 4 faults") as caught:
         site.prepare(report_file=report)
-    for name, text in zip(names, ("empty", "constant", "", "shape (1, 20, 16)"), strict=False):
+    for name, text in zip(names, ("empty", "constant", "", "shape (20, 16)"), strict=False):
         assert sum(name in fault and text in fault for fault in caught.value.faults) == 1
     assert [path.name for folder in (site.data, site.labels) for path in folder.iterdir()] == []
     told = yaml.safe_load(report.read_text())
-    assert report.stat().st_ino == node, "a mounted file cannot be replaced"
     assert [each["status"] for each in told.values()] == ["faulty"] * 4 + ["prepared"] * 2
     assert "constant" in told["phantom-00001"]["comment"]
     with pytest.raises(ManifestError, match=r"cut short: it has no prepared\.json"):
@@ -196,7 +192,7 @@ def test_all_faults_at_once_a_report_and_nothing_that_passes_for_good(
 
 def test_a_preparation_that_was_killed_is_not_taken_for_good(prepared: Site) -> None:
     (prepared.data / "prepared.json").unlink()
-    with pytest.raises(ManifestError, match="data_path: .*was not prepared, or its preparation"):
+    with pytest.raises(ManifestError, match=r"data_path: .*was not prepared, or its preparation"):
         prepared.check()
     with pytest.raises(ManifestError, match="was not prepared"):
         prepared.statistics()
@@ -213,9 +209,7 @@ def test_the_same_again_gives_the_same_and_never_the_input(prepared: Site) -> No
     again.raw, again.raw_labels = prepared.data, prepared.labels
     again.prepare()
     for before, after in ((prepared.data, again.data), (prepared.labels, again.labels)):
-        assert set(hashes(before)) != set() and not (
-            set(hashes(after).values()) <= set(hashes(before).values())
-        )
+        assert not set(hashes(after).values()) <= set(hashes(before).values())
 
 
 def test_what_else_is_in_an_output_is_not_removed(site: Site) -> None:
@@ -232,7 +226,10 @@ def test_what_else_is_in_an_output_is_not_removed(site: Site) -> None:
         ("data: {sise: [8, 8]}", r"data\.sise \(line 1\): unknown key; did you mean size\?"),
         ("smallest_group: 1", "smallest_group"),
         ("data: {conditions: {Age: number}}", "column 'Age', which is missing or empty"),
-        ("data: {conditions: {LabelMapping: number}}", "1 fault|faults|missing"),
+        (
+            "data: {conditions: {Label: number}}",
+            "phantom-00000, column Label: 'disc' is not a number",
+        ),
     ],
 )
 def test_parameters_that_are_wrong(site: Site, parameters: str, expected: str) -> None:
@@ -334,11 +331,7 @@ def test_images_that_are_used_elsewhere_are_named(prepared: Site, tmp_path: Path
 
 def test_statistics_tell_of_groups_alone_and_are_right(prepared: Site) -> None:
     path = prepared.folder / "statistics.yaml"
-    path.touch()
-    node = path.stat().st_ino
     told = prepared.statistics()
-    assert path.stat().st_ino != 0
-    assert node
     assert told["smallest_group"] == 5
     data = told["data"]
     assert (data["images"], data["subjects"], data["channels"]) == (6, 6, 1)
@@ -435,8 +428,7 @@ def test_a_packaged_model_generates_what_its_parameters_say(
     assert len(predicted(prepared, cube, own, "by-default")) == 16
     of_classes = "sampling: {num_images: {disc: 2, ring: 1}}"
     rows = predicted(prepared, cube, of_classes, "of-classes")
-    assert [row.conditions["LabelName"] if "LabelName" in row.conditions else row.label_name
-            for row in rows] == ["disc", "disc", "ring"]  # fmt: skip
+    assert [row.label_name for row in rows] == ["disc", "disc", "ring"]
     assert hashes(prepared.data) == before
 
 

@@ -13,7 +13,6 @@ import yaml
 from synthcube import storage
 from synthcube.data.manifest import read_manifest
 from synthcube.errors import EvaluationError
-from synthcube.tasks.evaluate import evaluate as judge
 
 TRAIN_DATA = "train_data"
 
@@ -39,6 +38,8 @@ def evaluate(
             or a subject of the site.
         OutputError: an output cannot be written.
     """
+    from synthcube.tasks.evaluate import evaluate as judge
+
     train_data = additional_files / TRAIN_DATA if additional_files else None
     if local_outputs_path:
         storage.make_folder(local_outputs_path, "local_outputs_path")

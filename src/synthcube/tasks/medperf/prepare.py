@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,14 @@ from synthcube.data.manifest import FILE_NAME, Row, capped, read_manifest, write
 from synthcube.data.transforms import DataConfig, Preprocessing
 from synthcube.errors import ImageError, OutputError, SynthCubeError
 from synthcube.tasks.medperf.parameters import PreparatorConfig, read_parameters
-from synthcube.tasks.medperf.prepared import IMAGES, Source, clear, voxel_digest, write_index
+from synthcube.tasks.medperf.prepared import (
+    IMAGES,
+    Source,
+    clear,
+    content_digest,
+    voxel_digest,
+    write_index,
+)
 from synthcube.tasks.medperf.raw import Cells, Raw, read_raw
 
 log = logging.getLogger("synthcube")
@@ -124,12 +132,16 @@ def prepare(
         for name, folder in folders.items():
             clear(folder, name)
         raise
-    _close(sides, settings.data, metadata_path)
+    record = {
+        "synthcube": __version__,
+        "settings": settings.data.preprocessing_key,
+        "raw": content_digest([data_path, labels_path]),
+    }
+    _close(sides, record, metadata_path)
     return ", ".join(f"{len(side.rows)} images of {side.name}" for side in sides)
 
 
-def _close(sides: Sequence[_Side], config: DataConfig, metadata_path: Path | None) -> None:
-    record = {"synthcube": __version__, "settings": config.preprocessing_key}
+def _close(sides: Sequence[_Side], record: dict[str, Any], metadata_path: Path | None) -> None:
     if metadata_path:
         storage.make_folder(metadata_path, "metadata_path")
         versions = {"versions": runtime.versions()}

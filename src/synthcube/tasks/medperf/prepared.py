@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,19 @@ def clear(folder: Path, name: str) -> None:
         shutil.rmtree(folder / IMAGES, ignore_errors=True)
 
 
-def write_index(folder: Path, sources: list[Source], record: dict[str, Any]) -> None:
-    """Close the folder: every file with its hash, every image with that of its source.
+def content_digest(paths: Iterable[Path]) -> str:
+    """SHA-256 of all files at or below `paths`, whatever their names.
 
-    The hashes of the sources make the index unlike any file that was prepared, an older index
-    among them: MedPerf takes data whose files are all the same before and after for unprepared.
+    In an index it makes that unlike any file that was prepared, an older index among them:
+    MedPerf takes data whose files are all the same before and after for unprepared.
     """
+    found = (file for path in paths for file in (path, *path.rglob("*")) if file.is_file())
+    digests = sorted(storage.sha256(file) for file in found)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def write_index(folder: Path, sources: list[Source], record: dict[str, Any]) -> None:
+    """Close the folder: every file with its hash, every image with that of its source."""
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
