@@ -315,15 +315,20 @@ def test_images_that_are_used_elsewhere_are_named(prepared: Site, tmp_path: Path
     other = Site(tmp_path / "other")
     write_phantoms(other.raw, num=2, size=(16, 16))
     write_phantoms(other.raw_labels, num=2, size=(16, 16))
-    other.prepare()
+    other.prepare(metadata_path=tmp_path / "metadata")
     known = tmp_path / "additional_files"
     known.mkdir()
     assert prepared.check(additional_files=known)
-    shutil.copy(other.data / "prepared.json", known / "training-set.json")
+    listed = (tmp_path / "metadata" / "voxels.json").read_text()
+    assert "phantom" not in listed, "it is shown to others"
+    (known / "training-set.json").write_text(listed)
     with pytest.raises(ManifestError) as caught:
         prepared.check(additional_files=known)
     told = [each for each in caught.value.faults if "used elsewhere (training-set.json)" in each]
     assert len(told) == 2
+    (known / "training-set.json").write_text("{}")
+    with pytest.raises(ManifestError, match="not a list of digests"):
+        prepared.check(additional_files=known)
 
 
 # statistics

@@ -63,7 +63,7 @@ class Client:
             os.chown(path, self.owner, self.owner)
             mounts.append(("rw", path, volume["mount_path"]))
         before = {path: hashes(path) for path in supplied.values()}
-        temporary = next(iter(made.values()), Path(given["data_path"])).parent / f"tmp-{task}"
+        temporary = next(iter({**made, **given}.values())).parent / f"tmp-{task}"
         temporary.mkdir()
         os.chown(temporary, self.owner, self.owner)
         words = self.command(mounts, section["run_args"], temporary)

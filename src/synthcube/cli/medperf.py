@@ -63,7 +63,7 @@ def prepare(
     ] = None,
     metadata_path: Annotated[
         Optional[Path],  # noqa: UP045
-        _option("metadata_path", f"Folder for settings and versions{_OPTIONAL}."),
+        _option("metadata_path", f"Folder for settings, versions and voxels.json{_OPTIONAL}."),
     ] = None,
 ) -> None:
     """Check raw images and bring them to one orientation, spacing and size."""
@@ -86,7 +86,7 @@ def sanity_check(
     parameters_file: _Parameters = None,
     additional_files: Annotated[
         Optional[Path],  # noqa: UP045
-        _option("additional_files", f"Folder of prepared.json files of other data{_OPTIONAL}."),
+        _option("additional_files", f"Folder of lists (voxels.json) of other data{_OPTIONAL}."),
     ] = None,
 ) -> None:
     """Fail where prepared images are damaged, of different shapes, constant, or leak."""

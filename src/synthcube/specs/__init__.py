@@ -23,7 +23,9 @@ __all__ = [
 def write_specs(folder: Path, image: str = IMAGE) -> list[Path]:
     """Write mlcube.yaml, and a folder for each role of MedPerf, into `folder`.
 
-    `folder` is one below the top of the repository.
+    Args:
+        image: another name than IMAGE is that of an image in a registry; IMAGE is built, from the
+            repository that `folder` is at the top of.
 
     Raises:
         OutputError: `folder` cannot be written.
@@ -40,7 +42,8 @@ def write_role(folder: Path, role: Role, image: str = IMAGE) -> Path:
         OutputError: `folder` cannot be written.
     """
     make_folder(folder / "workspace")
-    write_text(folder / CONTAINER_CONFIG, container_config(role, image))
+    top = "../.." if image == IMAGE else None
+    write_text(folder / CONTAINER_CONFIG, container_config(role, image, top=top))
     write_text(folder / "workspace" / "parameters.yaml", parameters_yaml(role))
     write_text(folder / "README.md", readme(role))
     return folder / CONTAINER_CONFIG

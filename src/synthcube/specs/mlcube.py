@@ -18,7 +18,8 @@ def mlcube_yaml(image: str = IMAGE) -> str:
     """The text of mlcube.yaml."""
     head = heading("synthcube", "Train, sample and share generative models of medical images.")
     tasks = "".join(task_head(task) + parameters_text(task) for task in TASKS)
-    return f"{head}\n{platforms('..', image)}\ntasks:\n{tasks}"
+    platform = platforms(".." if image == IMAGE else None, image)
+    return f"{head}\n{platform}\ntasks:\n{tasks}"
 
 
 def heading(name: str, description: str, origin: str = ORIGIN) -> str:

@@ -136,7 +136,7 @@ PREPARATOR = Role(
                     "report/report.yaml", optional=True,
                 ),
                 Parameter(
-                    "metadata_path", "directory", "metadata", "settings and versions", "metadata",
+                    "metadata_path", "directory", "metadata", "settings, versions, list of images", "metadata",
                     optional=True,
                 ),
             ),
@@ -147,7 +147,7 @@ PREPARATOR = Role(
             inputs=(
                 *_PREPARED,
                 _parameters("data: spacing and size to expect"),
-                _additional("indices (prepared.json) of images that are used elsewhere"),
+                _additional("lists (voxels.json) of images that are used elsewhere"),
             ),
             outputs=(),
         ),

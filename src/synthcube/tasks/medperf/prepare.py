@@ -19,6 +19,7 @@ from synthcube.errors import ImageError, OutputError, SynthCubeError
 from synthcube.tasks.medperf.parameters import PreparatorConfig, read_parameters
 from synthcube.tasks.medperf.prepared import (
     IMAGES,
+    VOXELS,
     Source,
     clear,
     content_digest,
@@ -147,6 +148,8 @@ def _close(sides: Sequence[_Side], record: dict[str, Any], metadata_path: Path |
         versions = {"versions": runtime.versions()}
         text = json.dumps(record | versions, indent=2) + "\n"
         storage.write_text(metadata_path / "preparation.json", text)
+        digests = {each.voxels for side in sides for each in side.sources}
+        storage.write_json(metadata_path / VOXELS, sorted(digests))
     for side in reversed(sides):
         write_index(side.folder, side.sources, record | {"side": side.name})
 

@@ -20,6 +20,7 @@ from synthcube.data.manifest import FILE_NAME
 from synthcube.errors import ManifestError, OutputError
 
 IMAGES, INDEX = "images", "prepared.json"
+VOXELS = "voxels.json"  # a list of digests alone, to be shown to others
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,18 @@ def read_sources(index: Path) -> list[Source]:
     ]
 
 
+def read_digests(path: Path) -> list[str]:
+    """The digests of images in a list that prepare has written to its metadata.
+
+    Raises:
+        ManifestError: it is no such list.
+    """
+    found = _json(path)
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise ManifestError(f"{path} is not a list of digests, as prepare writes {VOXELS}.")
+    return found
+
+
 def changed_files(folder: Path) -> list[str]:
     """What is wrong with the files of a prepared folder, one line each.
 
@@ -118,10 +131,14 @@ def _read(index: Path) -> dict[str, Any]:
         raise ManifestError(
             f"{index.parent} was not prepared, or its preparation was cut short: it has no {INDEX}."
         )
-    try:
-        found = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{index} cannot be read: {error}") from error
+    found = _json(index)
     if not isinstance(found, dict) or "files" not in found:
         raise ManifestError(f"{index} is not the index of prepared images.")
     return found
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from error

@@ -17,6 +17,7 @@ from synthcube.tasks.medperf.parameters import PreparatorConfig, read_parameters
 from synthcube.tasks.medperf.prepared import (
     INDEX,
     changed_files,
+    read_digests,
     read_sources,
     voxel_digest,
 )
@@ -40,8 +41,8 @@ def sanity_check(
     """Read every prepared image of both folders, and say how many are sound.
 
     Args:
-        additional_files: folder with indices (prepared.json, or any .json like it) of images that
-            are used elsewhere, such as in the training of a model, and must not be here.
+        additional_files: folder with lists (voxels.json, or any .json like it) of images that are
+            used elsewhere, such as in the training of a model, and must not be here.
 
     Raises:
         ConfigError: the parameters are not valid.
@@ -126,6 +127,6 @@ def _leaks(owners: Owners, splits: dict[str, set[str]], elsewhere: dict[str, str
 
 
 def _elsewhere(folder: Path | None) -> dict[str, str]:
-    """The index that lists an image, by the digest of its voxels."""
-    indices: Sequence[Path] = sorted(folder.rglob("*.json")) if folder else ()
-    return {each.voxels: path.name for path in indices for each in read_sources(path)}
+    """The list that an image is in, by the digest of its voxels."""
+    lists: Sequence[Path] = sorted(folder.rglob("*.json")) if folder else ()
+    return {digest: path.name for path in lists for digest in read_digests(path)}
