@@ -136,8 +136,8 @@ PREPARATOR = Role(
                     "report/report.yaml", optional=True,
                 ),
                 Parameter(
-                    "metadata_path", "directory", "metadata", "settings, versions, list of images", "metadata",
-                    optional=True,
+                    "metadata_path", "directory", "metadata",
+                    "settings, versions, list of images", "metadata", optional=True,
                 ),
             ),
         ),
