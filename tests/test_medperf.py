@@ -212,6 +212,12 @@ def test_the_same_again_gives_the_same_and_never_the_input(prepared: Site) -> No
         assert not set(hashes(after).values()) <= set(hashes(before).values())
 
 
+def test_two_outputs_are_needed(site: Site) -> None:
+    site.labels = site.data
+    with pytest.raises(OutputError, match="are both"):
+        site.prepare()
+
+
 def test_what_else_is_in_an_output_is_not_removed(site: Site) -> None:
     site.data.mkdir(parents=True)
     (site.data / "thesis.txt").write_text("mine")
@@ -519,6 +525,30 @@ def test_additional_files_must_hold_one_model(
 # evaluate
 
 
+def test_numbers_leave_and_cases_stay(prepared: Site, conditional: Path, package_of) -> None:
+    from synthcube.tasks.medperf.evaluate import evaluate
+
+    predicted(prepared, package_of(conditional), "conditions: prepared")
+    parameters = prepared.folder / "evaluation.yaml"
+    parameters.write_text("evaluation: {extractor: {name: random-projection}, num_repeats: 2}")
+    results, local = prepared.folder / "results.yaml", prepared.folder / "local"
+    train_data = prepared.folder / "additional_files" / "train_data"
+    write_phantoms(train_data, num=6, size=(16, 16), seed=1)
+    for _ in range(2):
+        evaluate(
+            prepared.folder / "predictions", prepared.labels, results,
+            parameters_file=parameters, additional_files=train_data.parent,
+            local_outputs_path=local,
+        )  # fmt: skip
+    told = yaml.safe_load(results.read_text())
+    assert {name: each["count"] for name, each in told["images"].items()} == {
+        "predictions": 6, "labels": 6, "train_data": 6,
+    }  # fmt: skip
+    assert "phantom" not in results.read_text()
+    assert str(prepared.folder) not in results.read_text()
+    assert (local / "report" / "report.html").is_file()
+
+
 def test_results_that_name_a_subject_do_not_leave(prepared: Site) -> None:
     from synthcube.tasks.medperf.evaluate import check_anonymous
 
@@ -604,10 +634,22 @@ def test_the_commands_take_medperfs_names(site: Site, cli, tmp_path: Path) -> No
     assert "manifest.csv is missing" in err
 
 
-def test_without_medperfs_mounts_the_command_says_which_is_missing(cli) -> None:
-    code, _, err = cli("medperf", "infer")
+@pytest.mark.skipif(Path("/mlcommons").exists(), reason="this is MedPerf's container")
+@pytest.mark.parametrize(
+    ("task", "missing"),
+    [
+        ("prepare", "data_path /mlcommons/volumes/raw_data"),
+        ("sanity_check", "data_path: /mlcommons/volumes/data"),
+        ("statistics", "/mlcommons/volumes/data"),
+        ("infer", "additional_files /mlcommons/volumes/additional_files"),
+        ("evaluate", "predictions: data_path /mlcommons/volumes/predictions"),
+    ],
+)
+def test_without_medperfs_mounts_a_task_says_what_is_missing(task: str, missing: str, cli) -> None:
+    code, _, err = cli("medperf", task)
     assert code == 2
-    assert "/mlcommons/volumes/additional_files" in err
+    assert missing in err
+    assert not Path("/mlcommons").exists()
 
 
 def test_demo_sizes_that_cannot_be_read(cli, tmp_path: Path) -> None:

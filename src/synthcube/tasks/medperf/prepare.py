@@ -113,25 +113,18 @@ def prepare(
     """
     settings = read_parameters(parameters_file, PreparatorConfig)
     folders = {"data": output_path, "labels": output_labels_path}
-    for name, folder in zip(("output_path", "output_labels_path"), folders.values(), strict=True):
-        clear(folder, name)
+    if output_path.resolve() == output_labels_path.resolve():
+        raise OutputError(f"output_path and output_labels_path are both {output_path}: give two.")
     raw, faults = read_raw(data_path, labels_path, settings.data.conditions)
+    for name, folder in zip(("output_path", "output_labels_path"), folders.values(), strict=True):
+        if raw or folder.exists():
+            clear(folder, name)
     sides = [_Side(name, raw[name], folders[name], settings.data) for name in raw]
     try:
-        for side in sides:
-            log.info("Preparing %d images of %s ...", len(side.raw.manifest.rows), side.name)
-            side.write()
-        faults += [text for side in sides for each in side.faults.values() for text in each]
-        if report_file:
-            storage.write_mounted(report_file, yaml_text.dump(_report(sides)))
-        if faults:
-            count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-            raise ImageError(f"The raw images have {count}:", capped(list(dict.fromkeys(faults))))
-        for side in sides:
-            side.finish()
+        _write(sides, faults, report_file)
     except SynthCubeError:
-        for name, folder in folders.items():
-            clear(folder, name)
+        for side in sides:
+            clear(side.folder, side.name)
         raise
     record = {
         "synthcube": __version__,
@@ -140,6 +133,20 @@ def prepare(
     }
     _close(sides, record, metadata_path)
     return ", ".join(f"{len(side.rows)} images of {side.name}" for side in sides)
+
+
+def _write(sides: Sequence[_Side], faults: list[str], report_file: Path | None) -> None:
+    for side in sides:
+        log.info("Preparing %d images of %s ...", len(side.raw.manifest.rows), side.name)
+        side.write()
+    faults = [*faults, *(text for side in sides for each in side.faults.values() for text in each)]
+    if report_file:
+        storage.write_mounted(report_file, yaml_text.dump(_report(sides)))
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ImageError(f"The raw images have {count}:", capped(list(dict.fromkeys(faults))))
+    for side in sides:
+        side.finish()
 
 
 def _close(sides: Sequence[_Side], record: dict[str, Any], metadata_path: Path | None) -> None:
