@@ -19,7 +19,6 @@ from synthcube.cli.options import (
     Override,
     Plugins,
 )
-from synthcube.specs import IMAGE
 
 
 @app.command()
@@ -156,21 +155,6 @@ def export(model: Model, output: Output) -> None:
     from synthcube.tasks.export import export as task
 
     print(f"Exported model: {task(model, output)}")
-
-
-@app.command()
-def package(
-    model: Model,
-    output: Output,
-    image: Annotated[
-        str, typer.Option(help="Name of the container's image, in a registry.")
-    ] = IMAGE,
-) -> None:
-    """Write a trained model as a container that can be registered with MedPerf."""
-    begin([])
-    from synthcube.tasks.package import package as task
-
-    print(f"Package: {task(model, output, image=image)}\nREADME.md there tells how to register it.")
 
 
 @app.command("import")

@@ -1,4 +1,7 @@
-"""The tasks of MedPerf's containers: without arguments each finds what MedPerf mounts."""
+"""What MedPerf's containers run, and what makes one of a trained model.
+
+Without arguments a task finds everything where MedPerf mounts it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Annotated, Optional
 import typer
 
 from synthcube.cli.app import app, begin
-from synthcube.specs import mounts
+from synthcube.cli.options import Model, Output
+from synthcube.specs import IMAGE, mounts
 
 medperf = typer.Typer(
     name="medperf",
@@ -193,3 +197,18 @@ def demo(
         raise typer.BadParameter(f"{size}: write it as 32x32 or 32x32x32.", param_hint="--size")
     digest = write_demo(output, num=num, size=[int(side) for side in sides], seed=seed)
     print(f"Demo data: {output}\nSHA-256: {digest}")
+
+
+@app.command()
+def package(
+    model: Model,
+    output: Output,
+    image: Annotated[
+        str, typer.Option(help="Name of the container's image, in a registry.")
+    ] = IMAGE,
+) -> None:
+    """Write a trained model as a container that can be registered with MedPerf."""
+    begin([])
+    from synthcube.tasks.package import package as task
+
+    print(f"Package: {task(model, output, image=image)}\nREADME.md there tells how to register it.")

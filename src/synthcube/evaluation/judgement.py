@@ -3,15 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
-
-import torch
-
-from synthcube.artifact import Artifact
-from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.images import ImageSet
-from synthcube.evaluation.results import Section
 
 log = logging.getLogger("synthcube")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from synthcube.specs.medperf import CONTAINER_CONFIG, container_config, parameters_yaml, readme
 from synthcube.specs.mlcube import MLCUBE, mlcube_yaml
-from synthcube.specs.tables import IMAGE, MODEL, ROLES, SIF, TASKS, Parameter, Role, Task, mounts
+from synthcube.specs.roles import MODEL, ROLES, mounts
+from synthcube.specs.tables import IMAGE, SIF, TASKS, Parameter, Role, Task
 from synthcube.storage import make_folder, write_text
 
 __all__ = [

@@ -11,6 +11,7 @@ import pytest
 import typer
 import yaml
 
+from synthcube import config
 from synthcube.cli import app
 from synthcube.specs import (
     CONTAINER_CONFIG,
@@ -21,8 +22,9 @@ from synthcube.specs import (
     parameters_yaml,
     readme,
 )
+from synthcube.tasks.medperf.parameters import ModelConfig, PreparatorConfig, read_parameters
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = [role.name for role in ROLES]
 PAIRS = [(role, task) for role in ROLES for task in role.tasks]
 by_role = pytest.mark.parametrize("role", ROLES, ids=NAMES)
@@ -38,6 +40,14 @@ def test_the_committed_files_are_what_the_table_says(role: Role) -> None:
     assert (folder / "README.md").read_text(encoding="utf-8") == readme(role)
 
 
+def test_the_parameters_that_they_come_with_are_valid() -> None:
+    folders = {role.name: ROOT / "mlcube" / role.name / "workspace" for role in ROLES}
+    read_parameters(folders["preparator"] / "parameters.yaml", PreparatorConfig)
+    read_parameters(folders["model"] / "parameters.yaml", ModelConfig)
+    evaluation = config.load(folders["evaluator"] / "parameters.yaml").evaluation
+    assert evaluation.extractor.name == "efficientnet-lite0"
+
+
 @by_role
 def test_medperf_takes_them(role: Role, medperf_contract) -> None:
     assert medperf_contract.faults_of(container_config(role), role.name) == []
@@ -49,8 +59,8 @@ def test_medperf_takes_them(role: Role, medperf_contract) -> None:
 @by_task
 def test_mlcube_finds_every_parameter_and_the_same_command(role: Role, task) -> None:
     """MLCube adds --name=path to its entrypoint, whose first word is the program."""
-    config = yaml.safe_load(container_config(role))
-    written = config["tasks"][task.name]
+    described = yaml.safe_load(container_config(role))
+    written = described["tasks"][task.name]
     assert written["entrypoint"].split() == [
         "/app/bin/synthcube", *written["run_args"]["command"].split()
     ]  # fmt: skip
@@ -62,11 +72,12 @@ def test_mlcube_finds_every_parameter_and_the_same_command(role: Role, task) -> 
             assert each.keys() == {"type", "default", "opts"}
             assert each["opts"] == opts
             assert each["type"] == volumes[name]["type"]
-    assert config["docker"]["image"] == config["image"]
+    assert described["docker"]["image"] == described["image"]
     known = {"image", "build_context", "build_file", "build_strategy", "cpu_args", "gpu_args"}
-    assert set(config["docker"]) <= known | {"--network"}, "MLCube's runner takes no other keys"
-    for file in ("build_context", "build_file"):
-        assert (ROOT / "mlcube" / role.name / config["docker"]["build_context"]).is_dir(), file
+    assert set(described["docker"]) <= known | {"--network"}, "MLCube's runner takes no other keys"
+    top = ROOT / "mlcube" / role.name / described["docker"]["build_context"]
+    assert (top / described["docker"]["build_file"]).is_file()
+    assert (ROOT / "mlcube" / role.name / described["singularity"]["build_file"]).is_file()
 
 
 @by_task
