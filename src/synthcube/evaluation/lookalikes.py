@@ -1,0 +1,166 @@
+"""The image of another set that looks most like each image, mirrored and shifted where that helps.
+
+Two steps. Coarse images, and their spectra, which a shift leaves alone, find a few candidates
+among all; those are compared in full by the normalised cross-correlation of slightly blurred
+images (Lewis, "Fast normalized cross-correlation", 1995), over shifts of a few voxels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from synthcube.evaluation.neighbours import nearest
+from synthcube.evaluation.views import Views
+
+Array = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+SHIFT = 1 / 16
+"""Largest shift that is tried, as a share of each side."""
+_BLUR = 2
+"""Voxels that the blur of the views reaches."""
+_BY_IMAGE, _BY_SPECTRUM = 4, 4  # candidates
+_VALUES_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Lookalikes:
+    """For each query the most alike image among the references."""
+
+    similarity: Array
+    """(N,): correlation of the part in common, at most 1."""
+    index: Ints
+    """(N,) into the references."""
+    mirrored: tuple[tuple[int, ...], ...]
+    """Spatial axes along which each query was mirrored."""
+
+
+def most_alike(
+    queries: Views, references: Views, *, flips: bool, exclude_self: bool = False
+) -> Lookalikes:
+    """The reference most like each query.
+
+    Args:
+        flips: mirror the queries along every set of spatial axes too.
+        exclude_self: both are the same set, and no image is its own lookalike.
+    """
+    rank = queries.fine.rank
+    axes = [
+        each
+        for number in range(rank + 1 if flips else 1)
+        for each in itertools.combinations(range(rank), number)
+    ]
+    # mirrored along all axes, the amplitudes are the same: half of the ways find the other half
+    half = [way for way, along in enumerate(axes) if rank - 1 not in along]
+    by_image = _shortlist(queries, references, axes, range(len(axes)), 0, exclude_self)
+    by_spectrum = _shortlist(queries, references, axes, half, 1, exclude_self)
+    opposite = np.array([_place(axes, {*range(rank)} - {*along}) for along in axes])
+    lists = [by_image, by_spectrum]
+    if flips:
+        lists.append((by_spectrum[0], opposite[by_spectrum[1]]))
+    candidates, ways = (np.concatenate(each, axis=1) for each in zip(*lists, strict=True))
+    return _compared(queries, references, candidates, ways, axes)
+
+
+def _place(axes: list[tuple[int, ...]], along: set[int]) -> int:
+    return next((place for place, each in enumerate(axes) if {*each} == along), 0)
+
+
+def _shortlist(
+    queries: Views, references: Views, axes: list[tuple[int, ...]], ways: Sequence[int],
+    table: int, exclude_self: bool,
+) -> tuple[Ints, Ints]:  # fmt: skip
+    """Candidates (N, k) and the way each is mirrored, by the coarse images (0) or spectra (1)."""
+    asked, known = ((each.coarse, each.spectrum)[table] for each in (queries, references))
+    count = min((_BY_IMAGE, _BY_SPECTRUM)[table], len(references) - exclude_self)
+    found = [
+        nearest(_mirrored(asked, queries.grids[table], axes[way]), known, count,
+                exclude_self=exclude_self)
+        for way in ways
+    ]  # fmt: skip
+    distances, indices = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
+    best = np.argsort(distances, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(indices, best, axis=1), np.array(ways)[best // count]
+
+
+def _compared(
+    queries: Views, references: Views, candidates: Ints, ways: Ints, axes: list[tuple[int, ...]]
+) -> Lookalikes:
+    total, count = candidates.shape
+    scores = np.empty((total, count), np.float32)
+    size = max(1, _VALUES_AT_ONCE // (count * int(np.prod(queries.fine.shape))))
+    for start in range(0, total, size):
+        rows = np.arange(start, min(start + size, total))
+        originals = queries.read(rows)
+        mirrored = np.repeat(originals[:, None], count, axis=1)  # (n, count, C, *size)
+        for way, along in enumerate(axes):
+            if along:
+                chosen = ways[rows] == way
+                mirrored[chosen] = np.flip(mirrored[chosen], tuple(axis + 2 for axis in along))
+        shown = references.read(candidates[rows].ravel())
+        found = aligned_correlation(mirrored.reshape(-1, *queries.fine.shape), shown)
+        scores[rows] = found.reshape(len(rows), count)
+    best = scores.argmax(axis=1)
+    every = np.arange(total)
+    chosen_ways = ways[every, best]
+    return Lookalikes(
+        scores[every, best], candidates[every, best], tuple(axes[way] for way in chosen_ways)
+    )
+
+
+def aligned_correlation(images: Array, others: Array) -> Array:
+    """(B,): the highest correlation of the inner part of `others` with `images`, over shifts of
+    at most :data:`SHIFT` of each side; 0 where either is constant.
+
+    Args:
+        images, others: (B, C, *size).
+    """
+    sides = images.shape[2:]
+    shifts = [max(1, round(side * SHIFT)) if side >= 8 else 0 for side in sides]
+    # the blur of a border sees what is beyond, so that the patch stays away from it
+    margins = [shift + min(_BLUR, side // 8) for side, shift in zip(sides, shifts, strict=True)]
+    inner = [side - 2 * margin for side, margin in zip(sides, margins, strict=True)]
+    windows = (slice(m, m + n) for m, n in zip(margins, inner, strict=True))
+    cut = (slice(None), slice(None), *windows)
+    axes = tuple(range(2, images.ndim))
+    patch = torch.from_numpy(others[cut])
+    patch = patch - patch.mean(dim=axes, keepdim=True)
+    image = torch.from_numpy(images)
+    spectrum = torch.fft.rfftn(image, dim=axes) * torch.fft.rfftn(patch, s=sides, dim=axes).conj()
+    tried = tuple(slice(m - n, m + n + 1) for m, n in zip(margins, shifts, strict=True))
+    # a patch of mean 0 needs no mean taken from the image
+    product = torch.fft.irfftn(spectrum.sum(dim=1), s=sides, dim=tuple(a - 1 for a in axes))
+    voxels = float(np.prod(inner))
+    places = (slice(None), *tried)
+    boxes = (slice(None), *places)
+    sums, squares = (_box_sums(each, inner)[boxes] for each in (image, image.square()))
+    spread = (squares - sums.square() / voxels).sum(dim=1)
+    energy = patch.square().sum(dim=(1, *axes)).view(-1, *[1] * len(axes))
+    norm = (spread.clamp(min=0) * energy).sqrt()
+    found = torch.where(
+        norm > 1e-3 * voxels, product[places] / norm.clamp(min=1e-9), torch.zeros(())
+    )
+    best: Array = found.flatten(1).amax(dim=1).clamp(max=1).numpy()
+    return best
+
+
+def _box_sums(image: torch.Tensor, sides: list[int]) -> torch.Tensor:
+    """Sums over every box of these sides, (B, C, *places)."""
+    total = image.double()
+    for axis, side in enumerate(sides, start=2):
+        running = torch.nn.functional.pad(total.cumsum(dim=axis).movedim(axis, -1), (1, 0))
+        total = (running[..., side:] - running[..., :-side]).movedim(-1, axis)
+    return total.float()
+
+
+def _mirrored(table: Array, grid: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    if not axes:
+        return table
+    flipped = np.flip(table.reshape(-1, *grid), tuple(axis + 2 for axis in axes))
+    return np.ascontiguousarray(flipped.reshape(len(table), -1))
