@@ -15,6 +15,7 @@ from synthcube.data.manifest import read_manifest
 from synthcube.errors import EvaluationError
 
 TRAIN_DATA = "train_data"
+_SHOWN = 5
 
 
 def evaluate(
@@ -63,18 +64,19 @@ def check_anonymous(results: Any, folders: list[Path]) -> None:
     Raises:
         EvaluationError: they name a folder, a file or a subject of one of the manifests.
     """
-    words = {str(folder) for folder in folders}
+    words = {str(folder.absolute()) for folder in folders}
     for folder in folders:
         for row in read_manifest(folder).rows:
             words |= {row.subject, *(path.name for path in row.channels)}
     # A bare number or a single letter is no name: counts and classes would be taken for it.
     words = {word for word in words if len(word) > 1 and not word.isdigit()}
     known = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(words)))})(?!\w)")
-    named = sum(bool(known.search(text)) for text in _texts(results))
+    named = sorted({found for text in _texts(results) for found in known.findall(text)})
     if named:
         raise EvaluationError(
-            f"The results name files, folders or subjects of this site in {named} places; they "
-            "are not written, as they would be uploaded."
+            "The results would be uploaded, and are not written, because they name files, folders "
+            f"or subjects of this site: {', '.join(named[:_SHOWN])}. Where a subject's name is a "
+            "word of the results by chance, give it another one."
         )
 
 
