@@ -158,7 +158,7 @@ def test_what_else_is_in_an_output_is_not_removed(site) -> None:
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [
-        ("data: {sise: [8, 8]}", r"data\.sise \(line 1\): unknown key; did you mean size\?"),
+        ("data: {sizes: [8, 8]}", r"data\.sizes \(line 1\): unknown key; did you mean size\?"),
         ("smallest_group: 1", "smallest_group"),
         ("data: {conditions: {Age: number}}", "column 'Age', which is missing or empty"),
         (
