@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,29 +98,26 @@ def _compared(
     size = max(1, _VALUES_AT_ONCE // (count * int(np.prod(queries.fine.shape))))
     for start in range(0, total, size):
         rows = np.arange(start, min(start + size, total))
-        originals = queries.read(rows)
-        mirrored = np.repeat(originals[:, None], count, axis=1)  # (n, count, C, *size)
-        for way, along in enumerate(axes):
-            if along:
-                chosen = ways[rows] == way
-                mirrored[chosen] = np.flip(mirrored[chosen], tuple(axis + 2 for axis in along))
-        shown = references.read(candidates[rows].ravel())
-        found = aligned_correlation(mirrored.reshape(-1, *queries.fine.shape), shown)
-        scores[rows] = found.reshape(len(rows), count)
+        images = torch.from_numpy(queries.read(rows))
+        others = torch.from_numpy(references.read(candidates[rows].ravel()))
+        others = others.reshape(len(rows), count, *others.shape[1:])
+        scores[rows] = aligned_correlation(images, others, torch.from_numpy(ways[rows]), axes)
     best = scores.argmax(axis=1)
     every = np.arange(total)
-    chosen_ways = ways[every, best]
-    return Lookalikes(
-        scores[every, best], candidates[every, best], tuple(axes[way] for way in chosen_ways)
-    )
+    chosen = tuple(axes[way] for way in ways[every, best])
+    return Lookalikes(scores[every, best], candidates[every, best], chosen)
 
 
-def aligned_correlation(images: Array, others: Array) -> Array:
-    """(B,): the highest correlation of the inner part of `others` with `images`, over shifts of
+def aligned_correlation(
+    images: torch.Tensor, others: torch.Tensor, ways: torch.Tensor, axes: list[tuple[int, ...]]
+) -> Array:
+    """(B, K): the highest correlation of the inner part of `others` with `images`, over shifts of
     at most :data:`SHIFT` of each side; 0 where either is constant.
 
     Args:
-        images, others: (B, C, *size).
+        images: (B, C, *size).
+        others: (B, K, C, *size), compared with each.
+        ways: (B, K): the place in `axes` of the spatial axes along which the image is mirrored.
     """
     sides = images.shape[2:]
     shifts = [max(1, round(side * SHIFT)) if side >= 8 else 0 for side in sides]
@@ -127,27 +125,35 @@ def aligned_correlation(images: Array, others: Array) -> Array:
     margins = [shift + min(_BLUR, side // 8) for side, shift in zip(sides, shifts, strict=True)]
     inner = [side - 2 * margin for side, margin in zip(sides, margins, strict=True)]
     windows = (slice(m, m + n) for m, n in zip(margins, inner, strict=True))
-    cut = (slice(None), slice(None), *windows)
-    axes = tuple(range(2, images.ndim))
-    patch = torch.from_numpy(others[cut])
-    patch = patch - patch.mean(dim=axes, keepdim=True)
-    image = torch.from_numpy(images)
-    spectrum = torch.fft.rfftn(image, dim=axes) * torch.fft.rfftn(patch, s=sides, dim=axes).conj()
     tried = tuple(slice(m - n, m + n + 1) for m, n in zip(margins, shifts, strict=True))
+    within: Any = (Ellipsis, *windows)
+    places: Any = (Ellipsis, *tried)
+    last = tuple(range(-len(sides), 0))
+    patch = others[within]
+    patch = patch - patch.mean(dim=last, keepdim=True)
+    rows = torch.arange(len(images))[:, None]
+    # (B, ways, C, *size); a shift and its mirror image lie on either side of no shift
+    flips = [[axis - len(sides) for axis in along] for along in axes]
+    mirrored = torch.stack([images.flip(each) for each in flips], dim=1)
+    spread = _spread(images, inner)[places]
+    spreads = torch.stack([spread.flip(each) for each in flips], dim=1)
+    spectrum = torch.fft.rfftn(mirrored, dim=last)[rows, ways]
+    spectrum = (spectrum * torch.fft.rfftn(patch, s=sides, dim=last).conj()).sum(dim=2)
     # a patch of mean 0 needs no mean taken from the image
-    product = torch.fft.irfftn(spectrum.sum(dim=1), s=sides, dim=tuple(a - 1 for a in axes))
-    voxels = float(np.prod(inner))
-    places = (slice(None), *tried)
-    boxes = (slice(None), *places)
-    sums, squares = (_box_sums(each, inner)[boxes] for each in (image, image.square()))
-    spread = (squares - sums.square() / voxels).sum(dim=1)
-    energy = patch.square().sum(dim=(1, *axes)).view(-1, *[1] * len(axes))
-    norm = (spread.clamp(min=0) * energy).sqrt()
-    found = torch.where(
-        norm > 1e-3 * voxels, product[places] / norm.clamp(min=1e-9), torch.zeros(())
-    )
-    best: Array = found.flatten(1).amax(dim=1).clamp(max=1).numpy()
+    product = torch.fft.irfftn(spectrum, s=sides, dim=last)[places]
+    energy = patch.square().sum(dim=(2, *last)).view(*ways.shape, *[1] * len(sides))
+    norm = (spreads[rows, ways] * energy).sqrt()
+    enough = norm > 1e-3 * float(np.prod(inner))
+    found = torch.where(enough, product / norm.clamp(min=1e-9), torch.zeros(()))
+    best: Array = found.flatten(2).amax(dim=2).clamp(max=1).numpy()
     return best
+
+
+def _spread(images: torch.Tensor, sides: list[int]) -> torch.Tensor:
+    """(B, *places): squared deviations from the mean of each channel, in every box."""
+    sums, squares = _box_sums(images, sides), _box_sums(images.square(), sides)
+    spread: torch.Tensor = (squares - sums.square() / float(np.prod(sides))).sum(dim=1)
+    return spread.clamp(min=0).float()
 
 
 def _box_sums(image: torch.Tensor, sides: list[int]) -> torch.Tensor:
@@ -156,7 +162,7 @@ def _box_sums(image: torch.Tensor, sides: list[int]) -> torch.Tensor:
     for axis, side in enumerate(sides, start=2):
         running = torch.nn.functional.pad(total.cumsum(dim=axis).movedim(axis, -1), (1, 0))
         total = (running[..., side:] - running[..., :-side]).movedim(-1, axis)
-    return total.float()
+    return total
 
 
 def _mirrored(table: Array, grid: tuple[int, ...], axes: tuple[int, ...]) -> Array:

@@ -76,7 +76,7 @@ def _made(images: ImageSet, path: Path) -> Views:
     small = [min(side, _COARSE[images.rank]) for side in sides]
     middle = [min(side, _MEDIUM[images.rank]) for side in sides]
     lowest = [min(_LOWEST[images.rank], (side - 1) // 2) for side in middle]
-    grids = (channels, *small), (channels, *(2 * each + 1 for each in lowest))
+    grids = (channels, *small), (channels, *(2 * each + 1 for each in lowest[:-1]), lowest[-1] + 1)
     tables = [np.empty((len(images), int(np.prod(grid))), np.float32) for grid in grids]
     size = max(1, _VALUES_AT_ONCE // int(np.prod(images.shape)))
     with explained(path), path.open("wb") as file:
@@ -93,16 +93,19 @@ def _made(images: ImageSet, path: Path) -> Views:
 
 
 def _amplitudes(images: torch.Tensor, lowest: list[int]) -> torch.Tensor:
-    """(B, C, *2 * lowest + 1): square roots of the amplitudes, from -lowest to lowest."""
+    """(B, C, *2 * lowest + 1, lowest + 1): square roots of the amplitudes, from -lowest to lowest;
+    of the last axis from 0, because the others are the same again."""
     axes = tuple(range(2, images.ndim))
     for axis in axes:
         # without a jump from one border to the other, which a shift would change
         window = torch.from_numpy(tukey(images.shape[axis] + 2, _TAPER)[1:-1]).to(images)
         images = images * window.view(-1, *[1] * (images.ndim - 1 - axis))
-    amplitudes: torch.Tensor = torch.fft.fftn(images, dim=axes).abs().sqrt()
-    for axis, each in zip(axes, lowest, strict=True):
+    amplitudes: torch.Tensor = torch.fft.rfftn(images, dim=axes).abs().sqrt()
+    for axis, each in zip(axes[:-1], lowest, strict=False):
         places = torch.arange(-each, each + 1) % images.shape[axis]
         amplitudes = amplitudes.index_select(axis, places)
+    amplitudes = amplitudes[..., : lowest[-1] + 1].clone()
+    amplitudes[..., 1:] *= 2**0.5  # each stands for two
     return amplitudes
 
 
