@@ -182,6 +182,7 @@ def test_labels_among_the_training_data_calibrate_nothing(image_set, drawn, capl
     assert "00007" not in str(plain), "what may leave the site names no file"
     assert plain["exact_copies"]["value"] == 0.05  # needs no threshold
     assert plain["distance_pixels"]["value"] > 0
+    assert "cannot calibrate" in plain["nearer_than_labels_pixels"]["reason"]
 
 
 def test_subjects_on_both_sides_calibrate_nothing(image_set, drawn) -> None:

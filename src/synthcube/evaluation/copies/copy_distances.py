@@ -112,12 +112,13 @@ def search_measures(of: CopySearch, labels: ImageSet, num_trained: int) -> dict[
     """How near the predictions are beside the labels, and the share of near-copies."""
     space, made, real = of.space, of.near.predictions, of.near.labels
     low, high = auc_interval(-made, -real, (np.arange(len(made)), labels.subjects()))
+    # void labels are no measure of what is near
+    reason, count = of.void or None, len(made)
+    medians = float(np.median(made)), float(np.median(real))
     found = {
-        f"distance_{space}": Measure(
-            float(np.median(made)), floor=float(np.median(real)), count=len(made)
-        ),
+        f"distance_{space}": Measure(*medians, count=count, reason=reason),
         f"nearer_than_labels_{space}": Measure(
-            auc(-made, -real), floor=0.5, low=low, high=high, count=len(made)
+            auc(-made, -real), 0.5, low, high, count, reason=reason
         ),
     }
     names = (f"near_copies_{space}", f"beyond_chance_{space}", f"copied_share_{space}")
