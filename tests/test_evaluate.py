@@ -227,6 +227,14 @@ def test_what_cannot_be_compared_is_named_and_nothing_is_written(
     assert not list((tmp_path / "report").glob("*"))
 
 
+def test_grey_images_of_a_poor_model_are_judged_and_told_of(judge, sides) -> None:
+    for path in sides["-p"].glob("*.png"):
+        spoiled(sides["-p"], path.name, lambda x: 120 + (x - 120) / 30)
+    code, err, found = judge(sides)
+    assert code == 0, err
+    assert any(note.startswith("Predictions lie in [1") for note in found["notes"])
+
+
 def test_faults_of_all_sets_are_told_together(judge, sides, tmp_path: Path) -> None:
     unreadable(sides, tmp_path)
     sides["-t"] = tmp_path / "nowhere"

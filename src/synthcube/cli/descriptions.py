@@ -45,7 +45,7 @@ def schema() -> None:
 
 @app.command()
 def self_check() -> None:
-    """Train, infer and export in a temporary folder: does this installation work?"""
+    """Train, infer, evaluate and export in a temporary folder: does this installation work?"""
     begin([])
     from synthcube.tasks.self_check import self_check as task
 

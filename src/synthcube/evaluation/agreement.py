@@ -11,6 +11,8 @@ from synthcube.evaluation.images import ImageSet
 
 _LEAST = 2  # images on each side
 _WIDER = 20.0  # times the range of the real images: other units
+_NARROWER = 100.0  # a model that has learned little makes grey images, which are to be judged
+_FLAT = 5.0
 _SAME_SPACING = 0.01  # relative
 
 
@@ -48,7 +50,7 @@ def _difference(predictions: ImageSet, real: ImageSet) -> list[str]:
     for channel, (made, known) in enumerate(zip(predictions.bounds, real.bounds, strict=True)):
         width, own = known[1] - known[0], made[1] - made[0]
         apart = made[0] > known[1] + width or made[1] < known[0] - width
-        if width > 0 and (apart or own > _WIDER * width or own * _WIDER < width):
+        if width > 0 and (apart or own > _WIDER * width or own * _NARROWER < width):
             faults.append(
                 f"predictions lie in [{made[0]:g}, {made[1]:g}], {real.name} in [{known[0]:g}, "
                 f"{known[1]:g}] (channel {channel}): they are not in the same units"
@@ -68,6 +70,12 @@ def notes(sets: Mapping[str, ImageSet]) -> list[str]:
             )
         if images.constant:
             told.append(f"{images.constant} images of {images.name} are constant.")
+        for known, made in zip(images.bounds, predictions.bounds, strict=True):
+            if (made[1] - made[0]) * _FLAT < known[1] - known[0]:
+                told.append(
+                    f"Predictions lie in [{made[0]:g}, {made[1]:g}] only, {images.name} in "
+                    f"[{known[0]:g}, {known[1]:g}]."
+                )
         if not images.raster and not np.allclose(
             images.spacing_mm, predictions.spacing_mm, rtol=_SAME_SPACING
         ):

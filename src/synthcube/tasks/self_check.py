@@ -1,4 +1,4 @@
-"""Self-check: the way from images to an exported model, once for each family, on phantoms."""
+"""Self-check: the way from images to a judged and exported model, once for each family, on phantoms."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from synthcube import artifact, registry, yaml_text
 from synthcube.data.phantom import write_phantoms
 from synthcube.family import Samples
 from synthcube.storage import make_folder, sha256, write_text
+from synthcube.tasks.evaluate import evaluate
 from synthcube.tasks.export import export
 from synthcube.tasks.image_folder import IMAGES
 from synthcube.tasks.infer import infer
@@ -28,7 +29,7 @@ class SelfCheckError(Exception):
 
 
 def self_check() -> Iterator[str]:
-    """Every family's smallest model, trained in a temporary folder, drawn from and exported.
+    """Every family's smallest model, trained in a temporary folder, drawn from, judged and exported.
 
     Yields:
         One line for each step that succeeded.
@@ -51,6 +52,10 @@ def _steps(folder: Path, family: str, rank: int) -> dict[str, Callable[[], objec
         "phantoms": lambda: _write_inputs(folder, data, family, rank),
         "train": lambda: train(folder / CONFIG, data, run),
         "infer": lambda: infer(run, images, num_images=3, data_path=_source(run, data)),
+        # so small a model makes images that are refused: grey ones
+        "evaluate": lambda: evaluate(
+            data, data, folder / "results.yaml", config_path=folder / CONFIG
+        ),
         "export": lambda: export(run, shared),
         "verify": lambda: _verify(shared, data, images, folder / "again"),
     }
@@ -77,7 +82,9 @@ def _write_inputs(folder: Path, data: Path, family: str, rank: int) -> None:
         train(first / CONFIG, data, first / "run")
         model["first_stage"] = str(first / "run")
     training = {"max_epochs": 1, "batch_size": 4, "sample_every_n_epochs": 0}
-    write_text(folder / CONFIG, yaml_text.dump({"model": model, "training": training}))
+    light = {"extractor": {"name": "random-projection"}, "num_repeats": 2}
+    content = {"model": model, "training": training, "evaluation": light}
+    write_text(folder / CONFIG, yaml_text.dump(content))
 
 
 def _source(model: Path, data: Path) -> Path | None:
