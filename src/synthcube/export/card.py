@@ -13,8 +13,10 @@ from synthcube.artifact import PICTURE, Artifact
 from synthcube.export.metadata import INTENDED_USE
 from synthcube.export.scores import Results, Score
 
-_NOTICE = """> For research only: not a medical device, not for diagnosis, and not shown to protect the privacy
-> of the people whose images it was trained on."""
+_NOTICE = (
+    "> For research only: not a medical device, not for diagnosis, and not shown to protect the\n"
+    "> privacy of the people whose images it was trained on."
+)
 
 _OUT_OF_SCOPE = """- Diagnosis, treatment, triage, or any decision about a person.
 - Images passed on as if they were of real people; whatever is made with it should say so.
