@@ -128,6 +128,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    wbufsize, disable_nagle_algorithm = 1 << 16, True  # or each answer waits 40 ms
 
     def log_message(self, *_: Any) -> None:
         return

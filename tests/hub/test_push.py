@@ -245,7 +245,7 @@ def test_a_damaged_folder_is_not_pushed(publish, hub, tmp_path: Path) -> None:
     before = dict(hub.repos[NAME].commits)
     folder = tmp_path / "model"
     (folder / "image.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="image.json has changed"):
+    with pytest.raises(ArtifactError, match=r"image\.json has changed"):
         push(folder, NAME)
     assert publish()[0] == 0, "it is exported anew"
     (folder / "README.md").write_text("# mine\n")

@@ -92,7 +92,12 @@ def export(
     _check_traces(texts, rows, story.notes)
     _claim(folder, trained)
     _write(folder, trained, family, texts, story)
-    artifact.load(folder)
+    artifact.load(folder).build(torch.device("cpu"))
+    if public.config["data"].get("preprocessing") != trained.config["data"].get("preprocessing"):
+        log.warning(
+            "data.preprocessing names files of this machine, which stay here: others cannot "
+            "prepare images for this model as you did."
+        )
     if not license_id:
         log.warning("No license is stated: without one nobody may use the model (--license).")
     return folder
