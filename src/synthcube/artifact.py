@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,10 +100,15 @@ def save(
         write_index(staging)
 
 
-def write_index(folder: Path) -> None:
-    """List the files of an artifact folder with their hashes."""
+def write_index(folder: Path, names: Iterable[str] | None = None) -> None:
+    """List the files of an artifact folder with their hashes.
+
+    Args:
+        names: of them, where others may lie beside them.
+    """
     unlisted = (INDEX, CARD)
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = folder.iterdir() if names is None else (folder / name for name in names)
+    files = sorted(path for path in found if path.is_file())
     index = {
         "schema_version": SCHEMA_VERSION,
         "synthcube": __version__,
@@ -120,15 +125,16 @@ def find(path: Path | str) -> Path:
     """The artifact folder that a run, or an artifact folder itself, stands for.
 
     Args:
-        path: or the address of a model that was downloaded before.
+        path: or the address of a model at a commit that was downloaded before.
 
     Raises:
         ArtifactError: there is none.
     """
     if address := addresses.parse(path):
-        if folder := address.folder(INDEX):
+        # A branch may have moved since: what is here may not be what it holds now.
+        if address.is_pinned and (folder := address.folder(INDEX)):
             return folder
-        raise ArtifactError(f"{address} is not on this disk.")
+        raise ArtifactError(f"{address}: this commit of it is not on this disk.")
     path = Path(path)
     if not path.exists():
         raise ArtifactError(f"model_path {path}: there is no such folder.")

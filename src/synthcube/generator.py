@@ -46,7 +46,7 @@ def from_pretrained(model: str | Path, *, accelerator: str = "auto") -> Generato
         ArtifactError: it is no trained model, or damaged.
     """
     text = str(model)
-    is_name = text.partition("@")[0].count("/") == 1 and text[0] not in "./~"
+    is_name = text.partition("@")[0].count("/") == 1 and not text.startswith((".", "/", "~", "hf:"))
     if is_name and isinstance(model, str) and not Path(text).exists():
         text = f"hf://{text}"
     trained = artifact.load(located(text))

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import huggingface_hub
 import pytest
 import yaml
+from huggingface_hub import constants
 
 TOKEN, READER, WRONG = "hf_AliceMayWriteHere", "hf_BobMayWriteElsewhere", "hf_NobodyKnowsThisOne"
 LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "other")
@@ -107,14 +107,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     state.endpoint = f"http://127.0.0.1:{server.server_port}"
-    known_hosts = huggingface_hub.constants.HF_URL_HOSTS | {"127.0.0.1"}
+    known_hosts = getattr(constants, "HF_URL_HOSTS", frozenset()) | {"127.0.0.1"}
     files = state.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     settings = {"ENDPOINT": state.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": files,
                 "HF_URL_HOSTS": known_hosts, "HF_HUB_CACHE": str(tmp_path / "hf-cache"),
                 "HF_HOME": str(tmp_path / "hf-home"), "HF_HUB_DISABLE_XET": True,
                 "HF_TOKEN_PATH": str(tmp_path / "hf-home" / "token")}  # fmt: skip
     for name, value in settings.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value, raising=name == "ENDPOINT")
+        monkeypatch.setattr(constants, name, value, raising=name == "ENDPOINT")
     monkeypatch.setenv("HF_ENDPOINT", state.endpoint)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     # The client waits up to half a minute before it gives up on a Hub that is dead.

@@ -87,7 +87,7 @@ def test_the_card_says_how_to_run_it_in_four_ways(exported: Path) -> None:
     card = (exported / "README.md").read_text()
     for words in (
         "synthcube infer -m hf://alice/brains -o images -n 16",
-        "docker run --rm --user",
+        "docker run --rm -e HF_TOKEN --user",
         "singularity run --cleanenv",
         'model = synthcube.from_pretrained("alice/brains")\nimages = model.sample(16, seed=1)',
         "MedPerf",
@@ -116,7 +116,7 @@ def test_the_card_of_what_reconstructs(first_stage, tmp_path: Path) -> None:
     card = (out / "README.md").read_text()
     assert header_of(card)["pipeline_tag"] == "image-to-image"
     assert "synthcube infer -m THIS_FOLDER -o images -d YOUR_IMAGES" in card
-    assert "model.reconstruct(images)" in card
+    assert 'model.reconstruct("YOUR_IMAGES")' in card
 
 
 def test_metadata_is_that_of_a_monai_bundle(exported: Path) -> None:

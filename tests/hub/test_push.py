@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
 from synthcube import artifact
+from synthcube.export.pull import located
 from synthcube.storage import sha256
 
 NAME = "alice/brains"
@@ -69,12 +72,41 @@ def test_another_content_needs_another_version(publish, hub) -> None:
     assert hub.received == received, "weights that were there went up again"
 
 
+def test_only_the_model_goes_up_whatever_lies_beside_it(publish, hub, tmp_path) -> None:
+    folder = tmp_path / "model"
+    assert publish(name="alice/other")[0] == 0
+    (folder / "cohort.csv").write_text("SubjectID\nMRN-1\n")
+    (folder / "notes").mkdir()
+    (folder / "LICENSE").write_text("MIT")
+    code, _, err = publish()
+    assert code == 0, err
+    head = set(hub.repos[NAME].head)
+    assert "cohort.csv" not in head
+    assert head == {*hub.repos["alice/other"].head, "LICENSE"}
+    assert located(f"hf://{NAME}")
+
+
+def test_what_an_older_export_called_otherwise_goes(publish, hub) -> None:
+    assert publish()[0] == 0
+    repo = hub.repos[NAME]
+    old = {**repo.head, artifact.WEIGHTS: repo.head[artifact.EXPORTED_WEIGHTS]}
+    repo.commit(old, "main", "as it was")
+    repo.tags.clear()
+    assert publish()[0] == 0
+    assert artifact.WEIGHTS not in repo.head
+    assert artifact.EXPORTED_WEIGHTS in repo.head
+
+
 def test_a_branch_is_made_where_there_is_none(publish, hub) -> None:
     code, _, err = publish("--revision", "trial")
     assert code == 0, err
     repo = hub.repos[NAME]
     assert artifact.INDEX in repo.commits[repo.branches["trial"]]
     assert artifact.INDEX not in repo.head
+    code, _, err = publish()
+    assert code == 0, err
+    assert artifact.INDEX in repo.head, "the same version, with the same content"
+    assert repo.tags == {"v1.0.0": repo.branches["trial"]}
 
 
 @pytest.mark.parametrize("dead", ["upload", "commit"])
@@ -235,6 +267,28 @@ def test_no_network_and_offline(publish, hub, monkeypatch, tmp_path: Path) -> No
     assert "cannot be reached or broke off" in err
     assert "Traceback" not in err
     assert artifact.load(tmp_path / "model")
+
+
+def test_what_answers_but_is_no_hub(publish, monkeypatch) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>Please log in to this network</html>")
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    code, _, err = publish()
+    server.shutdown()
+    server.server_close()
+    assert code == 2
+    assert "does not answer as a Hub does; is HF_ENDPOINT right" in err
 
 
 def test_a_damaged_folder_is_not_pushed(publish, hub, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -17,6 +17,13 @@ _NOTICE = (
     "> For research only: not a medical device, not for diagnosis, and not shown to protect the\n"
     "> privacy of the people whose images it was trained on."
 )
+
+Task = Literal["sample", "reconstruct", "translate"]
+_CALLS: dict[Task, str] = {
+    "sample": "images = model.sample(16, seed=1)",
+    "reconstruct": 'images = model.reconstruct("YOUR_IMAGES")',
+    "translate": "model.image  # what it makes; to translate images is up to the command line",
+}
 
 _OUT_OF_SCOPE = """- Diagnosis, treatment, triage, or any decision about a person.
 - Images passed on as if they were of real people; whatever is made with it should say so.
@@ -37,7 +44,7 @@ class Story:
     num_subjects: int = 0
     place: str = "THIS_FOLDER"  # where the model is published
     has_picture: bool = False
-    draws: bool = True  # makes images out of nothing
+    task: Task = "sample"
 
 
 def model_card(trained: Artifact, story: Story) -> str:
@@ -73,7 +80,7 @@ def header_of(card: str) -> dict[str, Any]:
 
 def _header(trained: Artifact, story: Story) -> dict[str, Any]:
     image, model = trained.image, trained.config["model"]
-    tag = "unconditional-image-generation" if story.draws else "image-to-image"
+    tag = "unconditional-image-generation" if story.task == "sample" else "image-to-image"
     header: dict[str, Any] = {"library_name": "synthcube"}
     header |= {"license": story.license_id} if story.license_id else {}
     header["pipeline_tag"] = tag
@@ -180,11 +187,10 @@ def _rows(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _commands(story: Story) -> str:
-    words = f"-m {story.place} -o images " + ("-n 16" if story.draws else "-d YOUR_IMAGES")
+    wish = "-n 16" if story.task == "sample" else "-d YOUR_IMAGES"
+    words = f"-m {story.place} -o images {wish}"
     model = story.place.removeprefix("hf://").partition("@")[0]
-    calls = "model.sample(16, seed=1)" if story.draws else "model.reconstruct(images)"
-    online = story.place.startswith("hf://")
-    network = "" if online else "--network none "
+    network = "-e HF_TOKEN " if story.place.startswith("hf://") else "--network none "
     return f"""Command line:
 
 ```sh
@@ -203,7 +209,7 @@ Python:
 import synthcube
 
 model = synthcube.from_pretrained("{model}")
-images = {calls}
+{_CALLS[story.task]}
 ```
 
 Singularity, and MedPerf, whose containers have no network (download the model first):

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any
 
 from synthcube import runtime
@@ -73,6 +74,11 @@ def explained(asked: str, endpoint: str) -> Iterator[None]:
             ) from None
         if isinstance(error, OSError) and error.strerror:
             raise HubError(f"{asked}: {error.filename}: {error.strerror}.") from error
+        if isinstance(error, (JSONDecodeError, KeyError)):
+            raise HubError(
+                f"{asked}: {endpoint} does not answer as a Hub does; is HF_ENDPOINT right, or does "
+                "this network want a login first?"
+            ) from None
         if isinstance(error, ValueError):
             raise HubError(f"{asked}: {redacted(str(error))}") from None
         raise

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("synthcube")
 
 # What may be there before the first push, and what an older export may have left.
-_NEUTRAL = (".gitattributes", artifact.CARD, "LICENSE")
+_LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+_NEUTRAL = (".gitattributes", artifact.CARD, *_LICENSES)
 _OURS = (artifact.WEIGHTS, artifact.EXPORTED_WEIGHTS, artifact.PICTURE, METADATA)
 _BRANCH = re.compile(r"[A-Za-z0-9][\w./-]*")
 
@@ -72,12 +73,16 @@ def push(
         head = _head(api, repo, branch)
         there = _files(api, repo, branch)
         _check_owner(repo, there)
-        files = {path.name: path for path in sorted(folder.iterdir()) if path.name[0] != "."}
-        changed = [name for name, path in files.items() if not _same(path, there.get(name))]
+        files = _published(folder)
+        changed = _changed(files, there)
         stale = [name for name in _OURS if name in there and name not in files]
         tags = _tags(api, repo)
         if changed or stale:
-            _check_version(repo, tag, tags)
+            if tag in tags and _changed(files, _files(api, repo, tag)):
+                raise HubError(
+                    f"{repo} has a version {tag} already, with other content: a version stays "
+                    "what it is, so give this one its own number, as in --model_version 1.1.0."
+                )
             what = message or f"Upload {tag} with SynthCube"
             head = _commit(api, repo, branch, head, {name: files[name] for name in changed}, stale,
                            what)  # fmt: skip
@@ -162,8 +167,8 @@ def _head(api: HfApi, repo: str, branch: str) -> str:
         return str(api.model_info(repo, revision=branch).sha)
 
 
-def _files(api: HfApi, repo: str, branch: str) -> dict[str, Any]:
-    tree = api.list_repo_tree(repo, revision=branch, recursive=True)
+def _files(api: HfApi, repo: str, revision: str) -> dict[str, Any]:
+    tree = api.list_repo_tree(repo, revision=revision, recursive=True)
     return {each.path: each for each in tree if hasattr(each, "blob_id")}
 
 
@@ -174,6 +179,16 @@ def _check_owner(repo: str, there: Mapping[str, Any]) -> None:
             f"{repo} holds something else ({', '.join(foreign[:3])}) and no model of SynthCube: "
             "give another name."
         )
+
+
+def _published(folder: Path) -> dict[str, Path]:
+    """What goes up: the files of the model and its license, and nothing that lies beside them."""
+    names = [*artifact.read_index(folder), artifact.INDEX, artifact.CARD, *_LICENSES]
+    return {name: folder / name for name in sorted(names) if (folder / name).is_file()}
+
+
+def _changed(files: Mapping[str, Path], there: Mapping[str, Any]) -> list[str]:
+    return [name for name, path in files.items() if not _same(path, there.get(name))]
 
 
 def _same(path: Path, there: Any) -> bool:
@@ -190,14 +205,6 @@ def _same(path: Path, there: Any) -> bool:
 
 def _tags(api: HfApi, repo: str) -> list[str]:
     return [each.name for each in api.list_repo_refs(repo).tags]
-
-
-def _check_version(repo: str, tag: str, tags: list[str]) -> None:
-    if tag in tags:
-        raise HubError(
-            f"{repo} has a version {tag} already, with other content: a version stays what it is, "
-            "so give this one its own number, as in --model_version 1.1.0."
-        )
 
 
 def _commit(

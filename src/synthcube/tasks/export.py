@@ -20,7 +20,7 @@ from synthcube import artifact, storage
 from synthcube.artifact import Artifact
 from synthcube.errors import ArtifactError, ConfigError, OutputError
 from synthcube.export import identities
-from synthcube.export.card import Story, model_card
+from synthcube.export.card import Story, Task, model_card
 from synthcube.export.metadata import METADATA, metadata
 from synthcube.export.scores import read_results
 from synthcube.family import Family, Samples
@@ -77,7 +77,7 @@ def export(
         notes=_notes(notes),
         place=place or "THIS_FOLDER",
         has_picture=_is_made(family, trained),
-        draws=isinstance(family, Samples) and not trained.image.source_channels,
+        task=_task(family, trained),
         **_counts(rows),
     )
     texts = {
@@ -93,7 +93,7 @@ def export(
     _claim(folder, trained)
     _write(folder, trained, family, texts, story)
     artifact.load(folder).build(torch.device("cpu"))
-    if public.config["data"].get("preprocessing") != trained.config["data"].get("preprocessing"):
+    if _preparation(public) != _preparation(trained):
         log.warning(
             "data.preprocessing names files of this machine, which stay here: others cannot "
             "prepare images for this model as you did."
@@ -133,10 +133,19 @@ def _counts(rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
     return {"num_images": len(trained), "num_subjects": len(subjects)}
 
 
+def _task(family: Family, trained: Artifact) -> Task:
+    if trained.image.source_channels:
+        return "translate"
+    return "sample" if isinstance(family, Samples) else "reconstruct"
+
+
 def _is_made(family: Family, trained: Artifact) -> bool:
     """Whether the model's picture shows only what it made: others have real images above."""
-    made = isinstance(family, Samples) and not trained.image.source_channels
-    return made and (trained.folder / artifact.PICTURE).is_file()
+    return _task(family, trained) == "sample" and (trained.folder / artifact.PICTURE).is_file()
+
+
+def _preparation(trained: Artifact) -> Any:
+    return trained.config.get("data", {}).get("preprocessing")
 
 
 def _json(value: Any) -> str:
@@ -183,7 +192,7 @@ def _write(
     _write_weights(folder / artifact.EXPORTED_WEIGHTS, trained, family)
     for name, text in texts.items():
         storage.write_text(folder / name, text)
-    artifact.write_index(folder)
+    artifact.write_index(folder, [*copied, artifact.EXPORTED_WEIGHTS, *texts])
 
 
 def _write_weights(path: Path, trained: Artifact, family: Family) -> None:
