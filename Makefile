@@ -19,10 +19,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.installed
 # Tests on so many cores; a worker takes about 1.5 GB.
 WORKERS ?= --numprocesses auto --maxprocesses 4
-QUICK := not slow and not gpu and not container
+QUICK := not slow and not gpu and not container and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all bench lint format lock clean image sif mlcube test-containers
+.PHONY: help setup demo test test-slow test-all bench lint format lock clean image sif mlcube test-containers test-browser
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ mlcube: .venv-mlcube/.installed ## Make .venv-mlcube, with MLCube and its two ru
 
 test-containers: $(STAMP) ## Run the tests marked container, on the images made before
 	CONTAINER=$(CONTAINER) IMAGE=$(IMAGE) SIF=$(SIF) $(BIN)/python -m pytest -m container
+
+test-browser: $(STAMP) ## Open the evaluation report in Chromium, where there is one
+	$(BIN)/python -m pytest -m browser tests/evaluation
 
 clean: ## Remove what the targets above made, except .venv
 	rm -rf demo-run demo-images synthcube.sif synthcube.tar build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

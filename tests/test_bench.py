@@ -47,6 +47,7 @@ def test_an_unknown_bench_is_named() -> None:
         ("processes", "saving"),
         ("gan_step", "vqvae_step"),
         ("sampling", "memory"),
+        ("evaluation",),
     ],
 )
 def test_benches_run(names: tuple[str, ...]) -> None:

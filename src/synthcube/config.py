@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -32,6 +32,8 @@ from synthcube.family import FamilyConfig
 from synthcube.schema import List, Schema
 from synthcube.training import strategies
 from synthcube.training.config import TrainingConfig
+
+S = TypeVar("S", bound=Schema)
 
 
 class SamplingConfig(Schema):
@@ -89,14 +91,22 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: all that is wrong with it, one line each.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"parameters_file (--config) {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"parameters_file (--config) {path}: this is not a text file.") from error
-    values, lines = yaml_text.parse(text, str(path))
+    values, lines = _parsed(path)
     return build({} if values is None else values, overrides, where=str(path), lines=lines)
+
+
+def read(path: Path, kind: type[S]) -> S:
+    """Read and validate a YAML file that holds another schema than a run's.
+
+    Raises:
+        ConfigError: all that is wrong with it, one line each.
+    """
+    values, lines = _parsed(path)
+    try:
+        return kind.model_validate({} if values is None else values)
+    except ValidationError as error:
+        faults = [_explained(kind, fault, lines) for fault in error.errors()]
+        raise ConfigError(f"{path} has {len(faults)} fault(s):", faults) from error
 
 
 def build(
@@ -151,6 +161,17 @@ def json_schema() -> dict[str, Any]:
     schema["required"] = []
     schema["title"] = "SynthCube run"
     return schema
+
+
+def _parsed(path: Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
+    """The values of a YAML file, and the lines that they are on."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"parameters_file (--config) {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"parameters_file (--config) {path}: this is not a text file.") from error
+    return yaml_text.parse(text, str(path))
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -80,8 +80,11 @@ def write_text(path: Path, text: str) -> None:
 def write_mounted(path: Path, text: str) -> None:
     """Write a UTF-8 text file in one step; in place where it is a mount, as MedPerf's outputs are.
 
-    A mount cannot be replaced, and the folder that it is in may not be writable.
+    A mount cannot be replaced, and the folder that it is in may not be writable. Where there is
+    no such file, its folder is made as well.
     """
+    if not path.exists():
+        make_folder(path.parent)
     try:
         write_text(path, text)
     except OutputError as error:

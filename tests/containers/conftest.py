@@ -207,3 +207,33 @@ def run_tasks(inputs: Path, expected: dict[str, str], tmp_path: Path):
 def known() -> SimpleNamespace:
     """Functions that several tests share."""
     return SimpleNamespace(hashes=_hashes, tasks=_tasks)
+
+
+@pytest.fixture(scope="session")
+def mlcube(need, tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """Runs `mlcube run` in a folder; its own settings do not land in the home folder."""
+    own = ROOT / ".venv-mlcube" / "bin" / "mlcube"
+    found = str(own) if own.is_file() else shutil.which("mlcube")
+    need("mlcube", bool(found), "no MLCube: make mlcube")
+    settings = tmp_path_factory.mktemp("mlcube") / "settings.yaml"
+    environment = {**os.environ, "MLCUBE_SYSTEM_SETTINGS": str(settings)}
+    if os.getuid():
+        environment["PODMAN_USERNS"] = "keep-id"
+
+    def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(found), "run", *map(str, words)], cwd=folder, env=environment,
+            capture_output=True, text=True, timeout=900,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def podman(tool: str, image: str) -> list[str]:
+    """The last words for MLCube: which container tool there is; which image, if not the usual one.
+
+    Without the `--`, MLCube takes an h in a -P word for -h, prints its help and does nothing.
+    """
+    other = [] if image == "synthcube:latest" else ["--", f"-Pdocker.image={image}"]
+    return [f"-Pdocker.docker={tool}", *other]

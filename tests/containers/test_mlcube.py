@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,27 +14,6 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "mlcube.md"
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="session")
-def mlcube(need, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs `mlcube run` in a folder; its own settings do not land in the home folder."""
-    own = ROOT / ".venv-mlcube" / "bin" / "mlcube"
-    found = str(own) if own.is_file() else shutil.which("mlcube")
-    need("mlcube", bool(found), "no MLCube: make mlcube")
-    settings = tmp_path_factory.mktemp("mlcube") / "settings.yaml"
-    environment = {**os.environ, "MLCUBE_SYSTEM_SETTINGS": str(settings)}
-    if os.getuid():
-        environment["PODMAN_USERNS"] = "keep-id"
-
-    def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(found), "run", *map(str, words)], cwd=folder, env=environment,
-            capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
-
-    return run
 
 
 @pytest.fixture
@@ -49,16 +27,6 @@ def tree(tmp_path: Path) -> Path:
     assert replaced == 1
     (tmp_path / "workspace" / "config.yaml").write_text(shorter, encoding="utf-8")
     return tmp_path
-
-
-@pytest.fixture
-def podman(tool: str, image: str) -> list[str]:
-    """The last words for MLCube: which container tool there is; which image, if not the usual one.
-
-    Without the `--`, MLCube takes an h in a -P word for -h, prints its help and does nothing.
-    """
-    other = [] if image == "synthcube:latest" else ["--", f"-Pdocker.image={image}"]
-    return [f"-Pdocker.docker={tool}", *other]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import typer
 
 from synthcube.cli.app import app, begin
 from synthcube.cli.options import Plugins
+from synthcube.specs import IMAGE
 
 
 @app.command()
@@ -53,9 +54,13 @@ def self_check() -> None:
     print("self-check passed")
 
 
-@app.command(hidden=True)
-def specs(write: Annotated[Path, typer.Option(help="Folder of mlcube.yaml.")]) -> None:
-    """Write the description of the container that MLCube reads."""
+@app.command()
+def specs(
+    write: Annotated[Path, typer.Option(help="Folder to write.")],
+    image: Annotated[str, typer.Option(help="Name of the container's image.")] = IMAGE,
+) -> None:
+    """Write the descriptions of the container that MLCube and MedPerf read."""
     from synthcube.specs import write_specs
 
-    print(f"Written: {write_specs(write)}")
+    for path in write_specs(write, image):
+        print(f"Written: {path}")

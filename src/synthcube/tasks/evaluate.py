@@ -19,7 +19,7 @@ from synthcube.evaluation import agreement
 from synthcube.evaluation.images import ImageSet, open_sets
 from synthcube.evaluation.judgement import Judgement
 from synthcube.evaluation.report import write_report
-from synthcube.evaluation.results import Section, plain
+from synthcube.evaluation.results import plain
 from synthcube.tasks.run_folder import CONFIG, SPLIT
 
 log = logging.getLogger("synthcube")
@@ -71,7 +71,7 @@ def evaluate(
             sets, settings.evaluation, settings.seed, Path(name),
             compute.device(settings.compute.accelerator), trained,
         )  # fmt: skip
-        sections = judgement.sections()
+        sections = list(judgement.sections())
         header = _header(settings, sets, judgement)
     results = {**header, **{section.name: section.plain() for section in sections}}
     if report:
@@ -108,7 +108,7 @@ def _manifests(given: Mapping[str, Path]) -> dict[str, Manifest]:
 
 
 def _of_split(name: str, manifest: Manifest) -> Manifest:
-    """The held-out rows for labels, those of train for train_data; all where there are no splits."""
+    """Held-out rows for labels, those of train for train_data; all where there are no splits."""
     splits = {row.split for row in manifest.rows}
     wanted = {"labels": ("test", "validation"), "train_data": ("train",)}.get(name)
     if not wanted or not splits - {""}:
@@ -116,9 +116,7 @@ def _of_split(name: str, manifest: Manifest) -> Manifest:
     for split in wanted:
         if split in splits:
             rows = tuple(row for row in manifest.rows if row.split == split)
-            log.info(
-                "%s: the %d rows of %s whose split is %s.", name, len(rows), manifest.path, split
-            )
+            log.info("%s: the %d rows of the split %s.", name, len(rows), split)
             return replace(manifest, rows=rows)
     raise EvaluationError(
         f"{manifest.path} has the splits {sorted(splits)}; rows of {' or '.join(wanted)} are needed"
@@ -165,6 +163,3 @@ def _described(images: ImageSet) -> dict[str, Any]:
         "duplicates": len(images) - images.distinct,
         "sha256": images.sha256,
     }
-
-
-__all__ = ["Section", "evaluate"]

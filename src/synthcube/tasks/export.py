@@ -98,8 +98,6 @@ def export(
             "data.preprocessing names files of this machine, which stay here: others cannot "
             "prepare images for this model as you did."
         )
-    if not license_id:
-        log.warning("No license is stated: without one nobody may use the model (--license).")
     return folder
 
 

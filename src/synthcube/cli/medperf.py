@@ -1,0 +1,214 @@
+"""What MedPerf's containers run, and what makes one of a trained model.
+
+Without arguments a task finds everything where MedPerf mounts it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from synthcube.cli.app import app, begin, located
+from synthcube.cli.options import Model, Output
+from synthcube.specs import IMAGE, mounts
+
+medperf = typer.Typer(
+    name="medperf",
+    help="The tasks of MedPerf's containers; paths default to where MedPerf mounts them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(medperf)
+
+_PREPARE, _CHECK, _STATISTICS, _INFER, _EVALUATE = map(
+    mounts, ("prepare", "sanity_check", "statistics", "infer", "evaluate")
+)
+_OPTIONAL = "; none where MedPerf mounts none"
+
+
+def _option(name: str, text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(f"--{name}", help=text, show_default=True)
+    return option
+
+
+def _given(path: Path | None, mount: str) -> Path | None:
+    """An optional volume: as given, or where MedPerf has mounted it."""
+    return path or (Path(mount) if Path(mount).exists() else None)
+
+
+_Parameters = Annotated[
+    Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
+    _option("parameters_file", f"YAML of the container's parameters{_OPTIONAL}."),
+]
+_Data = Annotated[Path, _option("data_path", "Images that prepare wrote.")]
+_Labels = Annotated[Path, _option("labels_path", "Reference images that prepare wrote.")]
+
+
+@medperf.command()
+def prepare(
+    data_path: Annotated[
+        Path, _option("data_path", "Images, with or without a manifest.csv.")
+    ] = Path(_PREPARE["data_path"]),
+    labels_path: Annotated[
+        Path, _option("labels_path", "Reference images, or a CSV of SubjectID and conditions.")
+    ] = Path(_PREPARE["labels_path"]),
+    output_path: Annotated[Path, _option("output_path", "Folder for the images.")] = Path(
+        _PREPARE["output_path"]
+    ),
+    output_labels_path: Annotated[
+        Path, _option("output_labels_path", "Folder for the reference images.")
+    ] = Path(_PREPARE["output_labels_path"]),
+    parameters_file: _Parameters = None,
+    report_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        _option("report_file", f"YAML of how each subject fared{_OPTIONAL}."),
+    ] = None,
+    metadata_path: Annotated[
+        Optional[Path],  # noqa: UP045
+        _option("metadata_path", f"Folder for settings, versions and voxels.json{_OPTIONAL}."),
+    ] = None,
+) -> None:
+    """Check raw images and bring them to one orientation, spacing and size."""
+    begin([])
+    from synthcube.tasks.medperf.prepare import prepare as task
+
+    counts = task(
+        data_path, labels_path, output_path, output_labels_path,
+        parameters_file=_given(parameters_file, _PREPARE["parameters_file"]),
+        report_file=_given(report_file, _PREPARE["report_file"]),
+        metadata_path=_given(metadata_path, _PREPARE["metadata_path"]),
+    )  # fmt: skip
+    print(f"Prepared: {counts}")
+
+
+@medperf.command("sanity_check")
+def sanity_check(
+    data_path: _Data = Path(_CHECK["data_path"]),
+    labels_path: _Labels = Path(_CHECK["labels_path"]),
+    parameters_file: _Parameters = None,
+    additional_files: Annotated[
+        Optional[Path],  # noqa: UP045
+        _option("additional_files", f"Folder of lists (voxels.json) of other data{_OPTIONAL}."),
+    ] = None,
+) -> None:
+    """Fail where prepared images are damaged, of different shapes, constant, or leak."""
+    begin([])
+    from synthcube.tasks.medperf.sanity_check import sanity_check as task
+
+    counts = task(
+        data_path, labels_path,
+        parameters_file=_given(parameters_file, _CHECK["parameters_file"]),
+        additional_files=_given(additional_files, _CHECK["additional_files"]),
+    )  # fmt: skip
+    print(f"Sound: {counts}")
+
+
+@medperf.command()
+def statistics(
+    data_path: _Data = Path(_STATISTICS["data_path"]),
+    labels_path: _Labels = Path(_STATISTICS["labels_path"]),
+    output_path: Annotated[Path, _option("output_path", "YAML to write.")] = Path(
+        _STATISTICS["output_path"]
+    ),
+    parameters_file: _Parameters = None,
+) -> None:
+    """Count and summarize, in groups too large to tell of one person."""
+    begin([])
+    from synthcube.tasks.medperf.statistics import statistics as task
+
+    found = task(
+        data_path, labels_path, output_path,
+        parameters_file=_given(parameters_file, _STATISTICS["parameters_file"]),
+    )  # fmt: skip
+    print(f"Statistics: {found}")
+
+
+@medperf.command()
+def infer(
+    data_path: _Data = Path(_INFER["data_path"]),
+    output_path: Annotated[Path, _option("output_path", "Folder for the images.")] = Path(
+        _INFER["output_path"]
+    ),
+    parameters_file: _Parameters = None,
+    additional_files: Annotated[
+        Path, _option("additional_files", "Folder with the trained model.")
+    ] = Path(_INFER["additional_files"]),
+) -> None:
+    """Generate images, or reconstruct or translate prepared ones."""
+    begin([])
+    from synthcube.tasks.medperf.infer import infer as task
+
+    task(
+        data_path, output_path, additional_files,
+        parameters_file=_given(parameters_file, _INFER["parameters_file"]),
+    )  # fmt: skip
+    print(f"Predictions: {output_path}")
+
+
+@medperf.command()
+def evaluate(
+    predictions: Annotated[Path, _option("predictions", "Images that infer wrote.")] = Path(
+        _EVALUATE["predictions"]
+    ),
+    labels: Annotated[Path, _option("labels", "Reference images that prepare wrote.")] = Path(
+        _EVALUATE["labels"]
+    ),
+    output_path: Annotated[Path, _option("output_path", "YAML to write, to be uploaded.")] = Path(
+        _EVALUATE["output_path"]
+    ),
+    parameters_file: _Parameters = None,
+    additional_files: Annotated[
+        Optional[Path],  # noqa: UP045
+        _option("additional_files", f"Folder with train_data, or weights{_OPTIONAL}."),
+    ] = None,
+    local_outputs_path: Annotated[
+        Optional[Path],  # noqa: UP045
+        _option("local_outputs_path", f"Folder for what stays at the site{_OPTIONAL}."),
+    ] = None,
+) -> None:
+    """Compare predictions with reference images."""
+    begin([])
+    from synthcube.tasks.medperf.evaluate import evaluate as task
+
+    found = task(
+        predictions, labels, output_path,
+        parameters_file=_given(parameters_file, _EVALUATE["parameters_file"]),
+        additional_files=_given(additional_files, _EVALUATE["additional_files"]),
+        local_outputs_path=_given(local_outputs_path, _EVALUATE["local_outputs_path"]),
+    )  # fmt: skip
+    print(f"Results: {found}")
+
+
+@medperf.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output_path", "-o", help=".tar.gz to write.")],
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Subjects.")] = 12,
+    size: Annotated[str, typer.Option(help="Voxels along each axis: 32x32 or 32x32x32.")] = "32x32",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
+) -> None:
+    """Write a small data set of drawn shapes to try a benchmark with."""
+    begin([])
+    from synthcube.tasks.medperf.demo import write_demo
+
+    sides = size.lower().split("x")
+    if not all(side.isdigit() for side in sides):
+        raise typer.BadParameter(f"{size}: write it as 32x32 or 32x32x32.", param_hint="--size")
+    digest = write_demo(output, num=num, size=[int(side) for side in sides], seed=seed)
+    print(f"Demo data: {output}\nSHA-256: {digest}")
+
+
+@app.command()
+def package(
+    model: Model,
+    output: Output,
+    image: Annotated[
+        str, typer.Option(help="Name of the container's image, in a registry.")
+    ] = IMAGE,
+) -> None:
+    """Write a trained model as a container that can be registered with MedPerf."""
+    begin([])
+    from synthcube.tasks.package import package as task
+
+    print(f"Package: {task(located(model), output, image=image)}\nREADME.md there tells how to register it.")

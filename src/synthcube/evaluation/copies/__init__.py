@@ -1,0 +1,1 @@
+"""What predictions, and the model, give away of the images of the training."""

@@ -1,0 +1,1 @@
+"""What networks, and statistics without one, see in images."""

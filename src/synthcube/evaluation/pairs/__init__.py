@@ -1,0 +1,1 @@
+"""Predictions beside the very image that each should be."""

@@ -1,0 +1,61 @@
+"""Package: a trained model as a container that can be registered with MedPerf."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from synthcube import artifact, storage, yaml_text
+from synthcube.artifact import Artifact
+from synthcube.errors import OutputError
+from synthcube.export.registration import registration_steps
+from synthcube.family import Samples
+from synthcube.specs import CONTAINER_CONFIG, IMAGE, MODEL, container_config
+from synthcube.tasks.archive import write_archive
+from synthcube.tasks.export import export
+
+ARCHIVE, PARAMETERS = "additional_files.tar.gz", "workspace/parameters.yaml"
+_ADDITIONAL = "workspace/additional_files"
+
+
+def package(model_path: Path, folder: Path, *, image: str = IMAGE) -> Path:
+    """Write everything that the model's registration needs to `folder`, in one step.
+
+    The same model gives the same bytes.
+
+    Args:
+        image: name of the container's image in a registry that the sites can pull from.
+
+    Raises:
+        ArtifactError: there is no trained model, or it is damaged.
+        OutputError: `folder` cannot be written, or holds something that is no package.
+    """
+    trained = artifact.load(model_path)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"output_path {folder} is a file, a folder is needed.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONTAINER_CONFIG).is_file():
+        raise OutputError(
+            f"output_path {folder} holds something that is no package: give another one."
+        )
+    with storage.replaced_folder(folder) as staging:
+        files = staging / _ADDITIONAL
+        export(trained.folder, files / "model")
+        digest = write_archive(staging / ARCHIVE, files)
+        storage.write_text(staging / CONTAINER_CONFIG, container_config(MODEL, image, top=None))
+        storage.write_text(staging / PARAMETERS, yaml_text.dump(_parameters(trained)))
+        steps = registration_steps(trained, image=image, archive=ARCHIVE, archive_sha256=digest)
+        storage.write_text(staging / "README.md", steps)
+    return folder
+
+
+def _parameters(trained: Artifact) -> dict[str, Any]:
+    """What the model does unless its owner says otherwise."""
+    sampling = {name: trained.config["sampling"][name] for name in ("num_images", "batch_size")}
+    common = {"seed": trained.config["seed"], "sampling": sampling}
+    if trained.image.source_channels:
+        return {"task": "translate", **common}
+    if isinstance(trained.build(torch.device("cpu")), Samples):
+        return {"task": "generate", "conditions": "drawn", **common}
+    return {"task": "reconstruct", **common}

