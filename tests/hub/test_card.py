@@ -30,6 +30,7 @@ RESULTS: dict[str, Any] = {
     },
     "memorisation": {
         "copies": {"value": 0.0, "floor": 0.01, "count": 40},
+        "nearness": {"value": 0.9, "reason": "the labels cannot calibrate it"},
         "threshold": 0.3,
         "odd": {"value": float("nan")},
         "notes": ["No copies were found, which does not show that there are none."],
@@ -76,6 +77,8 @@ def test_the_card_tells_numbers_with_their_floors(exported: Path) -> None:
     card = (exported / "README.md").read_text()
     assert "| fidelity | kid | 0.01235 | 0.001 | 0.01 to 0.02 | 30 |" in card
     assert "| fidelity | fid | 30 images \\| too few |  |  |  |" in card
+    assert "| memorisation | nearness | 0.9 (the labels cannot calibrate it) |" in card
+    assert "nearness" not in str(header_of(card)), "where there is no room for the reason"
     assert "- memorisation: No copies were found, which does not show" in card
     assert "40 predictions, 30 labels, in features of efficientnet-lite0" in card
     assert "nan" not in card.lower().replace("synthcube.nan", "")

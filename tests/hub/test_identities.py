@@ -117,6 +117,11 @@ def test_notes_of_the_authors_are_looked_at_too(run: Path, cli, tmp_path: Path) 
     rewrite_split(run, SubjectID=SUBJECT, Channel_0=f"/srv/scans/{SUBJECT}.nii.gz")
     notes = tmp_path / "notes.md"
     notes.write_text(f"The best image is that of {SUBJECT}, see /srv/scans.")
+    results = tmp_path / "results.yaml"
+    measure = {"value": None, "reason": f"no reference for {SUBJECT}"}
+    results.write_text(yaml.safe_dump({"synthcube_evaluation": 1, "pairs": {"ssim": measure}}))
+    code, _, err = cli("export", "-m", run, "-o", tmp_path / "out", "--evaluation", results)
+    assert (code, f"README.md holds a subject's id ({SUBJECT})" in err) == (2, True)
     code, _, err = cli("export", "-m", run, "-o", tmp_path / "out", "--notes", notes)
     assert code == 2
     assert f"README.md holds a subject's id ({SUBJECT})" in err

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 import synthcube
 from synthcube import addresses, artifact
+from synthcube.data.phantom import write_phantoms
 from synthcube.errors import HubError
 from synthcube.export.pull import located
 
@@ -71,6 +72,30 @@ def test_export_and_the_door_of_python_take_an_address(published, cli, tmp_path)
     model = synthcube.from_pretrained(NAME, accelerator="cpu")
     assert model.trained.sha256 == first.sha256
     assert synthcube.from_pretrained(f"{ADDRESS}@v1.0.0").trained.sha256 == first.sha256
+
+
+def test_package_and_evaluate_take_an_address(published, cli, first_stage, tmp_path) -> None:
+    code, _, err = cli("package", "-m", ADDRESS, "-o", tmp_path / "package")
+    assert code == 0, err
+    model = tmp_path / "package" / "workspace" / "additional_files" / "model"
+    weights = artifact.load(first_stage("rectified_flow")).weights
+    assert artifact.load(model).weights.read_bytes() == weights.read_bytes()
+    sides = {}
+    for option, seed in (("-p", 1), ("-l", 2)):
+        folder = tmp_path / f"phantoms{seed}"
+        sides[option] = write_phantoms(folder, num=12, size=(16, 16), seed=seed).parent
+    light = tmp_path / "light.yaml"
+    light.write_text("evaluation: {extractor: {name: random-projection}, num_repeats: 2}\n")
+    words = [word for pair in sides.items() for word in pair]
+    out = tmp_path / "results.yaml"
+    code, _, err = cli("evaluate", *words, "-o", out, "-c", light, "-m", ADDRESS)
+    assert code == 0, err
+    assert f"{ADDRESS}@{head(published)}: every file verified." in err
+    code, _, err = cli("export", "-m", ADDRESS, "-o", tmp_path / "again", "--evaluation", out)
+    assert code == 0, err
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert "| fidelity | frechet_distance |" in card
+    assert "12 predictions, 12 labels, in features of random-projection" in card
 
 
 def test_only_what_the_index_lists_is_downloaded(published) -> None:

@@ -211,4 +211,5 @@ def package(
     begin([])
     from synthcube.tasks.package import package as task
 
-    print(f"Package: {task(located(model), output, image=image)}\nREADME.md there tells how to register it.")
+    folder = task(located(model), output, image=image)
+    print(f"Package: {folder}\nREADME.md there tells how to register it.")

@@ -87,9 +87,8 @@ def _header(trained: Artifact, story: Story) -> dict[str, Any]:
     tags = ["medical", "medical-imaging", "synthcube", "synthetic-data", model["name"]]
     header["tags"] = [*dict.fromkeys([*tags, f"{image.rank}d"])]
     header |= {"datasets": list(story.datasets)} if story.datasets else {}
-    measured = [each for each in story.results.scores if each.value is not None] if (
-        story.results
-    ) else []  # fmt: skip
+    measured = story.results.settled if story.results else ()
+    extractor = story.results.extractor if story.results else ""
     if measured:
         header["model-index"] = [
             {
@@ -100,7 +99,8 @@ def _header(trained: Artifact, story: Story) -> dict[str, Any]:
                         "dataset": {"type": "held-out", "name": "real images, held out"},
                         "metrics": [
                             {"type": each.name, "value": each.value,
-                             "name": f"{each.section}: {each.name}"}
+                             "name": f"{each.section}: {each.name}"
+                             + (f" ({extractor})" if extractor else "")}
                             for each in measured
                         ],
                     }

@@ -44,7 +44,7 @@ def metadata(
     installed = runtime.versions()
     source = len(image.source_channels)
     given = _tensor(trained, source, "images to translate") if source else None
-    scores = results.scores if results else ()
+    scores = results.settled if results else ()
     return {
         "schema": _SCHEMA,
         "version": version,
@@ -63,15 +63,14 @@ def metadata(
         "copyright": f"license: {license_id}" if license_id else _UNKNOWN,
         "data_type": image.file_format,
         "image_classes": ", ".join(image.labels) or "one class",
-        "eval_metrics": {f"{each.section}/{each.name}": each.value for each in scores
-                         if each.value is not None},
+        "eval_metrics": {f"{each.section}/{each.name}": each.value for each in scores},
         "intended_use": INTENDED_USE,
         "references": [],
         "network_data_format": {
             "inputs": {"image": given} if given else {"seed": _tensor(trained, 1, "a seed")},
             "outputs": {"pred": _tensor(trained, image.channels, "images")},
         },
-    }  # fmt: skip
+    }
 
 
 def version_of(folder: Path) -> str:

@@ -40,6 +40,18 @@ class Results:
     """(set of images, how many)."""
     extractor: str
 
+    @property
+    def settled(self) -> tuple[Score, ...]:
+        """Those whose number needs no word of caution: for fields without room for one."""
+        return tuple(each for each in self.scores if each.value is not None and not each.reason)
+
+    @property
+    def prose(self) -> str:
+        """All that is said in words."""
+        return "\n".join(
+            [*(each.reason for each in self.scores), *(text for _, text in self.notes)]
+        )
+
 
 def read_results(path: Path) -> Results:
     """Read the file that `synthcube evaluate` wrote.

@@ -89,7 +89,8 @@ def export(
         ),
         CARD: model_card(public, story),
     }
-    _check_traces(texts, rows, story.notes)
+    said = story.results.prose if story.results else ""
+    _check_traces(texts, rows, f"{story.notes}\n{said}")
     _claim(folder, trained)
     _write(folder, trained, family, texts, story)
     artifact.load(folder).build(torch.device("cpu"))
