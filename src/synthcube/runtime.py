@@ -174,9 +174,18 @@ def ready_hub(environment: MutableMapping[str, str] = os.environ) -> str:
     return endpoint
 
 
+def uses_xet(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether files go by the Hub's storage service Xet: see :func:`ready_hub`."""
+    return not _is_true(environment.get("HF_HUB_DISABLE_XET", ""))
+
+
 def is_offline(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the user forbids to ask a Hub for anything: HF_HUB_OFFLINE=1."""
-    return environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return _is_true(environment.get("HF_HUB_OFFLINE", ""))
+
+
+def _is_true(text: str) -> bool:
+    return text.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def import_monai() -> None:

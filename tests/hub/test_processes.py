@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from synthcube import runtime
+
 NAME = "alice/brains"
 
 
@@ -27,6 +29,19 @@ def shell(hub, tmp_path: Path):
         return done.returncode, done.stdout + done.stderr
 
     return run
+
+
+def test_only_another_hub_goes_without_xet() -> None:
+    public: dict[str, str] = {}
+    assert runtime.ready_hub(public) == runtime.PUBLIC_HUB
+    assert "HF_HUB_DISABLE_XET" not in public
+    own = {"HF_ENDPOINT": "http://hub.example/"}
+    assert runtime.ready_hub(own) == "http://hub.example"
+    assert own["HF_HUB_DISABLE_XET"] == "1"
+    chosen = {"HF_ENDPOINT": "http://hub.example", "HF_HUB_DISABLE_XET": "0"}
+    runtime.ready_hub(chosen)
+    assert runtime.uses_xet(chosen), "who has said so knows better"
+    assert not runtime.uses_xet(own)
 
 
 @pytest.mark.slow

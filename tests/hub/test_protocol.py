@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -53,7 +53,7 @@ def test_the_client_raises_what_we_explain(hub, api: HfApi) -> None:
         api.create_repo("bob/brains")
 
 
-def test_the_validator_of_cards_has_an_opinion(hub) -> None:
-    ModelCard("---\nlicense: mit\n---\n").validate()
+def test_the_validator_of_cards_has_an_opinion(validate) -> None:
+    validate("---\nlicense: mit\n---\n")
     with pytest.raises(ValueError, match="license"):
-        ModelCard("---\nlicense: mine\n---\n").validate()
+        validate("---\nlicense: mine\n---\n")

@@ -15,6 +15,7 @@ import synthcube
 from synthcube import addresses, artifact
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import HubError
+from synthcube.export.card import header_of
 from synthcube.export.pull import located
 
 NAME = "alice/brains"
@@ -276,6 +277,7 @@ def test_a_first_stage_of_a_hub(publish, cli, hub, tiny_config, phantoms, tmp_pa
     assert code == 0, err
     code, _, err = cli("export", "-m", tmp_path / "run", "-o", tmp_path / "prior")
     assert code == 0, err
+    assert header_of((tmp_path / "prior" / "README.md").read_text())["base_model"] == [NAME]
     kept = artifact.load(tmp_path / "prior").config["model"]["first_stage"]
     assert kept == f"{ADDRESS}@{started}", "what is published may be told"
     code, _, err = cli(*words[:-1], "model.first_stage=hf://alice/none")

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi
 
 from synthcube import artifact
 from synthcube.export.pull import located
@@ -42,7 +42,6 @@ def test_what_was_pushed_is_what_the_client_gets(publish, hub, tmp_path: Path) -
     got = Path(HfApi(endpoint=hub.endpoint).snapshot_download(NAME, revision="v1.0.0"))
     for path in (tmp_path / "model").iterdir():
         assert (got / path.name).read_bytes() == path.read_bytes()
-    ModelCard.load(got / "README.md").validate()
     assert artifact.load(got).sha256 == artifact.load(tmp_path / "model").sha256
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
 
-from synthcube import __version__
+from synthcube import __version__, addresses
 from synthcube.artifact import PICTURE, Artifact
 from synthcube.export.metadata import INTENDED_USE
 from synthcube.export.scores import Results, Score
@@ -87,6 +87,7 @@ def _header(trained: Artifact, story: Story) -> dict[str, Any]:
     tags = ["medical", "medical-imaging", "synthcube", "synthetic-data", model["name"]]
     header["tags"] = [*dict.fromkeys([*tags, f"{image.rank}d"])]
     header |= {"datasets": list(story.datasets)} if story.datasets else {}
+    header |= {"base_model": bases} if (bases := _bases(trained.config)) else {}
     measured = story.results.settled if story.results else ()
     extractor = story.results.extractor if story.results else ""
     if measured:
@@ -108,6 +109,15 @@ def _header(trained: Artifact, story: Story) -> dict[str, Any]:
             }
         ]  # fmt: skip
     return header
+
+
+def _bases(config: Mapping[str, Any]) -> list[str]:
+    """The published models that this one was made of, whose licenses bind it."""
+    named = (
+        config["model"].get("first_stage"), config.get("training", {}).get("start_from")
+    )  # fmt: skip
+    found = [addresses.parse(str(each)) for each in named if each]
+    return [*dict.fromkeys(each.repo for each in found if each)]
 
 
 def _images(trained: Artifact) -> str:

@@ -31,7 +31,7 @@ def connect() -> HfApi:
     endpoint = runtime.ready_hub()
     from huggingface_hub import HfApi, constants
 
-    if endpoint != runtime.PUBLIC_HUB:
+    if endpoint != runtime.PUBLIC_HUB and not runtime.uses_xet():
         # The environment is too late for a client that another library has imported before.
         constants.HF_HUB_DISABLE_XET = True
         _tell(endpoint)

@@ -60,7 +60,6 @@ def pull(address: Address) -> tuple[Path, Address]:
         log.warning("%s: %s; downloading again.", pinned, "; ".join(broken.values()))
         _fetch(pinned, sorted(broken), again=True)
     if faults := artifact.damaged(folder, listed):
-        _forget(folder, faults)
         raise ArtifactError(
             f"{pinned} is damaged, on the Hub or on the way from it (twice); nothing of it is "
             "used:",
@@ -114,10 +113,3 @@ def _fetch(pinned: Address, names: Sequence[str], *, again: bool = False) -> Non
     with hub.explained(f"Fetching {pinned}", api.endpoint):
         for name in names:
             api.hf_hub_download(pinned.repo, name, revision=pinned.revision, force_download=again)
-
-
-def _forget(folder: Path, names: Sequence[str] | dict[str, str]) -> None:
-    """Remove damaged files from the cache, so that the next download is a new one."""
-    for name in names:
-        (folder / name).resolve().unlink(missing_ok=True)
-        (folder / name).unlink(missing_ok=True)
