@@ -104,7 +104,7 @@ def test_a_first_stage_is_told_of_only_by_its_hash(
 
 def test_what_is_left_over_stops_the_export(run: Path, cli, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: PERSON)
-    plant(run, sampling={"note": f"by {PERSON}", "cohort": f"without {SUBJECT}"})
+    plant(run, sampling={"note": f"by {PERSON}", "cohort": f"without {SUBJECT}_t1"})
     rewrite_split(run, SubjectID=SUBJECT)
     code, _, err = cli("export", "-m", run, "-o", tmp_path / "out")
     assert code == 2
@@ -132,6 +132,21 @@ def test_notes_of_the_authors_are_looked_at_too(run: Path, cli, tmp_path: Path) 
 def test_an_ordinary_word_is_no_name(user: str, run: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: user)
     assert export(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize("subject", ["0001", "1000", "000001", "12", "ring"])
+def test_an_id_that_is_an_ordinary_number_stops_nothing(
+    subject: str, run: Path, tmp_path: Path
+) -> None:
+    plant(run, sampling={"rate": 0.0001, "steps": 1000, "small": 0.000001})
+    rewrite_split(run, SubjectID=subject)
+    assert export(run, tmp_path / "out")
+
+
+def test_a_long_number_is_an_id(run: Path, cli, tmp_path: Path) -> None:
+    plant(run, sampling={"note": "without 0048213"})
+    rewrite_split(run, SubjectID="0048213")
+    assert "holds a subject's id (0048213)" in cli("export", "-m", run, "-o", tmp_path / "out")[2]
 
 
 def with_image(run: Path, **values: object) -> None:

@@ -24,7 +24,7 @@ _ORDINARY = {
     "admin", "data", "docker", "home", "images", "jovyan", "localhost", "model", "nobody", "root",
     "synthcube", "train", "ubuntu", "user", "users", "work",
 }  # fmt: skip
-_SHORTEST = 4
+_SHORTEST, _SHORTEST_NUMBER = 4, 6
 
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,8 +95,15 @@ def public_image(image: ImageSpec, subjects: Iterable[str]) -> ImageSpec:
 
 
 def _names_subjects(classes: Sequence[str], subjects: set[str]) -> bool:
-    telling = {name for name in classes if len(name) >= _SHORTEST and re.search(r"\d", name)}
+    telling = {name for name in classes if _is_telling(name)}
     return bool(classes) and (set(classes) == subjects or bool(telling & subjects))
+
+
+def _is_telling(subject: str) -> bool:
+    """Whether an id can be told from ordinary words and numbers, as 0001 in a rate of 0.0001."""
+    if subject.isdigit():
+        return len(subject) >= _SHORTEST_NUMBER
+    return len(subject) >= _SHORTEST and bool(re.search(r"\d", subject))
 
 
 def traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -107,11 +114,12 @@ def traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> list[
         rows: of split.csv.
     """
     sought = dict.fromkeys(_own_names(), "the name of this user or machine")
-    home = str(Path.home())
-    sought |= {home: "this user's folder"} if len(home) > _SHORTEST else {}
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        home = str(Path.home())
+        sought |= {home: "this user's folder"} if len(home) > _SHORTEST else {}
     for row in rows:
         subject = row.get("SubjectID", "")
-        if len(subject) >= _SHORTEST and re.search(r"\d", subject):
+        if _is_telling(subject):
             sought[subject] = "a subject's id"
         for column, cell in row.items():
             if column.startswith("Channel_") and cell:
@@ -122,8 +130,13 @@ def traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> list[
         f"{name} holds {what} ({word})"
         for name, text in texts.items()
         for word, what in sought.items()
-        if re.search(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", text)
+        if word in text and _stands_alone(word, text)
     ]
+
+
+def _stands_alone(word: str, text: str) -> bool:
+    before = "A-Za-z0-9." if word.isdigit() else "A-Za-z0-9"  # not the rest of a number
+    return bool(re.search(rf"(?<![{before}]){re.escape(word)}(?![A-Za-z0-9])", text))
 
 
 def _own_names() -> set[str]:
