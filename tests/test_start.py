@@ -179,7 +179,7 @@ def test_patterns_that_make_no_sense_are_refused(
     ("override", "text"),
     [
         ("training.freeze=['a']", "freeze without start_from"),
-        ("training.start_from=hf://owner/name", "must be downloaded first"),
+        ("training.start_from=' '", "give the folder of a run or of an artifact"),
     ],
 )
 def test_a_start_is_a_folder(

@@ -190,8 +190,8 @@ def test_export_is_self_contained_and_verified(cli, trained: Path, tmp_path: Pat
     out = tmp_path / "shared"
     assert cli("export", "-m", trained, "-o", out)[0] == 0
     assert {path.name for path in out.iterdir()} == {
-        "README.md", "artifact.json", "config.yaml", "image.json", "metrics.json", "samples.png",
-        "versions.json", "weights.safetensors",
+        "README.md", "artifact.json", "config.yaml", "image.json", "metadata.json", "metrics.json",
+        "model.safetensors", "samples.png", "versions.json",
     }  # fmt: skip
     card = (out / "README.md").read_text()
     assert "For research only" in card

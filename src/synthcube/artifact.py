@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from synthcube import __version__, registry, runtime
+from synthcube import __version__, addresses, registry, runtime
 from synthcube.errors import ArtifactError
 from synthcube.family import Family
 from synthcube.names import TRAINED
@@ -39,6 +39,10 @@ WEIGHTS, CONFIG, IMAGE, METRICS, VERSIONS = (
     "weights.safetensors", "config.yaml", "image.json", "metrics.json", "versions.json",
 )  # fmt: skip
 PICTURE = "samples.png"
+EXPORTED_WEIGHTS = "model.safetensors"
+"""Name of the weights in an exported folder: where a Hub looks for them."""
+CARD = "README.md"
+"""A model card may be edited where the model is published: no hash of it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Artifact:
     image: ImageSpec
     metrics: Mapping[str, float]
     sha256: str  # of the index, which holds the hash of every file
+    weights: Path
 
     def build(self, device: torch.device) -> Family:
         """The trained model, in evaluation mode.
@@ -62,7 +67,9 @@ class Artifact:
         try:
             config = registry.find(section["name"]).model_validate(section, context=TRAINED)
             family = config.build(self.image)
-            family.load_state_dict(load_file(self.folder / WEIGHTS), strict=True)
+            weights = load_file(self.weights)
+            _leave_out(family, weights)
+            family.load_state_dict(weights, strict=True)
         except (RuntimeError, ValidationError, SafetensorError) as error:
             raise ArtifactError(
                 f"The weights in {self.folder} do not fit its config: {error}"
@@ -93,23 +100,42 @@ def save(
         write_index(staging)
 
 
-def write_index(folder: Path) -> None:
-    """List the files of an artifact folder with their hashes."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != INDEX)
+def write_index(folder: Path, names: Iterable[str] | None = None) -> None:
+    """List the files of an artifact folder with their hashes.
+
+    Args:
+        names: of them, where others may lie beside them.
+    """
+    unlisted = (INDEX, CARD)
+    found = folder.iterdir() if names is None else (folder / name for name in names)
+    files = sorted(path for path in found if path.is_file())
     index = {
         "schema_version": SCHEMA_VERSION,
         "synthcube": __version__,
-        "files": {path.name: sha256(path) for path in files if path.name[0] != "."},
+        "files": {
+            path.name: sha256(path)
+            for path in files
+            if path.name[0] != "." and path.name not in unlisted
+        },
     }
     write_json(folder / INDEX, index)
 
 
-def find(path: Path) -> Path:
+def find(path: Path | str) -> Path:
     """The artifact folder that a run, or an artifact folder itself, stands for.
+
+    Args:
+        path: or the address of a model at a commit that was downloaded before.
 
     Raises:
         ArtifactError: there is none.
     """
+    if address := addresses.parse(path):
+        # A branch may have moved since: what is here may not be what it holds now.
+        if address.is_pinned and (folder := address.folder(INDEX)):
+            return folder
+        raise ArtifactError(f"{address}: this commit of it is not on this disk.")
+    path = Path(path)
     if not path.exists():
         raise ArtifactError(f"model_path {path}: there is no such folder.")
     for folder in (path, recovered_folder(path / "artifact")):
@@ -126,13 +152,33 @@ def find(path: Path) -> Path:
     )
 
 
-def load(path: Path) -> Artifact:
+def load(path: Path | str) -> Artifact:
     """Read and verify the artifact of a run or artifact folder, every byte of it.
 
     Raises:
         ArtifactError: missing, incomplete, changed since it was written, or of a newer schema.
     """
     folder = find(path)
+    listed = read_index(folder)
+    if faults := damaged(folder, listed).values():
+        raise ArtifactError(
+            f"The artifact {folder} is damaged: get it again, or export anew.", faults
+        )
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    image = ImageSpec.model_validate(_read_json(folder / IMAGE))
+    weights = folder / (EXPORTED_WEIGHTS if EXPORTED_WEIGHTS in listed else WEIGHTS)
+    return Artifact(
+        folder, config, image, _read_json(folder / METRICS), sha256(folder / INDEX), weights
+    )
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of an artifact folder, by name, as its index says.
+
+    Raises:
+        ArtifactError: the index cannot be read, is of a newer schema, or lists too few files or
+            one that is outside of the folder.
+    """
     index = _read_json(folder / INDEX)
     version = index.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
@@ -140,22 +186,33 @@ def load(path: Path) -> Artifact:
             f"{folder} is of artifact schema {version}, this SynthCube {__version__} reads up to "
             f"{SCHEMA_VERSION}: it was written by {index.get('synthcube')}; upgrade."
         )
-    listed = index.get("files", {})
-    needed = {WEIGHTS, CONFIG, IMAGE, METRICS}
+    files = index.get("files")
+    listed = {str(name): str(digest) for name, digest in dict(files or {}).items()}
+    weights = EXPORTED_WEIGHTS if EXPORTED_WEIGHTS in listed else WEIGHTS
+    needed = {weights, CONFIG, IMAGE, METRICS}
     faults = [f"{name} is not listed" for name in sorted(needed - set(listed))]
-    for name, digest in listed.items():
-        file = folder / Path(name).name
-        if not file.is_file():
-            faults.append(f"{name} is missing")
-        elif sha256(file) != digest:
-            faults.append(f"{name} has changed since it was written (SHA-256 differs)")
+    faults += [f"{name} is not a name of a file" for name in listed if Path(name).name != name]
     if faults:
-        raise ArtifactError(
-            f"The artifact {folder} is damaged: get it again, or export anew.", faults
-        )
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    image = ImageSpec.model_validate(_read_json(folder / IMAGE))
-    return Artifact(folder, config, image, _read_json(folder / METRICS), sha256(folder / INDEX))
+        raise ArtifactError(f"{folder / INDEX} is damaged: get it again, or export anew.", faults)
+    return listed
+
+
+def damaged(folder: Path, listed: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with the files of a folder, by name, given the SHA-256 of each."""
+    faults = {}
+    for name, digest in listed.items():
+        if not (folder / name).is_file():
+            faults[name] = f"{name} is missing"
+        elif sha256(folder / name) != digest:
+            faults[name] = f"{name} has changed since it was written (SHA-256 differs)"
+    return faults
+
+
+def _leave_out(family: Family, weights: Mapping[str, torch.Tensor]) -> None:
+    """Remove the networks that only train, where an export has left out their weights."""
+    for name in family.unaveraged:
+        if not any(each.startswith(f"{name}.") for each in weights):
+            setattr(family, name, None)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ SynthCubeError          a user's fault: shown without a traceback, exit code 2
 |- ArtifactError        a trained model's folder is missing, damaged or too new
 |- FamilyError          a family is unknown, or cannot do what is asked of it
 |- EvaluationError      predictions and real images that cannot be compared
+|- HubError             a Hub cannot be reached, or refuses what is asked of it
 |- OutputError          an output folder is not writable, not empty, or the disk is full
 |- NonFiniteLossError   training produced a loss or a gradient that is not a number
 `- MemoryShortageError  the memory of the GPU or of the machine is used up
@@ -61,6 +62,10 @@ class FamilyError(SynthCubeError):
 
 class EvaluationError(SynthCubeError):
     """Predictions and real images are too few, or cannot be compared with one another."""
+
+
+class HubError(SynthCubeError):
+    """A Hub cannot be reached, holds something else, or refuses what is asked of it."""
 
 
 class OutputError(SynthCubeError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +33,9 @@ class TwoStageConfig(FamilyConfig):
     """What the first stage must be able to do."""
 
     first_stage: str = Field(
-        default="", description="Path of the trained first stage: its run, or its artifact."
+        default="",
+        description="The trained first stage: its run, its artifact, or "
+        "hf://owner/name[@revision]; train writes the commit.",
     )
     first_stage_sha256: str = Field(
         default="", description="Hash of its weights; written by train, checked where given."
@@ -49,17 +50,17 @@ class TwoStageConfig(FamilyConfig):
     def resolved(self) -> Self:
         if not self.first_stage:
             raise ConfigError(
-                f"model.first_stage: the path of a trained {self.needs} is needed (its run, or "
-                "its artifact)."
+                f"model.first_stage: a trained {self.needs} is needed (its run, its artifact, or "
+                "hf://owner/name)."
             )
-        found = artifact.load(Path(self.first_stage))
+        found = artifact.load(self.first_stage)
         family = found.build(torch.device("cpu"))
         if not isinstance(family, self.protocol):
             raise ConfigError(
                 f"model.first_stage {self.first_stage}: this is a trained {family.config.name}; "
                 f"{self.name} needs a {self.needs}, or another that can do the same."
             )
-        digest = sha256(found.folder / artifact.WEIGHTS)
+        digest = sha256(found.weights)
         if self.first_stage_sha256 not in ("", digest):
             raise ConfigError(
                 f"model.first_stage {self.first_stage}: the SHA-256 of its weights is {digest}, "
@@ -134,14 +135,14 @@ class FirstStage(torch.nn.Module):
         # The moving average of weights that stay is those weights: one copy is held and saved.
         return self
 
-    def load(self, path: Path, digest: str) -> None:
+    def load(self, path: str, digest: str) -> None:
         """Take the weights of the artifact at `path`.
 
         Raises:
             SynthCubeError: there is none, or its weights do not have that SHA-256.
         """
         found = artifact.load(path)
-        if sha256(found.folder / artifact.WEIGHTS) != digest:
+        if sha256(found.weights) != digest:
             raise ConfigError(f"model.first_stage {path} is not the one that was checked.")
         trained = FirstStage(found.build(torch.device("cpu")))
         self.load_state_dict(trained.state_dict(), strict=True)
@@ -163,7 +164,7 @@ class TwoStageFamily(Family):
     def begin(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
         if not self.config.first_stage:
             raise ConfigError("model.first_stage: the path of a trained one is needed to train.")
-        self.first_stage.load(Path(self.config.first_stage), self.config.first_stage_sha256)
+        self.first_stage.load(self.config.first_stage, self.config.first_stage_sha256)
         made = torch.cat([self._made(batch).cpu() for batch in batches])
         self.measure(made[torch.as_tensor(train_rows)])
         fits = made.numel() * made.element_size() <= _ON_DEVICE_BYTES

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ _RECORDED = (
     "synthcube", "torch", "lightning", "monai", "monai-generative", "torchio", "SimpleITK",
     "nibabel", "diffusers", "numpy", "pydantic", "safetensors",
 )  # fmt: skip
+
+PUBLIC_HUB = "https://huggingface.co"
 
 _LIGHTNING_CHATTER = (
     r"Found \d+ module\(s\) in eval mode",  # a first stage stays as it is
@@ -154,6 +156,36 @@ def keep_loggers_local() -> None:
     # Newer MLflow would have a database, which does not work on the file systems of clusters.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     os.environ.setdefault("WANDB_CACHE_DIR", str(cache_folder() / "wandb"))
+
+
+def ready_hub(environment: MutableMapping[str, str] = os.environ) -> str:
+    """Ready this process for a Hub; to be called before huggingface_hub is imported.
+
+    Returns:
+        Address of the Hub: HF_ENDPOINT, or the public one. No other has the storage service Xet,
+        which the client would insist on: uploads would fail, so it is switched off.
+    """
+    endpoint = environment.get("HF_ENDPOINT", "").rstrip("/") or PUBLIC_HUB
+    if endpoint != PUBLIC_HUB:
+        environment.setdefault("HF_HUB_DISABLE_XET", "1")
+    environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not is_terminal():
+        environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return endpoint
+
+
+def uses_xet(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether files go by the Hub's storage service Xet: see :func:`ready_hub`."""
+    return not _is_true(environment.get("HF_HUB_DISABLE_XET", ""))
+
+
+def is_offline(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the user forbids to ask a Hub for anything: HF_HUB_OFFLINE=1."""
+    return _is_true(environment.get("HF_HUB_OFFLINE", ""))
+
+
+def _is_true(text: str) -> bool:
+    return text.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def import_monai() -> None:

@@ -47,8 +47,21 @@ def begin(plugin_folders: list[Path]) -> None:
 
     runtime.calm_threads()
     runtime.name_user()
+    runtime.ready_hub()
     runtime.open_log()
     plugins.add_folders(plugin_folders)
+
+
+def located(model: Path) -> Path:
+    """The folder of a model, which is downloaded where it is named by its address on a Hub.
+
+    Every command that takes a model takes it through here; what is below sees a folder.
+    """
+    if not str(model).startswith("hf:"):
+        return model
+    from synthcube.export import pull
+
+    return pull.located(model)
 
 
 def main() -> None:

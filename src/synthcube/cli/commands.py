@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from synthcube.cli.app import app, begin
+from synthcube.cli.app import app, begin, located
 from synthcube.cli.options import (
     Config,
     Configs,
@@ -102,8 +102,8 @@ def infer(
     from synthcube.tasks.infer import infer as task
 
     picture = task(
-        model, output, num_images=num_images, seed=seed, data_path=data, batch_size=batch_size,
-        config_path=config, conditions=condition, conditions_path=conditions,
+        located(model), output, num_images=num_images, seed=seed, data_path=data,
+        batch_size=batch_size, config_path=config, conditions=condition, conditions_path=conditions,
     )  # fmt: skip
     if picture:
         print(f"Images: {output / 'images'}\nPicture: {picture}")
@@ -141,20 +141,12 @@ def evaluate(
 
     written = task(
         predictions, labels, output,
-        config_path=config, train_data=train_data, report=report, model_path=model,
+        config_path=config, train_data=train_data, report=report,
+        model_path=located(model) if model else None,
     )  # fmt: skip
     print(f"Results: {written}")
     if report:
         print(f"Report: {report / 'report.html'}")
-
-
-@app.command()
-def export(model: Model, output: Output) -> None:
-    """Verify a trained model and write a self-contained folder to share."""
-    begin([])
-    from synthcube.tasks.export import export as task
-
-    print(f"Exported model: {task(model, output)}")
 
 
 @app.command("import")

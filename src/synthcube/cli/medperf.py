@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from synthcube.cli.app import app, begin
+from synthcube.cli.app import app, begin, located
 from synthcube.cli.options import Model, Output
 from synthcube.specs import IMAGE, mounts
 
@@ -211,4 +211,5 @@ def package(
     begin([])
     from synthcube.tasks.package import package as task
 
-    print(f"Package: {task(model, output, image=image)}\nREADME.md there tells how to register it.")
+    folder = task(located(model), output, image=image)
+    print(f"Package: {folder}\nREADME.md there tells how to register it.")

@@ -31,8 +31,12 @@ OptionalData = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output_path", "-o", help="Folder to write to.")]
 Model = Annotated[
-    Path, typer.Option("--model_path", "-m", help="Run folder, or the folder of an artifact.")
-]
+    Path,
+    typer.Option(
+        "--model_path", "-m",
+        help="Run folder, folder of an artifact, or hf://owner/name[@revision].",
+    ),
+]  # fmt: skip
 Override = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")
 ]

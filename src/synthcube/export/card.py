@@ -2,52 +2,228 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import yaml
 
-from synthcube import __version__
+from synthcube import __version__, addresses
 from synthcube.artifact import PICTURE, Artifact
+from synthcube.export.metadata import INTENDED_USE
+from synthcube.export.scores import Results, Score
+
+_NOTICE = (
+    "> For research only: not a medical device, not for diagnosis, and not shown to protect the\n"
+    "> privacy of the people whose images it was trained on."
+)
+
+Task = Literal["sample", "reconstruct", "translate"]
+_CALLS: dict[Task, str] = {
+    "sample": "images = model.sample(16, seed=1)",
+    "reconstruct": 'images = model.reconstruct("YOUR_IMAGES")',
+    "translate": "model.image  # what it makes; to translate images is up to the command line",
+}
+
+_OUT_OF_SCOPE = """- Diagnosis, treatment, triage, or any decision about a person.
+- Images passed on as if they were of real people; whatever is made with it should say so.
+- Other organs, scanners, protocols or populations than those it was trained on: it knows no others,
+  and does not say so.
+- A proof of privacy. That no copies were found is not that there are none."""
 
 
-def model_card(trained: Artifact, *, has_picture: bool) -> str:
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What a card tells beside what the model itself knows; empty where nobody has said."""
+
+    license_id: str = ""
+    datasets: Sequence[str] = ()  # names on a Hub
+    results: Results | None = None
+    notes: str = ""  # Markdown of the authors
+    num_images: int = 0
+    num_subjects: int = 0
+    place: str = "THIS_FOLDER"  # where the model is published
+    has_picture: bool = False
+    task: Task = "sample"
+
+
+def model_card(trained: Artifact, story: Story) -> str:
     """Markdown with the Hub's YAML header."""
+    name = trained.config["model"]["name"]
+    header = yaml.safe_dump(_header(trained, story), sort_keys=False, allow_unicode=True).strip()
+    picture = f"![Images made by this model]({PICTURE})\n\n" if story.has_picture else ""
+    parts = [
+        f"---\n{header}\n---\n\n# {name} trained with SynthCube {__version__}\n\n{_NOTICE}",
+        f"{picture}{_images(trained)}",
+        *([story.notes.strip()] if story.notes.strip() else []),
+        f"## Intended use\n\n{INTENDED_USE}",
+        f"## Out of scope\n\n{_OUT_OF_SCOPE}",
+        f"## Training data\n\n{_data(trained, story)}",
+        f"## Training\n\n{_training(trained)}",
+        f"## Evaluation\n\n{_evaluation(story.results)}",
+        f"## How to run it\n\n{_commands(story)}",
+        f"## License\n\n{story.license_id or 'None was stated: without one nobody may use it.'}",
+        "`config.yaml` holds every setting, `artifact.json` the SHA-256 of every file.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def header_of(card: str) -> dict[str, Any]:
+    """The metadata at the top of a card; empty where there is none that can be read."""
+    start, _, rest = card.partition("---\n")
+    try:
+        found = yaml.safe_load(rest.partition("\n---")[0]) if not start.strip() else None
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _header(trained: Artifact, story: Story) -> dict[str, Any]:
     image, model = trained.image, trained.config["model"]
-    header = {
-        "library_name": "synthcube",
-        "pipeline_tag": "unconditional-image-generation",
-        "tags": ["medical", "medical-imaging", "synthcube", model["name"], f"{image.rank}d"],
-    }
+    tag = "unconditional-image-generation" if story.task == "sample" else "image-to-image"
+    header: dict[str, Any] = {"library_name": "synthcube"}
+    header |= {"license": story.license_id} if story.license_id else {}
+    header["pipeline_tag"] = tag
+    tags = ["medical", "medical-imaging", "synthcube", "synthetic-data", model["name"]]
+    header["tags"] = [*dict.fromkeys([*tags, f"{image.rank}d"])]
+    header |= {"datasets": list(story.datasets)} if story.datasets else {}
+    header |= {"base_model": bases} if (bases := _bases(trained.config)) else {}
+    measured = story.results.settled if story.results else ()
+    extractor = story.results.extractor if story.results else ""
+    if measured:
+        header["model-index"] = [
+            {
+                "name": f"{model['name']}-{image.rank}d",
+                "results": [
+                    {
+                        "task": {"type": tag},
+                        "dataset": {"type": "held-out", "name": "real images, held out"},
+                        "metrics": [
+                            {"type": each.name, "value": each.value,
+                             "name": f"{each.section}: {each.name}"
+                             + (f" ({extractor})" if extractor else "")}
+                            for each in measured
+                        ],
+                    }
+                ],
+            }
+        ]  # fmt: skip
+    return header
+
+
+def _bases(config: Mapping[str, Any]) -> list[str]:
+    """The published models that this one was made of, whose licenses bind it."""
+    named = (
+        config["model"].get("first_stage"), config.get("training", {}).get("start_from")
+    )  # fmt: skip
+    found = [addresses.parse(str(each)) for each in named if each]
+    return [*dict.fromkeys(each.repo for each in found if each)]
+
+
+def _images(trained: Artifact) -> str:
+    image = trained.image
     size = " x ".join(map(str, image.size))
     spacing = " x ".join(f"{each:g}" for each in image.spacing_mm[: image.rank])
     ranges = "; ".join(f"{low:g} to {high:g}" for low, high in image.intensity_range)
-    numbers = "\n".join(f"| {name} | {value:.6g} |" for name, value in trained.metrics.items())
-    picture = f"![Images made by this model]({PICTURE})\n" if has_picture else ""
-    return f"""---
-{yaml.safe_dump(header, sort_keys=False).strip()}
----
+    follows = ", ".join(
+        f"{each.name} ({', '.join(each.classes) or f'{each.low:g} to {each.high:g}'})"
+        for each in image.conditions
+    )
+    rows = [
+        ("size", size),
+        ("channels", str(image.channels)),
+        ("voxel size (mm)", spacing),
+        ("intensities", ranges),
+        ("classes", ", ".join(image.labels) or "none"),
+        ("follows", follows or "nothing"),
+    ]
+    return "| images | |\n| --- | --- |\n" + _rows(rows)
 
-# {model["name"]} trained with SynthCube {__version__}
 
-For research only: not a medical device, not for diagnosis, and not shown to protect the privacy
-of the people whose images it was trained on.
+def _data(trained: Artifact, story: Story) -> str:
+    told = []
+    if story.num_images:
+        told.append(f"{story.num_images} images of {story.num_subjects} subjects in training.")
+    if story.datasets:
+        told.append(f"Of: {', '.join(story.datasets)}.")
+    classes = ", ".join(trained.image.labels)
+    told += [f"Classes: {classes}."] if classes else []
+    if not story.datasets:
+        told.append("Where they are from, its authors have not said.")
+    told.append("None of them is part of this model's files, and nothing here names a subject.")
+    return " ".join(told)
 
-{picture}
-| images | |
-| --- | --- |
-| size | {size} |
-| channels | {image.channels} |
-| voxel size (mm) | {spacing} |
-| intensities | {ranges} |
-| classes | {", ".join(image.labels) or "none"} |
 
-| training | |
-| --- | --- |
-{numbers}
+def _training(trained: Artifact) -> str:
+    rows = [(name, f"{value:.6g}") for name, value in trained.metrics.items()]
+    return "| training | |\n| --- | --- |\n" + _rows(rows)
 
-## Use
 
+def _evaluation(results: Results | None) -> str:
+    if results is None:
+        return (
+            "Not evaluated: nobody has said how near these images are to real ones, or whether "
+            "the model copies the images that it was trained on."
+        )
+    counts = ", ".join(f"{number} {name}" for name, number in results.counts)
+    measured = [
+        f"By `synthcube evaluate`{f', of {counts}' if counts else ''}"
+        f"{f', in features of {results.extractor}' if results.extractor else ''}. Beside each "
+        "distance stands its floor: the same number of real images against other real ones.",
+        "| question | measure | value | floor | 95% interval | count |\n"
+        "| --- | --- | --- | --- | --- | --- |\n" + "\n".join(map(_score, results.scores)),
+    ]
+    notes = "\n".join(f"- {section}: {note}" for section, note in results.notes)
+    return "\n\n".join([*measured, *([notes] if notes else [])])
+
+
+def _score(score: Score) -> str:
+    value = _shown(score.value)
+    if score.reason:
+        value = f"{value} ({score.reason})" if score.value is not None else score.reason
+    known = score.low is not None and score.high is not None
+    interval = f"{_shown(score.low)} to {_shown(score.high)}" if known else ""
+    cells = (score.section, score.name, value, _shown(score.floor), interval,
+             "" if score.count is None else str(score.count))  # fmt: skip
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _shown(number: float | None) -> str:
+    return "" if number is None else f"{number:.4g}"
+
+
+def _rows(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _commands(story: Story) -> str:
+    wish = "-n 16" if story.task == "sample" else "-d YOUR_IMAGES"
+    words = f"-m {story.place} -o images {wish}"
+    model = story.place.removeprefix("hf://").partition("@")[0]
+    network = "-e HF_TOKEN " if story.place.startswith("hf://") else "--network none "
+    return f"""Command line:
+
+```sh
+synthcube infer {words}
 ```
-synthcube infer -m THIS_FOLDER -o images -n 16
+
+Docker, with the image that the SynthCube sources build:
+
+```sh
+docker run --rm {network}--user "$(id -u):$(id -g)" -v "$PWD:/work" -w /work synthcube:latest infer {words}
 ```
 
-`config.yaml` holds every setting, `artifact.json` the SHA-256 of every file.
-"""
+Python:
+
+```python
+import synthcube
+
+model = synthcube.from_pretrained("{model}")
+{_CALLS[story.task]}
+```
+
+Singularity, and MedPerf, whose containers have no network (download the model first):
+
+```sh
+singularity run --cleanenv --pwd /work --bind "$PWD:/work" synthcube.sif infer {words}
+```"""  # noqa: E501  # a command is one line

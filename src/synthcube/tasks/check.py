@@ -15,7 +15,7 @@ from synthcube.data.manifest import Manifest, read_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError, SynthCubeError
-from synthcube.tasks import forecast
+from synthcube.tasks import forecast, origins
 from synthcube.training import shortage, start, strategies
 
 
@@ -33,6 +33,7 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
     faults: list[SynthCubeError] = []
     try:
         settings = config.load(config_path, overrides)
+        settings = origins.pinned(settings, {})
         settings = settings.model_copy(update={"model": settings.model.resolved()})
     except SynthCubeError as error:
         settings = None

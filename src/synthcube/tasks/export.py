@@ -1,26 +1,172 @@
-"""Export: a verified, self-contained folder of a trained model."""
+"""Export: a verified, self-contained folder of a trained model, ready for a Hub."""
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
 
 from synthcube import artifact, storage
-from synthcube.errors import OutputError
-from synthcube.export.card import model_card
+from synthcube.artifact import Artifact
+from synthcube.errors import ArtifactError, ConfigError, OutputError
+from synthcube.export import identities
+from synthcube.export.card import Story, Task, model_card
+from synthcube.export.metadata import METADATA, metadata
+from synthcube.export.scores import read_results
+from synthcube.family import Family, Samples
 
-CARD = "README.md"
+log = logging.getLogger("synthcube")
+
+CARD = artifact.CARD
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def export(model_path: Path, folder: Path) -> Path:
-    """Verify the artifact and write it, with a model card, to `folder`.
+def export(
+    model_path: Path,
+    folder: Path,
+    *,
+    evaluation: Path | None = None,
+    license_id: str = "",
+    datasets: Sequence[str] = (),
+    notes: Path | None = None,
+    version: str = "1.0.0",
+    place: str = "",
+) -> Path:
+    """Verify a trained model and write what others need of it, with a model card, to `folder`.
+
+    What was only for its training stays out: a discriminator, which knows best who was trained on,
+    and everything in the config that names a place, an account or a person.
+
+    Args:
+        evaluation: results.yaml of `synthcube evaluate`, for the card's table.
+        license_id: as a Hub knows it, such as apache-2.0; none is ever assumed.
+        datasets: names on a Hub of what it was trained on.
+        notes: Markdown of the authors, for the card.
+        version: of the model.
+        place: where it will be published, for the card's commands.
 
     Raises:
-        ArtifactError: there is no trained model, or it is damaged.
+        ArtifactError: there is no trained model, it is damaged, or it is of single people.
+        ConfigError: what is said about it cannot be used.
+        EvaluationError: `evaluation` cannot be read.
         OutputError: `folder` is not writable, or holds something that is no exported model.
     """
     trained = artifact.load(model_path)
+    rows = identities.subjects_of(trained.folder)
+    public = replace(
+        trained,
+        config=identities.public_config(trained.config),
+        image=identities.public_image(trained.image, {row.get("SubjectID", "") for row in rows}),
+    )
+    family = trained.build(torch.device("cpu"))
+    story = Story(
+        license_id=_license(license_id),
+        datasets=_datasets(datasets),
+        results=read_results(evaluation) if evaluation else None,
+        notes=_notes(notes),
+        place=place or "THIS_FOLDER",
+        has_picture=_is_made(family, trained),
+        task=_task(family, trained),
+        **_counts(rows),
+    )
+    texts = {
+        artifact.CONFIG: yaml.safe_dump(dict(public.config), sort_keys=False),
+        artifact.IMAGE: _json(public.image.model_dump(mode="json")),
+        artifact.METRICS: _json(dict(trained.metrics)),
+        METADATA: _json(
+            metadata(public, version=version, license_id=story.license_id, results=story.results)
+        ),
+        CARD: model_card(public, story),
+    }
+    said = story.results.prose if story.results else ""
+    _check_traces(texts, rows, f"{story.notes}\n{said}")
+    _claim(folder, trained)
+    _write(folder, trained, family, texts, story)
+    artifact.load(folder).build(torch.device("cpu"))
+    if _preparation(public) != _preparation(trained):
+        log.warning(
+            "data.preprocessing names files of this machine, which stay here: others cannot "
+            "prepare images for this model as you did."
+        )
+    return folder
+
+
+def _license(license_id: str) -> str:
+    if license_id and not _LICENSE.fullmatch(license_id):
+        raise ConfigError(
+            f"--license {license_id!r}: give the identifier of a license as the Hub spells it, "
+            "such as apache-2.0, cc-by-nc-4.0 or other."
+        )
+    return license_id
+
+
+def _datasets(names: Sequence[str]) -> tuple[str, ...]:
+    if wrong := [name for name in names if not _DATASET.fullmatch(name)]:
+        raise ConfigError(f"--dataset {wrong[0]!r}: give the name of a data set: owner/name.")
+    return tuple(names)
+
+
+def _notes(path: Path | None) -> str:
+    try:
+        return path.read_text(encoding="utf-8") if path else ""
+    except OSError as error:
+        raise ConfigError(f"--notes {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--notes {path}: this is not a text file.") from error
+
+
+def _counts(rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    trained = [row for row in rows if row.get("Split") == "train"]
+    subjects = {row.get("SubjectID") for row in trained}
+    return {"num_images": len(trained), "num_subjects": len(subjects)}
+
+
+def _task(family: Family, trained: Artifact) -> Task:
+    if trained.image.source_channels:
+        return "translate"
+    return "sample" if isinstance(family, Samples) else "reconstruct"
+
+
+def _is_made(family: Family, trained: Artifact) -> bool:
+    """Whether the model's picture shows only what it made: others have real images above."""
+    return _task(family, trained) == "sample" and (trained.folder / artifact.PICTURE).is_file()
+
+
+def _preparation(trained: Artifact) -> Any:
+    return trained.config.get("data", {}).get("preprocessing")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def _check_traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]], notes: str) -> None:
+    """Refuse what would still name a place or a person.
+
+    Raises:
+        ArtifactError: what, and in which file.
+    """
+    prose = {CARD: notes, **{name: text for name, text in texts.items() if name != CARD}}
+    if faults := identities.traces(prose, rows):
+        raise ArtifactError(
+            "Nothing is exported, because it would tell of people or machines; rename it in the "
+            "config.yaml of the run or in your notes:",
+            faults,
+        )
+
+
+def _claim(folder: Path, trained: Artifact) -> None:
     storage.make_folder(folder, "output_path")
     if any(folder.iterdir()) and not (folder / artifact.INDEX).exists():
         raise OutputError(
@@ -28,14 +174,33 @@ def export(model_path: Path, folder: Path) -> Path:
         )
     if folder.resolve() == trained.folder.resolve():
         raise OutputError(f"output_path {folder} is model_path itself: give another one.")
+
+
+def _write(
+    folder: Path, trained: Artifact, family: Family, texts: Mapping[str, str], story: Story
+) -> None:
     with storage.explained(folder):
         # The index goes first and comes back last: in between, the folder is no artifact.
         (folder / artifact.INDEX).unlink(missing_ok=True)
-        for file in trained.folder.iterdir():
-            if file.name != artifact.INDEX:
-                storage.write_with(folder / file.name, partial(shutil.copyfile, file))
-    has_picture = (folder / artifact.PICTURE).exists()
-    storage.write_text(folder / CARD, model_card(trained, has_picture=has_picture))
-    artifact.write_index(folder)
-    artifact.load(folder)
-    return folder
+        for name in (artifact.WEIGHTS, artifact.PICTURE):
+            (folder / name).unlink(missing_ok=True)
+        copied = [artifact.VERSIONS, *([artifact.PICTURE] if story.has_picture else [])]
+        for name in copied:
+            if (trained.folder / name).is_file():
+                storage.write_with(folder / name, partial(shutil.copyfile, trained.folder / name))
+    _write_weights(folder / artifact.EXPORTED_WEIGHTS, trained, family)
+    for name, text in texts.items():
+        storage.write_text(folder / name, text)
+    artifact.write_index(folder, [*copied, artifact.EXPORTED_WEIGHTS, *texts])
+
+
+def _write_weights(path: Path, trained: Artifact, family: Family) -> None:
+    """The weights that images are made with; the same bytes where that is all of them."""
+    left_out = tuple(f"{name}." for name in family.unaveraged)
+    weights = load_file(trained.weights)
+    kept = {name: each for name, each in weights.items() if not name.startswith(left_out)}
+    if len(kept) == len(weights):
+        storage.write_with(path, partial(shutil.copyfile, trained.weights))
+    else:
+        storage.write_with(path, partial(save_file, kept))
+        log.info("Left out: the %d weights of %s.", len(weights) - len(kept), left_out[0][:-1])

@@ -13,7 +13,7 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ImageError
-from synthcube.tasks import forecast, run_folder
+from synthcube.tasks import forecast, origins, run_folder
 from synthcube.training import Plan, TrainingConfig, checkpoints, fit, start, strategies
 from synthcube.training.early_stop import stopped_early
 from synthcube.training.preemption import Preemption
@@ -52,6 +52,10 @@ def _train(
     settings: RunConfig, data_path: Path, run: Path, resume: str, accept_changes: bool,
     preemption: Preemption,
 ) -> Path | None:  # fmt: skip
+    checkpoint = run_folder.checkpoint(run, resume)
+    # Where nothing was trained yet, a config that was refused may be mended.
+    before = run_folder.recorded(run) if checkpoint or (run / "artifact").exists() else {}
+    settings = origins.pinned(settings, before)
     settings = settings.model_copy(update={"model": settings.model.resolved()})
     device = compute.device(settings.compute.accelerator)
     rank = _join(settings, compute.devices_used(settings.compute, device))
@@ -61,9 +65,6 @@ def _train(
     strategies.require_usable(settings.compute, settings.training, device)
     manifest = read_manifest(data_path)
     storage.make_folder(run, "output_path")
-    checkpoint = run_folder.checkpoint(run, resume)
-    # Where nothing was trained yet, a config that was refused may be mended.
-    before = run_folder.recorded(run) if checkpoint or (run / "artifact").exists() else {}
     started = start.resolved(settings.training, before.get("training", {}))
     settings = settings.model_copy(update={"training": started})
     if before:

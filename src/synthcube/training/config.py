@@ -102,7 +102,8 @@ class TrainingConfig(Schema):
     )
     start_from: str | None = Field(
         default=None,
-        description="Run or artifact of the same family whose weights the training starts from.",
+        description="Run or artifact of the same family, or hf://owner/name[@revision], whose "
+        "weights the training starts from; train writes the commit.",
     )
     start_from_sha256: str = Field(
         default="",
@@ -133,10 +134,10 @@ class TrainingConfig(Schema):
         if start is None:
             if given := [name for name in ("start_anew", "freeze") if getattr(self, name)]:
                 raise ValueError(f"{' and '.join(given)} without start_from: name a trained model")
-        elif start.startswith("hf://") or not start.strip():
+        elif not start.strip():
             raise ValueError(
-                f"start_from is {start!r}; give the folder of a run or of an artifact, to which a "
-                "model of the Hub must be downloaded first"
+                f"start_from is {start!r}; give the folder of a run or of an artifact, or the "
+                "address of a model on a Hub: hf://owner/name"
             )
         return self
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -45,7 +44,7 @@ def resolved(training: TrainingConfig, recorded: Mapping[str, Any]) -> TrainingC
     asked = training.start_from_sha256
     if digest := str(recorded.get("start_from_sha256") or ""):
         return training if asked else training.model_copy(update={"start_from_sha256": digest})
-    digest = sha256(_found(training).folder / artifact.WEIGHTS)
+    digest = sha256(_found(training).weights)
     if asked not in ("", digest):
         raise ConfigError(
             f"training.start_from {training.start_from}: the SHA-256 of its weights is {digest}, "
@@ -66,7 +65,7 @@ def take_weights(family: Family, training: TrainingConfig) -> None:
     if training.start_from is None:
         return
     found = _found(training)
-    weights = load_file(found.folder / artifact.WEIGHTS)
+    weights = load_file(found.weights)
     own = family.state_dict()
     kept = {name: each for name, each in weights.items() if not _any(name, training.start_anew)}
     wanted = [name for name in own if not _any(name, training.start_anew)]
@@ -138,7 +137,7 @@ class Frozen(Callback):
 
 
 def _found(training: TrainingConfig) -> Artifact:
-    return artifact.load(Path(str(training.start_from)))
+    return artifact.load(str(training.start_from))
 
 
 def _misfits(family: Family, found: Artifact, anew: Sequence[str]) -> list[str]:

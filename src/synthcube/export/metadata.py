@@ -1,0 +1,103 @@
+"""metadata.json: the description of a model as MONAI bundles have it (schema of 2024-07-25)."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from synthcube import __version__, runtime
+from synthcube.artifact import Artifact
+from synthcube.errors import ArtifactError, ConfigError
+from synthcube.export.scores import Results
+
+METADATA = "metadata.json"
+INTENDED_USE = (
+    "Research on medical imaging: augmentation, method development, teaching. Not a medical "
+    "device, not for diagnosis or treatment, and not shown to protect the privacy of the people "
+    "whose images it was trained on."
+)
+_SCHEMA = (
+    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
+    "meta_schema_20240725.json"
+)
+_UNKNOWN = "not stated"
+_VERSION = re.compile(r"\d+(\.\d+){1,2}([-.+]?[0-9A-Za-z.-]+)?")
+_BEYOND_MONAI = ("synthcube", "lightning", "diffusers", "pydantic", "safetensors", "torchio")
+
+
+def metadata(
+    trained: Artifact, *, version: str, license_id: str = "", results: Results | None = None
+) -> dict[str, Any]:
+    """The content of metadata.json.
+
+    Args:
+        version: of the model, such as 1.0.0.
+
+    Raises:
+        ConfigError: `version` is none.
+    """
+    if not _VERSION.fullmatch(version):
+        raise ConfigError(f"--model_version {version}: two or three numbers, such as 1.0.0.")
+    image, name = trained.image, trained.config["model"]["name"]
+    installed = runtime.versions()
+    source = len(image.source_channels)
+    given = _tensor(trained, source, "images to translate") if source else None
+    scores = results.settled if results else ()
+    return {
+        "schema": _SCHEMA,
+        "version": version,
+        "changelog": {version: f"exported with SynthCube {__version__}"},
+        "monai_version": installed.get("monai", _UNKNOWN),
+        "pytorch_version": installed.get("torch", _UNKNOWN),
+        "numpy_version": installed.get("numpy", _UNKNOWN),
+        "required_packages_version": {
+            each: installed[each] for each in _BEYOND_MONAI if each in installed
+        },
+        "name": f"{name} {image.rank}D",
+        "task": f"Generation of {image.rank}D medical images",
+        "description": f"A {name} of SynthCube that makes images of "
+        f"{' x '.join(map(str, image.size))} voxels with {image.channels} channel(s).",
+        "authors": _UNKNOWN,
+        "copyright": f"license: {license_id}" if license_id else _UNKNOWN,
+        "data_type": image.file_format,
+        "image_classes": ", ".join(image.labels) or "one class",
+        "eval_metrics": {f"{each.section}/{each.name}": each.value for each in scores},
+        "intended_use": INTENDED_USE,
+        "references": [],
+        "network_data_format": {
+            "inputs": {"image": given} if given else {"seed": _tensor(trained, 1, "a seed")},
+            "outputs": {"pred": _tensor(trained, image.channels, "images")},
+        },
+    }
+
+
+def version_of(folder: Path) -> str:
+    """The version of an exported model.
+
+    Raises:
+        ArtifactError: metadata.json is missing or does not say.
+    """
+    try:
+        version = json.loads((folder / METADATA).read_text(encoding="utf-8"))["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder / METADATA} does not say the model's version: export it again."
+        ) from error
+    return str(version)
+
+
+def _tensor(trained: Artifact, channels: int, what: str) -> dict[str, Any]:
+    image = trained.image
+    is_seed = what == "a seed"
+    return {
+        "type": "integer" if is_seed else "image",
+        "format": "seed" if is_seed else "magnitude",
+        "num_channels": channels,
+        "spatial_shape": [1] if is_seed else list(image.size),
+        "dtype": "int64" if is_seed else "float32",
+        "value_range": [0, 2**53] if is_seed else [-1, 1],
+        "is_patch_data": False,
+        "channel_def": {str(index): f"{what}, channel {index}" for index in range(channels)},
+    }
