@@ -1,4 +1,4 @@
-"""Self-check: the way from images to a judged and exported model, once for each family, on phantoms."""
+"""Self-check: the whole way from images to an exported model, for each family, on phantoms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SelfCheckError(Exception):
 
 
 def self_check() -> Iterator[str]:
-    """Every family's smallest model, trained in a temporary folder, drawn from, judged and exported.
+    """Every family's smallest model, trained in a temporary folder, drawn from and exported.
 
     Yields:
         One line for each step that succeeded.
