@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,9 +46,9 @@ def image_set(tmp_path: Path):
         bounds = tuple((float(a), float(b)) for a, b in np.percentile(flat, (0.1, 99.9), axis=1).T)
         constant = sum(each.min() == each.max() for each in voxels)
         manifest = Manifest(tmp_path / name / "manifest.csv", rows)
-        distinct = len({each.tobytes() for each in voxels})
+        digests = tuple(hashlib.blake2b((each + 0.0).tobytes()).digest() for each in voxels)
         return ImageSet(
-            name, manifest, voxels.shape[1:], (1.0, 1.0, 1.0), raster, constant, distinct, "",
+            name, manifest, voxels.shape[1:], (1.0, 1.0, 1.0), raster, constant, digests, "",
             bounds, path,
         )  # fmt: skip
 

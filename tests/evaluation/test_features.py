@@ -122,7 +122,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         np.zeros((number, 64 * 64), np.float32).tofile(path)
         rows = tuple(Row((path,), str(i)) for i in range(number))
         images = ImageSet(
-            "p", Manifest(path, rows), (1, 64, 64), (1.0, 1.0, 1.0), True, 0, number, "", UNIT, path
+            "p", Manifest(path, rows), (1, 64, 64), (1.0, 1.0, 1.0), True, 0, (), "", UNIT, path
         )
         tracemalloc.start()
         extract(images, LOOK, UNIT, EvaluationConfig(), tmp_path)

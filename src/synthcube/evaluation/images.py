@@ -42,8 +42,8 @@ class ImageSet:
     """Pictures: the first axis runs to the right, the second down."""
     constant: int
     """Images whose voxels are all the same."""
-    distinct: int
-    """Images that differ from one another."""
+    digests: tuple[bytes, ...]
+    """Of each image's voxels: equal where all of them are."""
     sha256: str
     """Of the voxels of all, in their order."""
     bounds: tuple[tuple[float, float], ...]
@@ -57,6 +57,11 @@ class ImageSet:
     @property
     def rows(self) -> tuple[Row, ...]:
         return self.manifest.rows
+
+    @property
+    def distinct(self) -> int:
+        """Images that differ from one another."""
+        return len(set(self.digests))
 
     @property
     def rank(self) -> int:
@@ -144,7 +149,7 @@ class _Summary:
     raster: bool = True
     constant: int = 0
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-    distinct: set[bytes] = field(default_factory=set)
+    digests: list[bytes] = field(default_factory=list)
     samples: list[Array] = field(default_factory=list)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
@@ -154,9 +159,9 @@ class _Summary:
             self.spacing_mm = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
         self.shapes.append(voxels.shape)
         self.constant += bool(voxels.min() == voxels.max())
-        raw = voxels.tobytes()
-        self.digest.update(raw)
-        self.distinct.add(hashlib.blake2b(raw, digest_size=16).digest())
+        self.digest.update(voxels.tobytes())
+        signless = (voxels + 0.0).tobytes()  # -0 becomes 0
+        self.digests.append(hashlib.blake2b(signless, digest_size=16).digest())
         if len(self.samples) < _SAMPLED:
             flat = voxels.reshape(voxels.shape[0], -1)
             self.samples.append(flat[:, self.rng.integers(flat.shape[1], size=_VALUES_SAMPLED)])
@@ -167,7 +172,7 @@ class _Summary:
         ]
         return ImageSet(
             name, manifest, self.shapes[0], self.spacing_mm, self.raster, self.constant,
-            len(self.distinct), self.digest.hexdigest(),
+            tuple(self.digests), self.digest.hexdigest(),
             tuple((float(low), float(high)) for low, high in bounds), path,
         )  # fmt: skip
 

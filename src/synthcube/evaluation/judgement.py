@@ -67,7 +67,9 @@ class Judgement:
         if self.train_data:
             tables = {name: _of_images(each) for name, each in features.items()}
             yield memorisation(made, real, self.train_data, tables, config, seed)
-            yield membership(made, real, self.train_data, config, seed, self.trained)
+            yield membership(
+                made, real, self.train_data, config, seed, self.trained, device=self.device
+            )
         else:
             yield Section("memorisation", {"near_copies_pixels": missing(NO_TRAIN_DATA)})
         if config.usefulness:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from synthcube import runtime
 from synthcube.artifact import Artifact
@@ -48,6 +49,7 @@ def membership(
     seed: int,
     trained: Artifact | None = None,
     cache: Path | None = None,
+    device: torch.device | None = None,
 ) -> Section:
     """How well training images are told from held-out ones, which 0.5 and 0.01 are chance for.
 
@@ -60,6 +62,7 @@ def membership(
     Args:
         trained: the model that made the predictions.
         cache: folder of preprocessed images; the user's by default.
+        device: that the model is asked on; the CPU by default.
     """
     section = Section("membership")
     members, others = _drawn(train_data, labels, seed)
@@ -79,7 +82,7 @@ def membership(
     near = _nearness(predictions, train_data, labels, members, others)
     _add(section, "samples", near, (owners[0][members], owners[1][others]))
     asked = tuple(_some(each, seed) for each in (members, others))
-    known = _known((train_data, labels), (asked[0], asked[1]), seed, trained, cache)
+    known = _known((train_data, labels), (asked[0], asked[1]), seed, trained, cache, device)
     if isinstance(known, str):
         _leave_out(section, "model", known)
     else:
@@ -128,12 +131,14 @@ def _known(
     seed: int,
     trained: Artifact | None,
     cache: Path | None,
+    device: torch.device | None,
 ) -> ModelScores | str:
     """Scores, or why there are none."""
     if trained is None:
         return "the model was not given"
     try:
-        return model_scores(trained, (sets[0].manifest, sets[1].manifest), rows, seed, cache)
+        manifests = sets[0].manifest, sets[1].manifest
+        return model_scores(trained, manifests, rows, seed, cache, device)
     except SynthCubeError as error:
         log.warning("The model cannot be asked who was trained on: %s", error)
         return "the model cannot be asked about these images; the log says why"

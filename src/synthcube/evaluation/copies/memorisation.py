@@ -26,7 +26,7 @@ from synthcube.evaluation.copies.copy_distances import (
     searched,
 )
 from synthcube.evaluation.copies.lookalikes import most_alike
-from synthcube.evaluation.copies.overlap import Overlap, digests, overlap, repeated
+from synthcube.evaluation.copies.overlap import Overlap, overlap, repeated
 from synthcube.evaluation.copies.views import Views, views
 from synthcube.evaluation.images import ImageSet
 from synthcube.evaluation.intervals import share_interval
@@ -87,8 +87,8 @@ def memorisation(
 
 
 def _exact(predictions: ImageSet, train_data: ImageSet) -> tuple[int, ...]:
-    known = set(digests(train_data))
-    return tuple(i for i, each in enumerate(digests(predictions)) if each in known)
+    known = set(train_data.digests)
+    return tuple(i for i, each in enumerate(predictions.digests) if each in known)
 
 
 def _twins(p: Views, t: Views, seed: int) -> tuple[Floats, Floats]:
@@ -109,7 +109,7 @@ def _twins(p: Views, t: Views, seed: int) -> tuple[Floats, Floats]:
 def _duplicates(
     predictions: ImageSet, twins: tuple[Floats, Floats], calibration: Calibration | None
 ) -> dict[str, Measure]:
-    doubled = repeated(digests(predictions))
+    doubled = repeated(predictions.digests)
     exact = _share(len(doubled), len(predictions))
     if not len(twins[0]):
         near = missing("two predictions are needed")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synthcube.evaluation.images import ImageSet
@@ -39,28 +39,17 @@ class Overlap:
         return "; ".join(_few(each) for each in (files, self.subjects) if each)
 
 
-def digests(images: ImageSet) -> list[bytes]:
-    """A hash of each image's voxels, equal where all of them are."""
-    found = []
-    for _, batch in images.batches():
-        found += [
-            hashlib.blake2b((image + 0.0).tobytes(), digest_size=16).digest()  # -0 becomes 0
-            for image in batch
-        ]
-    return found
-
-
 def overlap(labels: ImageSet, train_data: ImageSet) -> Overlap:
     """What `labels` and `train_data` share: voxels, or subjects by SubjectID."""
-    known = set(digests(train_data))
-    places = tuple(i for i, each in enumerate(digests(labels)) if each in known)
+    known = set(train_data.digests)
+    places = tuple(i for i, each in enumerate(labels.digests) if each in known)
     subjects: set[str] = set()
     if has_subjects(labels) and has_subjects(train_data):
         subjects = {row.subject for row in labels.rows} & {row.subject for row in train_data.rows}
     return Overlap(places, tuple(sorted(subjects)))
 
 
-def repeated(found: list[bytes]) -> list[int]:
+def repeated(found: Sequence[bytes]) -> list[int]:
     """Places whose digest is there more than once."""
     counts = Counter(found)
     return [place for place, each in enumerate(found) if counts[each] > 1]
