@@ -1,0 +1,55 @@
+"""The runtimes there are, and what is kept of a conversion."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from synthcube.export.runtimes import onnx, openvino
+from synthcube.schema import List, Schema
+
+Runtime = Literal["onnx", "openvino"]
+Weights = Literal["float32", "float16", "int8"]
+
+FORMATS: dict[Runtime, Any] = {"onnx": onnx, "openvino": openvino}
+
+
+class Input(Schema):
+    """One of the tensors or plain values that a network is called with, in their order."""
+
+    shape: List[int | None] | None = Field(
+        default=None,
+        description="Of a tensor; null along axes whose length may change, the batch first.",
+    )
+    constant: bool | int | float | str | None = Field(
+        default=None, description="What is given in place of a tensor, always the same."
+    )
+
+
+class Converted(Schema):
+    """The record of a conversion, RUNTIME.json beside the networks."""
+
+    runtime: Runtime
+    version: str = Field(description="Of the runtime that the conversion was checked with.")
+    weights: Weights = Field(description="How weights are stored; they are computed in float32.")
+    largest_difference: float = Field(
+        description="Of images from those of torch, of the whole range, through the whole sampler."
+    )
+    networks: dict[str, List[Input]] = Field(
+        description="What each converted network is called with, by its path in the model."
+    )
+
+
+def record_name(runtime: Runtime) -> str:
+    """Name of the record of a conversion."""
+    return f"{runtime}.json"
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of an exported folder belongs to a conversion."""
+    return any(
+        name == record_name(runtime)
+        or (name.startswith(f"{runtime}.") and name.endswith(form.SUFFIXES))
+        for runtime, form in FORMATS.items()
+    )
