@@ -90,9 +90,16 @@ def test_made_images_are_read_back_with_what_they_follow(
     caplog.set_level(logging.WARNING)
     code, told, err = cli(*words, "--license", "cc-by-4.0", "--creator", "A group of three")
     assert code == 0, err
+    index = sha256(conditional / "artifact" / artifact.INDEX)
     assert f"Description: {out / 'croissant.json'}" in told
     said, dataset = read(out)
     assert warnings(dataset) == UNKNOWN
+    assert index in said["description"]
+    assert index in said["prov:wasGeneratedBy"]["prov:used"]["prov:label"]
+    assert "For research only" in said["description"]
+    assert said["rai:hasSyntheticData"] is True
+    assert "made out of noise" in dataset.metadata.data_collection
+    assert any("copies" in each for each in dataset.metadata.personal_sensitive_information)
     assert dataset.metadata.conforms_to[0] == "http://mlcommons.org/croissant/1.1"
     assert (said["license"], said["version"]) == ("cc-by-4.0", "1.0.0")
     assert said["creator"] == [{"@type": "Organization", "name": "A group of three"}]
@@ -102,6 +109,7 @@ def test_made_images_are_read_back_with_what_they_follow(
     records = list(dataset.records("images"))
     assert not re.search("not standard|not match", caplog.text), "of mlcroissant, as it reads"
     assert len(records) == len(rows) == 3
+    assert len({record["images/Seed"] for record in records}) == 3
     for row, record in zip(rows, records, strict=True):
         assert text(record["images/file"]) == Path(row["Channel_0"]).name
         assert text(record["images/SubjectID"]) == row["SubjectID"]
@@ -114,9 +122,12 @@ def test_made_images_are_read_back_with_what_they_follow(
         np.testing.assert_array_equal(np.asarray(record["images/image"]), expected)
     specs = {each.name: each for each in artifact.load(conditional).image.conditions}
     for name, part in (("Label", "Label"), ("Scan site", "Scan_site")):
-        classes = [text(each[f"{part}-classes/name"].encode())
-                   for each in dataset.records(f"{part}-classes")]  # fmt: skip
-        assert tuple(classes) == specs[name].classes
+        classes = dataset.records(f"{part}-classes")
+        assert tuple(each[f"{part}-classes/name"] for each in classes) == specs[name].classes
+    with (out / "manifest.csv").open("a") as file:
+        file.write("\n")
+    with pytest.raises(mlcroissant.GenerationError, match=r"Download\(manifest.csv\)"):
+        list(read(out)[1].records("images"))
 
 
 def test_volumes(tmp_path: Path, cli) -> None:
@@ -128,7 +139,11 @@ def test_volumes(tmp_path: Path, cli) -> None:
         "model": registry.find("rectified_flow").tiny().model_dump(mode="json"),
         "data": {"conditions": {"Site": "class", "Label": "class"}},
         "training": {"max_epochs": 1, "batch_size": 2, "num_sample_images": 1},
-        "sampling": {"croissant": {"license": "cc-by-4.0"}, "num_images": 2},
+        "sampling": {
+            "croissant": {"license": "cc-by-4.0"},
+            "num_images": 2,
+            "postprocessing": [{"name": "clip", "low": 0.0}],
+        },
         "compute": {"accelerator": "cpu"},
     }
     (tmp_path / "config.yaml").write_text(yaml_text.dump(settings))
@@ -139,6 +154,7 @@ def test_volumes(tmp_path: Path, cli) -> None:
     said, dataset = read(out)
     assert warnings(dataset) == UNKNOWN
     assert said["distribution"][1]["includes"] == "images/*.nii.gz"
+    assert said["rai:dataManipulationProtocol"].endswith("after the model: clip.")
     records = list(dataset.records("images"))
     names = [text(record["images/file"]) for record in records]
     assert names == ["00000.nii.gz", "00001.nii.gz"]

@@ -17,15 +17,16 @@ Task = Literal["generate", "translate", "reconstruct"]
 
 RESEARCH_ONLY = "For research only: not a medical device, not for diagnosis."
 _BEGINNINGS: dict[Task, str] = {
-    "generate": "Synthetic images, of nobody: each was made out of noise by",
+    "generate": "Synthetic images: each was made out of noise by",
     "translate": "Images derived from real images of real people: each was translated by",
     "reconstruct": "Images derived from real images of real people: each was reconstructed by",
 }
 _PERSONAL_MADE = (
-    "None by design: the images are made out of noise and are of nobody. Only as far as that was "
-    "tested: this description was searched for the names of users, machines and known subjects. "
-    "Whether an image is a copy of one that the model was trained on was not tested here; "
-    "`synthcube evaluate` looks for copies, and finding none does not show that there are none.",
+    "None is meant to be there: the images are made out of noise, and a SubjectID is the number of "
+    "an image. Only as far as that was tested: this description was searched for the names of "
+    "users, machines and known subjects. Whether an image is a copy of one that the model was "
+    "trained on was not tested here; `synthcube evaluate` looks for copies, and finding none does "
+    "not show that there are none.",
 )
 _PERSONAL_DERIVED = (
     "Yes: every image is derived from a real image of a real person, may show what identifies that "
@@ -56,6 +57,7 @@ class MadeImages:
     seed: int | None  # None where nothing is drawn
     number: int
     columns: Sequence[str]  # of manifest.csv
+    steps: Sequence[str] = ()  # names of what was done to each after the model
     manifest_sha256: str = "0" * 64
 
     @property
@@ -65,7 +67,10 @@ class MadeImages:
 
     @property
     def model(self) -> str:
-        return f"a {self.family} of SynthCube {__version__} (model SHA-256 {self.model_sha256})"
+        return (
+            f"a {self.family} with SynthCube {__version__} (SHA-256 of its artifact.json: "
+            f"{self.model_sha256})"
+        )
 
 
 def summary(images: MadeImages) -> str:
@@ -73,20 +78,16 @@ def summary(images: MadeImages) -> str:
     image = images.image
     size = " x ".join(map(str, image.size))
     spacing = " x ".join(f"{each:g}" for each in image.spacing_mm[: image.rank])
-    seed = "" if images.seed is None else f", seed {images.seed}"
-    warning = (
-        " They are personal data wherever the originals are." if images.is_derived else ""
-    )  # fmt: skip
+    warning = " They are personal data wherever the originals are." if images.is_derived else ""
     return (
-        f"{_BEGINNINGS[images.task]} {images.model}{seed}.{warning} {images.number} image(s) of "
-        f"{size} voxels with {image.channels} channel(s), {spacing} mm. {RESEARCH_ONLY}"
+        f"{_origin(images)}{warning} {images.number} image(s) of {size} voxels with "
+        f"{image.channels} channel(s), {spacing} mm. {RESEARCH_ONLY}"
     )
 
 
 def disclosure(images: MadeImages) -> dict[str, Any]:
     """The terms of the RAI vocabulary, and where the images are from as PROV-O says it."""
     derived = images.is_derived
-    how = summary(images).split(f" {images.number} image(s)")[0]
     source = (
         "Real images of real people, which are not part of this data set and are not named here."
         if derived
@@ -94,11 +95,13 @@ def disclosure(images: MadeImages) -> dict[str, Any]:
         "part of this data set."
     )
     personal = _PERSONAL_DERIVED if derived else _PERSONAL_MADE
+    steps = ", ".join(images.steps) or "nothing"
     return {
         "rai:hasSyntheticData": True,  # not of RAI 1.0: what NeurIPS 2026 asks for beside it
-        "rai:dataCollection": f"Not collected but computed. {how}",
+        "rai:dataCollection": f"Not collected but computed. {_origin(images)}",
         "rai:dataCollectionType": ["Others"],
         "rai:dataCollectionRawData": source,
+        "rai:dataManipulationProtocol": f"Done to each image after the model: {steps}.",
         "rai:dataAnnotationProtocol": _annotation(images),
         "rai:dataUseCases": [INTENDED_USE],
         "rai:dataLimitations": [*_LIMITS, _NOT_JUDGED],
@@ -115,6 +118,11 @@ def disclosure(images: MadeImages) -> dict[str, Any]:
             "prov:used": {"@type": "prov:Entity", "prov:label": images.model},
         },
     }
+
+
+def _origin(images: MadeImages) -> str:
+    seed = "" if images.seed is None else f", seed {images.seed}"
+    return f"{_BEGINNINGS[images.task]} {images.model}{seed}."
 
 
 def _annotation(images: MadeImages) -> str:

@@ -48,7 +48,7 @@ def distribution(images: MadeImages) -> list[dict[str, Any]]:
 
 
 def record_sets(images: MadeImages) -> list[dict[str, Any]]:
-    taken: list[str] = ["file", "image", "SubjectID", "Seed", "Split"]
+    taken: list[str] = ["file", "image", "SubjectID", "Seed"]
     fields = [_file(images)]
     if images.image.file_format == "png":  # mlcroissant has no reader of NIfTI
         fields.append(
@@ -94,7 +94,6 @@ def _file(images: MadeImages) -> dict[str, Any]:
 _KNOWN = {
     "SubjectID": ("sc:Text", "Whose image it is, as text: 0001 is not 1."),
     "Seed": ("sc:Integer", "Gives the same image again, by the same model."),
-    "Split": ("sc:Text", "train, validation or test."),
 }
 
 
@@ -103,7 +102,7 @@ def _known(column: str, images: MadeImages) -> dict[str, Any]:
     if column != "SubjectID" or images.is_derived:
         return _column(column, column, kind, text)
     # The name of a made image is its number, which readers of a CSV take for one: 00001 is not 1.
-    found = _column(column, "Channel_0", kind, "Of nobody: the image's own number, as text.")
+    found = _column(column, "Channel_0", kind, "No person: the number of the image, as text.")
     suffix = re.escape(images.image.file_format)
     found["source"]["transform"] = {"regex": rf"^(?:images/)?(.+)\.{suffix}$"}
     return found

@@ -91,7 +91,7 @@ def _images(
     family = trained.config["model"]["name"]
     return MadeImages(
         image, family, trained.sha256, asked["task"], asked.get("seed"), number, columns,
-        manifest_sha256,
+        [str(step["name"]) for step in asked["postprocessing"]], manifest_sha256,
     )  # fmt: skip
 
 

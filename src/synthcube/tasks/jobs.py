@@ -66,7 +66,7 @@ class Job(ABC):
     """Images to make; each depends on its place among them alone, and on its batch's size."""
 
     asked: dict[str, Any]
-    """What the record says of it."""
+    """What the record says of it, but for the postprocessing."""
     rows: tuple[Row, ...] = ()
     """The images that others are made of."""
 
@@ -74,6 +74,11 @@ class Job(ABC):
         self.request = request
         self.spec = request.trained.image
         self.num_images = num_images
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was asked for, in full."""
+        return self.asked | {"postprocessing": self.request.after.record}
 
     def batches(self) -> list[range]:
         """All images, in their order, as they are made at once."""
@@ -91,10 +96,9 @@ class Job(ABC):
         request = self.request
         if request.croissant is not None:
             croissant.check(
-                request.trained, self.asked, self.num_images, self.rows, request.croissant
+                request.trained, self.record, self.num_images, self.rows, request.croissant
             )
-        record = self.asked | {"postprocessing": request.after.record}
-        claim(request.out, request.trained, record, request.precision)
+        claim(request.out, request.trained, self.record, request.precision)
         (request.out / CROISSANT).unlink(missing_ok=True)  # it comes back last
 
     @abstractmethod
@@ -106,7 +110,7 @@ class Job(ABC):
         request, picture = self.request, self.close(made)
         if request.croissant is not None:
             croissant.write(
-                request.out, request.trained, self.asked, self.num_images, request.croissant
+                request.out, request.trained, self.record, self.num_images, request.croissant
             )
         return picture
 
