@@ -83,9 +83,11 @@ def text(value: bytes | None) -> str:
 
 
 def test_made_images_are_read_back_with_what_they_follow(
-    conditional: Path, cli, tmp_path: Path, caplog
+    conditional: Path, cli, tmp_path: Path, monkeypatch, caplog
 ) -> None:
-    out = tmp_path / "images"
+    monkeypatch.setattr(socket, "gethostname", lambda: HOST)
+    monkeypatch.setattr(getpass, "getuser", lambda: PERSON)
+    out = tmp_path / PERSON / FOLDER / "images"
     words = ("infer", "-m", conditional, "-o", out, "-n", 3, "--seed", 5, "--croissant")
     caplog.set_level(logging.WARNING)
     code, told, err = cli(*words, "--license", "cc-by-4.0", "--creator", "A group of three")
@@ -94,6 +96,11 @@ def test_made_images_are_read_back_with_what_they_follow(
     assert f"Description: {out / 'croissant.json'}" in told
     said, dataset = read(out)
     assert warnings(dataset) == UNKNOWN
+    held = (out / "croissant.json").read_text()
+    with (conditional / "split.csv").open(newline="") as file:
+        subjects = [row["SubjectID"] for row in csv.DictReader(file)]
+    places = (str(tmp_path), str(conditional.parent))
+    assert [word for word in (PERSON, HOST, FOLDER, *places, *subjects) if word in held] == []
     assert index in said["description"]
     assert index in said["prov:wasGeneratedBy"]["prov:used"]["prov:label"]
     assert "For research only" in said["description"]
@@ -254,6 +261,15 @@ def test_of_several_processes_one_writes_it(conditional: Path, tmp_path: Path, c
     assert sum(out.count("Description: ") for out, _ in told) == 1
     written = [(tmp_path / side / "croissant.json").read_bytes() for side in ("one", "ranks")]
     assert written[0] == written[1]
+
+
+def test_a_user_may_be_called_as_a_word_of_ours(
+    conditional: Path, cli, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(getpass, "getuser", lambda: "research")
+    words = ("infer", "-m", conditional, "-o", tmp_path / "images", "-n", 1, "--croissant")
+    code, _, err = cli(*words, "--license", "mit", "--creator", "The research group")
+    assert code == 0, err
 
 
 def test_nothing_is_made_where_people_would_be_told_of(

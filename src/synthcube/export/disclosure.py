@@ -66,6 +66,12 @@ class MadeImages:
         return self.task != "generate"
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """All that is told of them in words that are not SynthCube's."""
+        named = [(each.name, *each.classes) for each in self.image.conditions]
+        return (self.family, *self.steps, *(word for words in named for word in words))
+
+    @property
     def model(self) -> str:
         return (
             f"a {self.family} with SynthCube {__version__} (SHA-256 of its artifact.json: "

@@ -95,9 +95,7 @@ class Job(ABC):
         """
         request = self.request
         if request.croissant is not None:
-            croissant.check(
-                request.trained, self.record, self.num_images, self.rows, request.croissant
-            )
+            croissant.check(request.trained, self.record, self.rows, request.croissant)
         claim(request.out, request.trained, self.record, request.precision)
         (request.out / CROISSANT).unlink(missing_ok=True)  # it comes back last
 
