@@ -156,9 +156,11 @@ def test_volumes(tmp_path: Path, cli) -> None:
     (tmp_path / "config.yaml").write_text(yaml_text.dump(settings))
     train(tmp_path / "config.yaml", tmp_path / "data", tmp_path / "run")
     out = tmp_path / "images"
-    code, _, err = cli("infer", "-m", tmp_path / "run", "-o", out, "-c", tmp_path / "config.yaml")
+    words = ("-o", out, "-c", tmp_path / "config.yaml", "--croissant", "--creator", "Us")
+    code, _, err = cli("infer", "-m", tmp_path / "run", *words)
     assert code == 0, err
     said, dataset = read(out)
+    assert (said["license"], said["creator"][0]["name"]) == ("cc-by-4.0", "Us"), "YAML, then words"
     assert warnings(dataset) == UNKNOWN
     assert said["distribution"][1]["includes"] == "images/*.nii.gz"
     assert said["rai:dataManipulationProtocol"].endswith("after the model: clip.")

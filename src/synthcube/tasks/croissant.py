@@ -21,10 +21,13 @@ from synthcube.storage import sha256, write_json
 log = logging.getLogger("synthcube")
 
 
-def wished(section: Mapping[str, Any]) -> CroissantConfig | None:
-    """What the section `sampling` of a config says; None: no description is wished."""
+def wished(section: Mapping[str, Any], given: CroissantConfig | None) -> CroissantConfig | None:
+    """What is given over what the section `sampling` says; None: no description is wished."""
     said = section.get("croissant")
-    return None if said is None else CroissantConfig.model_validate(said)
+    if said is None:
+        return given
+    over = given.model_dump(exclude_defaults=True) if given else {}
+    return CroissantConfig.model_validate({**said, **over})
 
 
 def check(

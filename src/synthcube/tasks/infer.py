@@ -49,7 +49,7 @@ def infer(
         conditions_path: CSV of what each image follows, in place of a number.
         config_path: YAML whose seed, sampling and compute win over those of the training.
         num_devices: in place of compute.num_devices; 1 makes every image in this process.
-        croissant: in place of sampling.croissant: describe the images in croissant.json.
+        croissant: over sampling.croissant: describe the images in croissant.json.
 
     Raises:
         ConfigError: the YAML is not valid.
@@ -63,7 +63,7 @@ def infer(
     precision, reason = compute.precision(settings["compute"]["precision"], device)
     asked = _Asked(
         model_path, out, settings, precision, num_images, seed, data_path, batch_size,
-        tuple(conditions), conditions_path, croissant or wished(settings["sampling"]),
+        tuple(conditions), conditions_path, wished(settings["sampling"], croissant),
     )  # fmt: skip
     launched = 1 if num_devices == 1 else runtime.launched_processes()
     if launched > 1 and launched == _processes(settings["compute"], device):
