@@ -110,8 +110,6 @@ def _open(shared: Path, data: Path, images: Path, opened: Path) -> None:
 
 
 def _compare(one: Path, other: Path) -> None:
-    first, second = (
-        {path.name: sha256(path) for path in sorted(folder.iterdir())} for folder in (one, other)
-    )
+    first, second = ([sha256(path) for path in sorted(folder.iterdir())] for folder in (one, other))
     if first != second:
         raise ValueError(f"the exported model makes other images: {first} and {second}")
