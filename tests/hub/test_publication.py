@@ -154,17 +154,17 @@ def test_a_run_that_was_trained_with_the_section_tells_nobody(
 ) -> None:
     config, run = tiny_config(), tmp_path / "run"
     text = config.read_text()
-    config.write_text(f"{text}export: {{push_to: {NAME}, notes: private}}\n")
+    config.write_text(f"{text}export: {{license: mit, push_to: {NAME}, notes: private}}\n")
     short = ["training.max_epochs=1", "training.sample_every_n_epochs=0"]
     train(config, phantoms, run, overrides=short)
-    config.write_text(f"{text}export: {{license: mit}}\n")
-    train(config, phantoms, run, overrides=["training.max_epochs=2", short[1]])
     code, out, err = cli("export", "-m", run, "-o", tmp_path / "model")
     assert code == 0, err
     assert "No license is stated" in out
     for path in (tmp_path / "model").iterdir():
         assert b"alice" not in path.read_bytes()
         assert b"private" not in path.read_bytes()
+    config.write_text(f"{text}export: {{license: mit}}\n")
+    train(config, phantoms, run, overrides=["training.max_epochs=2", short[1]])
 
 
 def test_an_evaluation_that_mlcube_only_names(share, tmp_path: Path) -> None:
