@@ -12,7 +12,8 @@ from synthcube import sampling, storage
 from synthcube.data.conditions import requested
 from synthcube.data.wishes import complete
 from synthcube.errors import ConfigError, FamilyError
-from synthcube.export.runtimes.formats import FORMATS, Converted, Runtime, Weights, record_name
+from synthcube.export.config import Runtime, Weights
+from synthcube.export.runtimes.formats import FORMATS, Converted, record_name
 from synthcube.export.runtimes.networks import used_networks
 from synthcube.export.runtimes.programs import program
 from synthcube.export.runtimes.substitution import substitute

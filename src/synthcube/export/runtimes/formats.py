@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
+from synthcube.export.config import Runtime, Weights
 from synthcube.export.runtimes import onnx, openvino
 from synthcube.schema import List, Schema
 
-Runtime = Literal["onnx", "openvino"]
-Weights = Literal["float32", "float16", "int8"]
-
 FORMATS: dict[Runtime, Any] = {"onnx": onnx, "openvino": openvino}
+RUNTIMES: tuple[Runtime, ...] = tuple(FORMATS)
 
 
 class Input(Schema):
@@ -46,10 +45,10 @@ def record_name(runtime: Runtime) -> str:
     return f"{runtime}.json"
 
 
-def is_part(name: str) -> bool:
-    """Whether a file of an exported folder belongs to a conversion."""
+def is_part(name: str, *runtimes: Runtime) -> bool:
+    """Whether a file of an exported folder belongs to a conversion, for those runtimes or any."""
     return any(
-        name == record_name(runtime)
-        or (name.startswith(f"{runtime}.") and name.endswith(form.SUFFIXES))
-        for runtime, form in FORMATS.items()
+        name == record_name(each)
+        or (name.startswith(f"{each}.") and name.endswith(FORMATS[each].SUFFIXES))
+        for each in runtimes or RUNTIMES
     )

@@ -8,13 +8,15 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import torch
-from torch.export import ExportedProgram
 
 from synthcube.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 WEIGHTS = ("float32",)
 SUFFIXES = (".onnx", ".onnx.data")
@@ -45,11 +47,13 @@ def save(
     size = sum(each.nbytes for each in program.state_dict.values())
     path = folder / f"{stem}.onnx"
     with _quiet():
-        torch.onnx.export(
-            program, (), path, dynamo=True, verbose=False, opset_version=_OPSET,
+        made: Any = torch.onnx.export(
+            program, (), dynamo=True, verbose=False, opset_version=_OPSET,
             input_names=[f"input_{place}" for place in range(len(shapes))],
-            external_data=size > _LARGEST_BYTES,
         )  # fmt: skip
+        for node in made.model.graph.all_nodes():
+            node.metadata_props.clear()  # where in whose files each is from
+        made.save(path, external_data=size > _LARGEST_BYTES)
 
 
 class Session:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.export import ExportedProgram
 
 from synthcube.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 WEIGHTS = ("float32", "float16", "int8")
 SUFFIXES = (".xml", ".bin")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from synthcube.errors import FamilyError
 from synthcube.export.runtimes.layers import channels_last_layers
 from synthcube.export.runtimes.networks import Network
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 def program(network: Network) -> ExportedProgram:
@@ -21,6 +23,8 @@ def program(network: Network) -> ExportedProgram:
     Raises:
         FamilyError: it does what torch.export cannot follow.
     """
+    from torch.export import Dim, export
+
     tensors, axes = [], []
     for given, value in zip(network.inputs, network.values, strict=True):
         if given.shape is not None:
@@ -32,9 +36,7 @@ def program(network: Network) -> ExportedProgram:
     try:
         with torch.no_grad(), warnings.catch_warnings(), channels_last_layers(network.module):
             warnings.simplefilter("ignore")
-            return torch.export.export(
-                _OfTensors(network), tuple(tensors), dynamic_shapes=(tuple(axes),)
-            )
+            return export(_OfTensors(network), tuple(tensors), dynamic_shapes=(tuple(axes),))
     except Exception as error:
         raise FamilyError(
             f"{network.name} cannot be converted, because torch.export cannot follow what it does "

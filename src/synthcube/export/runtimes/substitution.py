@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from synthcube.errors import ArtifactError
-from synthcube.export.runtimes.formats import FORMATS, Converted, Input, Runtime, record_name
+from synthcube.export.config import Runtime
+from synthcube.export.runtimes.formats import FORMATS, Converted, Input, record_name
 
 
 def converted(folder: Path, runtime: Runtime) -> Converted:
