@@ -29,6 +29,7 @@ from synthcube.data.transforms import DataConfig
 from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.export.config import ExportConfig
+from synthcube.export.croissant import CroissantConfig
 from synthcube.family import FamilyConfig
 from synthcube.schema import List, Schema
 from synthcube.training import strategies
@@ -49,6 +50,11 @@ class SamplingConfig(Schema):
         default=(),
         description="What is done to each image, in its own intensities, before it is written, "
         "such as [{name: clip, low: 0}, {name: largest_component, above: 40}].",
+    )
+    croissant: CroissantConfig | None = Field(
+        default=None,
+        description="Describe the images in croissant.json: {license: cc-by-4.0}, or {} where no "
+        "license can be stated.",
     )
 
 

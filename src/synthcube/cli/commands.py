@@ -95,18 +95,31 @@ def infer(
         Optional[Path],  # noqa: UP045
         typer.Option(help="CSV of what each image follows, in place of a number."),
     ] = None,
+    croissant: Annotated[
+        bool, typer.Option("--croissant", help="Describe the images in croissant.json.")
+    ] = False,
+    license_id: Annotated[
+        str, typer.Option("--license", help="License of the images, for croissant.json.")
+    ] = "",
+    creator: Annotated[
+        list[str], typer.Option(help="Group that answers for the images; repeatable.")
+    ] = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
 ) -> None:
     """Generate images, or reconstruct or translate those given."""
     begin(plugins)
+    from synthcube.export.croissant import CROISSANT, stated
     from synthcube.tasks.infer import infer as task
 
     picture = task(
         located(model), output, num_images=num_images, seed=seed, data_path=data,
         batch_size=batch_size, config_path=config, conditions=condition, conditions_path=conditions,
+        croissant=stated(croissant, license_id, creator),
     )  # fmt: skip
     if picture:
         print(f"Images: {output / 'images'}\nPicture: {picture}")
+    if picture and (output / CROISSANT).exists():
+        print(f"Description: {output / CROISSANT}")
 
 
 @app.command()

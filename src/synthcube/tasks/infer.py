@@ -16,7 +16,9 @@ from synthcube.data.manifest import read_manifest
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.wishes import parse_counts, read_wishes
 from synthcube.errors import FamilyError
+from synthcube.export.croissant import CroissantConfig
 from synthcube.family import Reconstructs, Samples
+from synthcube.tasks.croissant import wished
 from synthcube.tasks.jobs import Generation, Job, Reconstruction, Request, Translation
 from synthcube.tasks.shares import make_alone, make_in_pool, make_in_ranks
 
@@ -35,6 +37,7 @@ def infer(
     conditions: Sequence[str] = (),
     conditions_path: Path | None = None,
     num_devices: int | None = None,
+    croissant: CroissantConfig | None = None,
 ) -> Path | None:
     """Generate images, or reconstruct or translate those at `data_path`; returns a picture of them.
 
@@ -46,6 +49,7 @@ def infer(
         conditions_path: CSV of what each image follows, in place of a number.
         config_path: YAML whose seed, sampling and compute win over those of the training.
         num_devices: in place of compute.num_devices; 1 makes every image in this process.
+        croissant: over sampling.croissant: describe the images in croissant.json.
 
     Raises:
         ConfigError: the YAML is not valid.
@@ -59,7 +63,7 @@ def infer(
     precision, reason = compute.precision(settings["compute"]["precision"], device)
     asked = _Asked(
         model_path, out, settings, precision, num_images, seed, data_path, batch_size,
-        tuple(conditions), conditions_path,
+        tuple(conditions), conditions_path, wished(settings["sampling"], croissant),
     )  # fmt: skip
     launched = 1 if num_devices == 1 else runtime.launched_processes()
     if launched > 1 and launched == _processes(settings["compute"], device):
@@ -91,6 +95,7 @@ class _Asked:
     batch_size: int | None
     conditions: tuple[str, ...]
     conditions_path: Path | None
+    croissant: CroissantConfig | None
 
     def open(self, device: torch.device) -> Job:
         """The job, its model on that device."""
@@ -100,6 +105,7 @@ class _Asked:
             trained, family, self.out, self.batch_size or settings["sampling"]["batch_size"],
             self.precision, settings["seed"] if self.seed is None else self.seed,
             Postprocessing(settings["sampling"].get("postprocessing", ()), trained.image),
+            self.croissant,
         )  # fmt: skip
         if self.data_path:
             return self._of_images(request, self.data_path)

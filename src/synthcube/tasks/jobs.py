@@ -25,7 +25,9 @@ from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.transforms import DataConfig
 from synthcube.data.wishes import Wish, complete
 from synthcube.errors import ImageError
+from synthcube.export.croissant import CROISSANT, CroissantConfig
 from synthcube.schema import ImageSpec
+from synthcube.tasks import croissant
 from synthcube.tasks.image_folder import claim, finish, finish_pairs, write
 
 _IN_GRID = 64
@@ -43,6 +45,8 @@ class Request:
     precision: str
     seed: int
     after: Postprocessing
+    croissant: CroissantConfig | None = None
+    """What croissant.json says that only the user can; None: there is none."""
 
     def write(self, stem: str, image: torch.Tensor, spec: ImageSpec) -> str:
         return write(self.out, stem, image, spec, self.after)
@@ -62,12 +66,19 @@ class Job(ABC):
     """Images to make; each depends on its place among them alone, and on its batch's size."""
 
     asked: dict[str, Any]
-    """What the record says of it."""
+    """What the record says of it, but for the postprocessing."""
+    rows: tuple[Row, ...] = ()
+    """The images that others are made of."""
 
     def __init__(self, request: Request, num_images: int) -> None:
         self.request = request
         self.spec = request.trained.image
         self.num_images = num_images
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was asked for, in full."""
+        return self.asked | {"postprocessing": self.request.after.record}
 
     def batches(self) -> list[range]:
         """All images, in their order, as they are made at once."""
@@ -80,9 +91,13 @@ class Job(ABC):
 
         Raises:
             OutputError: it holds other images, or cannot be written.
+            ArtifactError: the images cannot be described as is wished.
         """
-        record = self.asked | {"postprocessing": self.request.after.record}
-        claim(self.request.out, self.request.trained, record, self.request.precision)
+        request = self.request
+        if request.croissant is not None:
+            croissant.check(request.trained, self.record, self.rows, request.croissant)
+        claim(request.out, request.trained, self.record, request.precision)
+        (request.out / CROISSANT).unlink(missing_ok=True)  # it comes back last
 
     @abstractmethod
     def make(self, rows: range) -> list[Made]:
@@ -90,6 +105,15 @@ class Job(ABC):
 
     def finish(self, made: Sequence[Made]) -> Path:
         """Write what is written once, after all of the images: `made`, in their order."""
+        request, picture = self.request, self.close(made)
+        if request.croissant is not None:
+            croissant.write(
+                request.out, request.trained, self.record, self.num_images, request.croissant
+            )
+        return picture
+
+    def close(self, made: Sequence[Made]) -> Path:
+        """Write the picture, which is returned, and the manifest."""
         pairs = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in _tiles(made)]
         return finish_pairs(self.request.out, [each.row for each in made], pairs, self.spec)
 
@@ -120,7 +144,7 @@ class Generation(Job):
             made.append(Made(row | _followed(self.spec, self.values[index]), tiles))
         return made
 
-    def finish(self, made: Sequence[Made]) -> Path:
+    def close(self, made: Sequence[Made]) -> Path:
         tiles = [torch.from_numpy(tile) for (tile,) in _tiles(made)]
         rows = [each.row for each in made]
         return finish(self.request.out, rows, tiles, self.spec, columns=None)
