@@ -122,6 +122,20 @@ def test_infer_takes_seed_and_number_from_its_own_file(cli, given, tmp_path: Pat
     assert line.startswith(f"error: parameters_file (--config) {tmp_path / 'no'}: No such file")
 
 
+def test_export_takes_its_section_from_a_file(cli, first_stage, tmp_path: Path) -> None:
+    words = (f"--model_path={first_stage('vqvae')}", f"--output_path={tmp_path / 'model'}")
+    path = tmp_path / "own.yaml"
+    path.write_text("seed: 5\nexport: {license: mit, notes: Ours.}\n")
+    missing = f"--parameters_file={tmp_path / 'no'}"
+    code, line = cli("export", *words, missing)
+    assert code == 2
+    assert line.startswith(f"error: parameters_file (--config) {tmp_path / 'no'}: No such file")
+    assert cli("export", *words, f"--parameters_file={path}")[0] == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "license: mit" in card
+    assert "Ours." in card
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize(
     ("data", "expected"),

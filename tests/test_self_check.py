@@ -13,7 +13,7 @@ import pytest
 from synthcube import registry
 from synthcube.tasks.self_check import self_check
 
-STEPS = ("phantoms", "train", "infer", "evaluate", "export", "verify")
+STEPS = ("phantoms", "train", "infer", "evaluate", "export", "verify", "open in Python")
 
 
 def test_every_family_goes_the_whole_way_in_2d_and_3d(

@@ -28,6 +28,7 @@ from synthcube.data.postprocessing import PostprocessingConfig
 from synthcube.data.transforms import DataConfig
 from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.evaluation.config import EvaluationConfig
+from synthcube.export.config import ExportConfig
 from synthcube.export.croissant import CroissantConfig
 from synthcube.family import FamilyConfig
 from synthcube.schema import List, Schema
@@ -68,6 +69,9 @@ class RunConfig(Schema):
     compute: ComputeConfig = Field(default=ComputeConfig(), description="Where to compute.")
     evaluation: EvaluationConfig = Field(
         default=EvaluationConfig(), description="What evaluate computes."
+    )
+    export: ExportConfig = Field(
+        default=ExportConfig(), description="What export says of the model, and where it goes."
     )
 
     @model_validator(mode="after")

@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError
 from typing_extensions import Self
 
 from synthcube import artifact, registry
-from synthcube.adversarial import AdversarialFamily
+from synthcube.artifact import Artifact
+from synthcube.digests import PREFIX, weights_digest
 from synthcube.errors import ConfigError
 from synthcube.family import Family, FamilyConfig
 from synthcube.names import TRAINED
@@ -38,7 +39,9 @@ class TwoStageConfig(FamilyConfig):
         "hf://owner/name[@revision]; train writes the commit.",
     )
     first_stage_sha256: str = Field(
-        default="", description="Hash of its weights; written by train, checked where given."
+        default="",
+        description="Hash of its weights, the same for a run and for its export; written by train, "
+        "checked where given.",
     )
     first_stage_config: dict[str, Any] | None = Field(
         default=None, description="Its section `model`; written by train."
@@ -60,11 +63,12 @@ class TwoStageConfig(FamilyConfig):
                 f"model.first_stage {self.first_stage}: this is a trained {family.config.name}; "
                 f"{self.name} needs a {self.needs}, or another that can do the same."
             )
-        digest = sha256(found.weights)
-        if self.first_stage_sha256 not in ("", digest):
+        asked = self.first_stage_sha256
+        digest = _digest(found, family, asked)
+        if asked not in ("", digest):
             raise ConfigError(
                 f"model.first_stage {self.first_stage}: the SHA-256 of its weights is {digest}, "
-                f"and model.first_stage_sha256 is {self.first_stage_sha256}."
+                f"and model.first_stage_sha256 is {asked}."
             )
         read = {
             "first_stage_sha256": digest,
@@ -122,8 +126,8 @@ class FirstStage(torch.nn.Module):
 
     def __init__(self, family: Family) -> None:
         super().__init__()
-        if isinstance(family, AdversarialFamily):
-            family.discriminator = None  # was for its own training
+        for name in family.unaveraged:
+            setattr(family, name, None)  # was for its own training
         self.family: Any = family.eval().requires_grad_(False)
         self.kept: torch.Tensor | None = None
         """What it made of every image of the manifest, by row."""
@@ -139,13 +143,28 @@ class FirstStage(torch.nn.Module):
         """Take the weights of the artifact at `path`.
 
         Raises:
-            SynthCubeError: there is none, or its weights do not have that SHA-256.
+            SynthCubeError: there is none, or its weights do not have that hash.
         """
         found = artifact.load(path)
-        if sha256(found.weights) != digest:
+        family = found.build(torch.device("cpu"))
+        if _digest(found, family, digest) != digest:
             raise ConfigError(f"model.first_stage {path} is not the one that was checked.")
-        trained = FirstStage(found.build(torch.device("cpu")))
-        self.load_state_dict(trained.state_dict(), strict=True)
+        self.load_state_dict(FirstStage(family).state_dict(), strict=True)
+
+
+def _digest(found: Artifact, family: Family, asked: str) -> str:
+    """The hash of a first stage, of the kind that is asked for.
+
+    It is that of the weights that compress and restore images: an export has no others. Runs of
+    older versions ask for that of the file.
+    """
+    if asked and not asked.startswith(PREFIX):
+        return sha256(found.weights)
+    left_out = tuple(f"{name}." for name in family.unaveraged)
+    weights = family.state_dict()
+    return weights_digest(
+        {name: each for name, each in weights.items() if not name.startswith(left_out)}
+    )
 
 
 class TwoStageFamily(Family):

@@ -8,13 +8,15 @@ without it their tests are skipped.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -220,9 +222,9 @@ def mlcube(need, tmp_path_factory: pytest.TempPathFactory) -> Launch:
     if os.getuid():
         environment["PODMAN_USERNS"] = "keep-id"
 
-    def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    def run(folder: Path, *words: object, **extra: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(found), "run", *map(str, words)], cwd=folder, env=environment,
+            [str(found), "run", *map(str, words)], cwd=folder, env={**environment, **extra},
             capture_output=True, text=True, timeout=900,
         )  # fmt: skip
 
@@ -237,3 +239,18 @@ def podman(tool: str, image: str) -> list[str]:
     """
     other = [] if image == "synthcube:latest" else ["--", f"-Pdocker.image={image}"]
     return [f"-Pdocker.docker={tool}", *other]
+
+
+@pytest.fixture
+def hub() -> Iterator[Any]:
+    """The Hub of tests/hub, on loopback, which a container reaches with the host's network."""
+    path = ROOT / "tests" / "hub" / "conftest.py"
+    specification = importlib.util.spec_from_file_location("loopback_hub", path)
+    assert specification
+    assert specification.loader
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["loopback_hub"] = module  # where its dataclasses look for their names
+    specification.loader.exec_module(module)
+    with module.serving() as state:
+        yield state
+    del sys.modules["loopback_hub"]

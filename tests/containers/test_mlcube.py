@@ -145,6 +145,35 @@ def test_singularity_makes_the_same_images(
     assert "error: model_path /mlcube_io0: no trained model is here" in fault(again)
 
 
+def test_export_publishes_with_a_token_that_only_the_environment_has(
+    mlcube, podman, tool: str, image: str, tree: Path, hub
+) -> None:
+    """As docs/how-to/share.md says it; without network and token, only the folder is made."""
+    config, model = tree / "workspace" / "config.yaml", tree / "workspace" / "model"
+    text = config.read_text(encoding="utf-8")
+    section = "export: {license: mit, push_to: alice/brains, notes: Ours.}\n"
+    config.write_text(text + section, encoding="utf-8")
+    succeeded(mlcube(tree, "--mlcube=mlcube", "--task=train", *podman))
+    export = ("--mlcube=mlcube", "--task=export")
+    assert "there is no token; set HF_TOKEN" in fault(mlcube(tree, *export, *podman))
+    assert (model / "artifact.json").is_file()
+    secret = {"HF_TOKEN": next(iter(hub.users)), "HF_ENDPOINT": hub.endpoint}
+    passed_on = "-Pdocker.env_args=-e HF_TOKEN -e HF_ENDPOINT"
+    told = fault(mlcube(tree, *export, passed_on, *podman, **secret))
+    assert "cannot be reached" in told
+    log = succeeded(mlcube(tree, *export, "--network=host", passed_on, *podman, **secret))
+    assert "evaluation: there is no results.yaml" in log
+    assert f"Published: hf://alice/brains@{hub.repos['alice/brains'].branches['main']}" in log
+    left = subprocess.run(
+        [tool, "ps", "--all", "--quiet", f"--filter=ancestor={image}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert left.stdout == "", "a container that is left would know the token"
+    files = [path for path in tree.rglob("*") if path.is_file()]
+    assert not [path for path in files if secret["HF_TOKEN"].encode() in path.read_bytes()]
+    assert secret["HF_TOKEN"] not in log + told
+
+
 @pytest.mark.parametrize(
     ("task", "given", "expected"),
     [

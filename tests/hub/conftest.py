@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -98,9 +99,9 @@ class Hub:
         return repo
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """The Hub that this process talks to, as alice."""
+@contextmanager
+def serving() -> Iterator[Hub]:
+    """A Hub that answers on loopback, with alice's and bob's tokens."""
     state = Hub()
     handler = type("Handler", (_Handler,), {"hub": state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -108,6 +109,24 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     state.endpoint = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def served() -> Iterator[Hub]:
+    with serving() as state:
+        yield state
+
+
+@pytest.fixture
+def hub(served: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    """The Hub that this process talks to, as alice."""
+    state = served
     known_hosts = getattr(constants, "HF_URL_HOSTS", frozenset()) | {"127.0.0.1"}
     files = state.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     settings = {"ENDPOINT": state.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": files,
@@ -120,10 +139,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     # The client waits up to half a minute before it gives up on a Hub that is dead.
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    return state
 
 
 class _Handler(BaseHTTPRequestHandler):

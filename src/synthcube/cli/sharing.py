@@ -15,8 +15,12 @@ from synthcube.cli.options import Model, Output, Plugins
 def export(
     model: Model,
     output: Output,
-    evaluation: Annotated[
+    config: Annotated[
         Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
+        typer.Option("--config", "-c", "--parameters_file", help="YAML with a section `export`."),
+    ] = None,
+    evaluation: Annotated[
+        Optional[Path],  # noqa: UP045
         typer.Option(help="results.yaml of synthcube evaluate, for the card's table."),
     ] = None,
     license_id: Annotated[
@@ -30,15 +34,16 @@ def export(
         typer.Option(help="Markdown of yours for the card: authors, data, limits."),
     ] = None,
     model_version: Annotated[
-        str, typer.Option("--model_version", help="Version of the model, its tag on a Hub.")
-    ] = "1.0.0",
+        str, typer.Option("--model_version", help="Version of the model, its tag on a Hub: 1.0.0.")
+    ] = "",
     push_to: Annotated[
         str, typer.Option("--push_to", metavar="OWNER/NAME", help="Publish it there, on a Hub.")
     ] = "",
     public: Annotated[
-        bool, typer.Option("--public", help="For everyone to see; private otherwise.")
-    ] = False,
-    revision: Annotated[str, typer.Option(help="Branch to push to.")] = "main",
+        Optional[bool],  # noqa: UP045
+        typer.Option("--public/--private", help="For everyone to see; private by default."),
+    ] = None,
+    revision: Annotated[str, typer.Option(help="Branch to push to: main.")] = "",
     commit_message: Annotated[
         str, typer.Option("--commit_message", help="What the commit says.")
     ] = "",
@@ -46,27 +51,27 @@ def export(
 ) -> None:
     """Verify a trained model and write a folder to share; publish it, if you say where."""
     begin(plugins)
-    from synthcube import addresses
-    from synthcube.errors import ConfigError
     from synthcube.tasks.export import export as task
+    from synthcube.tasks.publication import place, present, publication
 
-    place = str(addresses.Address(addresses.repo_id(push_to))) if push_to else ""
-    if push_to and not license_id:
-        raise ConfigError(
-            "--push_to needs a license, and none is ever assumed: say which, as in --license "
-            "apache-2.0; it must be one that the owners of the training images allow."
-        )
+    given = {
+        "license": license_id, "datasets": tuple(dataset), "version": model_version,
+        "push_to": push_to, "public": public, "revision": revision,
+        "commit_message": commit_message,
+    }  # fmt: skip
+    said = publication(config, given)
     folder = task(
-        located(model), output, evaluation=evaluation, license_id=license_id, datasets=dataset,
-        notes=notes, version=model_version, place=place,
+        located(model), output, evaluation=present(evaluation), license_id=said.license,
+        datasets=said.datasets, notes=notes or said.notes, version=said.version, place=place(said),
     )  # fmt: skip
     print(f"Exported model: {folder}")
-    if not license_id:
+    if not said.license:
         print("No license is stated (--license): without one nobody else may use the model.")
-    if push_to:
+    if said.push_to:
         from synthcube.export.push import push
 
         address, is_new = push(
-            folder, push_to, public=public, revision=revision, message=commit_message
-        )
+            folder, said.push_to,
+            public=said.public, revision=said.revision, message=said.commit_message,
+        )  # fmt: skip
         print(f"{'Published' if is_new else 'Already published, nothing to do'}: {address}")

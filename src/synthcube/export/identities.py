@@ -13,6 +13,7 @@ from typing import Any
 
 from synthcube import addresses
 from synthcube.errors import ArtifactError, HubError
+from synthcube.export.config import TOKEN
 from synthcube.schema import ImageSpec
 
 REMOVED = "removed-by-export"
@@ -39,8 +40,9 @@ def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
     model = public.get("model")
     if isinstance(model, dict) and model.get("first_stage") == REMOVED:
         model["first_stage"] = ""
-    if isinstance(public.get("evaluation"), dict):
-        public.pop("evaluation")  # how others are judged, and where its weights lie
+    # How others are judged, and where its weights lie; where its owner publishes.
+    for section in ("evaluation", "export"):
+        public.pop(section, None)
     return public
 
 
@@ -126,7 +128,9 @@ def traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> list[
                 sought[str(Path(cell).parent)] = "a folder of the training images"
     sought.pop("/", None)
     sought.pop(".", None)
-    return [
+    tokens = [f"{name} holds a token: make a new one" for name, text in texts.items()
+              if TOKEN.search(text)]  # fmt: skip
+    return tokens + [
         f"{name} holds {what} ({word})"
         for name, text in texts.items()
         for word, what in sought.items()

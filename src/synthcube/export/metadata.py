@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from synthcube import __version__, runtime
 from synthcube.artifact import Artifact
 from synthcube.errors import ArtifactError, ConfigError
+from synthcube.export.config import VERSION
 from synthcube.export.scores import Results
 
 METADATA = "metadata.json"
@@ -23,7 +23,6 @@ _SCHEMA = (
     "meta_schema_20240725.json"
 )
 _UNKNOWN = "not stated"
-_VERSION = re.compile(r"\d+(\.\d+){1,2}([-.+]?[0-9A-Za-z.-]+)?")
 _BEYOND_MONAI = ("synthcube", "lightning", "diffusers", "pydantic", "safetensors", "torchio")
 
 
@@ -38,7 +37,7 @@ def metadata(
     Raises:
         ConfigError: `version` is none.
     """
-    if not _VERSION.fullmatch(version):
+    if not VERSION.fullmatch(version):
         raise ConfigError(f"--model_version {version}: two or three numbers, such as 1.0.0.")
     image, name = trained.image, trained.config["model"]["name"]
     installed = runtime.versions()

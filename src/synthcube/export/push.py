@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from synthcube.addresses import Address
 from synthcube.errors import HubError
 from synthcube.export import hub
 from synthcube.export.card import header_of
+from synthcube.export.config import BRANCH
 from synthcube.export.metadata import METADATA, version_of
 from synthcube.storage import sha256
 
@@ -27,7 +27,6 @@ log = logging.getLogger("synthcube")
 _LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 _NEUTRAL = (".gitattributes", artifact.CARD, *_LICENSES)
 _OURS = (artifact.WEIGHTS, artifact.EXPORTED_WEIGHTS, artifact.PICTURE, METADATA)
-_BRANCH = re.compile(r"[A-Za-z0-9][\w./-]*")
 
 
 def push(
@@ -92,7 +91,7 @@ def push(
 
 
 def _branch(revision: str) -> str:
-    if not _BRANCH.fullmatch(revision) or ".." in revision:
+    if not BRANCH.fullmatch(revision) or ".." in revision:
         raise HubError(f"--revision {revision!r} is no name of a branch.")
     return revision
 

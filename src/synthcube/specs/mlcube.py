@@ -77,7 +77,7 @@ def parameters_text(task: Task) -> str:
 def _parameters_text(title: str, parameters: Sequence[Parameter], mount: str) -> str:
     lines = [
         f"        {each.name}: {{type: {each.kind}, default: {each.default}, opts: {mount}}}"
-        f"  # {each.help}\n"
+        f"  # {each.help}{' (optional)' if each.optional else ''}\n"
         for each in parameters
     ]
     return f"      {title}:{'' if lines else ' {}'}\n" + "".join(lines)

@@ -83,8 +83,18 @@ TASKS = (
     ),
     Task(
         "export",
-        "Verify a trained model and write a folder to share.",
-        inputs=(_MODEL,),
+        "Verify a trained model and write a folder to share; publish it, if the YAML says where.",
+        inputs=(
+            _MODEL,
+            _CONFIG,
+            Parameter(
+                "evaluation",
+                "file",
+                "evaluation/results.yaml",
+                "what evaluate wrote",
+                optional=True,
+            ),
+        ),
         outputs=(Parameter("output_path", "directory", "model", "the folder to share"),),
     ),
 )

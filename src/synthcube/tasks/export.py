@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from synthcube.artifact import Artifact
 from synthcube.errors import ArtifactError, ConfigError, OutputError
 from synthcube.export import identities
 from synthcube.export.card import Story, Task, model_card
+from synthcube.export.config import DATASET, LICENSE
 from synthcube.export.metadata import METADATA, metadata
 from synthcube.export.scores import read_results
 from synthcube.family import Family, Samples
@@ -28,8 +28,6 @@ from synthcube.family import Family, Samples
 log = logging.getLogger("synthcube")
 
 CARD = artifact.CARD
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def export(
@@ -39,7 +37,7 @@ def export(
     evaluation: Path | None = None,
     license_id: str = "",
     datasets: Sequence[str] = (),
-    notes: Path | None = None,
+    notes: Path | str | None = None,
     version: str = "1.0.0",
     place: str = "",
 ) -> Path:
@@ -52,7 +50,7 @@ def export(
         evaluation: results.yaml of `synthcube evaluate`, for the card's table.
         license_id: as a Hub knows it, such as apache-2.0; none is ever assumed.
         datasets: names on a Hub of what it was trained on.
-        notes: Markdown of the authors, for the card.
+        notes: Markdown of the authors, for the card: the path of a file, or the text itself.
         version: of the model.
         place: where it will be published, for the card's commands.
 
@@ -103,7 +101,7 @@ def export(
 
 
 def _license(license_id: str) -> str:
-    if license_id and not _LICENSE.fullmatch(license_id):
+    if license_id and not LICENSE.fullmatch(license_id):
         raise ConfigError(
             f"--license {license_id!r}: give the identifier of a license as the Hub spells it, "
             "such as apache-2.0, cc-by-nc-4.0 or other."
@@ -112,12 +110,14 @@ def _license(license_id: str) -> str:
 
 
 def _datasets(names: Sequence[str]) -> tuple[str, ...]:
-    if wrong := [name for name in names if not _DATASET.fullmatch(name)]:
+    if wrong := [name for name in names if not DATASET.fullmatch(name)]:
         raise ConfigError(f"--dataset {wrong[0]!r}: give the name of a data set: owner/name.")
     return tuple(names)
 
 
-def _notes(path: Path | None) -> str:
+def _notes(path: Path | str | None) -> str:
+    if isinstance(path, str):
+        return path
     try:
         return path.read_text(encoding="utf-8") if path else ""
     except OSError as error:

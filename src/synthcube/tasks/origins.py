@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from synthcube import addresses
+from synthcube import addresses, artifact
 from synthcube.config import RunConfig
+from synthcube.digests import PREFIX
 from synthcube.errors import HubError
 from synthcube.export.pull import pull
+from synthcube.storage import sha256
 
 
 def pinned(settings: RunConfig, before: Mapping[str, Any]) -> RunConfig:
@@ -31,12 +33,29 @@ def pinned(settings: RunConfig, before: Mapping[str, Any]) -> RunConfig:
         settings = settings.model_copy(
             update={"model": model.model_copy(update={"first_stage": found})}
         )
+        model = settings.model
+    if kept := _kept_hash(model, before.get("model", {})):
+        settings = settings.model_copy(
+            update={"model": model.model_copy(update={"first_stage_sha256": kept})}
+        )
     start, recorded = training.start_from or "", before.get("training", {}).get("start_from", "")
     if (found := _pinned(start, recorded, is_needed=not recorded)) != start:
         settings = settings.model_copy(
             update={"training": training.model_copy(update={"start_from": found})}
         )
     return settings
+
+
+def _kept_hash(model: Any, recorded: Mapping[str, Any]) -> str:
+    """What a run of an older version was recorded with, where its first stage has that hash.
+
+    It was that of the file; a run is continued with the kind of hash that it has.
+    """
+    stage = getattr(model, "first_stage", "")
+    before = str(recorded.get("first_stage_sha256") or "")
+    if not stage or not before or before.startswith(PREFIX) or model.first_stage_sha256:
+        return ""
+    return before if sha256(artifact.load(stage).weights) == before else ""
 
 
 def _pinned(text: str, recorded: Any, *, is_needed: bool) -> str:

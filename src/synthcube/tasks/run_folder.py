@@ -29,6 +29,8 @@ _FREE = (
     "training.checkpoint_every_n_minutes.", "training.stop_signals.", "training.early_stop.",
     "sampling.", "compute.", "evaluation.", "data.num_workers.", "data.cache_gb.",
     "model.first_stage.",  # its hash must stay
+    "model.first_stage_image.labels.",  # an export leaves out those that are people
+    "export.",
 )  # fmt: skip
 # Keys that may not differ at all: the state of the optimizers would be of others.
 _FIXED = r"model\.(name|.*optimizer\.name)|training\.(freeze|start_.*)"

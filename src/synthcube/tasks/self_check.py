@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import synthcube
 from synthcube import artifact, registry, yaml_text
 from synthcube.data.phantom import write_phantoms
 from synthcube.family import Samples
@@ -58,6 +59,7 @@ def _steps(folder: Path, family: str, rank: int) -> dict[str, Callable[[], objec
         ),
         "export": lambda: export(run, shared),
         "verify": lambda: _verify(shared, data, images, folder / "again"),
+        "open in Python": lambda: _open(shared, data, images, folder / "opened"),
     }
 
 
@@ -96,9 +98,18 @@ def _source(model: Path, data: Path) -> Path | None:
 def _verify(shared: Path, data: Path, images: Path, again: Path) -> None:
     """The exported model makes the same images, byte for byte."""
     infer(shared, again, num_images=3, data_path=_source(shared, data))
-    first, second = (
-        {path.name: sha256(path) for path in sorted((folder / IMAGES).iterdir())}
-        for folder in (images, again)
-    )
+    _compare(images / IMAGES, again / IMAGES)
+
+
+def _open(shared: Path, data: Path, images: Path, opened: Path) -> None:
+    """And so it does for those who work in Python, from the same seed."""
+    model = synthcube.from_pretrained(shared)
+    made = model.reconstruct(data) if _source(shared, data) else model.sample(3)
+    made.save(opened)
+    _compare(images / IMAGES, opened)
+
+
+def _compare(one: Path, other: Path) -> None:
+    first, second = ([sha256(path) for path in sorted(folder.iterdir())] for folder in (one, other))
     if first != second:
         raise ValueError(f"the exported model makes other images: {first} and {second}")
