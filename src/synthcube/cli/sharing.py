@@ -64,7 +64,8 @@ def export(
 
     given = {
         "license": license_id, "datasets": tuple(dataset), "version": model_version,
-        "runtimes": tuple(runtime), "runtime_weights": runtime_weights, "push_to": push_to, "public": public, "revision": revision,
+        "runtimes": tuple(runtime), "runtime_weights": runtime_weights, "push_to": push_to,
+        "public": public, "revision": revision,
         "commit_message": commit_message,
     }  # fmt: skip
     said = publication(config, given)

@@ -1,4 +1,4 @@
-"""The networks of an exported model for other runtimes: made anew, or kept from an export before."""
+"""The networks of an exported model for other runtimes: made anew, or kept from before."""
 
 from __future__ import annotations
 

@@ -24,12 +24,14 @@ def channels_last_layers(module: nn.Module) -> Iterator[None]:
     """Every such layer inside of `module` is written so, for as long as this lasts."""
     changed: list[Any] = []
     for each in module.modules():
+        layer: Any = each
         if isinstance(each, nn.GroupNorm):
-            changed.append(each)
-            each.forward = _normalizing(each)
+            layer.forward = _normalizing(each)
+            changed.append(layer)
         elif isinstance(each, DiffusionUNetResnetBlock):
-            changed.append(each.time_emb_proj)
-            each.time_emb_proj.forward = _projecting(each.time_emb_proj)
+            layer = each.time_emb_proj
+            layer.forward = _projecting(each.time_emb_proj)
+            changed.append(layer)
     try:
         yield
     finally:
