@@ -75,6 +75,7 @@ def export(
         image=identities.public_image(trained.image, {row.get("SubjectID", "") for row in rows}),
     )
     family = trained.build(torch.device("cpu"))
+    num_images, num_subjects = _counts(rows)
     story = Story(
         license_id=_license(license_id),
         datasets=_datasets(datasets),
@@ -83,7 +84,8 @@ def export(
         place=place or "THIS_FOLDER",
         has_picture=_is_made(family, trained),
         task=_task(family, trained),
-        **_counts(rows),
+        num_images=num_images,
+        num_subjects=num_subjects,
     )
     said = story.results.prose if story.results else ""
     with conversions(trained, for_runtimes, runtime_weights) as converted:
@@ -139,10 +141,11 @@ def _notes(path: Path | str | None) -> str:
         raise ConfigError(f"--notes {path}: this is not a text file.") from error
 
 
-def _counts(rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
+def _counts(rows: Sequence[Mapping[str, str]]) -> tuple[int, int]:
+    """Images and subjects that were trained on."""
     trained = [row for row in rows if row.get("Split") == "train"]
     subjects = {row.get("SubjectID") for row in trained}
-    return {"num_images": len(trained), "num_subjects": len(subjects)}
+    return len(trained), len(subjects)
 
 
 def _task(family: Family, trained: Artifact) -> Task:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from synthcube.export.runtimes.formats import Input
 
+
 @dataclass(frozen=True, slots=True)
 class Network:
     """A part of a model that is called as a whole, with what it was called with."""

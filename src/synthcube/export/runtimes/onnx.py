@@ -37,7 +37,11 @@ def version() -> str:
 
 
 def save(
-    program: ExportedProgram, shapes: Sequence[Sequence[int | None]], folder: Path, stem: str, weights: str
+    program: ExportedProgram,
+    shapes: Sequence[Sequence[int | None]],
+    folder: Path,
+    stem: str,
+    weights: str,
 ) -> None:
     """Write a network's .onnx, and .onnx.data where it is large.
 

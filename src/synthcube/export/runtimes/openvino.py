@@ -34,7 +34,11 @@ def version() -> str:
 
 
 def save(
-    program: ExportedProgram, shapes: Sequence[Sequence[int | None]], folder: Path, stem: str, weights: str
+    program: ExportedProgram,
+    shapes: Sequence[Sequence[int | None]],
+    folder: Path,
+    stem: str,
+    weights: str,
 ) -> None:
     """Write a network's .xml and .bin.
 
