@@ -37,8 +37,8 @@ def export(
         str, typer.Option("--model_version", help="Version of the model, its tag on a Hub: 1.0.0.")
     ] = "",
     runtime: Annotated[
-        list[Literal["onnx", "openvino"]],
-        typer.Option(help="Convert the networks for it as well; repeatable."),
+        list[str],
+        typer.Option(help="Convert the networks for it as well: onnx, openvino; repeatable."),
     ] = [],  # noqa: B006
     runtime_weights: Annotated[
         Optional[Literal["float32", "float16", "int8"]],  # noqa: UP045

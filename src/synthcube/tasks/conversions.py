@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from synthcube import artifact, runtime
+from synthcube import artifact
 from synthcube.artifact import Artifact
 from synthcube.export.config import Runtime, Weights
 from synthcube.export.runtimes.conversion import check_request, convert
@@ -49,7 +49,7 @@ def conversions(
     ]
     records = [converted(trained.folder, each) for each in kept]
     files = [trained.folder / name for each in kept for name in listed if is_part(name, each)]
-    with tempfile.TemporaryDirectory(prefix="export-", dir=runtime.cache_folder()) as name:
+    with tempfile.TemporaryDirectory(prefix="synthcube-") as name:
         for each in asked:
             records.append(convert(trained.build(torch.device("cpu")), Path(name), each, weights))
             log.info(

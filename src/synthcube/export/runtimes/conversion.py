@@ -29,8 +29,10 @@ _TOLERANCE = 1e-3
 def check_request(runtime: Runtime, weights: Weights) -> None:
     """
     Raises:
-        ConfigError: the runtime is not installed, or does not store weights so.
+        ConfigError: the runtime is not known or not installed, or does not store weights so.
     """
+    if runtime not in FORMATS:
+        raise ConfigError(f"--runtime {runtime}: it must be {' or '.join(FORMATS)}.")
     form = FORMATS[runtime]
     if weights not in form.WEIGHTS:
         raise ConfigError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +58,7 @@ def save(
         }
     )
     if weights == "int8":
-        model = _nncf().compress_weights(model)
+        model = _in_8_bits(model)
     path = folder / f"{stem}.xml"
     ov.save_model(model, path, compress_to_fp16=weights == "float16")
 
@@ -113,8 +116,13 @@ def _openvino() -> Any:
     return openvino
 
 
-def _nncf() -> Any:
-    _openvino()
-    import nncf
-
-    return nncf
+def _in_8_bits(model: Any) -> Any:
+    try:
+        import nncf
+    except ImportError as error:
+        raise ConfigError(
+            "--runtime_weights int8 needs nncf: pip install 'synthcube[openvino]'."
+        ) from error
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):  # a progress bar
+        return nncf.compress_weights(model)
