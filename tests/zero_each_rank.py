@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from synthcube import runtime
 from synthcube.tasks.train import train
-from synthcube.training import checkpoints, zero
+from synthcube.training import checkpoints, deepspeed_config
 
 if __name__ == "__main__":
     runtime.open_log()
@@ -23,7 +23,7 @@ if __name__ == "__main__":
     lightning_deepspeed._validate_device_index_selection = lambda *_: None
     initialize = deepspeed.initialize
     deepspeed.initialize = lambda args, **rest: initialize(**rest)  # a CPU has no number
-    zero.require_usable = lambda *_: None
+    deepspeed_config.require_usable = lambda *_: None
     config, data, run = map(Path, sys.argv[1:4])
     if train(config, data, run, overrides=sys.argv[4:]):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint

@@ -13,7 +13,7 @@ from synthcube import registry
 from synthcube.compute import ComputeConfig
 from synthcube.errors import ConfigError
 from synthcube.family import FamilyConfig
-from synthcube.training import zero
+from synthcube.training import deepspeed_config, zero
 from synthcube.training.config import TrainingConfig
 from synthcube.training.sharding import FullySharded
 
@@ -44,12 +44,12 @@ def strategy(
         raise ConfigError(f"compute.strategy {compute.strategy} trains with one optimizer: use ddp")
     processes = num_devices * compute.num_nodes
     if compute.strategy == "deepspeed":
-        if name := zero.own_optimizer(compute):
+        if name := deepspeed_config.own_optimizer(compute):
             log.info(
                 "DeepSpeed's file takes precedence: its optimizer %s, and its scheduler if it has "
                 "one, are used; model.optimizer and model.scheduler are not.", name,
             )  # fmt: skip
-        return zero.ZeRO(mixed=mixed, **zero.arguments(compute, training, processes))
+        return zero.ZeRO(mixed=mixed, **deepspeed_config.arguments(compute, training, processes))
     if processes == 1:
         if compute.strategy == "fsdp":
             log.info("compute.strategy is fsdp, and there is one process: nothing is cut.")
@@ -84,7 +84,7 @@ def faults(model: FamilyConfig, training: TrainingConfig, compute: ComputeConfig
             f"of {', '.join(_with_one_optimizer())}"
         )
     if compute.strategy == "deepspeed":
-        yield from zero.faults(compute, training)
+        yield from deepspeed_config.faults(compute, training)
     elif compute.precision not in ("auto", "32", "32-true", "bf16", "bf16-mixed"):
         yield (
             f"compute.precision is {compute.precision}: fsdp cuts weights in float32 only, and "
@@ -97,7 +97,7 @@ def require_usable(compute: ComputeConfig, training: TrainingConfig, device: tor
     Raises:
         ConfigError: the strategy cannot be used on this machine.
     """
-    zero.require_usable(compute, training, device)
+    deepspeed_config.require_usable(compute, training, device)
 
 
 def require_same(content: Mapping[str, Any], compute: ComputeConfig, processes: int) -> None:
