@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import torch
 
+from synthcube import runtime
 from synthcube.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _onnxruntime() -> Any:
+    runtime.keep_conversions_local()
     try:
         import onnxruntime
     except ImportError as error:

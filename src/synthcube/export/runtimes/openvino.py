@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from synthcube import runtime
 from synthcube.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -104,9 +104,7 @@ class Session:
 
 
 def _openvino() -> Any:
-    # Its converter reports home by this package, and does without where it cannot be imported.
-    for name in ("openvino_telemetry", "openvino_telemetry.backend"):
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    runtime.keep_conversions_local()
     try:
         import openvino
     except ImportError as error:
