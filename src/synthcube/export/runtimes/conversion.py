@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def convert(
     for network in used:
         log.info("Converting %s for %s.", network.name, runtime)
         shapes = [each.shape for each in network.inputs if each.shape is not None]
-        form.save(program(network), shapes, folder, f"{runtime}.{network.name}", weights)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries about each other
+            form.save(program(network), shapes, folder, f"{runtime}.{network.name}", weights)
     record = Converted(
         runtime=runtime, version=form.version(), weights=weights, largest_difference=0.0,
         networks={each.name: each.inputs for each in used},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,8 +33,7 @@ def program(network: Network) -> ExportedProgram:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it hides attention from the graph
     try:
-        with torch.no_grad(), warnings.catch_warnings(), channels_last_layers(network.module):
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), channels_last_layers(network.module):
             return export(_OfTensors(network), tuple(tensors), dynamic_shapes=(tuple(axes),))
     except Exception as error:
         raise FamilyError(
