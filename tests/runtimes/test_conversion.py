@@ -133,6 +133,14 @@ def test_smaller_weights_tell_how_far_off_they_are(weights, largest, family, tmp
     torch.testing.assert_close(images(again, 4, batch=2), expected, atol=2 * largest, rtol=0)
 
 
+def test_a_flow_with_weights_in_8_bits(family, tmp_path) -> None:
+    model = family("rectified_flow", conditions=True, num_sampling_steps=2)
+    expected = images(model, 2, batch=2)
+    record = convert(model, tmp_path, "openvino", "int8")
+    assert 1e-7 < record.largest_difference < 0.05
+    torch.testing.assert_close(images(model, 2, batch=1), expected, atol=0.2, rtol=0)
+
+
 def test_networks_that_make_other_images_are_refused(family, tmp_path, monkeypatch) -> None:
     from synthcube.export.runtimes import openvino
 

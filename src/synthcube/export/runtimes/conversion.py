@@ -75,7 +75,10 @@ def convert(
         shapes = [each.shape for each in network.inputs if each.shape is not None]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of libraries about each other
-            form.save(program(network), shapes, folder, f"{runtime}.{network.name}", weights)
+            # OpenVINO 2026.4 takes convolutions of kernel size 1 with weights in 8 bits for
+            # something else.
+            graph = program(network, rewritten=weights != "int8")
+            form.save(graph, shapes, folder, f"{runtime}.{network.name}", weights)
     record = Converted(
         runtime=runtime, version=form.version(), weights=weights, largest_difference=0.0,
         networks={each.name: each.inputs for each in used},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-def program(network: Network) -> ExportedProgram:
+def program(network: Network, *, rewritten: bool = True) -> ExportedProgram:
     """The network as a function of its tensors, in the order of its inputs.
+
+    Args:
+        rewritten: with the layers of layers.py, which are faster; else as they are.
 
     Raises:
         FamilyError: it does what torch.export cannot follow.
@@ -33,7 +37,8 @@ def program(network: Network) -> ExportedProgram:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it hides attention from the graph
     try:
-        with torch.no_grad(), channels_last_layers(network.module):
+        layers = channels_last_layers(network.module) if rewritten else nullcontext()
+        with torch.no_grad(), layers:
             return export(_OfTensors(network), tuple(tensors), dynamic_shapes=(tuple(axes),))
     except Exception as error:
         raise FamilyError(
