@@ -201,14 +201,15 @@ def _rows(rows: Sequence[tuple[str, str]]) -> str:
 
 def _conversions(story: Story) -> str:
     rows = "\n".join(
-        f"| {each.runtime} {each.version} | `--runtime {each.runtime}` | {each.weights} | "
-        f"{each.largest_difference:.2g} |"
+        f"| {each.runtime} {each.version.partition('-')[0]} | `--runtime {each.runtime}` | {each.weights} | "
+        f"{each.largest_difference:.2g} | {each.mean_difference:.2g} |"
         for each in story.conversions
     )
     return (
         "The networks are here in other formats as well, for CPUs; images are drawn by the same "
-        "sampler.\n\n| runtime | of `synthcube infer` | weights | largest difference from torch, "
-        f"of the range |\n| --- | --- | --- | --- |\n{rows}"
+        "sampler. Differences are from the images of torch, of the whole range.\n\n"
+        "| runtime | of `synthcube infer` | weights | largest difference | mean difference |\n"
+        f"| --- | --- | --- | --- | --- |\n{rows}"
     )
 
 

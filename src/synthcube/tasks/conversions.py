@@ -53,7 +53,8 @@ def conversions(
         for each in asked:
             records.append(convert(trained.build(torch.device("cpu")), Path(name), each, weights))
             log.info(
-                "%s, weights in %s: its images are at most %.2g of the range off those of torch.",
-                each, weights, records[-1].largest_difference,
+                "%s, weights in %s: its images are off those of torch by %.2g of the range at "
+                "most, by %.2g on average.",
+                each, weights, records[-1].largest_difference, records[-1].mean_difference,
             )  # fmt: skip
         yield Conversions(tuple(records), (*files, *sorted(Path(name).iterdir())))

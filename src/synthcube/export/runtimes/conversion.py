@@ -81,17 +81,19 @@ def convert(
             form.save(graph, shapes, folder, f"{runtime}.{network.name}", weights)
     record = Converted(
         runtime=runtime, version=form.version(), weights=weights, largest_difference=0.0,
-        networks={each.name: each.inputs for each in used},
+        mean_difference=0.0, networks={each.name: each.inputs for each in used},
     )  # fmt: skip
     storage.write_text(folder / record_name(runtime), record.model_dump_json(indent=2) + "\n")
     substitute(family, folder, runtime)
-    difference = float((_images(family) - expected[0]).abs().max()) / 2
+    differences = (_images(family) - expected[0]).abs() / 2
+    difference = float(differences.max())
     if weights == "float32" and not difference <= _TOLERANCE:
         raise FamilyError(
             f"{family.config.name} makes other images with {runtime} than with torch: they differ "
             f"by {difference:.2g} of the range, more than {_TOLERANCE:g}. Nothing is exported."
         )
-    record = record.model_copy(update={"largest_difference": difference})
+    found = {"largest_difference": difference, "mean_difference": float(differences.mean())}
+    record = record.model_copy(update=found)
     storage.write_text(folder / record_name(runtime), record.model_dump_json(indent=2) + "\n")
     return record
 

@@ -35,6 +35,7 @@ class Converted(Schema):
     largest_difference: float = Field(
         description="Of images from those of torch, of the whole range, through the whole sampler."
     )
+    mean_difference: float = Field(description="Likewise, the mean over all voxels.")
     networks: dict[str, List[Input]] = Field(
         description="What each converted network is called with, by its path in the model."
     )
