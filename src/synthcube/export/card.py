@@ -201,8 +201,8 @@ def _rows(rows: Sequence[tuple[str, str]]) -> str:
 
 def _conversions(story: Story) -> str:
     rows = "\n".join(
-        f"| {each.runtime} {each.version.partition('-')[0]} | `--runtime {each.runtime}` | {each.weights} | "
-        f"{each.largest_difference:.2g} | {each.mean_difference:.2g} |"
+        f"| {each.runtime} {each.version.partition('-')[0]} | `--runtime {each.runtime}` | "
+        f"{each.weights} | {each.largest_difference:.2g} | {each.mean_difference:.2g} |"
         for each in story.conversions
     )
     return (

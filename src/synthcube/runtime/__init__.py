@@ -24,6 +24,6 @@ __all__ = [
     "PUBLIC_HUB", "cache_folder", "calm_threads", "derived_seed", "environment_record",
     "fix_cublas", "free_memory", "import_monai", "is_offline", "is_terminal",
     "keep_conversions_local", "keep_loggers_local", "launched_processes", "local_rank",
-    "name_user", "num_cores", "open_log", "process_rank", "quiet_lightning", "ready_hub", "resident_bytes", "uses_xet",
-    "versions", "workers_that_fit",
+    "name_user", "num_cores", "open_log", "process_rank", "quiet_lightning",
+    "ready_hub", "resident_bytes", "uses_xet", "versions", "workers_that_fit",
 ]  # fmt: skip
