@@ -13,8 +13,7 @@ from bench.report import Options, Row, exit_code, table
 
 DEFAULT = (
     "startup", "train_step", "gan_step", "vqvae_step", "data_path", "sampling", "runtimes",
-    "memory",
-    "evaluation",
+    "memory", "evaluation",
 )  # fmt: skip
 ON_REQUEST = ("precision", "family_step", "volumes", "processes", "saving")
 

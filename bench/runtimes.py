@@ -10,7 +10,8 @@ from typing import Any
 
 from bench.process import apart
 from bench.report import Options, Row
-from bench.sampling import BATCH_SIZE, image_spec
+from bench.sampling import image_spec
+from bench.sizes import BATCH_SIZE, SIDE
 
 # What OpenVINO is held to; ONNX Runtime is measured beside it.
 BOUNDS = {"rectified_flow": 1.5, "ddpm": 1.5, "dcgan": 2.5, "stylegan": 2.5}
@@ -18,7 +19,7 @@ RUNTIMES = ("openvino", "onnx")
 
 
 def measure(options: Options) -> list[Row]:
-    num_rounds = 1 if options.quick else 5
+    num_rounds = 1 if options.quick else 3
     rows = []
     for family, bound in BOUNDS.items():
         with tempfile.TemporaryDirectory() as name:
@@ -34,7 +35,7 @@ def measure(options: Options) -> list[Row]:
                 f"{median(ratios):.2f} (rounds {min(ratios):.2f} to {max(ratios):.2f}; "
                 f"{median(speeds[runtime]):.2f} against {median(speeds['torch']):.2f} images)"
             )
-            what = f"{family}, default sampler, 64x64, batch {BATCH_SIZE}, 32-true"
+            what = f"{family}, default sampler, {SIDE}x{SIDE}, batch {BATCH_SIZE}, 32-true"
             title = f"sampling with {runtime} over torch: {what}: images per CPU-second"
             at_least = bound if runtime == "openvino" else None
             rows.append(Row(title, median(ratios), shown, at_least=at_least))
@@ -62,9 +63,9 @@ def images_per_second(family_name: str, runtime: str, folder: str) -> float:
         substitute(family, Path(folder), runtime)
     seeds = sampling.image_seeds(0, BATCH_SIZE)
     values, device = np.zeros((BATCH_SIZE, 0), np.float32), torch.device("cpu")
-    is_quick = family_name in ("dcgan", "stylegan")
+    in_one_pass = family_name in ("dcgan", "stylegan")
     found = []
-    for _ in range(10 if is_quick else 2):
+    for _ in range(10 if in_one_pass else 2):
         start = time.process_time()
         images = sampling.generate(family, seeds, values, "32-true", device)
         found.append(len(images) / (time.process_time() - start))
@@ -78,4 +79,4 @@ def _model(family_name: str) -> Any:
 
     torch.manual_seed(0)
     config = registry.find(family_name)(name=family_name)
-    return config.build(image_spec(64)).eval().requires_grad_(False)
+    return config.build(image_spec(SIDE)).eval().requires_grad_(False)
