@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from synthcube.errors import ConfigError
 from synthcube.export.config import Runtime, Weights
 from synthcube.export.runtimes import onnx, openvino
 from synthcube.schema import List, Schema
@@ -39,6 +40,15 @@ class Converted(Schema):
     networks: dict[str, List[Input]] = Field(
         description="What each converted network is called with, by its path in the model."
     )
+
+
+def is_installed(runtime: Runtime) -> bool:
+    """Whether networks can be computed with it here."""
+    try:
+        FORMATS[runtime].version()
+    except ConfigError:
+        return False
+    return True
 
 
 def record_name(runtime: Runtime) -> str:
