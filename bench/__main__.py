@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
+from bench.process import QUICK
 from bench.report import Options, Row, exit_code, table
 
 DEFAULT = (
-    "startup", "train_step", "gan_step", "vqvae_step", "data_path", "sampling", "memory",
-    "evaluation",
+    "startup", "train_step", "gan_step", "vqvae_step", "data_path", "sampling", "runtimes",
+    "memory", "evaluation",
 )  # fmt: skip
 ON_REQUEST = ("precision", "family_step", "volumes", "processes", "saving")
 
@@ -32,6 +34,8 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no bench {', '.join(unknown)}")
     options = Options(quick=given.quick, output=given.output)
+    if given.quick:
+        os.environ[QUICK] = "1"
     rows: list[Row] = []
     for name in given.names or DEFAULT:
         print(f"bench {name} ...", file=sys.stderr, flush=True)

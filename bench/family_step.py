@@ -13,7 +13,8 @@ from typing import Any
 
 from bench.process import apart
 from bench.report import Options, Row
-from bench.train_step import BATCH_SIZE, SIDE, WARM_UP, between, our_steps, row
+from bench.sizes import BATCH_SIZE, SIDE, WARM_UP
+from bench.train_step import between, our_steps, row
 
 
 def measure(options: Options) -> list[Row]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from bench.process import apart
 from bench.report import Options, Row
-from bench.train_step import BATCH_SIZE, SIDE, WARM_UP, auto_precision, between, our_steps, row
+from bench.sizes import BATCH_SIZE, SIDE, WARM_UP
+from bench.train_step import auto_precision, between, our_steps, row
 
 BARE = (
     "training step of dcgan over a bare loop of the same two networks (generator against "

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+QUICK = "SYNTHCUBE_BENCH_QUICK"  # set where --quick is given: see bench.sizes
+
 
 def apart(function: Callable[..., T], *arguments: Any) -> T:
     """What `function` returns in a fresh process, where torch and OpenMP have one thread."""

@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 from bench.images import write_jpegs
 from bench.process import one_thread
 from bench.report import Options, Row
+from bench.sizes import BATCH_SIZE, SIDE
 
-BATCH_SIZE, SIDE, EVERY = 16, 64, 5
+EVERY = 5
 
 
 def measure(options: Options) -> list[Row]:

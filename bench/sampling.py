@@ -8,9 +8,7 @@ from typing import Any
 
 from bench.process import apart
 from bench.report import Options, Row
-
-BATCH_SIZE = 16
-
+from bench.sizes import BATCH_SIZE, SIDE
 
 BOUNDS = {("rectified_flow", "bf16-mixed"): 1.5, ("rectified_flow", "32-true"): 1.0}
 
@@ -21,7 +19,7 @@ def measure(options: Options) -> list[Row]:
     for family_name in ("rectified_flow", "ddpm"):
         for asked in ("auto", "32"):
             speed, precision = apart(images_per_second, family_name, num_batches, asked)
-            what = f"{family_name}, default sampler, 64x64, batch {BATCH_SIZE}, {precision}"
+            what = f"{family_name}, default sampler, {SIDE}x{SIDE}, batch {BATCH_SIZE}, {precision}"
             name = f"sampling: {what}: images per CPU-second"
             row = Row(name, speed, f"{speed:.2f}", at_least=BOUNDS.get((family_name, precision)))
             rows += [row] if name not in {each.name for each in rows} else []
@@ -37,12 +35,12 @@ def images_per_second(family_name: str, num_batches: int, asked: str) -> tuple[f
 
     device = torch.device("cpu")
     precision, _ = compute.precision(asked, device)
-    family: Any = registry.find(family_name)(name=family_name).build(image_spec(64)).eval()
+    family: Any = registry.find(family_name)(name=family_name).build(image_spec(SIDE)).eval()
     seeds = sampling.image_seeds(0, BATCH_SIZE)
     values = np.zeros((BATCH_SIZE, 0), np.float32)
     nothing = {"values": torch.zeros(BATCH_SIZE, 0), "source": torch.zeros(BATCH_SIZE, 0)}
     with compute.inference(precision, device):  # the first call chooses kernels
-        family.network(torch.zeros(BATCH_SIZE, 1, 64, 64), torch.zeros(BATCH_SIZE), nothing)
+        family.network(torch.zeros(BATCH_SIZE, 1, SIDE, SIDE), torch.zeros(BATCH_SIZE), nothing)
     speeds = []
     for _ in range(num_batches):
         start = time.process_time()

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from bench.images import write_jpegs
 from bench.process import apart
 from bench.report import Options, Row
+from bench.sizes import BATCH_SIZE, SIDE, WARM_UP
 
 if TYPE_CHECKING:
     import torch
 
-BATCH_SIZE, SIDE, WARM_UP = 16, 64, 3
 MODEL = {"name": "ddpm"}
 BARE = (
     "training step of ddpm over a bare loop of the same network (forward, mse, backward, "

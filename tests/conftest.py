@@ -61,16 +61,28 @@ def volumes() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def medperf_contract() -> ModuleType:
-    """tests/medperf_contract.py: what MedPerf demands of a container_config.yaml."""
-    path = Path(__file__).with_name("medperf_contract.py")
-    specification = importlib.util.spec_from_file_location("medperf_contract", path)
+def _module(name: str) -> ModuleType:
+    """Of this folder, which is on no path."""
+    specification = importlib.util.spec_from_file_location(
+        name, Path(__file__).with_name(f"{name}.py")
+    )
     assert specification
     assert specification.loader
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def medperf_contract() -> ModuleType:
+    """tests/medperf_contract.py: what MedPerf demands of a container_config.yaml."""
+    return _module("medperf_contract")
+
+
+@pytest.fixture(scope="session")
+def forks() -> ModuleType:
+    """tests/forks.py: commands and processes that need no start of Python."""
+    return _module("forks")
 
 
 TRAINING = """

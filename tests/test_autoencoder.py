@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,15 +196,12 @@ def test_a_waiting_discriminator_keeps_its_schedule(
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_one_discriminator(
-    name: str, norm: str, tiny_config, phantoms: Path, tmp_path: Path
+    name: str, norm: str, tiny_config, phantoms: Path, tmp_path: Path, forks
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EACH_RANK), str(tiny_config(name)), str(phantoms),
-         str(tmp_path / "run"), "compute.num_devices=2", *ADVERSARIAL,
-         "model.adversarial_from_step=2", f"model.discriminator_norm={norm}"],
-        capture_output=True, text=True, timeout=240,
+    forks.script_together(
+        EACH_RANK, tiny_config(name), phantoms, tmp_path / "run", "compute.num_devices=2",
+        *ADVERSARIAL, "model.adversarial_from_step=2", f"model.discriminator_norm={norm}",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     first, second = (load_file(tmp_path / "run" / f"rank_{i}.safetensors") for i in (0, 1))
     assert any(key.startswith("discriminator.") for key in first)
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -48,6 +48,7 @@ def test_an_unknown_bench_is_named() -> None:
         ("gan_step", "vqvae_step"),
         ("sampling", "memory"),
         ("evaluation",),
+        ("runtimes",),
     ],
 )
 def test_benches_run(names: tuple[str, ...]) -> None:

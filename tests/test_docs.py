@@ -6,7 +6,6 @@ import importlib.util
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -70,7 +69,7 @@ def _write_old_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_runs_as_written(page: Path, newcomer: Path) -> None:
+def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> None:
     """As written, but for the length of a training, which is cut to one epoch."""
     for line in commands(page):
         if line.startswith(OTHERS):
@@ -83,10 +82,7 @@ def test_every_command_runs_as_written(page: Path, newcomer: Path) -> None:
         if ">" in words:
             target = newcomer / words[words.index(">") + 1]
             words = words[: words.index(">")]
-        done = subprocess.run(
-            [sys.executable, "-m", "synthcube", *words[1:]],
-            cwd=newcomer, capture_output=True, text=True,
-        )  # fmt: skip
+        done = forks.command(*words[1:], cwd=newcomer)
         assert done.returncode == 0, f"{page.name}: {line}\n{done.stderr}"
         if target:
             target.write_text(done.stdout)

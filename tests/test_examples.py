@@ -41,9 +41,8 @@ def test_there_is_an_example_of_every_family_in_2d_and_3d() -> None:
     assert found == {(name, rank) for name in registry.names() for rank in (2, 3)}
 
 
-def test_own_family_and_transform_train_and_reconstruct(tmp_path: Path) -> None:
+def test_own_family_and_transform_train_and_reconstruct(tmp_path: Path, forks) -> None:
     data = write_phantoms(tmp_path / "data", num=8, size=(32, 32))
-    words = [sys.executable, "-m", "synthcube"]
     own = ["--plugins", str(ROOT / "examples" / "plugins")]
     run, out = str(tmp_path / "run"), tmp_path / "out"
     yaml = str(ROOT / "examples" / "own_family.yaml")
@@ -51,10 +50,14 @@ def test_own_family_and_transform_train_and_reconstruct(tmp_path: Path) -> None:
         ["train", "-c", yaml, "-d", str(data), "-o", run, "--set", "training.max_epochs=1"],
         ["infer", "-m", run, "-d", str(data), "-o", str(out)],
     ):
-        done = subprocess.run([*words, *command, *own], capture_output=True, text=True)
+        done = forks.command(*command, *own)
         assert done.returncode == 0, done.stderr
     assert len(list((out / "images").iterdir())) == 8
-    done = subprocess.run([*words, "infer", "-m", run, "-o", "x"], capture_output=True, text=True)
+    # In a process that has never heard of the folder.
+    done = subprocess.run(
+        [sys.executable, "-m", "synthcube", "infer", "-m", run, "-o", str(tmp_path / "x")],
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 2
     assert "'my_autoencoder:MyAutoencoderConfig' cannot be imported" in done.stderr
     assert "--plugins" in done.stderr

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import PIL.Image
@@ -210,20 +208,19 @@ def test_a_logger_that_cannot_start_is_the_users_to_mend(
         train(tiny_config(), phantoms, tmp_path / "run", overrides=logging_to(given))
 
 
-def test_of_two_processes_one_reports(tiny_config, phantoms: Path, tmp_path: Path, events) -> None:
+def test_of_two_processes_one_reports(
+    tiny_config, phantoms: Path, tmp_path: Path, events, forks
+) -> None:
     run = tmp_path / "run"
     given = "training.loggers=[tensorboard, mlflow, wandb]"
-    ended = subprocess.run(
-        [sys.executable, str(EACH_RANK), *map(str, (tiny_config("dcgan"), phantoms, run)),
-         "compute.num_devices=2", given],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
+    said = forks.script_together(
+        EACH_RANK, tiny_config("dcgan"), phantoms, run, "compute.num_devices=2", given
+    )
     assert len(list((run / "logs" / "tensorboard").glob("events.*"))) == 1
     assert len(list((run / "logs" / "wandb").glob("offline-run-*"))) == 1
     points = events(run / "logs" / "tensorboard").Scalars("train/loss_now")
     assert [each.step for each in points] == [1, 2, 3, 4]
-    assert ended.stderr.count("Where the time went") == 1
+    assert said.count("Where the time went") == 1
     assert json.loads((run / "throughput.json").read_text())["total"]["steps"] == 4
 
 

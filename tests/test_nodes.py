@@ -43,15 +43,16 @@ def ranks(run: Path) -> list[dict[str, torch.Tensor]]:
 
 
 def test_batch_norms_of_two_processes_are_those_of_one(
-    phantoms: Path, tmp_path: Path, tiny_config
+    phantoms: Path, tmp_path: Path, tiny_config, forks
 ) -> None:
     config = yaml_text.dump({"model": {"name": "normed_family:NormedConfig"}})
     path = tiny_config()
     path.write_text(config + "\ntraining:" + path.read_text().partition("\ntraining:")[2])
     for name, devices in (("one", 1), ("two", 2)):
-        words = [sys.executable, str(SCRIPT), str(path), str(phantoms), str(tmp_path / name),
-                 f"compute.num_devices={devices}", "training.max_epochs=3"]  # fmt: skip
-        finish(start(words, PYTHONPATH=f"{SCRIPT.parent}:{os.environ.get('PYTHONPATH', '')}"))
+        forks.script_together(
+            SCRIPT, path, phantoms, tmp_path / name, f"compute.num_devices={devices}",
+            "training.max_epochs=3", processes=devices,
+        )  # fmt: skip
     alone = load_file(tmp_path / "one" / "rank_0.safetensors")
     assert alone["network.1.running_mean"].abs().sum() > 0
     for together in ranks(tmp_path / "two"):

@@ -17,17 +17,16 @@ from synthcube.data.batches import EpochBatches
 
 SCRIPT = Path(__file__).with_name("each_rank.py")
 LIMIT_S = 240
+TWO = "compute.num_devices=2"
 
 
-def together(config: Path, data: Path, run: Path, *overrides: str, devices: int = 2) -> str:
-    """Train with that many processes; returns what they wrote on standard error."""
+def launched(config: Path, data: Path, run: Path, *overrides: str) -> None:
+    """Train with two processes, of which Lightning starts the second."""
     ended = subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, (config, data, run)),
-         f"compute.num_devices={devices}", *overrides],
+        [sys.executable, str(SCRIPT), *map(str, (config, data, run)), TWO, *overrides],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=LIMIT_S,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    return ended.stderr
 
 
 def losses(run: Path) -> list[float]:
@@ -38,9 +37,10 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.parametrize("family", registry.names())
 def test_two_processes_end_with_the_same_weights_to_the_bit(
-    family: str, tiny_config, phantoms: Path, tmp_path: Path
+    family: str, tiny_config, phantoms: Path, tmp_path: Path, forks
 ) -> None:
-    log = together(tiny_config(family), phantoms, tmp_path / "run")
+    run = tmp_path / "run"
+    log = forks.script_together(SCRIPT, tiny_config(family), phantoms, run, TWO)
     first, second = (load_file(tmp_path / "run" / f"rank_{i}.safetensors") for i in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     artifact = load_file(tmp_path / "run" / "artifact" / "weights.safetensors")
@@ -48,32 +48,34 @@ def test_two_processes_end_with_the_same_weights_to_the_bit(
     assert log.count("epoch 1/2  step") == 2, "one process speaks"
 
 
-def test_two_processes_learn_what_one_does(tiny_config, phantoms: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_does(
+    tiny_config, phantoms: Path, tmp_path: Path, forks
+) -> None:
     """A family without noise: the same global batches give the same weights but for rounding."""
     config = tiny_config("vqvae")
-    together(config, phantoms, tmp_path / "two", "model.revive_below=0", "training.max_epochs=3")
-    together(
-        config, phantoms, tmp_path / "one", "model.revive_below=0", "training.max_epochs=3",
-        devices=1,
-    )  # fmt: skip
+    same = ("model.revive_below=0", "training.max_epochs=3")
+    launched(config, phantoms, tmp_path / "two", *same)
+    forks.script_together(SCRIPT, config, phantoms, tmp_path / "one", *same, processes=1)
     one, two = (load_file(tmp_path / name / "rank_0.safetensors") for name in ("one", "two"))
     for name, expected in one.items():
         torch.testing.assert_close(two[name], expected, rtol=1e-3, atol=1e-5, msg=name)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
-def test_a_killed_training_of_two_goes_on(tiny_config, phantoms: Path, tmp_path: Path) -> None:
+def test_a_killed_training_of_two_goes_on(
+    tiny_config, phantoms: Path, tmp_path: Path, forks
+) -> None:
     config = tiny_config("rectified_flow")
-    together(
-        config, phantoms, tmp_path / "straight", "training.max_epochs=3", "model.scheduler=null"
-    )
-    together(
-        config, phantoms, tmp_path / "resumed", "training.max_epochs=2", "model.scheduler=null"
-    )
-    log = together(
-        config, phantoms, tmp_path / "resumed", "training.max_epochs=3", "model.scheduler=null"
-    )
-    assert log.count("Continuing after epoch 2") == 1
+
+    def train(name: str, num_epochs: int) -> str:
+        return forks.script_together(
+            SCRIPT, config, phantoms, tmp_path / name, TWO, f"training.max_epochs={num_epochs}",
+            "model.scheduler=null",
+        )  # fmt: skip
+
+    train("straight", 3)
+    train("resumed", 2)
+    assert train("resumed", 3).count("Continuing after epoch 2") == 1
     straight, resumed = (
         load_file(tmp_path / name / "rank_1.safetensors") for name in ("straight", "resumed")
     )

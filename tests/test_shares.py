@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +10,6 @@ import pytest
 from synthcube.storage import sha256
 from synthcube.tasks.infer import infer
 from synthcube.tasks.train import train
-
-ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -31,23 +25,16 @@ def two(tmp_path: Path) -> Path:
     return path
 
 
-def launched(words: list[object], codes: tuple[int, int]) -> list[str]:
+@pytest.fixture
+def launched(forks):
     """What each of two processes wrote on standard error, started as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "synthcube", "infer", *map(str, words)],
-            env=os.environ | ENVIRONMENT | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    ended = [process.communicate(timeout=120) for process in processes]
-    assert tuple(process.returncode for process in processes) == codes, ended
-    return [err for _, err in ended]
+
+    def run(words: list[object], codes: tuple[int, int]) -> list[str]:
+        ended = forks.commands_together(["infer", *words])
+        assert tuple(each.returncode for each in ended) == codes, ended
+        return [each.stderr for each in ended]
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -55,7 +42,7 @@ def launched(words: list[object], codes: tuple[int, int]) -> list[str]:
     [("generate", "ddpm"), ("translate", "rectified_flow"), ("reconstruct", "vqvae")],
 )
 def test_processes_make_what_one_makes(
-    task: str, family: str, tiny_config, phantoms: Path, tmp_path: Path, two: Path
+    task: str, family: str, tiny_config, phantoms: Path, tmp_path: Path, two: Path, launched
 ) -> None:
     data, overrides = phantoms, ["training.max_epochs=1"]
     if task == "translate":
@@ -90,7 +77,7 @@ def trained(tiny_config, phantoms: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_folder_is_taken_once_and_again_for_the_same(
-    trained: Path, cli, tmp_path: Path, two: Path
+    trained: Path, cli, tmp_path: Path, two: Path, launched
 ) -> None:
     out = tmp_path / "images"
     words = ["infer", "-m", trained, "-o", out, "-c", two, "--batch_size", 2]
@@ -108,7 +95,7 @@ def test_the_folder_is_taken_once_and_again_for_the_same(
 
 
 def test_a_failure_in_one_process_fails_all_and_is_said_once(
-    trained: Path, cli, tmp_path: Path, two: Path
+    trained: Path, cli, tmp_path: Path, two: Path, launched
 ) -> None:
     """The second of two batches cannot be written: a folder is where its image belongs."""
     for name in ("pool", "ranks"):

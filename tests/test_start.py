@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -192,15 +189,13 @@ def test_a_start_is_a_folder(
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["rectified_flow", "dcgan"])
 def test_two_processes_keep_the_same_weights(
-    family: str, tiny_config, phantoms: Path, tmp_path: Path, first_stage
+    family: str, tiny_config, phantoms: Path, tmp_path: Path, first_stage, forks
 ) -> None:
     script = Path(__file__).with_name("each_rank.py")
     run, origin = tmp_path / "run", first_stage(family)
-    subprocess.run(
-        [sys.executable, str(script), str(tiny_config(family)), str(phantoms), str(run),
-         "compute.num_devices=2", f"training.start_from={origin}",
-         f"training.freeze=['{FREEZE[family]}']"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=240,
+    forks.script_together(
+        script, tiny_config(family), phantoms, run, "compute.num_devices=2",
+        f"training.start_from={origin}", f"training.freeze=['{FREEZE[family]}']",
     )  # fmt: skip
     before = weights(origin)
     ranks = [load_file(run / f"rank_{rank}.safetensors") for rank in (0, 1)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,21 +21,45 @@ from synthcube.tasks.train import train
 from synthcube.training import deepspeed_config, strategies
 
 SCRIPT = Path(__file__).with_name("each_rank.py")
-LIMIT_S = 240
+TWO = "compute.num_devices=2"
 ALONE = [name for name in registry.names() if not registry.find(name).tiny().optimizes_by_hand()]
 
 
-def together(config: Path, data: Path, run: Path, *overrides: str, script: Path = SCRIPT) -> str:
-    cpu = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    # What a killed build leaves makes the next one wait: each test builds in its own folder.
-    built = {"TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(run) + "-built")}
-    ended = subprocess.run(
-        [sys.executable, str(script), *map(str, (config, data, run)), "compute.num_devices=2",
-         *overrides],
-        env=os.environ | cpu | built, capture_output=True, text=True, timeout=LIMIT_S,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    return ended.stderr
+@pytest.fixture
+def together(forks):
+    """Trains in two processes; returns what they wrote on standard error."""
+
+    def run(config: Path, data: Path, run: Path, *overrides: str) -> str:
+        return forks.script_together(SCRIPT, config, data, run, TWO, *overrides)
+
+    return run
+
+
+@pytest.fixture
+def zero(forks, built: Path):
+    """The same by DeepSpeed's ZeRO."""
+
+    def run(config: Path, data: Path, run: Path, *overrides: str) -> str:
+        script = SCRIPT.with_name("zero_each_rank.py")
+        return forks.script_together(
+            script, config, data, run, TWO, "compute.strategy=deepspeed", *overrides,
+            DS_ACCELERATOR="cpu", TORCH_EXTENSIONS_DIR=str(built),
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where DeepSpeed's C++ is compiled, once for all workers; it waits for who is at it.
+
+    Not in the home folder, for what a killed build leaves makes the next one wait for ever.
+    """
+    if "TORCH_EXTENSIONS_DIR" in os.environ:
+        return Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return shared / "deepspeed-built"
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -52,7 +75,7 @@ QUICK = ("vqvae",)
     [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in ALONE],
 )
 def test_fsdp_ends_with_the_weights_of_ddp(
-    family: str, tiny_config, phantoms: Path, tmp_path: Path
+    family: str, tiny_config, phantoms: Path, tmp_path: Path, together
 ) -> None:
     config = tiny_config(family)
     for strategy in ("ddp", "fsdp"):
@@ -69,7 +92,7 @@ def test_fsdp_ends_with_the_weights_of_ddp(
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["ddp", "fsdp"])
 def test_ddp_and_fsdp_continue_each_other(
-    first: str, tiny_config, phantoms: Path, tmp_path: Path
+    first: str, tiny_config, phantoms: Path, tmp_path: Path, together
 ) -> None:
     config, second = tiny_config("vqvae"), {"ddp": "fsdp", "fsdp": "ddp"}[first]
     constant = "model.scheduler=null"
@@ -190,17 +213,16 @@ def test_deepspeed_is_refused_without_its_package_or_without_a_gpu(
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_artifact_of_a_real_zero_run_is_what_deepspeed_puts_together(
-    stage: int, tiny_config, phantoms: Path, tmp_path: Path
+    stage: int, tiny_config, phantoms: Path, tmp_path: Path, zero
 ) -> None:
     """DeepSpeed's CPU accelerator, in two processes; its own script reads its pieces."""
     _need_deepspeed()
     path, run = tiny_config("vqvae"), tmp_path / "run"
-    asked = ["compute.strategy=deepspeed", f"compute.strategy_config={{stage: {stage}}}",
-             "training.ema=null", "model.scheduler=null", "compute.precision=bf16"]  # fmt: skip
-    script = SCRIPT.with_name("zero_each_rank.py")
-    together(path, phantoms, tmp_path / "straight", *asked, script=script)
-    together(path, phantoms, run, *asked, "training.max_epochs=1", script=script)
-    log = together(path, phantoms, run, *asked, script=script)
+    asked = [f"compute.strategy_config={{stage: {stage}}}", "training.ema=null",
+             "model.scheduler=null", "compute.precision=bf16"]  # fmt: skip
+    zero(path, phantoms, tmp_path / "straight", *asked)
+    zero(path, phantoms, run, *asked, "training.max_epochs=1")
+    log = zero(path, phantoms, run, *asked)
     assert "Continuing after epoch 1" in log
     resumed, theirs = weights(run), load_file(run / "deepspeed.safetensors")
     frozen = {"network.quantizer.quantizer.embedding.weight"}  # which its script forgets at stage 1
@@ -234,18 +256,20 @@ def test_a_checkpoint_of_zero_fits_its_stage_and_number_of_processes() -> None:
 
 
 @pytest.mark.slow
-def test_zero_averages_weights_as_ddp_does(tiny_config, phantoms: Path, tmp_path: Path) -> None:
+def test_zero_averages_weights_as_ddp_does(
+    tiny_config, phantoms: Path, tmp_path: Path, together, zero
+) -> None:
     _need_deepspeed()
     path = tiny_config("vqvae")
-    script = SCRIPT.with_name("zero_each_rank.py")
     together(path, phantoms, tmp_path / "ddp")
-    together(path, phantoms, tmp_path / "zero", "compute.strategy=deepspeed", script=script)
+    zero(path, phantoms, tmp_path / "zero")
     expected, averaged = weights(tmp_path / "ddp"), weights(tmp_path / "zero")
     for name in expected:
         torch.testing.assert_close(averaged[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 def _need_deepspeed() -> None:
-    pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+    if not importlib.util.find_spec("deepspeed"):
+        pytest.skip("the extra deepspeed is not installed")
     if not shutil.which("g++"):
         pytest.skip("DeepSpeed compiles C++, and there is no compiler")

@@ -323,14 +323,15 @@ def test_prepare_prints_what_it_found_and_left_out(cli, phantoms: Path, tmp_path
 
 
 def test_a_kill_at_any_moment_leaves_a_run_that_goes_on(
-    tiny_config, phantoms: Path, tmp_path: Path
+    tiny_config, phantoms: Path, tmp_path: Path, forks
 ) -> None:
     """SIGKILL while training; the same command again ends where an untouched run ends."""
-    words = [sys.executable, "-m", "synthcube", "train", "-c", str(tiny_config()), "-d"]
-    words += [str(phantoms), "--set", "training.max_epochs=30", "-o"]
+    words = ["train", "-c", str(tiny_config()), "-d", str(phantoms), "--set",
+             "training.max_epochs=30", "-o"]  # fmt: skip
     process = subprocess.Popen(
-        [*words, str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "synthcube", *words, str(tmp_path / "killed")],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert process.stderr
     for line in process.stderr:
         if line.startswith("epoch 4/"):
@@ -339,7 +340,8 @@ def test_a_kill_at_any_moment_leaves_a_run_that_goes_on(
     process.communicate()
     assert not (tmp_path / "killed" / "artifact").exists()
     for name in ("killed", "straight"):
-        subprocess.run([*words, str(tmp_path / name)], check=True, capture_output=True)
+        done = forks.command(*words, tmp_path / name)
+        assert done.returncode == 0, done.stderr
     digests = {
         hashlib.sha256((tmp_path / name / "artifact" / "weights.safetensors").read_bytes()).digest()
         for name in ("killed", "straight")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,12 +13,19 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "from_pretrained"]
 
 
-def from_pretrained(model: str | Path, *, accelerator: str = "auto") -> Generator:
+def from_pretrained(
+    model: str | Path,
+    *,
+    accelerator: str = "auto",
+    runtime: Literal["torch", "onnx", "openvino"] = "torch",
+) -> Generator:
     """Open a trained model: a folder, or owner/name[@revision] of a Hub.
 
     Args:
         model: a run, an artifact or an exported folder, or the name of a model on a Hub.
         accelerator: auto, cpu or gpu.
+        runtime: what computes its networks: torch; or onnx or openvino, on the CPU, for a model
+            that was exported for it.
 
     Returns:
         An object with `sample(n, seed=..., condition=...)` and `reconstruct(images)`, whose
@@ -30,4 +37,4 @@ def from_pretrained(model: str | Path, *, accelerator: str = "auto") -> Generato
     # Not at the top: that would import PyTorch for `synthcube --help`.
     from synthcube.generator import from_pretrained as opened
 
-    return opened(model, accelerator=accelerator)
+    return opened(model, accelerator=accelerator, runtime=runtime)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -28,7 +28,7 @@ from synthcube.data.postprocessing import PostprocessingConfig
 from synthcube.data.transforms import DataConfig
 from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.export.config import ExportConfig
+from synthcube.export.config import ExportConfig, Runtime
 from synthcube.export.croissant import CroissantConfig
 from synthcube.family import FamilyConfig
 from synthcube.schema import List, Schema
@@ -50,6 +50,11 @@ class SamplingConfig(Schema):
         default=(),
         description="What is done to each image, in its own intensities, before it is written, "
         "such as [{name: clip, low: 0}, {name: largest_component, above: 40}].",
+    )
+    runtime: Literal["torch"] | Runtime = Field(
+        default="torch",
+        description="What computes the networks: torch; or onnx or openvino, on the CPU, for a "
+        "model that was exported for it.",
     )
     croissant: CroissantConfig | None = Field(
         default=None,

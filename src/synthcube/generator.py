@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,9 @@ from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.transforms import DataConfig, to_intensities
 from synthcube.data.wishes import complete
 from synthcube.errors import ConfigError, FamilyError, ImageError
+from synthcube.export.config import Runtime
 from synthcube.export.pull import located
+from synthcube.export.runtimes.substitution import substitute
 from synthcube.family import Reconstructs, Samples
 from synthcube.schema import ImageSpec
 
@@ -33,13 +35,20 @@ _SHOWN = 64
 Wish = Mapping[str, str | float]
 
 
-def from_pretrained(model: str | Path, *, accelerator: str = "auto") -> Generator:
+def from_pretrained(
+    model: str | Path,
+    *,
+    accelerator: str = "auto",
+    runtime: Literal["torch"] | Runtime = "torch",
+) -> Generator:
     """Open a trained model.
 
     Args:
         model: a run, an artifact or an exported folder; or owner/name[@revision] of a Hub, with
             or without hf:// before it, where no such folder is here.
         accelerator: auto, cpu or gpu.
+        runtime: what computes its networks; others than torch do so on the CPU, for a model that
+            was exported for them.
 
     Raises:
         HubError: the Hub cannot be reached, or does not have it.
@@ -50,7 +59,11 @@ def from_pretrained(model: str | Path, *, accelerator: str = "auto") -> Generato
     if is_name and isinstance(model, str) and not Path(text).exists():
         text = f"hf://{text}"
     trained = artifact.load(located(text))
-    return Generator(trained, compute.device(accelerator))
+    if runtime == "torch":
+        return Generator(trained, compute.device(accelerator))
+    opened = Generator(trained, torch.device("cpu"), precision="32-true")
+    substitute(opened.family, trained.folder, runtime)
+    return opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +133,15 @@ class Generator:
     >>> model.sample(4, seed=1, condition={"Label": "Hand"}).save("images")  # doctest: +SKIP
     """
 
-    def __init__(self, trained: Artifact, device: torch.device) -> None:
+    def __init__(
+        self, trained: Artifact, device: torch.device, *, precision: str | None = None
+    ) -> None:
         self.trained = trained
         self.device = device
         self.family: Any = trained.build(device)
         settings: Mapping[str, Any] = trained.config
         self._precision, _ = compute.precision(
-            settings.get("compute", {}).get("precision", "auto"), device
+            precision or settings.get("compute", {}).get("precision", "auto"), device
         )
         sampled = settings.get("sampling", {})
         self._batch_size = int(sampled.get("batch_size", 16))

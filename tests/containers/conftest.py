@@ -152,15 +152,12 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def expected(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def expected(inputs: Path, tmp_path_factory: pytest.TempPathFactory, forks) -> dict[str, str]:
     """Hashes of the images that the plain command line of this machine makes."""
     out = tmp_path_factory.mktemp("host")
     home = {"HOME": str(out / "home"), "SYNTHCUBE_CACHE": str(out / "cache")}
     for arguments in _tasks(str(inputs), str(out)):
-        done = subprocess.run(
-            [sys.executable, "-m", "synthcube", *arguments],
-            capture_output=True, text=True, env={**os.environ, **home},
-        )  # fmt: skip
+        done = forks.command(*arguments, **home)
         assert done.returncode == 0, done.stderr
     return _hashes(out / "images" / "images")
 

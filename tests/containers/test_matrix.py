@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -98,7 +97,9 @@ def test_nothing_is_written_but_outputs_and_tmp(run_tasks, docker, tool: str) ->
         subprocess.run([tool, "rm", "--force", *names], capture_output=True)
 
 
-def test_killed_training_resumes(docker, tool: str, inputs: Path, tmp_path: Path, known) -> None:
+def test_killed_training_resumes(
+    docker, tool: str, inputs: Path, tmp_path: Path, known, forks
+) -> None:
     """SIGKILL in the middle; the same command again ends where an undisturbed training ends."""
     out, undisturbed = tmp_path / "outputs", tmp_path / "undisturbed"
     out.mkdir()
@@ -120,7 +121,8 @@ def test_killed_training_resumes(docker, tool: str, inputs: Path, tmp_path: Path
     assert "Continuing after epoch" in again.stderr
     assert docker(infer, mounts).returncode == 0
     for arguments in known.tasks(str(inputs), str(undisturbed), longer)[:2]:
-        subprocess.run([sys.executable, "-m", "synthcube", *arguments], check=True)
+        done = forks.command(*arguments)
+        assert done.returncode == 0, done.stderr
     assert known.hashes(out / "images/images") == known.hashes(undisturbed / "images/images")
 
 

@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -125,23 +124,17 @@ def singularity_client(sif: Path) -> Client:
     return Client(command, 0)
 
 
-def _synthcube(*words: object, cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "synthcube", *map(str, words)],
-        cwd=cwd, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="session")
-def benchmark(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def benchmark(inputs: Path, tmp_path_factory: pytest.TempPathFactory, forks) -> Path:
     """What the owners of a model and of a benchmark host: a packaged model, and demo data."""
     folder = tmp_path_factory.mktemp("benchmark")
-    _synthcube("train", "-c", inputs / "config.yaml", "-d", inputs / "data", "-o", "run",
-               cwd=folder)  # fmt: skip
-    _synthcube("package", "-m", "run", "-o", "cube", cwd=folder)
-    _synthcube("medperf", "demo", "-o", "demo.tar.gz", "--size", "16x16", cwd=folder)
+    for words in (
+        ("train", "-c", inputs / "config.yaml", "-d", inputs / "data", "-o", "run"),
+        ("package", "-m", "run", "-o", "cube"),
+        ("medperf", "demo", "-o", "demo.tar.gz", "--size", "16x16"),
+    ):
+        done = forks.command(*words, cwd=folder)
+        assert done.returncode == 0, done.stderr
     (folder / "evaluation.yaml").write_text(yaml.safe_dump(EVALUATION))
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -337,13 +334,10 @@ def test_a_training_too_short_to_grow_is_refused(phantoms: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_two_processes_grow_alike_to_the_bit(phantoms: Path, tmp_path: Path) -> None:
-    words = map(str, (grown_config(tmp_path), phantoms, tmp_path / "run"))
-    ended = subprocess.run(
-        [sys.executable, str(EACH_RANK), *words, "compute.num_devices=2"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
+def test_two_processes_grow_alike_to_the_bit(phantoms: Path, tmp_path: Path, forks) -> None:
+    forks.script_together(
+        EACH_RANK, grown_config(tmp_path), phantoms, tmp_path / "run", "compute.num_devices=2"
+    )
     first, second = (load_file(tmp_path / "run" / f"rank_{i}.safetensors") for i in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

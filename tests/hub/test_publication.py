@@ -87,8 +87,8 @@ def test_the_command_line_wins(share, hub, tmp_path: Path) -> None:
 def test_every_key_can_be_said_on_the_command_line_too() -> None:
     """Or MLCube's task would know what nobody else does, and the other way round."""
     given = {"license": "mit", "datasets": ("a/b",), "version": "2.0", "notes": "text",
-             "push_to": "a/b", "public": True, "revision": "trial",
-             "commit_message": "mine"}  # fmt: skip
+             "runtimes": ("onnx",), "runtime_weights": "float16", "push_to": "a/b",
+             "public": True, "revision": "trial", "commit_message": "mine"}  # fmt: skip
     assert given.keys() == ExportConfig.model_fields.keys()
     assert publication(None, given).model_dump() == given
     nothing = {"license": "", "datasets": (), "public": None}

@@ -95,6 +95,10 @@ def infer(
         Optional[Path],  # noqa: UP045
         typer.Option(help="CSV of what each image follows, in place of a number."),
     ] = None,
+    runtime: Annotated[
+        Optional[Literal["torch", "onnx", "openvino"]],  # noqa: UP045
+        typer.Option(help="What computes the networks, of a model exported for it."),
+    ] = None,
     croissant: Annotated[
         bool, typer.Option("--croissant", help="Describe the images in croissant.json.")
     ] = False,
@@ -114,7 +118,7 @@ def infer(
     picture = task(
         located(model), output, num_images=num_images, seed=seed, data_path=data,
         batch_size=batch_size, config_path=config, conditions=condition, conditions_path=conditions,
-        croissant=stated(croissant, license_id, creator),
+        croissant=stated(croissant, license_id, creator), with_runtime=runtime,
     )  # fmt: skip
     if picture:
         print(f"Images: {output / 'images'}\nPicture: {picture}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -36,6 +36,14 @@ def export(
     model_version: Annotated[
         str, typer.Option("--model_version", help="Version of the model, its tag on a Hub: 1.0.0.")
     ] = "",
+    runtime: Annotated[
+        list[str],
+        typer.Option(help="Convert the networks for it as well: onnx, openvino; repeatable."),
+    ] = [],  # noqa: B006
+    runtime_weights: Annotated[
+        Optional[Literal["float32", "float16", "int8"]],  # noqa: UP045
+        typer.Option("--runtime_weights", help="How converted weights are stored: float32."),
+    ] = None,
     push_to: Annotated[
         str, typer.Option("--push_to", metavar="OWNER/NAME", help="Publish it there, on a Hub.")
     ] = "",
@@ -56,13 +64,15 @@ def export(
 
     given = {
         "license": license_id, "datasets": tuple(dataset), "version": model_version,
-        "push_to": push_to, "public": public, "revision": revision,
+        "runtimes": tuple(runtime), "runtime_weights": runtime_weights, "push_to": push_to,
+        "public": public, "revision": revision,
         "commit_message": commit_message,
     }  # fmt: skip
     said = publication(config, given)
     folder = task(
         located(model), output, evaluation=present(evaluation), license_id=said.license,
         datasets=said.datasets, notes=notes or said.notes, version=said.version, place=place(said),
+        for_runtimes=said.runtimes, runtime_weights=said.runtime_weights,
     )  # fmt: skip
     print(f"Exported model: {folder}")
     if not said.license:

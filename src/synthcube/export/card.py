@@ -11,6 +11,7 @@ import yaml
 from synthcube import __version__, addresses
 from synthcube.artifact import PICTURE, Artifact
 from synthcube.export.metadata import INTENDED_USE
+from synthcube.export.runtimes.formats import Converted
 from synthcube.export.scores import Results, Score
 
 _NOTICE = (
@@ -45,6 +46,7 @@ class Story:
     place: str = "THIS_FOLDER"  # where the model is published
     has_picture: bool = False
     task: Task = "sample"
+    conversions: Sequence[Converted] = ()
 
 
 def model_card(trained: Artifact, story: Story) -> str:
@@ -62,6 +64,7 @@ def model_card(trained: Artifact, story: Story) -> str:
         f"## Training\n\n{_training(trained)}",
         f"## Evaluation\n\n{_evaluation(story.results)}",
         f"## How to run it\n\n{_commands(story)}",
+        *([f"## Other runtimes\n\n{_conversions(story)}"] if story.conversions else []),
         f"## License\n\n{story.license_id or 'None was stated: without one nobody may use it.'}",
         "`config.yaml` holds every setting, `artifact.json` the SHA-256 of every file.",
     ]
@@ -194,6 +197,20 @@ def _shown(number: float | None) -> str:
 
 def _rows(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _conversions(story: Story) -> str:
+    rows = "\n".join(
+        f"| {each.runtime} {each.version.partition('-')[0]} | `--runtime {each.runtime}` | "
+        f"{each.weights} | {each.largest_difference:.2g} | {each.mean_difference:.2g} |"
+        for each in story.conversions
+    )
+    return (
+        "The networks are here in other formats as well, for CPUs; images are drawn by the same "
+        "sampler. Differences are from the images of torch, of the whole range.\n\n"
+        "| runtime | of `synthcube infer` | weights | largest difference | mean difference |\n"
+        f"| --- | --- | --- | --- | --- |\n{rows}"
+    )
 
 
 def _commands(story: Story) -> str:

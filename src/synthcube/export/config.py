@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from synthcube import addresses
 from synthcube.errors import HubError
 from synthcube.schema import List, Schema
+
+Runtime = Literal["onnx", "openvino"]
+Weights = Literal["float32", "float16", "int8"]
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -43,6 +46,14 @@ class ExportConfig(Schema):
     version: str = Field(default="1.0.0", description="Version of the model, its tag on a Hub.")
     notes: str = Field(
         default="", description="Markdown of yours for the card: authors, data, limits."
+    )
+    runtimes: List[Runtime] = Field(
+        default=(), description="Other runtimes to convert the networks for: [openvino, onnx]."
+    )
+    runtime_weights: Weights = Field(
+        default="float32",
+        description="How the converted weights are stored: as they are, or smaller and less "
+        "exactly.",
     )
     push_to: str = Field(
         default="", description="owner/name: publish it there, on a Hub; empty: only the folder."

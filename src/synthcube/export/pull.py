@@ -14,6 +14,7 @@ from synthcube import addresses, artifact, runtime
 from synthcube.addresses import Address
 from synthcube.errors import ArtifactError, HubError
 from synthcube.export import hub
+from synthcube.export.runtimes.formats import is_part
 
 log = logging.getLogger("synthcube")
 
@@ -50,9 +51,10 @@ def pull(address: Address) -> tuple[Path, Address]:
     except ArtifactError:
         _fetch(pinned, [artifact.INDEX], again=True)  # may have been damaged on the way
         listed = artifact.read_index(folder)
-    if strange := sorted(name for name in listed if not name.endswith(_KINDS)):
+    if strange := sorted(name for name in listed if not _is_taken(name)):
         raise ArtifactError(
-            f"{pinned} lists {', '.join(strange)}: only {', '.join(_KINDS)} are taken from a Hub."
+            f"{pinned} lists {', '.join(strange)}: only {', '.join(_KINDS)} are taken from a Hub, "
+            "and networks that were converted for a runtime."
         )
     if any(not (folder / name).is_file() for name in listed):
         _fetch(pinned, sorted(listed))
@@ -67,6 +69,10 @@ def pull(address: Address) -> tuple[Path, Address]:
         )
     log.info("%s: every file verified.", pinned)
     return folder, pinned
+
+
+def _is_taken(name: str) -> bool:
+    return name.endswith(_KINDS) or is_part(name)
 
 
 def _kept(address: Address) -> tuple[Path, Address]:

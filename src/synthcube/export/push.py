@@ -16,6 +16,7 @@ from synthcube.export import hub
 from synthcube.export.card import header_of
 from synthcube.export.config import BRANCH
 from synthcube.export.metadata import METADATA, version_of
+from synthcube.export.runtimes.formats import is_part
 from synthcube.storage import sha256
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def push(
         _check_owner(repo, there)
         files = _published(folder)
         changed = _changed(files, there)
-        stale = [name for name in _OURS if name in there and name not in files]
+        ours = [name for name in there if name in _OURS or is_part(name)]
+        stale = [name for name in ours if name not in files]
         tags = _tags(api, repo)
         if changed or stale:
             if tag in tags and _changed(files, _files(api, repo, tag)):

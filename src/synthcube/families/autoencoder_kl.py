@@ -148,8 +148,8 @@ class AutoencoderKL(Autoencoder):
         return torch.cat(made).float().clamp(-1, 1)
 
     def _decoded(self, latent: torch.Tensor) -> torch.Tensor:
-        blocks: Any = self.network.decoder.blocks
-        return decoded(blocks, self.network.post_quant_conv(latent), self.config.decode_voxels)
+        latent = self.network.post_quant_conv(latent)
+        return decoded(self.network.decoder, latent, self.config.decode_voxels)
 
 
 def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

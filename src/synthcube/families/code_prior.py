@@ -99,7 +99,7 @@ class CodeTransformer(DecoderOnlyTransformer):
 
         Logits i are of code i, given those before it.
         """
-        start = self.start.expand(len(codes), 1, -1)
+        start = self.start.expand(codes.shape[0], 1, -1)
         tokens = torch.cat([start, self.token_embeddings(codes)], dim=1)
         if self.conditions is not None:
             tokens = tokens + self.conditions(values)[:, None]

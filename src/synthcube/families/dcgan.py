@@ -184,7 +184,7 @@ class Generator(nn.Module):
 
     def forward(self, latent: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """(B, latent_dim) under conditions (B, K) to (B, C, *spatial) in [-1, 1], float32."""
-        x = self.project(latent).view(len(latent), -1, *self.start)
+        x = self.project(latent).view(latent.shape[0], -1, *self.start)
         steer = (self.embed(values),) if self.embed else ()
         for norm, double in zip(self.norms, self.doublings, strict=True):
             x = double(functional.relu(norm(x, *steer)))

@@ -124,7 +124,7 @@ class ConditionalNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) under (B, dim) to (B, C, *spatial)."""
-        steered = self.affine(embedded).view(len(x), -1, *[1] * (x.ndim - 2))
+        steered = self.affine(embedded).view(x.shape[0], -1, *[1] * (x.ndim - 2))
         scale, shift = steered.chunk(2, dim=1)
         return torch.addcmul(shift, self.norm(x), 1 + scale)
 

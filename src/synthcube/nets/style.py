@@ -175,7 +175,7 @@ class StyleGenerator(nn.Module):
         of the stage before.
         """
         styles = w.unbind(dim=1)
-        x = self.layers[0](self.start.expand(len(w), *self.start.shape), styles[0], noises[0])
+        x = self.layers[0](self.start.expand(w.shape[0], *self.start.shape), styles[0], noises[0])
         image: torch.Tensor = self.to_image[0](x, styles[1])
         for stage in range(1, growth.stage + 1):
             for number in (2 * stage - 1, 2 * stage):

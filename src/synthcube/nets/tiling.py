@@ -21,13 +21,14 @@ from torch import nn
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
 
-def decoded(blocks: Sequence[nn.Module], x: torch.Tensor, max_voxels: int) -> torch.Tensor:
-    """The blocks of MONAI's decoder one after the other: x (B, c, *spatial) to (B, C, *larger).
+def decoded(decoder: nn.Module, x: torch.Tensor, max_voxels: int) -> torch.Tensor:
+    """What MONAI's decoder makes of x, (B, c, *spatial) to (B, C, *larger).
 
-    From the first upsampling to more than `max_voxels` on, they run tile by tile, which takes as
-    many passes as there are group norms in them, each up to its norm, and one more. Where such
-    blocks attend to the whole image, they run at once.
+    From the first upsampling to more than `max_voxels` on, its blocks run tile by tile, which
+    takes as many passes as there are group norms in them, each up to its norm, and one more. Where
+    such blocks attend to the whole image, all run at once.
     """
+    blocks: Any = decoder.blocks
     split, voxels = len(blocks), math.prod(x.shape[2:])
     for index, block in enumerate(blocks):
         if isinstance(block, Upsample):
@@ -35,12 +36,11 @@ def decoded(blocks: Sequence[nn.Module], x: torch.Tensor, max_voxels: int) -> to
             if voxels > max_voxels:
                 split = index
                 break
-    first, last = blocks[:split], blocks[split:]
-    if any(isinstance(block, SpatialAttentionBlock) for block in last):
-        first, last = blocks, ()
-    x = _run(first, x)
-    if not last:
-        return x
+    last = blocks[split:]
+    if not last or any(isinstance(block, SpatialAttentionBlock) for block in last):
+        whole: torch.Tensor = decoder(x)
+        return whole
+    x = _run(blocks[:split], x)
     factor, halo = reach(last)
     side = int(max_voxels ** (1 / (x.ndim - 2))) // factor
     return _run_in_tiles(last, x, max(side, 4 * halo), halo, factor)

@@ -9,6 +9,7 @@ from synthcube.runtime.libraries import (
     calm_threads,
     fix_cublas,
     import_monai,
+    keep_conversions_local,
     keep_loggers_local,
     name_user,
     quiet_lightning,
@@ -22,7 +23,7 @@ from synthcube.runtime.seeds import derived_seed
 __all__ = [
     "PUBLIC_HUB", "cache_folder", "calm_threads", "derived_seed", "environment_record",
     "fix_cublas", "free_memory", "import_monai", "is_offline", "is_terminal",
-    "keep_loggers_local", "launched_processes", "local_rank", "name_user", "num_cores",
-    "open_log", "process_rank", "quiet_lightning", "ready_hub", "resident_bytes", "uses_xet",
-    "versions", "workers_that_fit",
+    "keep_conversions_local", "keep_loggers_local", "launched_processes", "local_rank",
+    "name_user", "num_cores", "open_log", "process_rank", "quiet_lightning",
+    "ready_hub", "resident_bytes", "uses_xet", "versions", "workers_that_fit",
 ]  # fmt: skip

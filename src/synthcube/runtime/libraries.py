@@ -64,6 +64,18 @@ def keep_loggers_local() -> None:
     os.environ.setdefault("WANDB_CACHE_DIR", str(cache_folder() / "wandb"))
 
 
+def keep_conversions_local() -> None:
+    """Keep what ONNX Runtime and OpenVINO would report to their makers on this machine; to be
+    called before they are imported.
+    """
+    # With less, ONNX Runtime 1.31 still reports that it was started, and keeps a number of the
+    # machine in the home folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # OpenVINO's converter and NNCF do without this package where it cannot be imported.
+    for name in ("openvino_telemetry", "openvino_telemetry.backend"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
 def import_monai() -> None:
     """Import MONAI for the first time, but not the MLflow that it would import for a handler.
 

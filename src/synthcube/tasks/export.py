@@ -20,10 +20,12 @@ from synthcube.artifact import Artifact
 from synthcube.errors import ArtifactError, ConfigError, OutputError
 from synthcube.export import identities
 from synthcube.export.card import Story, Task, model_card
-from synthcube.export.config import DATASET, LICENSE
+from synthcube.export.config import DATASET, LICENSE, Runtime, Weights
 from synthcube.export.metadata import METADATA, metadata
+from synthcube.export.runtimes.formats import is_part
 from synthcube.export.scores import read_results
 from synthcube.family import Family, Samples
+from synthcube.tasks.conversions import Conversions, conversions
 
 log = logging.getLogger("synthcube")
 
@@ -40,6 +42,8 @@ def export(
     notes: Path | str | None = None,
     version: str = "1.0.0",
     place: str = "",
+    for_runtimes: Sequence[Runtime] = (),
+    runtime_weights: Weights = "float32",
 ) -> Path:
     """Verify a trained model and write what others need of it, with a model card, to `folder`.
 
@@ -53,8 +57,11 @@ def export(
         notes: Markdown of the authors, for the card: the path of a file, or the text itself.
         version: of the model.
         place: where it will be published, for the card's commands.
+        for_runtimes: to convert its networks for; it keeps what it was converted for before.
+        runtime_weights: how converted weights are stored.
 
     Raises:
+        FamilyError: a network cannot be converted.
         ArtifactError: there is no trained model, it is damaged, or it is of single people.
         ConfigError: what is said about it cannot be used.
         EvaluationError: `evaluation` cannot be read.
@@ -68,6 +75,7 @@ def export(
         image=identities.public_image(trained.image, {row.get("SubjectID", "") for row in rows}),
     )
     family = trained.build(torch.device("cpu"))
+    num_images, num_subjects = _counts(rows)
     story = Story(
         license_id=_license(license_id),
         datasets=_datasets(datasets),
@@ -76,21 +84,16 @@ def export(
         place=place or "THIS_FOLDER",
         has_picture=_is_made(family, trained),
         task=_task(family, trained),
-        **_counts(rows),
+        num_images=num_images,
+        num_subjects=num_subjects,
     )
-    texts = {
-        artifact.CONFIG: yaml.safe_dump(dict(public.config), sort_keys=False),
-        artifact.IMAGE: _json(public.image.model_dump(mode="json")),
-        artifact.METRICS: _json(dict(trained.metrics)),
-        METADATA: _json(
-            metadata(public, version=version, license_id=story.license_id, results=story.results)
-        ),
-        CARD: model_card(public, story),
-    }
     said = story.results.prose if story.results else ""
-    _check_traces(texts, rows, f"{story.notes}\n{said}")
-    _claim(folder, trained)
-    _write(folder, trained, family, texts, story)
+    with conversions(trained, for_runtimes, runtime_weights) as converted:
+        story = replace(story, conversions=converted.records)
+        texts = _texts(public, story, version)
+        _check_traces(texts, rows, f"{story.notes}\n{said}")
+        _claim(folder, trained)
+        _write(folder, trained, family, texts, story, converted)
     artifact.load(folder).build(torch.device("cpu"))
     if _preparation(public) != _preparation(trained):
         log.warning(
@@ -98,6 +101,18 @@ def export(
             "prepare images for this model as you did."
         )
     return folder
+
+
+def _texts(public: Artifact, story: Story, version: str) -> dict[str, str]:
+    """The files that are written anew, by name."""
+    about = metadata(public, version=version, license_id=story.license_id, results=story.results)
+    return {
+        artifact.CONFIG: yaml.safe_dump(dict(public.config), sort_keys=False),
+        artifact.IMAGE: _json(public.image.model_dump(mode="json")),
+        artifact.METRICS: _json(dict(public.metrics)),
+        METADATA: _json(about),
+        CARD: model_card(public, story),
+    }
 
 
 def _license(license_id: str) -> str:
@@ -126,10 +141,11 @@ def _notes(path: Path | str | None) -> str:
         raise ConfigError(f"--notes {path}: this is not a text file.") from error
 
 
-def _counts(rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
+def _counts(rows: Sequence[Mapping[str, str]]) -> tuple[int, int]:
+    """Images and subjects that were trained on."""
     trained = [row for row in rows if row.get("Split") == "train"]
     subjects = {row.get("SubjectID") for row in trained}
-    return {"num_images": len(trained), "num_subjects": len(subjects)}
+    return len(trained), len(subjects)
 
 
 def _task(family: Family, trained: Artifact) -> Task:
@@ -177,21 +193,25 @@ def _claim(folder: Path, trained: Artifact) -> None:
 
 
 def _write(
-    folder: Path, trained: Artifact, family: Family, texts: Mapping[str, str], story: Story
-) -> None:
+    folder: Path, trained: Artifact, family: Family, texts: Mapping[str, str], story: Story,
+    converted: Conversions,
+) -> None:  # fmt: skip
     with storage.explained(folder):
         # The index goes first and comes back last: in between, the folder is no artifact.
         (folder / artifact.INDEX).unlink(missing_ok=True)
-        for name in (artifact.WEIGHTS, artifact.PICTURE):
-            (folder / name).unlink(missing_ok=True)
-        copied = [artifact.VERSIONS, *([artifact.PICTURE] if story.has_picture else [])]
-        for name in copied:
-            if (trained.folder / name).is_file():
-                storage.write_with(folder / name, partial(shutil.copyfile, trained.folder / name))
+        for path in folder.iterdir():
+            if path.name in (artifact.WEIGHTS, artifact.PICTURE) or is_part(path.name):
+                path.unlink()
+        names = [artifact.VERSIONS, *([artifact.PICTURE] if story.has_picture else [])]
+        there = [trained.folder / name for name in names]
+        copied = [*converted.files, *(path for path in there if path.is_file())]
+        for path in copied:
+            storage.write_with(folder / path.name, partial(shutil.copyfile, path))
     _write_weights(folder / artifact.EXPORTED_WEIGHTS, trained, family)
     for name, text in texts.items():
         storage.write_text(folder / name, text)
-    artifact.write_index(folder, [*copied, artifact.EXPORTED_WEIGHTS, *texts])
+    names = [artifact.EXPORTED_WEIGHTS, *texts, *(path.name for path in copied)]
+    artifact.write_index(folder, names)
 
 
 def _write_weights(path: Path, trained: Artifact, family: Family) -> None:

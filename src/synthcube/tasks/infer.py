@@ -15,8 +15,9 @@ from synthcube.artifact import Artifact
 from synthcube.data.manifest import read_manifest
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.wishes import parse_counts, read_wishes
-from synthcube.errors import FamilyError
+from synthcube.errors import ConfigError, FamilyError
 from synthcube.export.croissant import CroissantConfig
+from synthcube.export.runtimes.substitution import substitute
 from synthcube.family import Reconstructs, Samples
 from synthcube.tasks.croissant import wished
 from synthcube.tasks.jobs import Generation, Job, Reconstruction, Request, Translation
@@ -38,6 +39,7 @@ def infer(
     conditions_path: Path | None = None,
     num_devices: int | None = None,
     croissant: CroissantConfig | None = None,
+    with_runtime: str | None = None,
 ) -> Path | None:
     """Generate images, or reconstruct or translate those at `data_path`; returns a picture of them.
 
@@ -50,6 +52,7 @@ def infer(
         config_path: YAML whose seed, sampling and compute win over those of the training.
         num_devices: in place of compute.num_devices; 1 makes every image in this process.
         croissant: over sampling.croissant: describe the images in croissant.json.
+        with_runtime: over sampling.runtime: torch, onnx or openvino computes the networks.
 
     Raises:
         ConfigError: the YAML is not valid.
@@ -59,11 +62,14 @@ def infer(
     """
     trained = artifact.load(model_path)
     settings, given = _settings(trained, config_path)
+    computed_by = with_runtime or settings["sampling"].get("runtime", "torch")
+    settings = _for_runtime(settings, computed_by)
     device = compute.device(settings["compute"]["accelerator"])
     precision, reason = compute.precision(settings["compute"]["precision"], device)
     asked = _Asked(
         model_path, out, settings, precision, num_images, seed, data_path, batch_size,
         tuple(conditions), conditions_path, wished(settings["sampling"], croissant),
+        computed_by,
     )  # fmt: skip
     launched = 1 if num_devices == 1 else runtime.launched_processes()
     if launched > 1 and launched == _processes(settings["compute"], device):
@@ -96,16 +102,19 @@ class _Asked:
     conditions: tuple[str, ...]
     conditions_path: Path | None
     croissant: CroissantConfig | None
+    runtime: Any  # torch, or one of export.config.Runtime
 
     def open(self, device: torch.device) -> Job:
         """The job, its model on that device."""
         trained, settings = artifact.load(self.model_path), self.settings
         family = trained.build(device)
+        if self.runtime != "torch":
+            substitute(family, trained.folder, self.runtime)
         request = Request(
             trained, family, self.out, self.batch_size or settings["sampling"]["batch_size"],
             self.precision, settings["seed"] if self.seed is None else self.seed,
             Postprocessing(settings["sampling"].get("postprocessing", ()), trained.image),
-            self.croissant,
+            self.runtime, self.croissant,
         )  # fmt: skip
         if self.data_path:
             return self._of_images(request, self.data_path)
@@ -149,6 +158,23 @@ def _settings(trained: Artifact, config_path: Path | None) -> tuple[dict[str, An
         for section in ("sampling", "compute"):
             settings[section] = {**settings[section], **given.get(section, {})}
     return settings, {*given.get("compute", {})}
+
+
+def _for_runtime(settings: dict[str, Any], computed_by: str) -> dict[str, Any]:
+    """Other runtimes than torch compute on the CPU, and in 32 bits, as they were checked.
+
+    Raises:
+        ConfigError: a GPU is asked for.
+    """
+    if computed_by == "torch":
+        return settings
+    if settings["compute"]["accelerator"] == "gpu":
+        raise ConfigError(
+            f"--runtime {computed_by} computes on the CPU, and compute.accelerator is gpu: use "
+            "auto or cpu, or the runtime torch."
+        )
+    own = settings["compute"] | {"accelerator": "cpu", "precision": "32-true"}
+    return settings | {"compute": own}
 
 
 def _own_device(device: torch.device) -> torch.device:

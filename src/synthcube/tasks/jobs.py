@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.transforms import DataConfig
 from synthcube.data.wishes import Wish, complete
 from synthcube.errors import ImageError
+from synthcube.export.config import Runtime
 from synthcube.export.croissant import CROISSANT, CroissantConfig
 from synthcube.schema import ImageSpec
 from synthcube.tasks import croissant
@@ -45,6 +46,8 @@ class Request:
     precision: str
     seed: int
     after: Postprocessing
+    runtime: Literal["torch"] | Runtime = "torch"
+    """What computes the networks."""
     croissant: CroissantConfig | None = None
     """What croissant.json says that only the user can; None: there is none."""
 
@@ -78,7 +81,8 @@ class Job(ABC):
     @property
     def record(self) -> dict[str, Any]:
         """What was asked for, in full."""
-        return self.asked | {"postprocessing": self.request.after.record}
+        others = {} if self.request.runtime == "torch" else {"runtime": self.request.runtime}
+        return self.asked | {"postprocessing": self.request.after.record} | others
 
     def batches(self) -> list[range]:
         """All images, in their order, as they are made at once."""

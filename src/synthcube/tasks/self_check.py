@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ import torch
 import synthcube
 from synthcube import artifact, registry, yaml_text
 from synthcube.data.phantom import write_phantoms
+from synthcube.export.config import Runtime
+from synthcube.export.runtimes.formats import RUNTIMES, is_installed
 from synthcube.family import Samples
 from synthcube.storage import make_folder, sha256, write_text
 from synthcube.tasks.evaluate import evaluate
@@ -44,7 +47,15 @@ def self_check() -> Iterator[str]:
             for rank in (2, 3):
                 folder = Path(name) / f"{family}-{rank}d"
                 for step, run in _steps(folder, family, rank).items():
-                    yield f"{family} in {rank}D, {step}: {_timed(run, family, rank, step):.1f} s"
+                    what = f"{family} in {rank}D, {step}"
+                    yield f"{what}: {_timed(run, what):.1f} s"
+        for each in RUNTIMES:
+            what = f"{registry.names()[0]} with {each}"
+            if is_installed(each):
+                run = partial(_convert, Path(name) / f"{registry.names()[0]}-2d", each)
+                yield f"{what}: {_timed(run, what):.1f} s"
+            else:
+                yield f"{what}: not tried, it is not installed"
 
 
 def _steps(folder: Path, family: str, rank: int) -> dict[str, Callable[[], object]]:
@@ -63,12 +74,12 @@ def _steps(folder: Path, family: str, rank: int) -> dict[str, Callable[[], objec
     }
 
 
-def _timed(run: Callable[[], object], family: str, rank: int, step: str) -> float:
+def _timed(run: Callable[[], object], what: str) -> float:
     start = time.perf_counter()
     try:
         run()
     except Exception as error:
-        raise SelfCheckError(f"{family} in {rank}D, {step}: {error}") from error
+        raise SelfCheckError(f"{what}: {error}") from error
     return time.perf_counter() - start
 
 
@@ -107,6 +118,15 @@ def _open(shared: Path, data: Path, images: Path, opened: Path) -> None:
     made = model.reconstruct(data) if _source(shared, data) else model.sample(3)
     made.save(opened)
     _compare(images / IMAGES, opened)
+
+
+def _convert(folder: Path, runtime: Runtime) -> None:
+    """Its export for another runtime, which compares the images, makes some."""
+    shared, data = folder / runtime, folder / "data"
+    export(folder / "run", shared, for_runtimes=(runtime,))
+    source = _source(shared, data)
+    infer(shared, folder / f"{runtime}-images", num_images=3, data_path=source,
+          with_runtime=runtime)  # fmt: skip
 
 
 def _compare(one: Path, other: Path) -> None:

@@ -1,0 +1,65 @@
+"""The runtimes there are, and what is kept of a conversion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from synthcube.errors import ConfigError
+from synthcube.export.config import Runtime, Weights
+from synthcube.export.runtimes import onnx, openvino
+from synthcube.schema import List, Schema
+
+FORMATS: dict[Runtime, Any] = {"onnx": onnx, "openvino": openvino}
+RUNTIMES: tuple[Runtime, ...] = tuple(FORMATS)
+
+
+class Input(Schema):
+    """One of the tensors or plain values that a network is called with, in their order."""
+
+    shape: List[int | None] | None = Field(
+        default=None,
+        description="Of a tensor; null along axes whose length may change, the batch first.",
+    )
+    constant: bool | int | float | str | None = Field(
+        default=None, description="What is given in place of a tensor, always the same."
+    )
+
+
+class Converted(Schema):
+    """The record of a conversion, RUNTIME.json beside the networks."""
+
+    runtime: Runtime
+    version: str = Field(description="Of the runtime that the conversion was checked with.")
+    weights: Weights = Field(description="How weights are stored; they are computed in float32.")
+    largest_difference: float = Field(
+        description="Of images from those of torch, of the whole range, through the whole sampler."
+    )
+    mean_difference: float = Field(description="Likewise, the mean over all voxels.")
+    networks: dict[str, List[Input]] = Field(
+        description="What each converted network is called with, by its path in the model."
+    )
+
+
+def is_installed(runtime: Runtime) -> bool:
+    """Whether networks can be computed with it here."""
+    try:
+        FORMATS[runtime].version()
+    except ConfigError:
+        return False
+    return True
+
+
+def record_name(runtime: Runtime) -> str:
+    """Name of the record of a conversion."""
+    return f"{runtime}.json"
+
+
+def is_part(name: str, *runtimes: Runtime) -> bool:
+    """Whether a file of an exported folder belongs to a conversion, for those runtimes or any."""
+    return any(
+        name == record_name(each)
+        or (name.startswith(f"{each}.") and name.endswith(FORMATS[each].SUFFIXES))
+        for each in runtimes or RUNTIMES
+    )
