@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ def used_networks(model: nn.Module, make: Callable[[], torch.Tensor]) -> list[Ne
     """The parts of `model` that `make` calls from outside of any other part.
 
     Left out are single layers, which cost little, and what cannot be had as a function of its
-    tensors: parts with hooks inside, or that are given other plain values each time.
+    tensors: parts with hooks inside, that are given other plain values each time, or that return
+    something else than tensors.
     """
     calls: dict[str, list[_Call]] = {}
     with _watched(model, calls):
@@ -50,8 +51,11 @@ def used_networks(model: nn.Module, make: Callable[[], torch.Tensor]) -> list[Ne
 @dataclass(frozen=True, slots=True)
 class _Call:
     values: tuple[Any, ...]
+    """As they were given; of all calls but the last without the tensors."""
     shapes: tuple[tuple[int, ...] | None, ...]
+    """Of each tensor; None in place of a plain value."""
     tree: Any
+    returns_tensors: bool
 
 
 @contextmanager
@@ -66,18 +70,16 @@ def _watched(model: nn.Module, calls: dict[str, list[_Call]]) -> Iterator[None]:
             nonlocal inside
             if inside:
                 return forward(*args, **kwargs)
-            if _stands_alone(module):
-                values, tree = pytree.tree_flatten((args, kwargs))
-                shapes = tuple(_shape(value) for value in values)
-                seen = calls.setdefault(name, [])
-                if seen:  # the tensors of one call are enough
-                    seen[-1] = _Call((), seen[-1].shapes, seen[-1].tree)
-                seen.append(_Call(tuple(values), shapes, tree))
             inside = True
             try:
-                return forward(*args, **kwargs)
+                returned = forward(*args, **kwargs)
             finally:
                 inside = False
+            if _stands_alone(module):
+                seen = calls.setdefault(name, [])
+                seen[-1:] = [_without_tensors(call) for call in seen[-1:]]
+                seen.append(_call(args, kwargs, returned))
+            return returned
 
         module.forward = watching
 
@@ -96,27 +98,44 @@ def _stands_alone(module: nn.Module) -> bool:
     return bool(next(module.children(), None)) and not hooked
 
 
+def _call(args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> _Call:
+    values, tree = pytree.tree_flatten((args, kwargs))
+    parts = returned if isinstance(returned, tuple) else (returned,)
+    returns_tensors = all(isinstance(part, torch.Tensor) for part in parts)
+    return _Call(tuple(values), tuple(map(_shape, values)), tree, returns_tensors)
+
+
+def _without_tensors(call: _Call) -> _Call:
+    values = tuple(None if isinstance(each, torch.Tensor) else each for each in call.values)
+    return replace(call, values=values)
+
+
 def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def _inputs(calls: Sequence[_Call]) -> tuple[Input, ...] | None:
     """What the calls have in common; None where that is not enough to call it again."""
-    last = calls[-1]
-    if any(each.tree != last.tree for each in calls):
+    if any(each.tree != calls[0].tree or not each.returns_tensors for each in calls):
         return None
-    found = []
-    for place, value in enumerate(last.values):
-        shapes = [each.shapes[place] for each in calls]
-        if any(shape is None or shapes[0] is None for shape in shapes):
-            if not isinstance(value, (bool, int, float, str, type(None))) or set(shapes) != {None}:
-                return None
-            found.append(Input(constant=value))
-        else:
-            known = [shape for shape in shapes if shape is not None]
-            if len({len(shape) for shape in known}) > 1:
-                return None
-            axes = zip(*known, strict=True)
-            fixed = [lengths[0] if len({*lengths}) == 1 else None for lengths in axes]
-            found.append(Input(shape=tuple([None, *fixed[1:]] if fixed else [])))
-    return tuple(found) if any(each.shape is not None for each in found) else None
+    found = [
+        _input([each.values[place] for each in calls], [each.shapes[place] for each in calls])
+        for place in range(len(calls[0].values))
+    ]
+    known = [each for each in found if each is not None]
+    is_whole = len(known) == len(found) and any(each.shape is not None for each in known)
+    return tuple(known) if is_whole else None
+
+
+def _input(values: Sequence[Any], shapes: Sequence[tuple[int, ...] | None]) -> Input | None:
+    """One place of the calls: always a tensor, or always the same plain value; else None."""
+    tensors = [shape for shape in shapes if shape is not None]
+    if not tensors:
+        is_plain = isinstance(values[0], (bool, int, float, str, type(None)))
+        is_same = all(type(each) is type(values[0]) and each == values[0] for each in values)
+        return Input(constant=values[0]) if is_plain and is_same else None
+    if len(tensors) < len(shapes) or len({len(shape) for shape in tensors}) > 1:
+        return None
+    axes = zip(*tensors, strict=True)
+    fixed = [lengths[0] if len({*lengths}) == 1 else None for lengths in axes]
+    return Input(shape=tuple([None, *fixed[1:]] if fixed else []))
