@@ -173,7 +173,8 @@ def test_weights_that_a_runtime_does_not_store(family, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("runtime", "package"), [("openvino", "openvino"), ("onnx", "onnxruntime")]
+    ("runtime", "package"),
+    [("openvino", "openvino"), ("onnx", "onnxruntime"), ("onnx", "onnxscript")],
 )
 def test_a_runtime_that_is_not_installed(runtime, package, family, tmp_path, monkeypatch) -> None:
     import sys

@@ -132,6 +132,27 @@ def test_an_export_again_keeps_what_was_converted(converted, first_stage, cli, t
     assert "Other runtimes" not in (again / "README.md").read_text()
 
 
+def test_a_package_for_medperf_has_them(converted, cli, tmp_path) -> None:
+    folder, package = converted("dcgan", "onnx"), tmp_path / "package"
+    code, _, err = cli("package", "-m", folder, "-o", package)
+    assert code == 0, err
+    model = package / "workspace" / "additional_files" / "model"
+    assert parts(artifact.read_index(model)) == {"onnx.json", "onnx.generator.onnx"}
+    (tmp_path / "parameters.yaml").write_text("sampling: {num_images: 2, runtime: onnx}\n")
+    (tmp_path / "data").mkdir()
+    code, _, err = cli(
+        "medperf", "infer", "--data_path", tmp_path / "data", "--additional_files", model.parent,
+        "--parameters_file", tmp_path / "parameters.yaml", "--output_path", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    told = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert told["request"]["runtime"] == "onnx"
+
+
+def parts(names) -> set[str]:
+    return {name for name in names if is_part(name)}
+
+
 def test_the_section_export_says_for_what(first_stage, cli, tmp_path) -> None:
     (tmp_path / "config.yaml").write_text(
         "export: {runtimes: [openvino], runtime_weights: float16}\n"

@@ -48,6 +48,12 @@ def save(
     Args:
         shapes: of its tensors, None along axes whose length may change.
     """
+    try:
+        import onnxscript  # noqa: F401  # torch asks for it
+    except ImportError as error:
+        raise ConfigError(
+            "Converting for onnx needs onnxscript: pip install 'synthcube[onnx]'."
+        ) from error
     size = sum(each.nbytes for each in program.state_dict.values())
     path = folder / f"{stem}.onnx"
     with _quiet():

@@ -39,7 +39,9 @@ def program(network: Network, *, rewritten: bool = True) -> ExportedProgram:
     try:
         layers = channels_last_layers(network.module) if rewritten else nullcontext()
         with torch.no_grad(), layers:
-            return export(_OfTensors(network), tuple(tensors), dynamic_shapes=(tuple(axes),))
+            return export(
+                _OfTensors(network), tuple(tensors), dynamic_shapes=(tuple(axes),), strict=False
+            )
     except Exception as error:
         raise FamilyError(
             f"{network.name} cannot be converted, because torch.export cannot follow what it does "
