@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,8 @@ class Session:
     """
 
     def __init__(self, folder: Path, stem: str) -> None:
-        self._core = _openvino().Core()
         path = folder / f"{stem}.xml"
-        self._model = self._core.read_model(path, path.with_suffix(".bin"))
+        self._model = _core().read_model(path, path.with_suffix(".bin"))
         self._compiled: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, values: Sequence[npt.NDArray[Any]]) -> list[torch.Tensor]:
@@ -86,7 +86,6 @@ class Session:
         return [torch.from_numpy(np.asarray(each)) for each in made.values()]
 
     def _compile(self, batches: Sequence[int]) -> Any:
-        ov = _openvino()
         model = self._model.clone()
         shapes = {}
         for port, batch in zip(model.inputs, batches, strict=True):
@@ -100,7 +99,18 @@ class Session:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
         }
-        return ov.Core().compile_model(model, "CPU", settings)
+        return _core().compile_model(model, "CPU", settings)
+
+
+@cache
+def _core() -> Any:
+    """The one of this process, which stays.
+
+    Each has its own signal stack, and takes it along when it goes (2026.4): of several, the last
+    one standing may leave the process with the stack of one that is gone. The next signal that
+    Python has a handler for, as Ctrl-C, or a child's end, would then kill the process.
+    """
+    return _openvino().Core()
 
 
 def _openvino() -> Any:
