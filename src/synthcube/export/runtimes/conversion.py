@@ -17,7 +17,7 @@ from synthcube.export.config import Runtime, Weights
 from synthcube.export.runtimes.formats import FORMATS, Converted, record_name
 from synthcube.export.runtimes.networks import used_networks
 from synthcube.export.runtimes.programs import program
-from synthcube.export.runtimes.substitution import substitute
+from synthcube.export.runtimes.substitution import compute_with
 from synthcube.family import Family, Reconstructs, Samples
 
 log = logging.getLogger("synthcube")
@@ -83,8 +83,7 @@ def convert(
         runtime=runtime, version=form.version(), weights=weights, largest_difference=0.0,
         mean_difference=0.0, networks={each.name: each.inputs for each in used},
     )  # fmt: skip
-    storage.write_text(folder / record_name(runtime), record.model_dump_json(indent=2) + "\n")
-    substitute(family, folder, runtime)
+    compute_with(family, folder, record)
     differences = (_images(family) - expected[0]).abs() / 2
     difference = float(differences.max())
     if weights == "float32" and not difference <= _TOLERANCE:

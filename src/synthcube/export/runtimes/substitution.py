@@ -44,15 +44,23 @@ def substitute(model: nn.Module, folder: Path, runtime: Runtime) -> None:
         ArtifactError: `folder` was not converted for it, or not from this model.
         ConfigError: the runtime is not installed.
     """
-    found = converted(folder, runtime)
-    form = FORMATS[runtime]
+    compute_with(model, folder, converted(folder, runtime))
+
+
+def compute_with(model: nn.Module, folder: Path, record: Converted) -> None:
+    """Likewise, with the networks that a record tells of; `folder` need not hold the record.
+
+    Raises:
+        ArtifactError, ConfigError: see :func:`substitute`.
+    """
+    form = FORMATS[record.runtime]
     form.version()
-    for name, inputs in found.networks.items():
+    for name, inputs in record.networks.items():
         try:
             network = model.get_submodule(name)
         except AttributeError as error:
             raise ArtifactError(f"{folder}: the model has no {name}; export it again.") from error
-        session = form.Session(folder, f"{runtime}.{name}")
+        session = form.Session(folder, f"{record.runtime}.{name}")
         network.forward = _called(name, session, inputs)
 
 
