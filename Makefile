@@ -16,6 +16,8 @@ IMAGE_FLAGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What a run needs, and what the checks need beside it: a newcomer's demo waits for the first alone.
+RUNS := .venv/.installed-package
 STAMP := .venv/.installed
 # Tests on so many cores, one thread on each; a worker takes about 1.5 GB. Who is done takes over
 # what others have not begun, for some tests are as long as a hundred others.
@@ -30,7 +32,7 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make .venv with the locked versions (variables: PYTHON, TORCH_INDEX)
 
-demo: $(STAMP) ## Train the smallest model on the bundled data and draw 16 images
+demo: $(RUNS) ## Train the smallest model on the bundled data and draw 16 images
 	rm -rf demo-run demo-images
 	$(BIN)/synthcube train -c workspace/config.yaml -d workspace/data -o demo-run
 	$(BIN)/synthcube infer -m demo-run -o demo-images -n 16
@@ -96,10 +98,16 @@ clean: ## Remove what the targets above made, except .venv
 	    "name another one, as in: make setup PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --without-pip .venv
 
-$(STAMP): pyproject.toml constraints.txt | .venv/bin/pip
+INSTALL = $(PIP) install --constraint constraints.txt \
+  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+$(RUNS): pyproject.toml constraints.txt | .venv/bin/pip
 	$(PIP) install --constraint constraints.txt pip
-	$(PIP) install --constraint constraints.txt \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable . --group dev
+	$(INSTALL) --editable .
+	@touch $@
+
+$(STAMP): $(RUNS)
+	$(INSTALL) --editable . --group dev
 	@touch $@
 
 VERSION_ARGS = \
