@@ -118,8 +118,8 @@ class SchedulerConfig(Schema):
     ``constant``, ``constant_with_warmup``, ``linear``, ``cosine`` and ``polynomial`` are those of
     diffusers.optimization; others are classes of torch.optim.lr_scheduler (docs/names.md), in any
     case, what GaNDLF calls one, or a user's own ``package.module:MySchedule``. Arguments that
-    depend on the training (``T_max``, ``total_steps``, ``step_size``, ``max_lr`` and others) follow from
-    its length and learning rate unless given.
+    depend on the training (``T_max``, ``total_steps``, ``step_size``, ``max_lr`` and others)
+    follow from its length and learning rate unless given.
     """
 
     model_config = ConfigDict(extra="allow")

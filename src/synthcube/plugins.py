@@ -29,6 +29,10 @@ class Vouched:
 
 _vouched = Vouched()
 
+_NEVER = sys.stdlib_module_names | {"synthcube", "__main__"}
+"""Nobody writes a model or a transform there: who names it wants something else."""
+_OURS = "what belongs to Python or to SynthCube is not reached in this way."
+
 
 def vouched() -> Vouched:
     """What the user of this command answers for; to be handed to processes that it starts."""
@@ -52,6 +56,7 @@ def vouch(folders: Iterable[Path | str] = (), packages: Iterable[str] = ()) -> N
         for name in sorted(packages)
         if not name.isidentifier()
     ]
+    faults += [f"--trust {name}: {_OURS}" for name in sorted(packages & _NEVER)]
     if faults:
         raise ConfigError("\n".join(faults))
     found = tuple(str(path.resolve()) for path in paths)
@@ -82,6 +87,8 @@ def vouching(folders: Iterable[Path | str] = (), packages: Iterable[str] = ()) -
 def refusal(name: str) -> str:
     """Why ``package.module:Name`` is not used, and what would allow it; empty where it may be."""
     package = name.partition(":")[0].partition(".")[0]
+    if package in _NEVER:
+        return f"{name} cannot be used: {_OURS}"
     if package in _vouched.packages:
         return ""
     in_folder = any(_holds(folder, package) for folder in _vouched.folders)

@@ -14,8 +14,8 @@ from typing import Any
 _SIDES = ("left", "right", "posterior", "anterior", "inferior", "superior")
 _DTYPES = ("float16", "float32", "float64", "uint8", "int16", "int32")
 _INTERPOLATIONS = (
-    "nearest", "linear", "bspline", "cubic", "gaussian", "hamming", "cosine", "welch", "lanczos",
-    "blackman",
+    "nearest", "linear", "bspline", "gaussian", "label_gaussian", "hamming", "cosine", "welch",
+    "lanczos", "blackman",
 )  # fmt: skip
 _PADDINGS = (
     "empty", "edge", "wrap", "constant", "linear_ramp", "maximum", "mean", "median", "minimum",
