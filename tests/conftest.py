@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from synthcube import plugins
 from synthcube.cli import main
 
 torch.set_num_threads(1)  # the first backward pass takes 0.04 s instead of 2.8 s on two cores
@@ -23,7 +24,9 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 def _own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("SYNTHCUBE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with plugins.vouching():
+        yield
     log = logging.getLogger("synthcube")
     log.handlers.clear()
     log.propagate = True

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from safetensors.torch import save_file
 
-from synthcube import runtime
+from synthcube import plugins, runtime
 from synthcube.errors import SynthCubeError
 from synthcube.tasks.train import train
 
@@ -32,6 +32,7 @@ class Spying(pl.Trainer):
 
 if __name__ == "__main__":
     runtime.open_log()
+    plugins.vouch([Path(__file__).parent])
     pl.Trainer = Spying
     config, data, run = map(Path, sys.argv[1:4])
     try:

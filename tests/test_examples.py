@@ -18,9 +18,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
 @pytest.fixture
-def own_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    plugins.add_folders([ROOT / "examples" / "plugins"])
+def own_code() -> None:
+    plugins.vouch([ROOT / "examples" / "plugins"])
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -59,13 +58,14 @@ def test_own_family_and_transform_train_and_reconstruct(tmp_path: Path, forks) -
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "'my_autoencoder:MyAutoencoderConfig' cannot be imported" in done.stderr
+    assert "model.name: my_autoencoder:MyAutoencoderConfig is code that does not" in done.stderr
+    assert "data.preprocessing.0.name: my_transforms:SquareRoot is code that" in done.stderr
     assert "--plugins" in done.stderr
 
 
 def test_missing_plugin_folder_is_named() -> None:
     with pytest.raises(config.ConfigError, match=r"--plugins nowhere: there is no such folder"):
-        plugins.add_folders([Path("nowhere")])
+        plugins.vouch([Path("nowhere")])
 
 
 def test_an_entry_point_is_a_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

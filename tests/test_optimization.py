@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from synthcube import plugins
 from synthcube.errors import ConfigError
 from synthcube.optimization import (
     UNUSABLE_OPTIMIZERS,
@@ -180,8 +181,7 @@ def test_momentum_is_cycled_only_where_there_is_one() -> None:
         (OptimizerConfig, {"name": "Lion", "eps": 1}, "Lion takes no argument 'eps'; it takes be"),
         (OptimizerConfig, {"name": "adam", "betas": [2, 0]}, "Adam does not take these arguments"),
         (OptimizerConfig, {"name": "lion", "betas": [0.9]}, "Lion does not take these arguments: "),
-        (OptimizerConfig, {"name": "no.such:One"}, "cannot be imported: No module named 'no'"),
-        (OptimizerConfig, {"name": "json:Lost"}, "'json:Lost' does not exist: json has no Lost"),
+        (OptimizerConfig, {"name": "no.such:One"}, "no.such:One is code that does not belong to "),
         (
             SchedulerConfig,
             {"name": "trianguler"},
@@ -228,11 +228,9 @@ def nothing(optimizer):
 """
 
 
-def test_a_users_own_optimizer_and_schedules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_users_own_optimizer_and_schedules(tmp_path: Path) -> None:
     (tmp_path / "own_steps.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
+    plugins.vouch([tmp_path])
     optimizer = OptimizerConfig(name="own_steps:Fixed", lr=0.5, pull=0.1).build(
         model().parameters()
     )

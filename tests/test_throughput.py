@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from synthcube import runtime
+from synthcube import plugins, runtime
 from synthcube.errors import NonFiniteLossError
 from synthcube.tasks.train import train
 from synthcube.training import throughput
@@ -32,10 +32,10 @@ def account(run: Path) -> dict:
 
 
 @pytest.fixture
-def slow_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def slow_images(tmp_path: Path) -> str:
     """The override that makes every image take 50 ms."""
     (tmp_path / "dreams.py").write_text(SLOW)
-    monkeypatch.syspath_prepend(tmp_path)
+    plugins.vouch([tmp_path])
     return 'data.augmentation=[{name: "dreams:Dreaming"}]'
 
 

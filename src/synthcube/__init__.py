@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from synthcube.generator import Generator
@@ -18,6 +19,8 @@ def from_pretrained(
     *,
     accelerator: str = "auto",
     runtime: Literal["torch", "onnx", "openvino"] = "torch",
+    plugins: Sequence[str | Path] = (),
+    trust: Sequence[str] = (),
 ) -> Generator:
     """Open a trained model: a folder, or owner/name[@revision] of a Hub.
 
@@ -26,6 +29,8 @@ def from_pretrained(
         accelerator: auto, cpu or gpu.
         runtime: what computes its networks: torch; or onnx or openvino, on the CPU, for a model
             that was exported for it.
+        plugins: folders whose code this model may run; see docs/how-to/own-code.md.
+        trust: installed packages whose code it may run.
 
     Returns:
         An object with `sample(n, seed=..., condition=...)` and `reconstruct(images)`, whose
@@ -37,4 +42,4 @@ def from_pretrained(
     # Not at the top: that would import PyTorch for `synthcube --help`.
     from synthcube.generator import from_pretrained as opened
 
-    return opened(model, accelerator=accelerator, runtime=runtime)
+    return opened(model, accelerator=accelerator, runtime=runtime, plugins=plugins, trust=trust)

@@ -1,4 +1,22 @@
-from synthcube.cli import main
+import sys
+from pathlib import Path
+
+import synthcube
+
+
+def _forget_current_folder() -> None:
+    """Take the folder that `python -m` puts on the path off it: a stranger's file may lie there.
+
+    Not where SynthCube itself lies there, as in its sources.
+    """
+    is_first = sys.path and not getattr(sys.flags, "safe_path", False)
+    if is_first and Path(sys.path[0]) == Path.cwd() != Path(synthcube.__file__).parents[1]:
+        del sys.path[0]
+
 
 if __name__ == "__main__":
+    _forget_current_folder()
+    # Not at the top: this imports what could be taken from there.
+    from synthcube.cli import main
+
     main()

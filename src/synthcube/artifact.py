@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from synthcube import __version__, addresses, registry, runtime
+from synthcube import __version__, addresses, plugins, registry, runtime
+from synthcube.data.transforms import DataConfig
 from synthcube.errors import ArtifactError
 from synthcube.family import Family
-from synthcube.names import TRAINED
+from synthcube.names import TRAINED, is_own
 from synthcube.schema import ImageSpec
 from synthcube.storage import (
     recovered_folder,
@@ -34,6 +35,8 @@ from synthcube.storage import (
 )
 
 SCHEMA_VERSION = 1
+_STAGES = 4
+"""First stages of first stages whose names are looked at together; of more, one by one."""
 INDEX = "artifact.json"
 WEIGHTS, CONFIG, IMAGE, METRICS, VERSIONS = (
     "weights.safetensors", "config.yaml", "image.json", "metrics.json", "versions.json",
@@ -55,6 +58,18 @@ class Artifact:
     metrics: Mapping[str, float]
     sha256: str  # of the index, which holds the hash of every file
     weights: Path
+
+    @property
+    def data(self) -> DataConfig:
+        """What is done to images before the model sees them.
+
+        Raises:
+            ArtifactError: the config is not that of a training.
+        """
+        try:
+            return DataConfig.model_validate(self.config["data"], context=TRAINED)
+        except (KeyError, ValidationError) as error:
+            raise ArtifactError(f"{self.folder / CONFIG}, section data: {error}") from error
 
     def build(self, device: torch.device) -> Family:
         """The trained model, in evaluation mode.
@@ -165,11 +180,26 @@ def load(path: Path | str) -> Artifact:
             f"The artifact {folder} is damaged: get it again, or export anew.", faults
         )
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    require_vouched(folder, config)
     image = ImageSpec.model_validate(_read_json(folder / IMAGE))
     weights = folder / (EXPORTED_WEIGHTS if EXPORTED_WEIGHTS in listed else WEIGHTS)
     return Artifact(
         folder, config, image, _read_json(folder / METRICS), sha256(folder / INDEX), weights
     )
+
+
+def require_vouched(folder: Path, config: Any, *, with_losses: bool = False) -> None:
+    """See that the user vouches for all code of others that a trained model is computed with.
+
+    Args:
+        with_losses: the losses of the training are computed, too.
+
+    Raises:
+        ArtifactError: which code they do not vouch for, all of it, and how they can.
+    """
+    found = [(key, str(name)) for key, name in _named(config, with_losses) if is_own(str(name))]
+    if faults := [f"{key}: {text}" for key, name in found if (text := plugins.refusal(name))]:
+        raise ArtifactError(f"The model {folder} needs code of others:", faults)
 
 
 def read_index(folder: Path) -> dict[str, str]:
@@ -206,6 +236,29 @@ def damaged(folder: Path, listed: Mapping[str, str]) -> dict[str, str]:
         elif sha256(folder / name) != digest:
             faults[name] = f"{name} has changed since it was written (SHA-256 differs)"
     return faults
+
+
+def _named(config: Any, with_losses: bool) -> Iterator[tuple[str, Any]]:
+    """What the config of a model calls by a name, with its key."""
+    model = _part(config, "model")
+    key, section = "model", model
+    for _ in range(_STAGES):
+        yield f"{key}.name", _part(section, "name")
+        key, section = f"{key}.first_stage_config", _part(section, "first_stage_config")
+    lists = {
+        "data.preprocessing": _part(_part(config, "data"), "preprocessing"),
+        "sampling.postprocessing": _part(_part(config, "sampling"), "postprocessing"),
+    }
+    if with_losses:
+        lists["model.losses"] = _part(model, "losses")
+    for key, steps in lists.items():
+        for index, step in enumerate(steps if isinstance(steps, list) else ()):
+            yield f"{key}.{index}.name", _part(step, "name")
+
+
+def _part(section: Any, name: str) -> Any:
+    """What a section holds; None where it is none, as in a file that somebody has changed."""
+    return section.get(name) if isinstance(section, Mapping) else None
 
 
 def _leave_out(family: Family, weights: Mapping[str, torch.Tensor]) -> None:

@@ -31,6 +31,7 @@ from synthcube.evaluation.config import EvaluationConfig
 from synthcube.export.config import ExportConfig, Runtime
 from synthcube.export.croissant import CroissantConfig
 from synthcube.family import FamilyConfig
+from synthcube.names import TRAINED
 from synthcube.schema import List, Schema
 from synthcube.training import strategies
 from synthcube.training.config import TrainingConfig
@@ -100,14 +101,20 @@ def config_class(family: type[FamilyConfig]) -> type[RunConfig]:
     )
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load(path: Path, overrides: Iterable[str] = (), *, trained: bool = False) -> RunConfig:
     """Read and validate a YAML file with `key=value` overrides applied.
+
+    Args:
+        trained: it is that of a run, and nothing will be trained: what only trains is not
+            looked up.
 
     Raises:
         ConfigError: all that is wrong with it, one line each.
     """
     values, lines = _parsed(path)
-    return build({} if values is None else values, overrides, where=str(path), lines=lines)
+    return build(
+        {} if values is None else values, overrides, where=str(path), lines=lines, trained=trained
+    )
 
 
 def read(path: Path, kind: type[S]) -> S:
@@ -130,8 +137,12 @@ def build(
     *,
     where: str = "config",
     lines: Mapping[tuple[Any, ...], int] | None = None,
+    trained: bool = False,
 ) -> RunConfig:
     """Validate plain values, with `key=value` overrides applied.
+
+    Args:
+        trained: see :func:`load`.
 
     Raises:
         ConfigError: all that is wrong with them, one line each.
@@ -152,7 +163,8 @@ def build(
         section = {}
     kind = config_class(family)
     try:
-        config = kind.model_validate({**values, "model": section})
+        context = TRAINED if trained else None
+        config = kind.model_validate({**values, "model": section}, context=context)
     except ValidationError as error:
         faults += [_explained(kind, fault, lines) for fault in error.errors()]
     if faults:

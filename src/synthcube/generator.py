@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +23,14 @@ from synthcube.data.loading import load_images
 from synthcube.data.manifest import read_manifest
 from synthcube.data.pictures import grid
 from synthcube.data.postprocessing import Postprocessing
-from synthcube.data.transforms import DataConfig, to_intensities
+from synthcube.data.transforms import to_intensities
 from synthcube.data.wishes import complete
 from synthcube.errors import ConfigError, FamilyError, ImageError
 from synthcube.export.config import Runtime
 from synthcube.export.pull import located
 from synthcube.export.runtimes.substitution import substitute
 from synthcube.family import Reconstructs, Samples
+from synthcube.plugins import vouching as vouch_for_a_while
 from synthcube.schema import ImageSpec
 
 _SHOWN = 64
@@ -40,6 +43,8 @@ def from_pretrained(
     *,
     accelerator: str = "auto",
     runtime: Literal["torch"] | Runtime = "torch",
+    plugins: Sequence[str | Path] = (),
+    trust: Sequence[str] = (),
 ) -> Generator:
     """Open a trained model.
 
@@ -49,6 +54,8 @@ def from_pretrained(
         accelerator: auto, cpu or gpu.
         runtime: what computes its networks; others than torch do so on the CPU, for a model that
             was exported for them.
+        plugins: folders whose code this model, and no other, may run.
+        trust: installed packages likewise.
 
     Raises:
         HubError: the Hub cannot be reached, or does not have it.
@@ -58,10 +65,12 @@ def from_pretrained(
     is_name = text.partition("@")[0].count("/") == 1 and not text.startswith((".", "/", "~", "hf:"))
     if is_name and isinstance(model, str) and not Path(text).exists():
         text = f"hf://{text}"
-    trained = artifact.load(located(text))
-    if runtime == "torch":
-        return Generator(trained, compute.device(accelerator))
-    opened = Generator(trained, torch.device("cpu"), precision="32-true")
+    vouching = partial(vouch_for_a_while, tuple(plugins), tuple(trust))
+    with vouching():
+        trained = artifact.load(located(text))
+        if runtime == "torch":
+            return Generator(trained, compute.device(accelerator), vouching=vouching)
+        opened = Generator(trained, torch.device("cpu"), precision="32-true", vouching=vouching)
     substitute(opened.family, trained.folder, runtime)
     return opened
 
@@ -134,8 +143,14 @@ class Generator:
     """
 
     def __init__(
-        self, trained: Artifact, device: torch.device, *, precision: str | None = None
+        self,
+        trained: Artifact,
+        device: torch.device,
+        *,
+        precision: str | None = None,
+        vouching: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self._vouching = vouching
         self.trained = trained
         self.device = device
         self.family: Any = trained.build(device)
@@ -235,8 +250,9 @@ class Generator:
     ) -> tuple[torch.Tensor, tuple[ImageSpec, ...]]:
         if isinstance(images, torch.Tensor):
             return images.float(), (self.image,) * len(images)
-        config = DataConfig.model_validate(self.trained.config["data"])
-        cache = load_images(read_manifest(Path(images)), config, runtime.cache_folder())
+        with self._vouching():
+            config = self.trained.data
+            cache = load_images(read_manifest(Path(images)), config, runtime.cache_folder())
         specs = tuple(
             self.image.model_copy(
                 update={

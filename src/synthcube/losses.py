@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 from typing_extensions import Self
 
 from synthcube import names
+from synthcube.errors import ConfigError
 from synthcube.schema import ImageSpec, List, Schema
 
 if TYPE_CHECKING:
@@ -24,6 +25,21 @@ _INHERITED = {
     "bcelogits": "BCEWithLogitsLoss",
     "mse": "MSELoss",
 }
+# Looked at one by one: nothing here opens, downloads or imports what an argument names.
+_OF_TORCH = (
+    "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HingeEmbeddingLoss", "HuberLoss",
+    "KLDivLoss", "L1Loss", "MSELoss", "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss",
+    "MultiMarginLoss", "NLLLoss", "PoissonNLLLoss", "SmoothL1Loss", "SoftMarginLoss",
+)  # fmt: skip
+_OF_MONAI = (
+    "AsymmetricUnifiedFocalLoss", "BarlowTwinsLoss", "BoundaryLoss", "BoxGIoULoss",
+    "ContrastiveLoss", "Dice", "DiceCELoss", "DiceFocalLoss", "DiceLoss", "FocalLoss",
+    "GeneralizedDiceFocalLoss", "GeneralizedDiceLoss", "GeneralizedWassersteinDiceLoss",
+    "GlobalMutualInformationLoss", "HausdorffDTLoss", "JukeboxLoss",
+    "LocalNormalizedCrossCorrelationLoss", "LogHausdorffDTLoss", "MCCLoss", "NACLLoss", "SSIMLoss",
+    "SoftDiceclDiceLoss", "SoftclDiceLoss", "TverskyLoss", "dice_ce", "dice_focal",
+    "generalized_dice", "generalized_dice_focal", "generalized_wasserstein_dice", "giou",
+)  # fmt: skip
 _MANY = "it does not compare one prediction with one target"
 _NESTED = "it takes another loss; list that one itself"
 _TRAINED = "it has weights of its own to train"
@@ -55,9 +71,10 @@ _TRIAL_SIZE = 32
 class LossConfig(Schema):
     """A loss by name, with its weight; every further key is one of its arguments.
 
-    It is a class of torch.nn or monai.losses, in any case; what GaNDLF-Synth calls one (``cel``,
-    ``l1``, ``bce``, ``bcelogits``, ``mse``, ``plain_mean``); or a user's own
-    ``package.module:MyLoss``. A list of numbers becomes a tensor where the class takes one.
+    It is a class of torch.nn or monai.losses that docs/names.md lists, in any case; what
+    GaNDLF-Synth calls one (``cel``, ``l1``, ``bce``, ``bcelogits``, ``mse``, ``plain_mean``); or a
+    user's own ``package.module:MyLoss``. A list of numbers becomes a tensor where the class takes
+    one.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -71,11 +88,11 @@ class LossConfig(Schema):
 
     @model_validator(mode="after")
     def _can_be_built(self, info: ValidationInfo) -> Self:
-        if names.is_needless(self.name, info):
+        if names.is_needless(info):
             return self
-        kind, arguments = self._kind(), self._arguments(2)
-        names.check_arguments(kind, arguments, taken=("size_average", "reduce"))
-        if arguments.get("reduction") == "none":
+        kind = self._kind()
+        names.check_arguments(kind, self._named(2), taken=("size_average", "reduce"))
+        if (self.model_extra or {}).get("reduction") == "none":
             raise ValueError("reduction none: a loss is one number, take mean or sum")
         if not names.is_own(self.name):
             names.attempt(lambda: self.build(2), names.called(kind))
@@ -83,7 +100,12 @@ class LossConfig(Schema):
 
     def build(self, spatial_dims: int) -> torch.nn.Module:
         """The loss for images of that many spatial axes: (prediction, target) to a scalar."""
-        made: torch.nn.Module = self._kind()(**self._arguments(spatial_dims))
+        names.arguments(self.name, self.model_extra)
+        taken = inspect.signature(self._kind()).parameters
+        given = self._named(spatial_dims)
+        made: torch.nn.Module = self._kind()(
+            **{name: _converted(value, taken.get(name)) for name, value in given.items()}
+        )
         return made
 
     def _kind(self) -> Any:
@@ -96,15 +118,15 @@ class LossConfig(Schema):
             raise ValueError(f"{self.name!r} is no loss: it must be a subclass of torch.nn.Module")
         return kind
 
-    def _arguments(self, spatial_dims: int) -> dict[str, Any]:
+    def _named(self, spatial_dims: int) -> dict[str, Any]:
+        """The arguments by the names that the class has for them."""
         taken = inspect.signature(self._kind()).parameters
         # Images lie in [-1, 1].
         given: dict[str, Any] = {"spatial_dims": spatial_dims, "data_range": 2.0}
         given = {name: value for name, value in given.items() if name in taken}
         for name, value in (self.model_extra or {}).items():
             renamed = name == "class_weights" and "weight" in taken
-            name = "weight" if renamed else name
-            given[name] = _converted(value, taken.get(name))
+            given["weight" if renamed else name] = value
         return given
 
 
@@ -125,8 +147,15 @@ class WeightedLosses:
 
     @cached_property
     def terms(self) -> list[tuple[float, torch.nn.Module]]:
-        """Weights and losses, which are not themselves trained."""
-        modules = [each.build(self.spatial_dims) for each in self.losses]
+        """Weights and losses, which are not themselves trained.
+
+        Raises:
+            ConfigError: those that a trained model was trained with cannot be had here.
+        """
+        try:
+            modules = [each.build(self.spatial_dims) for each in self.losses]
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"model.losses: {error}") from error  # of a trained model
         return [
             (each.weight, module.requires_grad_(False).eval())
             for each, module in zip(self.losses, modules, strict=True)
@@ -153,8 +182,7 @@ def known_losses() -> dict[str, Any]:
     import monai.losses
     import torch
 
-    kinds = names.classes(torch.nn, torch.nn.modules.loss._Loss, without=UNUSABLE_LOSSES)
-    kinds |= names.classes(monai.losses, torch.nn.Module, without=UNUSABLE_LOSSES)
+    kinds = names.classes(torch.nn, _OF_TORCH) | names.classes(monai.losses, _OF_MONAI)
     inherited = {name: kinds[stands_for] for name, stands_for in _INHERITED.items()}
     return {**inherited, "plain_mean": plain_mean, **kinds}
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationInfo
 
-from synthcube import plugins
+from synthcube import plugins, vocabulary
 from synthcube.errors import ConfigError, SynthCubeError
 
 T = TypeVar("T")
@@ -18,14 +18,12 @@ TRAINED = {"trained": True}
 """Context in which the config of a trained model is validated."""
 
 
-def classes(module: Any, base: type, without: Iterable[str] = ()) -> dict[str, Any]:
-    """The public subclasses of `base` in `module`, by name, sorted."""
-    found = {
-        name: item
-        for name, item in vars(module).items()
-        if isinstance(item, type) and issubclass(item, base) and item is not base
-    }
-    return {name: found[name] for name in sorted(found) if name not in without and name[0] != "_"}
+def classes(module: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The classes of `module` with those names, which were looked at one by one; by name.
+
+    Older versions of a library may lack some.
+    """
+    return {name: getattr(module, name) for name in names if hasattr(module, name)}
 
 
 def find(name: str, known: Mapping[str, Any], what: str, unusable: Mapping[str, str]) -> Any:
@@ -55,12 +53,24 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
-def is_needless(name: str, info: ValidationInfo) -> bool:
-    """Whether `name` is a user's own code in the config of a trained model, which needs it not.
+def is_needless(info: ValidationInfo) -> bool:
+    """Whether this is the config of a trained model, which does without what only trains.
 
-    What a stranger's model names is then not even imported.
+    What a stranger's model names there is then not even looked up.
     """
-    return is_own(name) and info.context == TRAINED
+    return info.context == TRAINED
+
+
+def arguments(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments of what is called `name`: of a library's class, data alone.
+
+    Raises:
+        ValueError: a text among them is none of the words that the argument is known to take.
+    """
+    found = dict(given or {})
+    if not is_own(name) and (faults := list(vocabulary.faults(found))):
+        raise ValueError("; ".join(faults))
+    return found
 
 
 def check_arguments(

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
     from torch.optim import Optimizer
 
+# Classes of torch.optim and torch.optim.lr_scheduler that were looked at one by one.
+_OPTIMIZERS = (
+    "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam",
+    "RMSprop", "Rprop", "SGD",
+)  # fmt: skip
+_SCHEDULES = (
+    "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR",
+    "LinearLR", "MultiStepLR", "OneCycleLR", "PolynomialLR", "ReduceLROnPlateau", "StepLR",
+)  # fmt: skip
 UNUSABLE_OPTIMIZERS = {
     "LBFGS": "it takes the loss several times a step, and the noise is another each time",
     "SparseAdam": "it takes sparse gradients only",
@@ -61,8 +70,9 @@ _LENGTHS = ("total_steps", "T_max", "total_iters")
 class OptimizerConfig(Schema):
     """An optimizer by name; every further key is one of its arguments.
 
-    It is a class of torch.optim, in any case; ``Novograd`` of MONAI; ``AdEMAMix``, ``ADOPT`` or
-    ``Lion``; or a user's own ``package.module:MyOptimizer``, called with the weights and `lr`.
+    It is a class of torch.optim that docs/names.md lists, in any case; ``Novograd`` of MONAI;
+    ``AdEMAMix``, ``ADOPT`` or ``Lion``; or a user's own ``package.module:MyOptimizer``, called with
+    the weights and `lr`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -75,7 +85,7 @@ class OptimizerConfig(Schema):
 
     @model_validator(mode="after")
     def _can_be_built(self, info: ValidationInfo) -> Self:
-        if names.is_needless(self.name, info):
+        if names.is_needless(info):
             return self
         kind = self._kind()
         names.check_arguments(kind, self.model_extra or {}, first=1, taken=["lr"])
@@ -94,7 +104,8 @@ class OptimizerConfig(Schema):
         """
         import torch
 
-        made = self._kind()(parameters, lr=self.lr, **(self.model_extra or {}))
+        given = names.arguments(self.name, self.model_extra)
+        made = self._kind()(parameters, lr=self.lr, **given)
         return names.checked(made, torch.optim.Optimizer, self.name)
 
     def _kind(self) -> Any:
@@ -105,10 +116,10 @@ class SchedulerConfig(Schema):
     """A learning-rate schedule by name; every further key is one of its arguments.
 
     ``constant``, ``constant_with_warmup``, ``linear``, ``cosine`` and ``polynomial`` are those of
-    diffusers.optimization; every other name is a class of torch.optim.lr_scheduler, in any case,
-    what GaNDLF calls one, or a user's own ``package.module:MySchedule``. Arguments that depend on
-    the training (``T_max``, ``total_steps``, ``step_size``, ``max_lr`` and others) follow from
-    its length and learning rate unless given.
+    diffusers.optimization; others are classes of torch.optim.lr_scheduler (docs/names.md), in any
+    case, what GaNDLF calls one, or a user's own ``package.module:MySchedule``. Arguments that
+    depend on the training (``T_max``, ``total_steps``, ``step_size``, ``max_lr`` and others)
+    follow from its length and learning rate unless given.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -126,7 +137,7 @@ class SchedulerConfig(Schema):
 
     @model_validator(mode="after")
     def _can_be_built(self, info: ValidationInfo) -> Self:
-        if names.is_needless(self.name, info):
+        if names.is_needless(info):
             return self
         extra = self.model_extra or {}
         if self.name.lower() in _WARMED:
@@ -184,8 +195,8 @@ class SchedulerConfig(Schema):
     def _torch_schedule(self, optimizer: Optimizer, length: int) -> Any:
         from torch.optim.lr_scheduler import LRScheduler
 
-        fitted = self._fitted(optimizer, length)
-        made = self._kind()(optimizer, **{**fitted, **(self.model_extra or {})})
+        given = names.arguments(self.name, self.model_extra)
+        made = self._kind()(optimizer, **{**self._fitted(optimizer, length), **given})
         return names.checked(made, LRScheduler, self.name)
 
     def _fitted(self, optimizer: Optimizer, length: int) -> dict[str, Any]:
@@ -210,14 +221,14 @@ def known_optimizers() -> dict[str, Any]:
     from synthcube.optimizers import ADOPT, AdEMAMix, Lion
 
     own = {kind.__name__: kind for kind in (ADOPT, AdEMAMix, Lion, Novograd)}
-    return own | names.classes(torch.optim, torch.optim.Optimizer, without=UNUSABLE_OPTIMIZERS)
+    return own | names.classes(torch.optim, _OPTIMIZERS)
 
 
 def known_schedules() -> dict[str, Any]:
     """Every schedule that has a name, by it; those with a warm-up are None."""
     from torch.optim import lr_scheduler
 
-    known = names.classes(lr_scheduler, lr_scheduler.LRScheduler, without=UNUSABLE_SCHEDULES)
+    known = names.classes(lr_scheduler, _SCHEDULES)
     inherited = {name: known[stands_for] for name, stands_for in _INHERITED.items()}
     return dict.fromkeys(_WARMED) | known | inherited
 

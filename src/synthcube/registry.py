@@ -1,7 +1,7 @@
 """From a family's name to its config class.
 
 A name is the module's name in ``synthcube.families``, an entry point in the group
-``synthcube.families``, or ``package.module:MyConfig`` of any importable module.
+``synthcube.families``, or ``package.module:MyConfig`` of code that the user vouches for.
 """
 
 from __future__ import annotations

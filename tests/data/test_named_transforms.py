@@ -14,9 +14,8 @@ import torch
 import torchio as tio
 from pydantic import ValidationError
 
-from synthcube import plugins
 from synthcube.data.images import Image
-from synthcube.data.named_transforms import ALIASES, WITHOUT, TransformConfig
+from synthcube.data.named_transforms import ALIASES, WITHOUT, TransformConfig, alias
 from synthcube.data.transforms import DataConfig, Preprocessing
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "transforms.md"
@@ -70,7 +69,7 @@ def test_the_page_says_what_the_aliases_are() -> None:
     for name, (kind, none, remark) in rows.items():
         assert (none == "none") is (name in WITHOUT), name
         if kind:
-            own: Any = plugins.load(ALIASES[name])
+            own: Any = alias(name)
             assert issubclass(own, getattr(tio, kind)), name
         elif WITHOUT[name].startswith("leave it out"):
             assert remark.startswith("leave it out"), name

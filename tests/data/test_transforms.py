@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -356,16 +355,14 @@ def test_a_transform_by_name_with_arguments() -> None:
     [
         ({"name": "RandomFlp"}, "torchio has no transform 'RandomFlp'; did you mean RandomFlip"),
         ({"name": "Xyzzy"}, r"Value error, torchio has no transform 'Xyzzy' \["),
-        ({"name": "Compose"}, "torchio has no transform 'Compose'"),
+        ({"name": "Compose"}, "there is no transform 'Compose': it takes other"),
         (
             {"name": "RandomFlip", "axs": 0},
             "RandomFlip does not take these arguments: .*unexpected keyword argument 'axs'",
         ),
         ({"name": "RandomFlip", "axes": 7}, "RandomFlip does not take these arguments: .*0, 1 or"),
-        ({"name": "no_such_package:T"}, "'no_such_package:T' cannot be imported"),
-        ({"name": "os:NoSuchThing"}, "'os:NoSuchThing' does not exist: os has no NoSuchThing"),
-        ({"name": "os:system", "command": "exit 9"}, "os:system is no transform: a class whose"),
-        ({"name": "pathlib:Path"}, "pathlib:Path is no transform: a class whose instances are"),
+        ({"name": "no_such_package:T"}, "no_such_package:T is code that does not belong to Synth"),
+        ({"name": "os:system", "command": "exit 9"}, "os:system cannot be used: what belongs to"),
         ({"axes": 0}, r"preprocessing\.0\.name\n.*Field required"),
     ],
 )
@@ -374,9 +371,10 @@ def test_a_transform_that_cannot_be_built(transform: dict[str, Any], message: st
         DataConfig(preprocessing=[transform])
 
 
-def test_a_users_transform_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_transform_from_a_folder(tmp_path: Path) -> None:
     (tmp_path / "my_transforms_xyz.py").write_text(
         "import torchio\n"
+        "def function(): pass\n"
         "class Doubled(torchio.Transform):\n"
         "    def __init__(self, times=2, **kwargs):\n"
         "        super().__init__(**kwargs)\n"
@@ -394,8 +392,7 @@ def test_a_users_transform_from_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
         "            image.set_data((image.data - 5).log())\n"
         "        return subject\n"
     )
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    plugins.add_folders([tmp_path])
+    plugins.vouch([tmp_path])
     data = np.arange(27.0).reshape(3, 3, 3)
     transform = {"name": "my_transforms_xyz:Doubled", "times": 3}
     result = prepared(volume(data), preprocessing=[transform], intensity_range=[0, 78])
@@ -405,6 +402,12 @@ def test_a_users_transform_from_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
         prepared(volume(data), preprocessing=failing)
     with pytest.raises(ImageError, match="preprocessing leaves voxels that are not a number"):
         prepared(volume(data), preprocessing=[{"name": "my_transforms_xyz:Logs"}])
+    for name, message in (
+        ("NoSuchThing", "does not exist: my_transforms_xyz has no NoSuchThing"),
+        ("function", "my_transforms_xyz:function is no transform: a class whose instances are"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            DataConfig(preprocessing=[{"name": f"my_transforms_xyz:{name}"}])
 
 
 # -- the config --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -41,15 +42,20 @@ def _main(
     """Run one of the commands; each has its own --help."""
 
 
-def begin(plugin_folders: list[Path]) -> None:
-    """Ready this process for a task; to be called before anything heavy is imported."""
+def begin(plugin_folders: Sequence[Path] = (), trusted: Sequence[str] = ()) -> None:
+    """Ready this process for a task; to be called before anything heavy is imported.
+
+    Args:
+        plugin_folders: whose code the user vouches for.
+        trusted: packages likewise.
+    """
     from synthcube import plugins, runtime
 
     runtime.calm_threads()
     runtime.name_user()
     runtime.ready_hub()
     runtime.open_log()
-    plugins.add_folders(plugin_folders)
+    plugins.vouch(plugin_folders, trusted)
 
 
 def located(model: Path) -> Path:

@@ -18,6 +18,7 @@ from synthcube.cli.options import (
     Output,
     Override,
     Plugins,
+    Trust,
 )
 
 
@@ -38,13 +39,15 @@ def train(
     ] = False,
     overrides: Override = [],  # noqa: B006  # Typer copies it
     plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Train a model; the same command again continues where it stopped."""
-    begin(plugins)
+    begin(plugins, trust)
     if len(config) > 1:
         options = ["--resume", resume, *(["--debug"] if debug else [])]
         options += ["--accept_changes"] if accept_changes else []
         options += [word for folder in plugins for word in ("--plugins", str(folder))]
+        options += [word for name in trust for word in ("--trust", name)]
         _train_series(config, data, output, overrides, options)
     elif debug:
         from synthcube.tasks.trial import trial
@@ -109,9 +112,10 @@ def infer(
         list[str], typer.Option(help="Group that answers for the images; repeatable.")
     ] = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Generate images, or reconstruct or translate those given."""
-    begin(plugins)
+    begin(plugins, trust)
     from synthcube.export.croissant import CROISSANT, stated
     from synthcube.tasks.infer import infer as task
 
@@ -151,9 +155,11 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option("--model_path", "-m", help="The model, to infer who was trained on."),
     ] = None,
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Judge images by real ones: how near they are, how varied, and what they copy."""
-    begin([])
+    begin(plugins, trust)
     from synthcube.tasks.evaluate import evaluate as task
 
     written = task(
@@ -181,9 +187,11 @@ def import_(
         Path | None, typer.Option(help="Weights of an autoencoder's discriminator.")
     ] = None,
     overrides: Override = [],  # noqa: B006
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Take over weights of monai-generative or GaNDLF-Synth, checked number by number."""
-    begin([])
+    begin(plugins, trust)
     from synthcube.tasks.import_weights import import_weights
 
     folder = import_weights(
@@ -213,7 +221,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Make a manifest CSV from a folder of images."""
-    begin([])
+    begin()
     from synthcube.data.preparation import prepare as task
 
     fault_of = None
@@ -236,9 +244,15 @@ def prepare(
 
 
 @app.command()
-def check(config: Config, data: Data, overrides: Override = [], plugins: Plugins = []) -> None:  # noqa: B006
+def check(
+    config: Config,
+    data: Data,
+    overrides: Override = [],  # noqa: B006
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:
     """Find everything that could fail later, before any training."""
-    begin(plugins)
+    begin(plugins, trust)
     from synthcube.tasks.check import check as task
 
     for line in task(config, data, overrides=overrides):

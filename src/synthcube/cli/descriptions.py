@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from synthcube.cli.app import app, begin
-from synthcube.cli.options import Plugins
+from synthcube.cli.options import Plugins, Trust
 from synthcube.specs import IMAGE
 
 
@@ -18,9 +18,10 @@ def init(
     family: Annotated[str, typer.Argument(help="Name of a family.")] = "rectified_flow",
     dims: Annotated[int, typer.Option(min=2, max=3, help="Spatial axes of the images.")] = 2,
     plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Print a commented YAML with every key and its default."""
-    begin(plugins)
+    begin(plugins, trust)
     from synthcube.tasks.describe import starting_yaml
 
     print(starting_yaml(family, dims), end="")
@@ -46,7 +47,7 @@ def schema() -> None:
 @app.command()
 def self_check() -> None:
     """Train, infer, evaluate and export in a temporary folder: does this installation work?"""
-    begin([])
+    begin()
     from synthcube.tasks.self_check import self_check as task
 
     for line in task():

@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from synthcube.cli.app import app, begin, located
-from synthcube.cli.options import Model, Output
+from synthcube.cli.options import Model, Output, Plugins, Trust
 from synthcube.specs import IMAGE, mounts
 
 medperf = typer.Typer(
@@ -69,9 +69,11 @@ def prepare(
         Optional[Path],  # noqa: UP045
         _option("metadata_path", f"Folder for settings, versions and voxels.json{_OPTIONAL}."),
     ] = None,
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Check raw images and bring them to one orientation, spacing and size."""
-    begin([])
+    begin(plugins, trust)
     from synthcube.tasks.medperf.prepare import prepare as task
 
     counts = task(
@@ -92,9 +94,11 @@ def sanity_check(
         Optional[Path],  # noqa: UP045
         _option("additional_files", f"Folder of lists (voxels.json) of other data{_OPTIONAL}."),
     ] = None,
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Fail where prepared images are damaged, of different shapes, constant, or leak."""
-    begin([])
+    begin(plugins, trust)
     from synthcube.tasks.medperf.sanity_check import sanity_check as task
 
     counts = task(
@@ -113,9 +117,11 @@ def statistics(
         _STATISTICS["output_path"]
     ),
     parameters_file: _Parameters = None,
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Count and summarize, in groups too large to tell of one person."""
-    begin([])
+    begin(plugins, trust)
     from synthcube.tasks.medperf.statistics import statistics as task
 
     found = task(
@@ -135,9 +141,11 @@ def infer(
     additional_files: Annotated[
         Path, _option("additional_files", "Folder with the trained model.")
     ] = Path(_INFER["additional_files"]),
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Generate images, or reconstruct or translate prepared ones."""
-    begin([])
+    begin(plugins, trust)
     from synthcube.tasks.medperf.infer import infer as task
 
     task(
@@ -167,9 +175,11 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         _option("local_outputs_path", f"Folder for what stays at the site{_OPTIONAL}."),
     ] = None,
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Compare predictions with reference images."""
-    begin([])
+    begin(plugins, trust)
     from synthcube.tasks.medperf.evaluate import evaluate as task
 
     found = task(
@@ -189,7 +199,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
 ) -> None:
     """Write a small data set of drawn shapes to try a benchmark with."""
-    begin([])
+    begin()
     from synthcube.tasks.medperf.demo import write_demo
 
     sides = size.lower().split("x")
@@ -206,9 +216,11 @@ def package(
     image: Annotated[
         str, typer.Option(help="Name of the container's image, in a registry.")
     ] = IMAGE,
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Write a trained model as a container that can be registered with MedPerf."""
-    begin([])
+    begin(plugins, trust)
     from synthcube.tasks.package import package as task
 
     folder = task(located(model), output, image=image)

@@ -41,5 +41,10 @@ Override = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")
 ]
 Plugins = Annotated[
-    list[Path], typer.Option("--plugins", help="Folder with your own families or transforms.")
+    list[Path],
+    typer.Option("--plugins", help="Folder of code that may run where a model or YAML names it."),
+]
+Trust = Annotated[
+    list[str],
+    typer.Option("--trust", help="Installed package of code that may run where one names it."),
 ]

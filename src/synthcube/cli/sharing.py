@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from synthcube.cli.app import app, begin, located
-from synthcube.cli.options import Model, Output, Plugins
+from synthcube.cli.options import Model, Output, Plugins, Trust
 
 
 @app.command()
@@ -56,9 +56,10 @@ def export(
         str, typer.Option("--commit_message", help="What the commit says.")
     ] = "",
     plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
 ) -> None:
     """Verify a trained model and write a folder to share; publish it, if you say where."""
-    begin(plugins)
+    begin(plugins, trust)
     from synthcube.tasks.export import export as task
     from synthcube.tasks.publication import place, present, publication
 

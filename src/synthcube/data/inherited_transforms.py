@@ -54,6 +54,13 @@ class NonzeroNormalization(tio.ZNormalization):
         super().__init__(masking_method=_nonzero, **kwargs)
 
 
+class HistogramStandardization(tio.HistogramStandardization):
+    """Brings the histogram to `landmarks`: numbers, as TorchIO's own reads them from a file."""
+
+    def __init__(self, landmarks: Sequence[float], **kwargs: Any):
+        super().__init__({"default_image_name": np.asarray(landmarks, dtype=float)}, **kwargs)
+
+
 class BoundedElasticDeformation(tio.RandomElasticDeformation):
     """Displaces by at most half the distance of control points, beyond which tissue folds."""
 

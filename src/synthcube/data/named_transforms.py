@@ -3,49 +3,80 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 from typing_extensions import Self
 
-from synthcube import plugins
+from synthcube import names, plugins
 from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.schema import Schema
 
-_OWN = "synthcube.data.inherited_transforms"
-
 ALIASES = {
-    "to_canonical": "torchio:ToCanonical",
-    "threshold": f"{_OWN}:Threshold",
-    "clip": "torchio:Clamp",
-    "clamp": "torchio:Clamp",
-    "crop_external_zero_planes": f"{_OWN}:ZeroPlanesCrop",
-    "crop": "torchio:Crop",
-    "centercrop": "torchio:CropOrPad",
-    "normalize": "torchio:ZNormalization",
-    "normalize_positive": f"{_OWN}:PositiveNormalization",
-    "normalize_nonzero": f"{_OWN}:NonzeroNormalization",
-    "rescale": "torchio:RescaleIntensity",
-    "resize": "torchio:Resize",
-    "resample": "torchio:Resample",
-    "affine": "torchio:RandomAffine",
-    "elastic": f"{_OWN}:BoundedElasticDeformation",
-    "kspace": f"{_OWN}:KSpaceArtifact",
-    "motion": "torchio:RandomMotion",
-    "bias": f"{_OWN}:BiasFieldFromBlack",
-    "blur": "torchio:RandomBlur",
-    "noise": "torchio:RandomNoise",
-    "noise_var": f"{_OWN}:RelativeNoise",
-    "gamma": f"{_OWN}:GammaFromBlack",
-    "swap": f"{_OWN}:BoundedSwap",
-    "flip": "torchio:RandomFlip",
-    "rotate_90": f"{_OWN}:QuarterTurn",
-    "rotate_180": f"{_OWN}:HalfTurn",
-    "anisotropic": f"{_OWN}:PlanarAnisotropy",
+    "to_canonical": "ToCanonical",
+    "threshold": "Threshold",
+    "clip": "Clamp",
+    "clamp": "Clamp",
+    "crop_external_zero_planes": "ZeroPlanesCrop",
+    "crop": "Crop",
+    "centercrop": "CropOrPad",
+    "normalize": "ZNormalization",
+    "normalize_positive": "PositiveNormalization",
+    "normalize_nonzero": "NonzeroNormalization",
+    "rescale": "RescaleIntensity",
+    "resize": "Resize",
+    "resample": "Resample",
+    "affine": "RandomAffine",
+    "elastic": "BoundedElasticDeformation",
+    "kspace": "KSpaceArtifact",
+    "motion": "RandomMotion",
+    "bias": "BiasFieldFromBlack",
+    "blur": "RandomBlur",
+    "noise": "RandomNoise",
+    "noise_var": "RelativeNoise",
+    "gamma": "GammaFromBlack",
+    "swap": "BoundedSwap",
+    "flip": "RandomFlip",
+    "rotate_90": "QuarterTurn",
+    "rotate_180": "HalfTurn",
+    "anisotropic": "PlanarAnisotropy",
 }
-"""Names of GaNDLF, and the classes that stand for them; their arguments are TorchIO's."""
+"""Names of GaNDLF, and the classes of TorchIO or of inherited_transforms that stand for them."""
+
+# Classes of torchio that were looked at one by one: their arguments are numbers and words.
+_OF_TORCHIO = (
+    "Affine", "BiasField", "Blur", "Clamp", "Crop", "CropOrPad", "EnsureShapeMultiple", "Flip",
+    "Gamma", "Ghosting", "Mask", "Noise", "Pad", "RandomAffine", "RandomAffineElasticDeformation",
+    "RandomAnisotropy", "RandomBiasField", "RandomBlur", "RandomElasticDeformation",
+    "RandomFlip", "RandomGamma", "RandomGhosting", "RandomMotion", "RandomNoise", "RandomSpike",
+    "RandomSwap", "Resample", "RescaleIntensity", "Resize", "ToCanonical", "ToOrientation",
+    "Transpose", "ZNormalization",
+)  # fmt: skip
+_NESTED = "it takes other transforms; list those themselves"
+_LABELS = "it is for maps of labels, and images are none"
+_ARRAYS = "it takes arrays, which nobody writes down; the one that draws them is Random"
+UNUSABLE_TRANSFORMS = {
+    **dict.fromkeys(("Compose", "OneOf"), _NESTED),
+    "Lambda": "it takes a function; name a class of your own, package.module:Class",
+    "MonaiAdapter": _NESTED,
+    **dict.fromkeys(
+        ("Contour", "KeepLargestComponent", "LabelsToImage", "OneHot", "RandomLabelsToImage",
+         "RemapLabels", "RemoveLabels", "SequentialLabels"),
+        _LABELS,
+    ),
+    "AffineElasticDeformation": f"{_ARRAYS}AffineElasticDeformation",
+    "ElasticDeformation": f"{_ARRAYS}ElasticDeformation",
+    "Motion": f"{_ARRAYS}Motion",
+    "Spike": f"{_ARRAYS}Spike",
+    "Swap": f"{_ARRAYS}Swap",
+    "CopyAffine": "it takes another image",
+    "ToReferenceSpace": "it takes another image",
+    "PCA": "it is for what a network makes of images",
+    "To": "a model always sees float32",
+}  # fmt: skip
+"""Classes of torchio that cannot be named, and why."""
 
 _SCALED = "every image is brought to [-1, 1] anyway, see data.intensity_range"
 _NO_ALPHA = "alpha is dropped where an image is read"
@@ -61,7 +92,7 @@ WITHOUT = {
     "rgba2rgb": f"leave it out: {_NO_ALPHA}",
     "rgb2rgba": f"leave it out: {_NO_ALPHA}",
     "histogram_matching": "in sampling.postprocessing it matches what infer writes; for training "
-    "images TorchIO has HistogramStandardization",
+    "images there is HistogramStandardization",
     "stain_normalizer": _NOWHERE,
     "resample_min": _SPACING,
     "resample_minimum": _SPACING,
@@ -74,15 +105,20 @@ WITHOUT = {
 class TransformConfig(Schema):
     """A transform of TorchIO, by a name of GaNDLF, or package.module:MyTransform.
 
-    Further keys are its arguments.
+    Further keys are its arguments: numbers and the words in vocabulary.py, unless it is the
+    user's own.
     """
 
     model_config = ConfigDict(extra="allow")
 
+    only_trains: ClassVar[bool] = False
+
     name: str = Field(description="Class in torchio, name of GaNDLF, or package.module:Mine.")
 
     @model_validator(mode="after")
-    def _can_be_built(self) -> Self:
+    def _can_be_built(self, info: ValidationInfo) -> Self:
+        if self.only_trains and names.is_needless(info):
+            return self
         try:
             self.build()
         except SynthCubeError as error:
@@ -94,21 +130,27 @@ class TransformConfig(Schema):
 
     def build(self) -> Callable[[Any], Any]:
         """The transform: torchio.Subject to torchio.Subject."""
-        transform: Callable[[Any], Any] = self._kind()(**(self.model_extra or {}))
+        kind = self._kind()
+        transform: Callable[[Any], Any] = kind(**names.arguments(self.name, self.model_extra))
         return transform
 
     def _kind(self) -> Any:
-        if ":" in self.name:
+        if names.is_own(self.name):
             return own_class(self.name)
         if self.name in ALIASES:
-            return plugins.load(ALIASES[self.name])
-        if self.name in WITHOUT:
-            raise ConfigError(f"there is no transform {self.name!r}: {WITHOUT[self.name]}")
+            return alias(self.name)
+        refuse_unusable(self.name, WITHOUT)
         known = torchio_transforms()
         if self.name not in known:
             hint = near_miss(self.name, [*known, *ALIASES])
             raise ConfigError(f"torchio has no transform {self.name!r}{hint}")
         return known[self.name]
+
+
+class AugmentationConfig(TransformConfig):
+    """A transform as :class:`TransformConfig` has it, of which a trained model has no need."""
+
+    only_trains: ClassVar[bool] = True
 
 
 def own_class(name: str) -> Any:
@@ -124,18 +166,33 @@ def own_class(name: str) -> Any:
     return kind
 
 
+def alias(name: str) -> Any:
+    """The class that stands for a name of GaNDLF."""
+    import torchio
+
+    from synthcube.data import inherited_transforms
+
+    return getattr(inherited_transforms, ALIASES[name], None) or getattr(torchio, ALIASES[name])
+
+
 def torchio_transforms() -> dict[str, Any]:
     """Every transform of TorchIO that a YAML can describe, by name."""
-    import torchio as tio
+    import torchio
 
-    return {
-        name: item
-        for name, item in vars(tio).items()
-        if inspect.isclass(item)
-        and issubclass(item, tio.Transform)
-        and not inspect.isabstract(item)
-        and name not in {"Transform", "Lambda", "Compose", "OneOf", "MonaiAdapter"}
-    }
+    from synthcube.data.inherited_transforms import HistogramStandardization
+
+    kinds = names.classes(torchio, _OF_TORCHIO)
+    return kinds | {"HistogramStandardization": HistogramStandardization}
+
+
+def refuse_unusable(name: str, *reasons: Mapping[str, str]) -> None:
+    """
+    Raises:
+        ConfigError: `name` is known to be of no use here, and why.
+    """
+    for known in (*reasons, UNUSABLE_TRANSFORMS):
+        if name in known:
+            raise ConfigError(f"there is no transform {name!r}: {known[name]}")
 
 
 def near_miss(name: str, known: Collection[str]) -> str:

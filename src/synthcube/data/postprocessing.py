@@ -11,11 +11,13 @@ import numpy.typing as npt
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails
 
+from synthcube import names
 from synthcube.data.channels import Array
 from synthcube.data.named_transforms import (
     TransformConfig,
     near_miss,
     own_class,
+    refuse_unusable,
     torchio_transforms,
 )
 from synthcube.data.operations import (
@@ -42,6 +44,22 @@ OPERATIONS: dict[str, type[Operation]] = {
     "fill_holes": FillHoles,
     "histogram_matching": HistogramMatching,
 }
+# Classes of monai.transforms.intensity.array that were looked at one by one: their arguments are
+# numbers and words, and they draw no random numbers.
+_OF_MONAI = (
+    "AdjustContrast", "ClipIntensityPercentiles", "DetectEnvelope", "GaussianSharpen",
+    "GaussianSmooth", "GibbsNoise", "HistogramNormalize", "KSpaceSpikeNoise", "MedianSmooth",
+    "NormalizeIntensity", "SavitzkyGolaySmooth", "ScaleIntensity", "ScaleIntensityFixedMean",
+    "ScaleIntensityRange", "ScaleIntensityRangePercentiles", "ShiftIntensity", "StdShiftIntensity",
+    "ThresholdIntensity", "UltrasoundConfidenceMapTransform",
+)  # fmt: skip
+_UNUSABLE = {
+    "ComputeHoVerMaps": "it is for maps of labels, and images are none",
+    "ForegroundMask": "it makes a mask in place of the image",
+    "IntensityRemap": "it is random",
+    "MaskIntensity": "it takes a mask",
+}
+_SEED = "an image is to depend on its seed alone"
 # What code that is not ours raises at an image it cannot take.
 _FOREIGN = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -66,7 +84,7 @@ class FinishingTransform(TransformConfig):
         transform = super().build()
         draws = isinstance(transform, Randomizable | RandomTransform)
         if draws or (isinstance(transform, tio.Transform) and transform.probability < 1):
-            raise ConfigError(f"{self.name} is random; an image is to depend on its seed alone")
+            raise ConfigError(f"{self.name} is random; {_SEED}")
         return transform
 
     def ready(self, image: ImageSpec) -> Change:
@@ -90,9 +108,12 @@ class FinishingTransform(TransformConfig):
         return isinstance(self.build(), tio.SpatialTransform)
 
     def _kind(self) -> Any:
-        if ":" in self.name:
+        if names.is_own(self.name):
             return own_class(self.name)
+        refuse_unusable(self.name, _UNUSABLE)
         known = {**torchio_transforms(), **_monai_transforms()}
+        if self.name.startswith("Rand") and self.name not in known:
+            raise ConfigError(f"{self.name} is random; {_SEED}")
         if self.name not in known:
             listed = f"; known: {', '.join(OPERATIONS)}, and the transforms of MONAI and TorchIO"
             hint = near_miss(self.name, [*OPERATIONS, *known]) or listed
@@ -160,11 +181,8 @@ class Postprocessing:
             faults = self._faults(image)
         if faults:
             raise ConfigError("sampling.postprocessing does not fit these images:", faults)
-
-    @property
-    def keeps_integers(self) -> bool:
+        self.keeps_integers = all(step.keeps_integers for step in self.steps)
         """Whether images of whole numbers are to be written as such."""
-        return all(step.keeps_integers for step in self.steps)
 
     def __call__(self, image: torch.Tensor, affine: npt.ArrayLike) -> torch.Tensor:
         """(C, *spatial) in the source's intensities to the same, float32.
@@ -229,7 +247,7 @@ def _with_tensor(transform: Callable[[Any], Any], voxels: Array, affine: Array) 
 def _monai_transforms() -> dict[str, Any]:
     from monai.transforms.intensity import array
 
-    return {name: kind for name in array.__all__ if isinstance(kind := getattr(array, name), type)}
+    return names.classes(array, _OF_MONAI)
 
 
 def _hinted(kind: type[Schema], fault: Any) -> InitErrorDetails:

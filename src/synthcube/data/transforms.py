@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from synthcube.data.conditions import ConditionFields
 from synthcube.data.images import Image
-from synthcube.data.named_transforms import TransformConfig
+from synthcube.data.named_transforms import AugmentationConfig, TransformConfig
 from synthcube.data.resampling import Affine, cropped_or_padded, resampled
 from synthcube.errors import ImageError
 from synthcube.schema import List
@@ -46,7 +46,7 @@ class DataConfig(ConditionFields):
         description="TorchIO transforms applied once, before resampling and sizing: "
         "[{name: CropOrPad, target_shape: 64}].",
     )
-    augmentation: List[TransformConfig] = Field(
+    augmentation: List[AugmentationConfig] = Field(
         default=(),
         description="TorchIO transforms applied anew in every epoch, such as "
         "[{name: RandomFlip, axes: 0}].",

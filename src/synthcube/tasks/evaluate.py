@@ -61,6 +61,8 @@ def evaluate(
     given |= {"train_data": train_data} if train_data else {}
     settings = _settings(config_path, [each for each in (model_path, labels, train_data) if each])
     trained = artifact.load(model_path) if model_path else None
+    if trained:  # its loss tells how well it knows an image
+        artifact.require_vouched(trained.folder, trained.config, with_losses=True)
     _check_outputs(output, report)
     manifests = _manifests(given)
     cache = storage.make_folder(runtime.cache_folder())
@@ -84,7 +86,7 @@ def _settings(config_path: Path | None, folders: list[Path]) -> RunConfig:
     """The YAML that is given, or that of the first run among the folders, or all defaults."""
     for path in (config_path, *(folder / CONFIG for folder in folders)):
         if path and (path == config_path or path.is_file()):
-            return config.load(path)
+            return config.load(path, trained=path != config_path)
     return config.build({})
 
 

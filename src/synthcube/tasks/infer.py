@@ -153,7 +153,7 @@ def _settings(trained: Artifact, config_path: Path | None) -> tuple[dict[str, An
     settings = dict(trained.config)
     given: dict[str, Any] = {}
     if config_path:
-        given = config.load(config_path).model_dump(mode="json", exclude_unset=True)
+        given = config.load(config_path, trained=True).model_dump(mode="json", exclude_unset=True)
         settings["seed"] = given.get("seed", settings["seed"])
         for section in ("sampling", "compute"):
             settings[section] = {**settings[section], **given.get(section, {})}

@@ -30,7 +30,7 @@ def publication(config_path: Path | None, given: Mapping[str, Any]) -> ExportCon
             model that is to be published has no license.
         HubError: what it is to be published as is no name of a model.
     """
-    section = config.load(config_path).export if config_path else ExportConfig()
+    section = config.load(config_path, trained=True).export if config_path else ExportConfig()
     said = {name: value for name, value in given.items() if value not in (None, "", ())}
     settings = section.model_copy(update=said)
     if TOKEN.search(repr(said)):

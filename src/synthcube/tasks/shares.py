@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from synthcube import runtime
+from synthcube import plugins, runtime
 from synthcube.errors import SynthCubeError
 from synthcube.tasks.jobs import Job, Made
 from synthcube.training.shortage import sampling_explained
@@ -49,8 +49,9 @@ def make_in_pool(opener: Opener, batches: Sequence[range], devices: list[str]) -
     for device in devices:
         places.put(device)
     threads = max(1, torch.get_num_threads() // len(devices))
+    given = (places, opener, threads, plugins.vouched())
     results: dict[int, list[Made]] = {}
-    with ProcessPoolExecutor(len(devices), context, _begin, (places, opener, threads)) as pool:
+    with ProcessPoolExecutor(len(devices), context, _begin, given) as pool:
         futures = {pool.submit(_make, rows): rows.start for rows in batches}
         try:
             for future in as_completed(futures):
@@ -68,8 +69,9 @@ def make_in_pool(opener: Opener, batches: Sequence[range], devices: list[str]) -
 _OPENED: dict[str, Any] = {}  # of a process of the pool: its device, and its job once opened
 
 
-def _begin(places: Any, opener: Opener, threads: int) -> None:
+def _begin(places: Any, opener: Opener, threads: int, vouched: plugins.Vouched) -> None:
     runtime.open_log()
+    plugins.vouch(vouched.folders, vouched.packages)
     log.setLevel(logging.WARNING)
     torch.set_num_threads(threads)
     _OPENED.update(device=torch.device(places.get()), opener=opener)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 from typing_extensions import Self
 
-from synthcube import runtime
+from synthcube import names, runtime
 from synthcube.schema import Schema
 
 # What SynthCube sets itself: the place in the run folder, the way to resume, what is shared.
@@ -42,7 +42,9 @@ class LoggerConfig(Schema):
         return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _usable(self) -> Self:
+    def _usable(self, info: ValidationInfo) -> Self:
+        if names.is_needless(info):
+            return self
         if importlib.util.find_spec(self.name) is None:
             raise ValueError(
                 f"{self.name} is not installed here: pip install 'synthcube[{self.name}]', or "
