@@ -29,6 +29,7 @@ _NEXT = f"{_PREFIX}next"
 """In a folder: its next content, complete, which counts from the moment it has this name."""
 _OBSOLETE = ".obsolete.json"  # in that: which files of the folder go
 _PROBE_BYTES = 1 << 16
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries written in Rust tell of it
 
 
 @contextmanager
@@ -244,6 +245,9 @@ def _require_room(number: int, error: Exception) -> None:
     Raises:
         OSError: the disk of the open file is full.
     """
+    told = _SYSTEM_ERROR.search(str(error))
+    if told and int(told[1]) in _FULL:
+        raise OSError(int(told[1]), os.strerror(int(told[1]))) from error
     try:
         os.lseek(number, 0, os.SEEK_END)
         if os.write(number, bytes(_PROBE_BYTES)) < _PROBE_BYTES:

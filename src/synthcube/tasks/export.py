@@ -66,6 +66,7 @@ def export(
         EvaluationError: `evaluation` cannot be read.
         OutputError: `folder` is not writable, or holds something that is no exported model.
     """
+    trained = artifact.load(model_path)
     storage.require_separate(
         {"output_path": folder},
         {
@@ -74,7 +75,6 @@ def export(
             "notes": notes if isinstance(notes, Path) else None,
         },
     )
-    trained = artifact.load(model_path)
     rows = identities.subjects_of(trained.folder)
     public = replace(
         trained,

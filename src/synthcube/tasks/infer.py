@@ -60,6 +60,7 @@ def infer(
         FamilyError: the family cannot do what is asked.
         OutputError: `out` is not writable, or holds other images.
     """
+    trained = artifact.load(model_path)
     storage.require_separate(
         {"output_path": out},
         {
@@ -67,7 +68,6 @@ def infer(
             "conditions": conditions_path,
         },
     )  # fmt: skip
-    trained = artifact.load(model_path)
     settings, given = _settings(trained, config_path)
     computed_by = with_runtime or settings["sampling"].get("runtime", "torch")
     settings = _for_runtime(settings, computed_by)
