@@ -88,6 +88,12 @@ def forks() -> ModuleType:
     return _module("forks")
 
 
+@pytest.fixture(scope="session")
+def kills() -> ModuleType:
+    """tests/kills.py: processes that are killed before a change of the file system."""
+    return _module("kills")
+
+
 TRAINING = """
 training:
   max_epochs: 2

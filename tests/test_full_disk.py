@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from synthcube import artifact
 from synthcube.errors import OutputError
+from synthcube.tasks import run_folder
 from synthcube.tasks.export import export
 from synthcube.tasks.infer import infer
 from synthcube.tasks.train import train
@@ -51,7 +52,8 @@ def test_a_full_disk_leaves_the_last_good_state(
         train(tiny_config(), phantoms, run, overrides=["training.max_epochs=4"])
     kept = {path for path in before if path.name not in ("metrics.csv", "config.yaml")}
     assert all(path.read_bytes() == before[path] for path in kept)
-    assert not [path for path in run.rglob(".*") if path.is_file()], "half-written files are left"
+    left = [path.name for path in run.rglob(".*") if path.is_file()]
+    assert left == [run_folder.LOCK], "half-written files are left"
     assert artifact.load(run)
     for task in (lambda out: export(run, out), lambda out: infer(run, out, num_images=2)):
         with pytest.raises(OutputError, match="the disk is full"):

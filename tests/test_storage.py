@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,9 +22,12 @@ from synthcube.data.manifest import write_manifest
 from synthcube.errors import OutputError
 from synthcube.schema import ImageSpec
 from synthcube.storage import (
+    contents,
     make_folder,
     recovered_folder,
     replaced_folder,
+    require_separate,
+    scratch_folder,
     sha256,
     write_json,
     write_text,
@@ -191,17 +196,21 @@ def generation(folder: Path) -> str:
 
 
 def replace(target: Path, text: str) -> None:
-    with replaced_folder(target) as staging:
+    with replaced_folder(target, ["generation", "part/only in 1"]) as staging:
         (staging / "generation").write_text(text)
+        if text == "1":
+            (staging / "part").mkdir()
+            (staging / "part" / "only in 1").touch()
 
 
 def test_a_folder_is_replaced_as_a_whole(folder: Path) -> None:
     target = folder / "deep" / "artifact"
     replace(target, "1")
-    (target / "only in 1").touch()
+    assert names(target) == ["generation", "part"]
+    (target / "a person's own").touch()
     replace(target, "2")
     assert generation(target) == "2"
-    assert names(target) == ["generation"]
+    assert names(target) == ["a person's own", "generation"]
     assert names(target.parent) == ["artifact"]
     assert recovered_folder(target) == target
 
@@ -231,45 +240,118 @@ def test_a_system_error_in_a_folder_is_explained(folder: Path) -> None:
     assert names(folder) == []
     (folder / "file").touch()
     with (
-        pytest.raises(OutputError, match=r"Cannot write .*artifact: (Not a dir|File exists)"),
+        pytest.raises(
+            OutputError, match=r"Cannot write .*(artifact|file: it is a file, a folder is needed)"
+        ),
         replaced_folder(folder / "file" / "artifact"),
     ):
         pass
 
 
-KILLS = {
-    "while filling": "(staging / 'generation').write_text('2'); os.kill(os.getpid(), 9)",
-    "between the renames": "last = 1",
-    "after the renames": "last = 2",
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["new", "replaced"])
+def test_a_kill_at_any_moment_leaves_a_whole_folder(
+    folder: Path, kills: ModuleType, is_replaced: bool
+) -> None:
+    """Before the kill one generation, after it that or the next, and the same again repairs it."""
+    seen = []
+    for number in itertools.count():
+        target = folder / str(number) / "artifact"
+        target.parent.mkdir()
+        if is_replaced:
+            replace(target, "1")
+            (target / "a person's own").touch()
+        is_done = kills.killed_before(number, folder, lambda: replace(target, "2"))  # noqa: B023
+        state = recovered_folder(target)
+        seen.append(generation(state) if (state / "generation").exists() else "none")
+        assert (target / "a person's own").exists() == is_replaced
+        replace(target, "2")
+        assert recovered_folder(target) == target
+        assert generation(target) == "2"
+        assert names(target) == (["a person's own"] if is_replaced else []) + ["generation"]
+        assert names(target.parent) == ["artifact"], "litter"
+        if is_done:
+            break
+    assert seen == sorted(seen, key=["none", "1", "2"].index)
+    assert {*seen} == ({"1", "2"} if is_replaced else {"none", "2"})
+    assert len(seen) > (15 if is_replaced else 5)
+
+
+def test_a_kill_while_a_file_is_written_leaves_nothing_for_long(
+    folder: Path, kills: ModuleType
+) -> None:
+    path = folder / "file.txt"
+    left, seen = set(), ""
+    for number in itertools.count():
+        write_text(path, "1")
+        if kills.killed_before(number, folder, lambda: write_text(path, "2")):
+            break
+        left |= {*names(folder)}
+        seen += path.read_text()
+        make_folder(folder)
+        assert names(folder) == ["file.txt"]
+        assert contents(folder) == ["file.txt"]
+    assert len(left) > 1, "no kill left anything"
+    assert seen == "".join(sorted(seen))
+    assert {*seen} == {"1", "2"}
+
+
+def test_what_somebody_is_writing_is_not_swept(folder: Path) -> None:
+    with scratch_folder(folder) as scratch:
+
+        def write(temporary: Path) -> None:
+            temporary.write_text("x")
+            make_folder(folder)
+            with scratch_folder(folder):
+                pass
+            assert temporary.exists()
+
+        write_with(folder / "file", write)
+        assert names(folder) == [scratch.name, "file"]
+        (scratch / "content").touch()
+    assert names(folder) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "name", [".synthcube-notes", ".hidden", "synthcube-abcdefgh", ".nv-12345678"]
+)
+def test_nothing_of_others_is_swept(folder: Path, name: str) -> None:
+    (folder / name).touch()
+    make_folder(folder)
+    assert names(folder) == [name]
+
+
+# -- inputs ------------------------------------------------------------------------------------
+
+
+SEPARATE = {
+    "the same": ("data", "data", "output_path .* is also data_path"),
+    "below": ("data/run", "data", "output_path .* lies in data_path"),
+    "above": (".", "data", "output_path .* holds data_path"),
+    "a link": ("link", "data", "output_path .* is also data_path"),
+    "below a link": ("link/run", "data", "output_path .* lies in data_path"),
+    "an input by a link": ("data/run", "link", "output_path .* lies in data_path"),
+    "up and down": ("data/../data", "data", "output_path .* is also data_path"),
+    "a file in it": ("data", "data/list.csv", "output_path .* holds data_path"),
+    "not there yet": ("new/run", "new", "output_path .* lies in data_path"),
 }
 
 
-@pytest.mark.parametrize(("moment", "left"), list(zip(KILLS, "112", strict=True)))
-def test_a_kill_at_any_moment_leaves_a_whole_folder(folder: Path, moment: str, left: str) -> None:
-    target = folder / "artifact"
-    replace(target, "1")
-    killed(
-        "target, last, done = Path(sys.argv[1]), 0, 0\n"
-        "rename = Path.rename\n"
-        "def counted(self, to):\n"
-        "    global done\n"
-        "    rename(self, to)\n"
-        "    done += 1\n"
-        "    if done == last:\n"
-        "        os.kill(os.getpid(), 9)\n"
-        "Path.rename = counted\n"
-        "with storage.replaced_folder(target) as staging:\n"
-        "    (staging / 'generation').write_text('2')\n"
-        f"    {KILLS[moment]}\n",
-        target,
-    )
-    assert target.exists() == (moment != "between the renames")
-    assert generation(recovered_folder(target)) == left
-    replace(target, "3")
-    assert generation(target) == "3"
-    assert recovered_folder(target) == target
-    assert names(target) == ["generation"]
-    assert ".artifact.previous" not in names(folder)
+@pytest.mark.parametrize("case", SEPARATE)
+def test_an_output_is_no_input(folder: Path, case: str) -> None:
+    (folder / "data").mkdir()
+    (folder / "data" / "list.csv").touch()
+    (folder / "link").symlink_to("data")
+    output, path, match = SEPARATE[case]
+    with pytest.raises(OutputError, match=match):
+        require_separate({"output_path": folder / output}, {"data_path": folder / path})
+
+
+def test_all_outputs_that_are_inputs_are_named_and_others_pass(folder: Path) -> None:
+    outputs = {"output_path": folder / "a", "report": folder / "b", "none": None}
+    with pytest.raises(OutputError) as raised:
+        require_separate(outputs, {"data_path": folder / "a", "labels": folder / "b", "t": None})
+    assert len(raised.value.faults) == 2
+    require_separate(outputs, {"data_path": folder / "ab", "labels": folder / "a.csv"})
 
 
 def test_nothing_to_recover_is_the_target_itself(folder: Path) -> None:

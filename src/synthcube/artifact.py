@@ -102,7 +102,7 @@ def save(
     picture: Path | None = None,
 ) -> None:
     """Write the artifact in one step, in place of an older one."""
-    with replaced_folder(folder) as staging:
+    with replaced_folder(folder, written_names(folder)) as staging:
         tensors = {name: value.contiguous() for name, value in weights.items()}
         write_with(staging / WEIGHTS, partial(save_file, tensors))
         write_text(staging / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
@@ -113,6 +113,16 @@ def save(
         if picture and picture.exists():
             shutil.copyfile(picture, staging / PICTURE)
         write_index(staging)
+
+
+def written_names(folder: Path) -> list[str]:
+    """Names of the files of an artifact folder that SynthCube wrote; none where there are none."""
+    if not (folder / INDEX).is_file():
+        return []
+    try:
+        return [INDEX, *read_index(folder)]
+    except ArtifactError:  # damaged: what is written anew is in the place of the old
+        return [INDEX]
 
 
 def write_index(folder: Path, names: Iterable[str] | None = None) -> None:
@@ -153,7 +163,7 @@ def find(path: Path | str) -> Path:
     path = Path(path)
     if not path.exists():
         raise ArtifactError(f"model_path {path}: there is no such folder.")
-    for folder in (path, recovered_folder(path / "artifact")):
+    for folder in (recovered_folder(path), recovered_folder(path / "artifact")):
         if (folder / INDEX).is_file():
             return folder
     if (path / "checkpoints").is_dir():

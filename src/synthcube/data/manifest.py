@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from synthcube.data.labels import class_labels, natural_key
 from synthcube.data.table import KNOWN_COLUMNS, channel_columns, read_table
-from synthcube.errors import ManifestError
-from synthcube.storage import write_text
+from synthcube.errors import ManifestError, OutputError
+from synthcube.storage import recovered_folder, write_text
 
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SPLITS = ("train", "validation", "test")
@@ -78,8 +79,33 @@ def read_manifest(data: Path) -> Manifest:
         )
     if not data.is_dir():
         return _read_csv(data)
-    csv_path = data / FILE_NAME
+    csv_path = recovered_folder(data) / FILE_NAME
     return _read_csv(csv_path) if csv_path.is_file() else _read_folder(data)
+
+
+def require_outside(outputs: Mapping[str, Path | None], manifest: Manifest) -> None:
+    """Refuse an output folder that holds images of the manifest.
+
+    Raises:
+        OutputError: which, and a folder of such images.
+    """
+    existing = {name: path for name, path in outputs.items() if path and path.is_dir()}
+    if not existing:
+        return
+    folders = {path.parent for row in manifest.rows for path in row.channels}
+    read = {_identity(folder): folder for folder in folders}
+    for name, output in existing.items():
+        for written, _, _ in os.walk(output):
+            if folder := read.get(_identity(written)):
+                raise OutputError(
+                    f"{name} {output} holds images that are read (in {folder}): give another one."
+                )
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    """What a folder is to the system, by whatever path it is reached."""
+    stat = Path(folder).stat()
+    return stat.st_dev, stat.st_ino
 
 
 def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -91,12 +117,17 @@ def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """
     if not rows:
         raise ManifestError(f"There are no rows to write to {path}.")
+    write_text(path, manifest_text(rows))
+
+
+def manifest_text(rows: Sequence[Mapping[str, str]]) -> str:
+    """The CSV of a manifest; columns in the order in which the rows bring them."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def _read_folder(folder: Path) -> Manifest:

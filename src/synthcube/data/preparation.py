@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 from synthcube.data.labels import natural_key
-from synthcube.data.manifest import FILE_NAME, SUFFIXES, capped, image_suffix, write_manifest
+from synthcube.data.manifest import (
+    FILE_NAME,
+    SUFFIXES,
+    capped,
+    image_suffix,
+    manifest_text,
+    write_manifest,
+)
 from synthcube.data.splitting import split_subjects
-from synthcube.errors import ManifestError
-from synthcube.storage import make_folder
+from synthcube.errors import ManifestError, OutputError
+from synthcube.storage import make_folder, sha256, write_text
 
 Paradigm = Literal["unlabeled", "patient", "custom"]
 
@@ -82,14 +89,14 @@ def prepare(
     Raises:
         ManifestError: `folder` is missing or laid out otherwise, a pattern is empty or there
             twice, the fractions do not fit, or no image is left (with the reasons).
-        OutputError: `out` cannot be written.
+        OutputError: `out` cannot be written, or holds a manifest that a person has edited.
     """
+    csv_path = (out if out.suffix.lower() == ".csv" else out / FILE_NAME).resolve()
     if not folder.is_dir():
         raise ManifestError(
             f"data_path {folder} is not a folder; one with images below it is needed."
         )
     _check_patterns(channels)
-    csv_path = (out if out.suffix.lower() == ".csv" else out / FILE_NAME).resolve()
     left_out: _LeftOut = []
     images = _images(folder.resolve(), csv_path, left_out)
     if fault_of:
@@ -107,7 +114,7 @@ def prepare(
     if validation or test:
         _add_splits(rows, {"validation": validation, "test": test}, seed)
     make_folder(csv_path.parent, "output_path")
-    write_manifest(csv_path, rows)
+    _write_anew(csv_path, rows)
     return Preparation(
         manifest_path=csv_path,
         rows=len(rows),
@@ -116,6 +123,36 @@ def prepare(
         splits=_tally(rows, "Split"),
         left_out=tuple(left_out),
     )
+
+
+def _write_anew(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write a manifest, but not over one that a person has written or edited.
+
+    Its hash is kept beside it, in the form that sha256sum --check reads.
+
+    Raises:
+        OutputError: there is such a one, or `path` cannot be written.
+    """
+    record = _record(path)
+    if path.exists():
+        recorded = record.read_text(encoding="utf-8") if record.is_file() else ""
+        if manifest_text(rows) != path.read_text(encoding="utf-8", errors="replace") and (
+            recorded != _hash_line(path)
+        ):
+            raise OutputError(
+                f"output_path {path} was edited, or was not written by synthcube prepare, and "
+                "stays as it is: move it away, or give another output_path."
+            )
+    write_manifest(path, rows)
+    write_text(record, _hash_line(path))
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
+def _hash_line(path: Path) -> str:
+    return f"{sha256(path)}  {path.name}\n"
 
 
 def _usable(
@@ -147,7 +184,7 @@ def _images(folder: Path, csv_path: Path, left_out: _LeftOut) -> list[Path]:
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     images = []
     for file in sorted(files, key=lambda file: natural_key(file.as_posix())):
-        if folder / file == csv_path:  # of an earlier call
+        if folder / file in (csv_path, _record(csv_path)):  # of an earlier call
             continue
         reason = ""
         if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in file.parts):

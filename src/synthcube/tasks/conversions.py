@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from synthcube.export.config import Runtime, Weights
 from synthcube.export.runtimes.conversion import check_request, convert
 from synthcube.export.runtimes.formats import RUNTIMES, Converted, is_part, record_name
 from synthcube.export.runtimes.substitution import converted
+from synthcube.storage import scratch_folder
 
 log = logging.getLogger("synthcube")
 
@@ -49,12 +49,12 @@ def conversions(
     ]
     records = [converted(trained.folder, each) for each in kept]
     files = [trained.folder / name for each in kept for name in listed if is_part(name, each)]
-    with tempfile.TemporaryDirectory(prefix="synthcube-") as name:
+    with scratch_folder() as folder:
         for each in asked:
-            records.append(convert(trained.build(torch.device("cpu")), Path(name), each, weights))
+            records.append(convert(trained.build(torch.device("cpu")), folder, each, weights))
             log.info(
                 "%s, weights in %s: its images are off those of torch by %.2g of the range at "
                 "most, by %.2g on average.",
                 each, weights, records[-1].largest_difference, records[-1].mean_difference,
             )  # fmt: skip
-        yield Conversions(tuple(records), (*files, *sorted(Path(name).iterdir())))
+        yield Conversions(tuple(records), (*files, *sorted(folder.iterdir())))

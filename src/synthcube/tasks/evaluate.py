@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +12,20 @@ import yaml
 
 from synthcube import __version__, artifact, compute, config, runtime, storage
 from synthcube.config import RunConfig
-from synthcube.data.manifest import Manifest, read_manifest
+from synthcube.data.manifest import Manifest, read_manifest, require_outside
 from synthcube.errors import EvaluationError, OutputError, SynthCubeError
 from synthcube.evaluation import agreement
 from synthcube.evaluation.images import ImageSet, open_sets
 from synthcube.evaluation.judgement import Judgement
-from synthcube.evaluation.report import write_report
+from synthcube.evaluation.report import require_own_report, write_report
 from synthcube.evaluation.results import plain
 from synthcube.tasks.run_folder import CONFIG, SPLIT
 
 log = logging.getLogger("synthcube")
 
 SCHEMA_VERSION = 1
+MARK = "synthcube_evaluation"
+"""The first key of all results."""
 
 
 def evaluate(
@@ -57,6 +58,12 @@ def evaluate(
         EvaluationError: sets of images that cannot be compared; all reasons at once.
         OutputError: `output` or `report` cannot be written.
     """
+    outputs = {"output_path": output, "report": report}
+    inputs = {
+        "predictions": predictions, "labels": labels, "train_data": train_data,
+        "model_path": model_path, "config": config_path,
+    }  # fmt: skip
+    storage.require_separate(outputs, inputs)
     given = {"predictions": predictions, "labels": labels}
     given |= {"train_data": train_data} if train_data else {}
     settings = _settings(config_path, [each for each in (model_path, labels, train_data) if each])
@@ -65,12 +72,14 @@ def evaluate(
         artifact.require_vouched(trained.folder, trained.config, with_losses=True)
     _check_outputs(output, report)
     manifests = _manifests(given)
+    for manifest in manifests.values():
+        require_outside({"report": report}, manifest)
     cache = storage.make_folder(runtime.cache_folder())
-    with tempfile.TemporaryDirectory(prefix="evaluation-", dir=cache) as name:
-        sets, faults = open_sets(manifests, settings.data, Path(name))
+    with storage.scratch_folder(cache) as folder:
+        sets, faults = open_sets(manifests, settings.data, folder)
         agreement.check(sets, faults)
         judgement = Judgement(
-            sets, settings.evaluation, settings.seed, Path(name),
+            sets, settings.evaluation, settings.seed, folder,
             compute.device(settings.compute.accelerator), trained,
         )  # fmt: skip
         sections = list(judgement.sections())
@@ -129,10 +138,12 @@ def _check_outputs(output: Path, report: Path | None) -> None:
     """Find out before the work, not after it, that nothing can be written."""
     if output.is_dir():
         raise OutputError(f"output_path {output} is a folder; a file is needed: results.yaml.")
+    storage.require_own_file(output, f"{MARK}:", "output_path")
     if not output.exists():
         storage.make_folder(output.parent, "output_path")
     if report:
         storage.make_folder(report, "report")
+        require_own_report(report)
 
 
 def _header(
@@ -140,7 +151,7 @@ def _header(
 ) -> dict[str, Any]:
     """What is needed to compute the same numbers again; nothing that names a file or a person."""
     return {
-        "synthcube_evaluation": SCHEMA_VERSION,
+        MARK: SCHEMA_VERSION,
         "synthcube": __version__,
         "seed": settings.seed,
         "images": {name: _described(images) for name, images in sets.items()},

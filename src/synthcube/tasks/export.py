@@ -22,7 +22,6 @@ from synthcube.export import identities
 from synthcube.export.card import Story, Task, model_card
 from synthcube.export.config import DATASET, LICENSE, Runtime, Weights
 from synthcube.export.metadata import METADATA, metadata
-from synthcube.export.runtimes.formats import is_part
 from synthcube.export.scores import read_results
 from synthcube.family import Family, Samples
 from synthcube.tasks.conversions import Conversions, conversions
@@ -68,6 +67,14 @@ def export(
         OutputError: `folder` is not writable, or holds something that is no exported model.
     """
     trained = artifact.load(model_path)
+    storage.require_separate(
+        {"output_path": folder},
+        {
+            "model_path": model_path,
+            "evaluation": evaluation,
+            "notes": notes if isinstance(notes, Path) else None,
+        },
+    )
     rows = identities.subjects_of(trained.folder)
     public = replace(
         trained,
@@ -92,7 +99,7 @@ def export(
         story = replace(story, conversions=converted.records)
         texts = _texts(public, story, version)
         _check_traces(texts, rows, f"{story.notes}\n{said}")
-        _claim(folder, trained)
+        _claim(folder)
         _write(folder, trained, family, texts, story, converted)
     artifact.load(folder).build(torch.device("cpu"))
     if _preparation(public) != _preparation(trained):
@@ -182,36 +189,29 @@ def _check_traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]], n
         )
 
 
-def _claim(folder: Path, trained: Artifact) -> None:
+def _claim(folder: Path) -> None:
     storage.make_folder(folder, "output_path")
-    if any(folder.iterdir()) and not (folder / artifact.INDEX).exists():
+    storage.settle(folder)
+    names = artifact.written_names(folder)
+    if storage.contents(folder) and artifact.EXPORTED_WEIGHTS not in names:
         raise OutputError(
             f"output_path {folder} holds something that is no exported model: give another one."
         )
-    if folder.resolve() == trained.folder.resolve():
-        raise OutputError(f"output_path {folder} is model_path itself: give another one.")
 
 
 def _write(
     folder: Path, trained: Artifact, family: Family, texts: Mapping[str, str], story: Story,
     converted: Conversions,
 ) -> None:  # fmt: skip
-    with storage.explained(folder):
-        # The index goes first and comes back last: in between, the folder is no artifact.
-        (folder / artifact.INDEX).unlink(missing_ok=True)
-        for path in folder.iterdir():
-            if path.name in (artifact.WEIGHTS, artifact.PICTURE) or is_part(path.name):
-                path.unlink()
+    with storage.replaced_folder(folder, artifact.written_names(folder)) as staging:
         names = [artifact.VERSIONS, *([artifact.PICTURE] if story.has_picture else [])]
         there = [trained.folder / name for name in names]
-        copied = [*converted.files, *(path for path in there if path.is_file())]
-        for path in copied:
-            storage.write_with(folder / path.name, partial(shutil.copyfile, path))
-    _write_weights(folder / artifact.EXPORTED_WEIGHTS, trained, family)
-    for name, text in texts.items():
-        storage.write_text(folder / name, text)
-    names = [artifact.EXPORTED_WEIGHTS, *texts, *(path.name for path in copied)]
-    artifact.write_index(folder, names)
+        for path in [*converted.files, *(path for path in there if path.is_file())]:
+            storage.write_with(staging / path.name, partial(shutil.copyfile, path))
+        _write_weights(staging / artifact.EXPORTED_WEIGHTS, trained, family)
+        for name, text in texts.items():
+            storage.write_text(staging / name, text)
+        artifact.write_index(staging)
 
 
 def _write_weights(path: Path, trained: Artifact, family: Family) -> None:

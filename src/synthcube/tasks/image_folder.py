@@ -48,6 +48,7 @@ def claim(out: Path, trained: Artifact, request: dict[str, Any], precision: str)
         "versions": runtime.versions(),
         "complete": False,
     }
+    storage.require_own(out, PROVENANCE, "output_path")
     storage.make_folder(out, "output_path")
     existing = out / PROVENANCE
     if existing.exists():
@@ -58,7 +59,7 @@ def claim(out: Path, trained: Artifact, request: dict[str, Any], precision: str)
                 f"output_path {out} holds other images, made by {before.get('request')} from the "
                 f"model {str(before.get('artifact_sha256'))[:12]}: give another one, or empty it."
             )
-    elif (out / IMAGES).exists() or (out / MANIFEST).exists():
+    elif any((out / name).exists() for name in (IMAGES, MANIFEST, GRID)):
         raise OutputError(f"output_path {out} already holds images: give another, or empty it.")
     storage.write_json(existing, provenance)
     storage.make_folder(out / IMAGES)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from synthcube import artifact, config, legacy, runtime
 from synthcube.config import RunConfig
 from synthcube.errors import ArtifactError, ConfigError, FamilyError, OutputError
 from synthcube.schema import ImageSpec
+from synthcube.storage import contents, require_separate, settle
 
 log = logging.getLogger("synthcube")
 
@@ -41,9 +43,16 @@ def import_weights(
         ArtifactError: the checkpoint cannot be read, does not fit, or computes something else.
         FamilyError: monai-generative has no such network.
     """
+    require_separate(
+        {"output_path": out},
+        {"checkpoint": checkpoint, "discriminator": discriminator, "config": config_path},
+    )
     settings = config.load(config_path, [*overrides, f"model.name={family_name}"])
     weights = legacy.read_weights(checkpoint)
-    if out.exists() and any(out.iterdir()):
+    if out.is_dir():
+        settle(out)
+    is_taken = out.exists() and bool(contents(out))
+    if is_taken and not (out / artifact.INDEX).is_file():
         raise OutputError(f"output_path {out} is not empty: give another one.")
     image = _image_spec(settings, channels, model_range)
     if faults := settings.model.faults(image):
@@ -58,6 +67,10 @@ def import_weights(
         judging = legacy.read_weights(discriminator)
         _check_norm(discriminator, judging, judge)
         differences["imported_discriminator_difference"] = _take_over(discriminator, judging, judge)
+    if is_taken:
+        if not _holds(out, settings, image, family.state_dict()):
+            raise OutputError(f"output_path {out} holds another model: give another one.")
+        return out
     artifact.save(
         out,
         config=settings.dump(),
@@ -66,6 +79,19 @@ def import_weights(
         metrics=differences,
     )
     return out
+
+
+def _holds(
+    out: Path, settings: RunConfig, image: ImageSpec, weights: Mapping[str, torch.Tensor]
+) -> bool:
+    """Whether this very import was done before, as when it was killed at its end."""
+    before = artifact.load(out)
+    if (dict(before.config), before.image) != (settings.dump(), image):
+        return False
+    saved = load_file(before.weights)
+    return saved.keys() == weights.keys() and all(
+        torch.equal(saved[name], weights[name]) for name in saved
+    )
 
 
 def _take_over(path: Path, weights: Mapping[str, torch.Tensor], model: legacy.Imports) -> float:

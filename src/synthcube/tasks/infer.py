@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from synthcube import artifact, compute, config, runtime
+from synthcube import artifact, compute, config, runtime, storage
 from synthcube.artifact import Artifact
-from synthcube.data.manifest import read_manifest
+from synthcube.data.manifest import read_manifest, require_outside
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.wishes import parse_counts, read_wishes
 from synthcube.errors import ConfigError, FamilyError
@@ -61,6 +61,13 @@ def infer(
         OutputError: `out` is not writable, or holds other images.
     """
     trained = artifact.load(model_path)
+    storage.require_separate(
+        {"output_path": out},
+        {
+            "model_path": model_path, "data_path": data_path, "config": config_path,
+            "conditions": conditions_path,
+        },
+    )  # fmt: skip
     settings, given = _settings(trained, config_path)
     computed_by = with_runtime or settings["sampling"].get("runtime", "torch")
     settings = _for_runtime(settings, computed_by)
@@ -122,6 +129,7 @@ class _Asked:
 
     def _of_images(self, request: Request, data_path: Path) -> Job:
         manifest = read_manifest(data_path)
+        require_outside({"output_path": self.out}, manifest)
         if request.trained.image.source_channels:
             return Translation(request, manifest)
         if not isinstance(request.family, Reconstructs):

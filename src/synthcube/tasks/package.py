@@ -18,6 +18,7 @@ from synthcube.tasks.export import export
 
 ARCHIVE, PARAMETERS = "additional_files.tar.gz", "workspace/parameters.yaml"
 _ADDITIONAL = "workspace/additional_files"
+_MODEL = f"{_ADDITIONAL}/model"
 
 
 def package(model_path: Path, folder: Path, *, image: str = IMAGE) -> Path:
@@ -32,22 +33,32 @@ def package(model_path: Path, folder: Path, *, image: str = IMAGE) -> Path:
         ArtifactError: there is no trained model, or it is damaged.
         OutputError: `folder` cannot be written, or holds something that is no package.
     """
+    storage.require_separate({"output_path": folder}, {"model_path": model_path})
     trained = artifact.load(model_path)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"output_path {folder} is a file, a folder is needed.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONTAINER_CONFIG).is_file():
+    storage.make_folder(folder, "output_path")
+    storage.settle(folder)
+    earlier = _written_names(folder)
+    if storage.contents(folder) and not earlier:
         raise OutputError(
             f"output_path {folder} holds something that is no package: give another one."
         )
-    with storage.replaced_folder(folder) as staging:
+    with storage.replaced_folder(folder, earlier) as staging:
         files = staging / _ADDITIONAL
-        export(trained.folder, files / "model")
+        export(trained.folder, staging / _MODEL)
         digest = write_archive(staging / ARCHIVE, files)
         storage.write_text(staging / CONTAINER_CONFIG, container_config(MODEL, image, top=None))
         storage.write_text(staging / PARAMETERS, yaml_text.dump(_parameters(trained)))
         steps = registration_steps(trained, image=image, archive=ARCHIVE, archive_sha256=digest)
         storage.write_text(staging / "README.md", steps)
     return folder
+
+
+def _written_names(folder: Path) -> list[str]:
+    """Of the files of a package; none where there is no package."""
+    if not (folder / CONTAINER_CONFIG).is_file() or not (folder / ARCHIVE).is_file():
+        return []
+    model = artifact.written_names(folder / _MODEL)
+    return [CONTAINER_CONFIG, ARCHIVE, *(f"{_MODEL}/{name}" for name in model)]
 
 
 def _parameters(trained: Artifact) -> dict[str, Any]:

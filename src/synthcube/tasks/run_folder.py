@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import logging
+import os
 import re
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ from synthcube.training import checkpoints
 log = logging.getLogger("synthcube")
 
 CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
+LOCK = ".synthcube.lock"
+_WRITTEN = (CONFIG, "artifact", "samples", "metrics.csv", "throughput.json", "logs")
 # Keys that may differ from the run that is continued: they change no step already taken.
 _FREE = (
     "training.max_epochs.", "training.max_minutes.", "training.sample_every_n_epochs.",
@@ -85,6 +91,73 @@ def checkpoint(run: Path, resume: str) -> Path | None:
             f"--resume {resume}: there is no such checkpoint; use auto, never, or the path of one."
         )
     return Path(resume)
+
+
+def take(run: Path, rank: int, held: ExitStack) -> None:
+    """Claim and lock the folder until `held` ends, and tidy up after a training that was killed.
+
+    The first of the processes that train together does it for all, and only where the folder is
+    there already.
+
+    Raises:
+        OutputError: it is something else than a run, or another training is in it.
+    """
+    if rank or not run.is_dir():
+        return
+    claim(run)
+    held.enter_context(locked(run))
+    for name in ("checkpoints", "samples", "logs"):
+        storage.sweep(run / name)
+    storage.settle(run / "artifact")
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the folder for one training; the lock ends with the process, however that ends.
+
+    Raises:
+        OutputError: another training is in it.
+    """
+    path = run / LOCK
+    try:
+        file = path.open("r+" if path.exists() else "w+", encoding="utf-8")
+    except OSError as error:
+        log.warning("%s cannot be locked against a second training: %s.", run, error.strerror)
+        yield
+        return
+    with file:
+        try:
+            # Of the process alone: a loader that outlives it must not hold the folder.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise OutputError(
+                f"output_path {run} is being trained by another process ({file.read().strip()}): "
+                "wait for its end, or give another folder."
+            ) from error
+        except OSError as error:
+            log.warning("%s cannot be locked against a second training: %s.", run, error.strerror)
+        else:
+            with suppress(OSError):
+                file.truncate()
+                file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
+                file.flush()
+        yield
+
+
+def claim(run: Path) -> None:
+    """Take a folder that is empty or a run; other files in it stay.
+
+    Raises:
+        OutputError: it is a folder of something else, or a file that is written is there already.
+    """
+    storage.require_own(run, SPLIT, "output_path")
+    if any((run / name).exists() for name in (LOCK, SPLIT, ENVIRONMENT, "checkpoints")):
+        return
+    if found := [name for name in _WRITTEN if (run / name).exists()]:
+        raise OutputError(
+            f"output_path {run} is no run, and what it holds would be written over "
+            f"({', '.join(found)}): give another one."
+        )
 
 
 def recorded(run: Path) -> dict[str, Any]:

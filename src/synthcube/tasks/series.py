@@ -16,7 +16,7 @@ from typing import Any
 from synthcube import config, runtime
 from synthcube.data.manifest import read_manifest
 from synthcube.errors import ConfigError, PreemptedError, SynthCubeError
-from synthcube.storage import make_folder
+from synthcube.storage import make_folder, require_separate
 
 log = logging.getLogger("synthcube")
 
@@ -72,6 +72,7 @@ def train_series(
     """
     runs = _runs(config_paths, out)
     _check(config_paths, data_path, overrides)
+    require_separate({"output_path": out}, {"data_path": data_path})
     make_folder(out, "output_path")
     words = [word for override in overrides for word in ("--set", override)]
     outcomes = []

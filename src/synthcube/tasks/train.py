@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from synthcube import artifact, compute, config, runtime, storage
 from synthcube.config import RunConfig
-from synthcube.data.manifest import read_manifest
+from synthcube.data.manifest import read_manifest, require_outside
 from synthcube.data.module import DataModule
 from synthcube.errors import ImageError
 from synthcube.tasks import forecast, origins, run_folder
@@ -44,27 +45,31 @@ def train(
         SynthCubeError: bad config, data or output folder; see errors.py.
     """
     settings = config.load(config_path, overrides)
-    with Preemption(settings.training.stop_signals).listening() as preemption:
-        return _train(settings, data_path, run, resume, accept_changes, preemption)
+    with Preemption(settings.training.stop_signals).listening() as preemption, ExitStack() as held:
+        return _train(settings, data_path, run, resume, accept_changes, preemption, held)
 
 
 def _train(
     settings: RunConfig, data_path: Path, run: Path, resume: str, accept_changes: bool,
-    preemption: Preemption,
+    preemption: Preemption, held: ExitStack,
 ) -> Path | None:  # fmt: skip
+    device = compute.device(settings.compute.accelerator)
+    rank = _join(settings, compute.devices_used(settings.compute, device))
+    storage.require_separate({"output_path": run}, _inputs(settings, data_path))
+    run_folder.take(run, rank, held)
     checkpoint = run_folder.checkpoint(run, resume)
     # Where nothing was trained yet, a config that was refused may be mended.
     before = run_folder.recorded(run) if checkpoint or (run / "artifact").exists() else {}
     settings = origins.pinned(settings, before)
     settings = settings.model_copy(update={"model": settings.model.resolved()})
-    device = compute.device(settings.compute.accelerator)
-    rank = _join(settings, compute.devices_used(settings.compute, device))
     if settings.compute.deterministic:
         runtime.fix_cublas()
     precision, reason = compute.precision(settings.compute.precision, device)
     strategies.require_usable(settings.compute, settings.training, device)
     manifest = read_manifest(data_path)
+    require_outside({"output_path": run}, manifest)
     storage.make_folder(run, "output_path")
+    run_folder.take(run, rank, held)
     started = start.resolved(settings.training, before.get("training", {}))
     settings = settings.model_copy(update={"training": started})
     if before:
@@ -91,6 +96,16 @@ def _train(
         if rank == 0:
             run_folder.save_artifact(run, settings, data)
     return None if rank else run / "artifact"
+
+
+def _inputs(settings: RunConfig, data_path: Path) -> dict[str, Path | None]:
+    """What a training reads, by name, but for what it downloads."""
+    named = {
+        "training.start_from": settings.training.start_from,
+        "model.first_stage": getattr(settings.model, "first_stage", ""),
+    }
+    models = {name: Path(text) for name, text in named.items() if text and ":" not in str(text)}
+    return {"data_path": data_path, **models}
 
 
 def _end(checkpoint: Path, training: TrainingConfig) -> str:

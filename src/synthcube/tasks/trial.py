@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,12 +40,13 @@ def trial(
     start = time.monotonic()
     settings = config.load(config_path, overrides)
     changes = _changes(settings)
+    storage.require_separate({"output_path": out}, {"data_path": data_path})
     manifest = read_manifest(data_path)
     was_there = out.exists()
     storage.make_folder(out, "output_path")
     try:
-        with tempfile.TemporaryDirectory(prefix=".debug-", dir=out) as name:
-            folder, data = Path(name), Path(name) / "data.csv"
+        with storage.scratch_folder(out) as folder:
+            data = folder / "data.csv"
             write_manifest(data, _few(manifest, settings, _batch_size(settings) * _BATCHES))
             words = [f"{key}={value}" for key, value in changes.items()]
             yield "trial with " + ", ".join(words)

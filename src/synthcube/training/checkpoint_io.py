@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from synthcube import runtime
 from synthcube.errors import ArtifactError
-from synthcube.storage import write_with
+from synthcube.storage import link_or_copy, write_with
 from synthcube.training.shortage import is_shortage
 
 # What a disk takes in a moment is not worth a copy in memory.
@@ -113,15 +112,7 @@ def _copied(value: Any) -> Any:
 
 
 def _repeat(source: Path, target: Path) -> None:
-    write_with(target, lambda temporary: _link(source, temporary))
-
-
-def _link(source: Path, target: Path) -> None:
-    target.unlink()  # the empty file that held its name
-    try:
-        os.link(source, target)
-    except OSError:  # not on every file system
-        shutil.copyfile(source, target)
+    write_with(target, partial(link_or_copy, source))
 
 
 def _bytes(content: Any) -> int:

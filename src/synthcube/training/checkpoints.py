@@ -68,13 +68,6 @@ class BestAndLast(ModelCheckpoint):
             writer.repeat(last.with_name(BEST), last)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed training was writing."""
-    for name in (LAST, BEST):
-        for path in folder.glob(f".{Path(name).stem}-*{Path(name).suffix}"):
-            path.unlink(missing_ok=True)
-
-
 def weights(path: Path) -> dict[str, torch.Tensor]:
     """The model's weights in a checkpoint: the averaged ones where there are any."""
     state: dict[str, torch.Tensor] = load(path, mapped=True)["state_dict"]

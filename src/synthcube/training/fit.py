@@ -16,7 +16,7 @@ from synthcube.errors import ConfigError
 from synthcube.family import Family
 from synthcube.nets.norm import share_statistics
 from synthcube.runtime import is_terminal, quiet_lightning
-from synthcube.storage import make_folder
+from synthcube.storage import make_folder, sweep
 from synthcube.training import checkpoints, reports, throughput
 from synthcube.training.best import require_metrics
 from synthcube.training.callbacks import callbacks
@@ -130,7 +130,7 @@ def _reported(
         yield
         return
     make_folder(plan.run)
-    checkpoints.remove_unfinished(plan.checkpoints)
+    sweep(plan.checkpoints)
     start = plan.checkpoint
     steps = checkpoints.reached(start)[1] if start else None
     table.drop_after(steps or 0, within_epoch=bool(start and checkpoints.is_within_epoch(start)))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from synthcube.errors import ImageError
 from synthcube.evaluation.images import ImageSet
-from synthcube.storage import explained
+from synthcube.storage import explained, scratch_folder
 
 Array = npt.NDArray[np.float32]
 
@@ -70,8 +69,8 @@ def views(*sets: ImageSet) -> Iterator[list[Views]]:
         OutputError: the folder of a set is full.
     """
     _check_shapes(sets)
-    with TemporaryDirectory(dir=sets[0].path.parent) as folder:
-        yield [_made(each, Path(folder) / f"{i}.f32") for i, each in enumerate(sets)]
+    with scratch_folder(sets[0].path.parent) as folder:
+        yield [_made(each, folder / f"{i}.f32") for i, each in enumerate(sets)]
 
 
 def _made(images: ImageSet, path: Path) -> Views:

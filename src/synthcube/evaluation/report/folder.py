@@ -8,13 +8,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from synthcube.evaluation.report.markdown import markdown
-from synthcube.evaluation.report.page import page
+from synthcube.errors import OutputError
+from synthcube.evaluation.report.markdown import HEADING, markdown
+from synthcube.evaluation.report.page import TITLE, page
 from synthcube.evaluation.report.words import clean
 from synthcube.evaluation.results import Section, plain
 from synthcube.storage import explained, make_folder, write_text
 
 PAGE, MARKDOWN, CASES = "report.html", "report.md", "cases.csv"
+SECTION = "section"  # the first column of the cases
+_HEADS = {PAGE: f"<title>{TITLE}</title>", MARKDOWN: HEADING, CASES: f"{SECTION},"}
+"""What stands near the beginning of each."""
+_HEAD_BYTES = 2000
+
+
+def require_own_report(folder: Path) -> None:
+    """Refuse a folder with files of these names that no evaluation has written.
+
+    Raises:
+        OutputError: which files.
+    """
+    faults = [
+        name
+        for name, text in _HEADS.items()
+        if (folder / name).is_file() and text.encode() not in _head(folder / name)
+    ]
+    if faults:
+        raise OutputError(
+            f"report {folder} holds files that this command did not write: give another one.",
+            faults,
+        )
+
+
+def _head(path: Path) -> bytes:
+    with explained(path), path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
 
 
 def write_report(folder: Path, header: dict[str, Any], sections: Sequence[Section]) -> None:
@@ -50,7 +78,7 @@ def _cases(sections: Sequence[Section]) -> str:
         return ""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["section", *map(clean, columns)])
+    table.writerow([SECTION, *map(clean, columns)])
     for section in sections:
         for row in section.cases:
             table.writerow([clean(section.name), *(_cell(row.get(key)) for key in columns)])

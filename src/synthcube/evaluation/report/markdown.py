@@ -32,6 +32,7 @@ _PATH = re.compile(
 )
 _NAMING = re.compile(r"subject|patient|case|file|path|image|name|predict|nearest|pair|\bid$", re.I)
 """Columns of cases that say whose they are."""
+HEADING = "## Evaluation"
 _AGAIN = """synthcube evaluate --predictions PREDICTIONS --labels LABELS \\
   --train-data TRAIN_DATA -c CONFIG.yaml -o results.yaml --report REPORT"""
 
@@ -57,7 +58,7 @@ def markdown(header: dict[str, Any], sections: Sequence[Section]) -> str:
     about = [_cell(each, names) for each in [FLOOR, *floors, *notes_of(header)]]
     table = ["| Measure | Value (95% interval) | Floor | Count | Remark |"]
     table += ["| --- | --- | --- | --- | --- |", *rows]
-    parts = ["## Evaluation", "\n".join(table), *about]
+    parts = [HEADING, "\n".join(table), *about]
     parts += ["### Copies of training images", "\n".join(copies)] if copies else []
     told = list(_header(plain(header), names))
     table = ["| Setting | Value |", "| --- | --- |", *told]

@@ -11,7 +11,7 @@ from synthcube.evaluation.report.markup import Markup, joined, tag
 from synthcube.evaluation.report.words import FLOOR, RESEARCH_ONLY, notes_of, spoken
 from synthcube.evaluation.results import Section
 
-_TITLE = "SynthCube evaluation"
+TITLE = "SynthCube evaluation"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Should a text get past the escaping, the browser still fetches and runs nothing."""
 _READING = (
@@ -43,7 +43,7 @@ def page(header: dict[str, Any], sections: Sequence[Section]) -> str:
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("title", _TITLE),
+        tag("title", TITLE),
         tag("link", rel="icon", href="data:,"),  # browsers ask for one otherwise
         tag("style", style),
     )
@@ -52,7 +52,7 @@ def page(header: dict[str, Any], sections: Sequence[Section]) -> str:
 
 
 def _content(header: dict[str, Any], sections: Sequence[Section]) -> list[Markup]:
-    parts = [tag("h1", _TITLE), tag("p", RESEARCH_ONLY, class_="notice"), tag("h2", "Summary")]
+    parts = [tag("h1", TITLE), tag("p", RESEARCH_ONLY, class_="notice"), tag("h2", "Summary")]
     parts.append(tables.summary(sections) if sections else tag("p", "Nothing was evaluated."))
     parts += [tag("p", each) for each in notes_of(header)]
     parts += [tag("h2", "How to read it"), tag("ul", *(tag("li", each) for each in _READING))]

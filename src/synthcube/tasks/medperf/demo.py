@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from synthcube import yaml_text
+from synthcube import storage, yaml_text
 from synthcube.data.phantom import write_phantoms
 from synthcube.tasks.archive import write_archive
 
@@ -21,8 +20,7 @@ def write_demo(path: Path, *, num: int, size: Sequence[int], seed: int = 0) -> s
         ConfigError: there is nothing to write, or such phantoms cannot be drawn.
         OutputError: `path` cannot be written.
     """
-    with tempfile.TemporaryDirectory(prefix="synthcube-") as name:
-        folder = Path(name)
+    with storage.scratch_folder() as folder:
         for side in ("data", "labels"):
             write_phantoms(folder / side, num=num, size=size, seed=seed)
         text = yaml_text.dump({"data_path": "data", "labels_path": "labels"})

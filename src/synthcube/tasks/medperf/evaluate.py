@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,22 @@ def evaluate(
             or a subject of the site.
         OutputError: an output cannot be written.
     """
+    from synthcube.tasks.evaluate import MARK
     from synthcube.tasks.evaluate import evaluate as judge
 
+    storage.require_separate(
+        {"output_path": output_path, "local_outputs_path": local_outputs_path},
+        {
+            "predictions": predictions, "labels": labels, "parameters_file": parameters_file,
+            "additional_files": additional_files,
+        },
+    )  # fmt: skip
+    storage.require_own_file(output_path, f"{MARK}:", "output_path")
     train_data = additional_files / TRAIN_DATA if additional_files else None
     if local_outputs_path:
         storage.make_folder(local_outputs_path, "local_outputs_path")
-    with tempfile.TemporaryDirectory(prefix="synthcube-") as name:
-        results = Path(name) / "results.yaml"
+    with storage.scratch_folder() as folder:
+        results = folder / "results.yaml"
         judge(
             predictions, labels, results,
             config_path=parameters_file,

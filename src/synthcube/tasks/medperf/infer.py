@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-import tempfile
 from pathlib import Path
 
-from synthcube import artifact, yaml_text
+from synthcube import artifact, storage, yaml_text
 from synthcube.artifact import INDEX, Artifact
 from synthcube.data.conditions import cell, requested
 from synthcube.data.manifest import read_manifest, write_manifest
@@ -36,10 +35,16 @@ def infer(
         FamilyError: the model cannot do what is asked.
         OutputError: `output_path` cannot be written, or holds other images.
     """
+    storage.require_separate(
+        {"output_path": output_path},
+        {
+            "data_path": data_path, "additional_files": additional_files,
+            "parameters_file": parameters_file,
+        },
+    )  # fmt: skip
     settings = read_parameters(parameters_file, ModelConfig)
     model = find_model(additional_files)
-    with tempfile.TemporaryDirectory(prefix="synthcube-") as name:
-        folder = Path(name)
+    with storage.scratch_folder() as folder:
         given = settings.model_dump(mode="json", exclude_unset=True)
         wanted = {"seed", "sampling", "compute"}
         config_path = folder / "config.yaml"

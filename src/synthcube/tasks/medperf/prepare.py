@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import torch
 from synthcube import __version__, runtime, storage, yaml_text
 from synthcube.data.images import Image, read_image, write_image
 from synthcube.data.loading import shape_faults
-from synthcube.data.manifest import FILE_NAME, Row, capped, read_manifest, write_manifest
+from synthcube.data.manifest import (
+    FILE_NAME,
+    Row,
+    capped,
+    read_manifest,
+    require_outside,
+    write_manifest,
+)
 from synthcube.data.transforms import DataConfig, Preprocessing
 from synthcube.errors import ImageError, OutputError, SynthCubeError
 from synthcube.tasks.medperf.parameters import PreparatorConfig, read_parameters
@@ -21,6 +29,7 @@ from synthcube.tasks.medperf.prepared import (
     IMAGES,
     VOXELS,
     Source,
+    claim,
     clear,
     content_digest,
     voxel_digest,
@@ -29,6 +38,8 @@ from synthcube.tasks.medperf.prepared import (
 from synthcube.tasks.medperf.raw import Cells, Raw, read_raw
 
 log = logging.getLogger("synthcube")
+
+_REPORT = "# How each subject fared in synthcube medperf prepare.\n"
 
 
 class _Side:
@@ -113,25 +124,49 @@ def prepare(
     """
     settings = read_parameters(parameters_file, PreparatorConfig)
     folders = {"data": output_path, "labels": output_labels_path}
-    if output_path.resolve() == output_labels_path.resolve():
-        raise OutputError(f"output_path and output_labels_path are both {output_path}: give two.")
+    outputs = {"output_path": output_path, "output_labels_path": output_labels_path}
+    beside = {"report_file": report_file, "metadata_path": metadata_path}
+    storage.require_separate(
+        {**outputs, **beside},
+        {"data_path": data_path, "labels_path": labels_path, "parameters_file": parameters_file},
+    )
+    storage.require_separate(
+        {"output_path": output_path, "report_file": report_file},
+        {"output_labels_path": output_labels_path},
+    )
+    storage.require_separate({"report_file": report_file}, {"output_path": output_path})
+    if report_file:
+        storage.require_own_file(report_file, _REPORT, "report_file")
     raw, faults = read_raw(data_path, labels_path, settings.data.conditions)
-    for name, folder in zip(("output_path", "output_labels_path"), folders.values(), strict=True):
-        if raw or folder.exists():
-            clear(folder, name)
-    sides = [_Side(name, raw[name], folders[name], settings.data) for name in raw]
-    try:
-        _write(sides, faults, report_file)
-    except SynthCubeError:
-        for side in sides:
-            clear(side.folder, side.name)
-        raise
-    record = {
-        "synthcube": __version__,
-        "settings": settings.data.preprocessing_key,
-        "raw": content_digest([data_path, labels_path]),
+    for side in raw.values():
+        require_outside({**outputs, "metadata_path": metadata_path}, side.manifest)
+    earlier = {
+        name: claim(folder, parameter)
+        for (name, folder), parameter in zip(folders.items(), outputs, strict=True)
+        if raw or folder.exists()
     }
-    _close(sides, record, metadata_path)
+    try:
+        with ExitStack() as stack:
+            sides = [
+                _Side(
+                    name,
+                    raw[name],
+                    stack.enter_context(storage.replaced_folder(folders[name], earlier[name])),
+                    settings.data,
+                )
+                for name in raw
+            ]
+            _write(sides, faults, report_file)
+            record = {
+                "synthcube": __version__,
+                "settings": settings.data.preprocessing_key,
+                "raw": content_digest([data_path, labels_path]),
+            }
+            _close(sides, record, metadata_path)
+    except ImageError:  # what was prepared of other images must not pass for these
+        for name in earlier:
+            clear(folders[name])
+        raise
     return ", ".join(f"{len(side.rows)} images of {side.name}" for side in sides)
 
 
@@ -141,7 +176,7 @@ def _write(sides: Sequence[_Side], faults: list[str], report_file: Path | None) 
         side.write()
     faults = [*faults, *(text for side in sides for each in side.faults.values() for text in each)]
     if report_file:
-        storage.write_mounted(report_file, yaml_text.dump(_report(sides)))
+        storage.write_mounted(report_file, _REPORT + yaml_text.dump(_report(sides)))
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ImageError(f"The raw images have {count}:", capped(list(dict.fromkeys(faults))))

@@ -38,21 +38,33 @@ def voxel_digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(str(voxels.shape).encode() + voxels.tobytes()).hexdigest()
 
 
-def clear(folder: Path, name: str) -> None:
-    """Make the folder empty of what an earlier preparation left; the index goes first.
+def claim(folder: Path, name: str) -> list[str]:
+    """Take a folder that is empty, or holds what an earlier preparation wrote, and no more.
+
+    Returns:
+        The names of the files in it.
 
     Raises:
         OutputError: it holds something else, or cannot be written.
     """
     storage.make_folder(folder, name)
-    ours = {IMAGES, FILE_NAME, INDEX}
-    strange = sorted(each.name for each in folder.iterdir() if each.name not in ours)
-    if strange:
+    storage.settle(folder)
+    if not storage.contents(folder):
+        return []
+    index = folder / INDEX
+    listed = [INDEX, *_read(index)["files"]] if index.is_file() else []
+    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    if strange := sorted({*found} - {*listed}):
         raise OutputError(
             f"{name} {folder} holds something else than prepared images ({strange[0]}): "
             "give another one, or empty it."
         )
-    with storage.explained(folder, name):
+    return found
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier preparation wrote into a folder; the index goes first."""
+    with storage.explained(folder):
         (folder / INDEX).unlink(missing_ok=True)
         (folder / FILE_NAME).unlink(missing_ok=True)
         shutil.rmtree(folder / IMAGES, ignore_errors=True)
@@ -116,6 +128,7 @@ def changed_files(folder: Path) -> list[str]:
     Raises:
         ManifestError: there is no index.
     """
+    folder = storage.recovered_folder(folder)
     listed = _read(folder / INDEX).get("files", {})
     faults = []
     for name, digest in listed.items():

@@ -40,6 +40,11 @@ def statistics(
         ManifestError: a folder was not prepared.
         OutputError: `output_path` cannot be written.
     """
+    storage.require_separate(
+        {"output_path": output_path},
+        {"data_path": data_path, "labels_path": labels_path, "parameters_file": parameters_file},
+    )
+    storage.require_own_file(output_path, "synthcube:", "output_path")
     settings = read_parameters(parameters_file, PreparatorConfig)
     told: Plain = {"synthcube": __version__, "smallest_group": settings.smallest_group}
     for name, folder in (("data", data_path), ("labels", labels_path)):
