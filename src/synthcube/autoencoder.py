@@ -29,7 +29,7 @@ from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults
 from synthcube.nets.norm import with_shared_norms
 from synthcube.nets.perceptual import PerceptualDistance, require_perceptual
 from synthcube.nets.spectral import SpectralLoss
-from synthcube.schema import Batch, ImageSpec
+from synthcube.schema import MAX_COUNT, Batch, ImageSpec
 
 
 class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
@@ -42,21 +42,26 @@ class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
     adversarial_weight: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="Weight of the discriminator's verdict on the reconstructions, which sharpens "
         "them; 0.01 is a good start, 0 trains without a discriminator.",
     )
     adversarial_from_step: int = Field(
-        default=1000, ge=0, description="Steps that are trained before the discriminator joins."
+        default=1000,
+        ge=0,
+        le=MAX_COUNT,
+        description="Steps that are trained before the discriminator joins.",
     )
     adversarial_loss: AdversarialLoss = Field(
         default="least_squares", description="What generator and discriminator play for."
     )
     discriminator_channels: int = Field(
-        default=32, ge=1, description="Channels of the discriminator's first layer."
+        default=32, ge=1, le=4096, description="Channels of the discriminator's first layer."
     )
     num_discriminator_layers: int = Field(
         default=3,
         ge=1,
+        le=16,
         description="Most layers of the discriminator, each of which doubles the side of the "
         "patches that it judges; lowered for small images.",
     )
@@ -68,12 +73,14 @@ class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
     perceptual_weight: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="Weight of the distance in the features of a network that knows photographs; "
         "needs the extra synthcube[perceptual].",
     )
     spectral_weight: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="Weight of the distance between the amplitudes of the frequencies.",
     )
 

@@ -95,10 +95,11 @@ class ComputeConfig(Schema):
     num_devices: int | None = Field(
         default=None,
         ge=1,
+        le=4096,
         description="Devices on each node, with a process for each; null: every GPU of the node, "
         "or one process on its CPU.",
     )
-    num_nodes: int = Field(default=1, ge=1, description="Machines that train together.")
+    num_nodes: int = Field(default=1, ge=1, le=65536, description="Machines that train together.")
     precision: Annotated[Precision, BeforeValidator(_as_text)] = Field(
         default="auto",
         description="Lightning's name of a precision; auto is bf16-mixed where the hardware "

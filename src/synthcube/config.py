@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     Field,
-    PositiveInt,
     SerializeAsAny,
     ValidationError,
     create_model,
@@ -32,21 +31,22 @@ from synthcube.export.config import ExportConfig, Runtime
 from synthcube.export.croissant import CroissantConfig
 from synthcube.family import FamilyConfig
 from synthcube.names import TRAINED
-from synthcube.schema import List, Schema
+from synthcube.schema import MAX_BATCH, MAX_IMAGES, MAX_SEED, List, Schema
 from synthcube.training import strategies
 from synthcube.training.config import TrainingConfig
 
 S = TypeVar("S", bound=Schema)
+NumImages = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
 
 
 class SamplingConfig(Schema):
     """What `synthcube infer` does unless told otherwise."""
 
-    num_images: PositiveInt | dict[str, PositiveInt] = Field(
+    num_images: NumImages | dict[str, NumImages] = Field(
         default=16,
         description="Images to generate; {Hand: 5, HeadCT: 3}: so many of a class.",
     )
-    batch_size: int = Field(default=16, ge=1, description="Images made at once.")
+    batch_size: int = Field(default=16, ge=1, le=MAX_BATCH, description="Images made at once.")
     postprocessing: List[PostprocessingConfig] = Field(
         default=(),
         description="What is done to each image, in its own intensities, before it is written, "
@@ -67,7 +67,9 @@ class SamplingConfig(Schema):
 class RunConfig(Schema):
     """Everything that decides a training."""
 
-    seed: int = Field(default=0, ge=0, description="The one seed of every random choice.")
+    seed: int = Field(
+        default=0, ge=0, le=MAX_SEED, description="The one seed of every random choice."
+    )
     model: SerializeAsAny[FamilyConfig] = Field(description="The model: its family and settings.")
     data: DataConfig = Field(default=DataConfig(), description="Images and what is done to them.")
     training: TrainingConfig = Field(default=TrainingConfig(), description="How long and how.")

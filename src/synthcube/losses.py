@@ -83,6 +83,7 @@ class LossConfig(Schema):
     weight: float = Field(
         default=1.0,
         gt=0,
+        le=1e6,
         description="Weight in the sum of losses. What a class calls weight is class_weights here.",
     )
 

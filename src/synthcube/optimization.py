@@ -12,7 +12,7 @@ from typing_extensions import Self
 from synthcube import names
 from synthcube.errors import ConfigError
 from synthcube.runtime import import_monai
-from synthcube.schema import Schema
+from synthcube.schema import MAX_COUNT, Schema
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -81,7 +81,7 @@ class OptimizerConfig(Schema):
         default="AdamW",
         description="Name of the optimizer (docs/names.md), or package.module:MyOptimizer.",
     )
-    lr: float = Field(default=5e-4, gt=0, description="Learning rate.")
+    lr: float = Field(default=5e-4, gt=0, le=1e6, description="Learning rate.")
 
     @model_validator(mode="after")
     def _can_be_built(self, info: ValidationInfo) -> Self:
@@ -129,7 +129,10 @@ class SchedulerConfig(Schema):
         description="Name of the schedule (docs/names.md), or package.module:MySchedule.",
     )
     warmup_steps: int = Field(
-        default=100, ge=0, description="Steps of linear warm-up, at most a tenth of the training."
+        default=100,
+        ge=0,
+        le=MAX_COUNT,
+        description="Steps of linear warm-up, at most a tenth of the training.",
     )
     interval: Literal["auto", "step", "epoch"] = Field(
         default="auto", description="When a torch schedule steps; auto is what its paper does."

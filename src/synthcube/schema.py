@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 from pydantic.fields import FieldInfo
+from typing_extensions import Self
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +20,40 @@ List = Annotated[tuple[T, ...], Strict(False)]
 
 FileFormat = Literal["png", "nii.gz"]
 
+MAX_SEED = 2**63 - 1
+MAX_COUNT = 1_000_000_000
+"""Of what is counted and costs time alone: epochs, steps, batches."""
+MAX_BATCH = 1_000_000
+MAX_IMAGES = 1_000_000
+"""Images that one command makes."""
+MAX_VOXELS = 2**30
+"""Of one image, over all of its channels: 4 GB in float32."""
+LARGEST_INTENSITY = 1e30  # differences stay finite in float32
+SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 1e4  # from a nanometre to ten metres
+
+Side = Annotated[int, Field(ge=1, le=16384)]
+Channels = Annotated[int, Field(ge=1, le=4096)]
+Levels = Annotated[List[Channels], Field(min_length=1, max_length=16)]
+"""Channels at each resolution of a network."""
+Spacing = Annotated[float, Field(ge=SMALLEST_SPACING, le=LARGEST_SPACING)]
+Intensity = Annotated[float, Field(ge=-LARGEST_INTENSITY, le=LARGEST_INTENSITY)]
+Pair = Annotated[tuple[Intensity, Intensity], Strict(False)]
+
 
 class Schema(BaseModel):
-    """Frozen and strict: unknown keys and silent conversions ("16" for 16) are refused."""
+    """Frozen and strict: unknown keys, silent conversions ("16" for 16), infinity and NaN are
+    refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="after")
+    def _arguments_finite(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}: a finite number is needed")
+        return self
 
 
 def completed(fields: Mapping[str, FieldInfo], values: Any) -> Any:
@@ -50,6 +81,14 @@ class ConditionSpec(Schema):
     low: float = Field(default=0.0, description="Lowest number trained on; the model sees -1.")
     high: float = Field(default=0.0, description="Highest number trained on; the model sees 1.")
 
+    @property
+    def fault(self) -> str:
+        """Why no image can follow it; empty where one can."""
+        if self.kind == "class":
+            known = len(set(self.classes)) == len(self.classes) > 0
+            return "" if known else "classes: at least one is needed, and none twice"
+        return "" if self.low < self.high else f"low {self.low:g} must be below high {self.high:g}"
+
 
 class ImageSpec(Schema):
     """What every image of a data set has in common: enough to sample, and to save true images.
@@ -59,13 +98,17 @@ class ImageSpec(Schema):
     TorchIO's order (first axis = left to right), so its length is the spatial rank, 2 or 3.
     """
 
-    size: List[int] = Field(description="Voxels along each spatial axis.")
-    channels: int = Field(ge=1, description="Channels of one image (3 for RGB).")
-    spacing_mm: List[float] = Field(description="Voxel size in millimetres, always three values.")
+    size: Annotated[List[Side], Field(min_length=2, max_length=3)] = Field(
+        description="Voxels along each spatial axis."
+    )
+    channels: Channels = Field(description="Channels of one image (3 for RGB).")
+    spacing_mm: Annotated[List[Spacing], Field(min_length=3, max_length=3)] = Field(
+        description="Voxel size in millimetres, always three values."
+    )
     affine: List[List[float]] = Field(
         description="4x4 matrix from voxel index to RAS+ millimetres, given to generated images."
     )
-    intensity_range: List[Annotated[tuple[float, float], Strict(False)]] = Field(
+    intensity_range: List[Pair] = Field(
         description="Source intensities that -1 and 1 stand for, one pair for each channel."
     )
     file_format: FileFormat = Field(description="Format in which images are written.")
@@ -74,16 +117,73 @@ class ImageSpec(Schema):
     conditions: List[ConditionSpec] = Field(
         default=(), description="Columns of the manifest that the images follow."
     )
-    source_channels: List[int] = Field(
+    source_channels: List[Annotated[int, Field(ge=0, lt=4096)]] = Field(
         default=(),
         description="Channels of the data from which the images are made; they are not among "
         "`channels`.",
     )
 
+    @model_validator(mode="after")
+    def _can_be_an_image(self) -> Self:
+        if faults := list(self._faults()):
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        if too_large := size_fault(self.size, self.channels + len(self.source_channels)):
+            yield f"size: {too_large}"
+        if fault := affine_fault(self.affine):
+            yield f"affine {[list(row) for row in self.affine]}: {fault}"
+        ranges = self.intensity_range
+        if len(ranges) != self.channels or any(low >= high for low, high in ranges):
+            yield (
+                f"intensity_range {[list(pair) for pair in ranges]}: one pair for each of the "
+                f"{self.channels} channel(s) is needed, the first below the second"
+            )
+        if len(set(self.source_channels)) < len(self.source_channels):
+            yield f"source_channels {list(self.source_channels)}: a channel is there twice"
+        names = [spec.name.casefold() for spec in self.conditions]
+        if len(set(names)) < len(names):
+            yield "conditions: a name is there twice"
+        for spec in self.conditions:
+            if spec.fault:
+                yield f"condition {spec.name}: {spec.fault}"
+
     @property
     def rank(self) -> int:
         """Number of spatial axes: 2 or 3."""
         return len(self.size)
+
+
+def size_fault(size: Sequence[int], channels: int = 1) -> str:
+    """Why no image can have that size; empty where one can."""
+    if math.prod(size) * channels <= MAX_VOXELS:
+        return ""
+    text = " x ".join(map(str, size)) + (f" x {channels} channels" if channels > 1 else "")
+    return f"{text} are more than {MAX_VOXELS} voxels, the most that one image may have"
+
+
+def affine_fault(affine: Sequence[Sequence[float]]) -> str:
+    """Why no image can lie so in space; empty where one can."""
+    if [len(row) for row in affine] != [4] * 4 or not all(
+        math.isfinite(value) for row in affine for value in row
+    ):
+        return "a 4x4 matrix of finite numbers is needed"
+    if tuple(affine[3]) != (0, 0, 0, 1):
+        return "its last row must be 0, 0, 0, 1"
+    columns = [tuple(row[axis] for row in affine[:3]) for axis in range(3)]
+    spacing = [math.hypot(*column) for column in columns]
+    if not all(SMALLEST_SPACING <= each <= LARGEST_SPACING for each in spacing):
+        shown = ", ".join(f"{each:g}" for each in spacing)
+        return (
+            f"its voxels are {shown} mm large; {SMALLEST_SPACING:g} to {LARGEST_SPACING:g} mm "
+            "are possible"
+        )
+    (a, b, c), (d, e, f), (g, h, i) = columns
+    volume = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    if abs(volume) < 1e-6 * math.prod(spacing):
+        return "it cannot be inverted"
+    return ""
 
 
 class Condition(TypedDict):

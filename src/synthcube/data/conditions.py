@@ -26,7 +26,7 @@ class ConditionFields(Schema):
         description="Columns of the manifest that the images follow: {Label: class, Age: number}. "
         "An empty cell means that it is not known.",
     )
-    source_channels: List[Annotated[int, Field(ge=0)]] = Field(
+    source_channels: List[Annotated[int, Field(ge=0, lt=4096)]] = Field(
         default=(),
         description="Channels from which the others are made: [0] translates Channel_0, a mask "
         "among them says where.",

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from synthcube.data.channels import Array
 from synthcube.errors import ConfigError
-from synthcube.schema import ImageSpec, List, Schema
+from synthcube.schema import ImageSpec, Intensity, List, Schema
 from synthcube.storage import sha256
 
 T = TypeVar("T")
@@ -26,7 +26,6 @@ def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 _SomeOf = Annotated[List[T], AfterValidator(_not_empty)]
-Intensity = Annotated[float, Field(allow_inf_nan=False)]
 Change = Callable[[Array, Array], Array]
 """(C, *spatial) float32 and (4, 4) affine to voxels of the same shape."""
 
@@ -36,7 +35,7 @@ class Operation(Schema, ABC):
 
     keeps_integers: ClassVar[bool] = True
     name: str = Field(description="Name of the operation.")
-    channels: _SomeOf[Annotated[int, Field(ge=0)]] | None = Field(
+    channels: _SomeOf[Annotated[int, Field(ge=0, lt=4096)]] | None = Field(
         default=None, description="Channels to act on, counted from 0; null: all."
     )
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from synthcube.data.conditions import ConditionFields
@@ -16,18 +16,16 @@ from synthcube.data.images import Image
 from synthcube.data.named_transforms import AugmentationConfig, TransformConfig
 from synthcube.data.resampling import Affine, cropped_or_padded, resampled
 from synthcube.errors import ImageError
-from synthcube.schema import List
-
-Pair = Annotated[tuple[float, float], Strict(False)]
+from synthcube.schema import List, Pair, Side, Spacing, size_fault
 
 
 class DataConfig(ConditionFields):
     """How images are read, brought to one shape and range, split and augmented."""
 
-    spacing_mm: List[float] | None = Field(
+    spacing_mm: Annotated[List[Spacing], Field(min_length=2, max_length=3)] | None = Field(
         default=None, description="Resample to this voxel size; null keeps the source's."
     )
-    size: List[int] | None = Field(
+    size: Annotated[List[Side], Field(min_length=2, max_length=3)] | None = Field(
         default=None, description="Voxels along each axis; null: all images already agree."
     )
     fit: Literal["resize", "crop_or_pad"] = Field(
@@ -60,10 +58,14 @@ class DataConfig(ConditionFields):
     num_workers: int = Field(
         default=0,
         ge=0,
+        le=512,
         description="Loader processes; the cache makes 0 enough without augmentation.",
     )
     cache_gb: float = Field(
-        default=20, ge=0, description="Size that the cache of preprocessed images may reach."
+        default=20,
+        ge=0,
+        le=1e6,
+        description="Size that the cache of preprocessed images may reach.",
     )
 
     @model_validator(mode="after")
@@ -74,9 +76,8 @@ class DataConfig(ConditionFields):
                 raise ValueError(f"{name} {list(pair)}: the first must be below the second")
         if min(self.percentiles) < 0 or max(self.percentiles) > 100:
             raise ValueError(f"percentiles {list(self.percentiles)} must lie in 0 to 100")
-        for name, values in (("size", self.size), ("spacing_mm", self.spacing_mm)):
-            if values is not None and (len(values) not in (2, 3) or min(values) <= 0):
-                raise ValueError(f"{name} {list(values)}: two or three positive values are needed")
+        if self.size and (fault := size_fault(self.size)):
+            raise ValueError(f"size: {fault}")
         return self
 
     @property

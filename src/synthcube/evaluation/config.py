@@ -46,13 +46,19 @@ class EvaluationConfig(Schema):
         default=ExtractorConfig(), description="Network whose features distances are taken in."
     )
     slices_per_plane: int = Field(
-        default=8, ge=1, description="Slices of a volume in each of the three planes."
+        default=8, ge=1, le=16384, description="Slices of a volume in each of the three planes."
     )
     num_neighbours: int = Field(
-        default=5, ge=1, description="Neighbours of precision, recall, density and coverage."
+        default=5,
+        ge=1,
+        le=10000,
+        description="Neighbours of precision, recall, density and coverage.",
     )
     num_repeats: int = Field(
-        default=10, ge=2, description="Random splits behind floors and confidence intervals."
+        default=10,
+        ge=2,
+        le=10000,
+        description="Random splits behind floors and confidence intervals.",
     )
     copy_false_alarms: float = Field(
         default=0.01, gt=0, lt=0.5,

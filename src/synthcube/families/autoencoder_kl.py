@@ -18,7 +18,7 @@ from synthcube.autoencoder import Autoencoder, AutoencoderConfig
 from synthcube.losses import wide
 from synthcube.nets.tiling import decoded
 from synthcube.optimization import OptimizerConfig
-from synthcube.schema import ImageSpec, List
+from synthcube.schema import MAX_VOXELS, ImageSpec, Levels
 
 
 class AutoencoderKLConfig(AutoencoderConfig):
@@ -29,32 +29,38 @@ class AutoencoderKLConfig(AutoencoderConfig):
     name: Literal["autoencoder_kl"] = Field(
         default="autoencoder_kl", description="Family of the model."
     )
-    channels: Annotated[List[int], Field(min_length=2)] = Field(
+    channels: Annotated[Levels, Field(min_length=2)] = Field(
         default=(32, 64, 128),
         description="Channels at each level, full resolution first; each level after the first "
         "halves every side.",
     )
-    num_res_blocks: int = Field(default=1, ge=1, description="Residual blocks at each level.")
-    latent_channels: int = Field(default=4, ge=1, description="Channels of the latent.")
+    num_res_blocks: int = Field(
+        default=1, ge=1, le=64, description="Residual blocks at each level."
+    )
+    latent_channels: int = Field(default=4, ge=1, le=4096, description="Channels of the latent.")
     kl_weight: float = Field(
         default=1e-6,
         ge=0,
+        le=1e6,
         description="Weight of the divergence, summed over the latent, from a standard normal "
         "distribution.",
     )
     attention_from: int | None = Field(
         default=None,
         ge=0,
+        le=16,
         description="First level with self-attention (0 is full resolution); null: none.",
     )
     num_norm_groups: int = Field(
         default=32,
         ge=1,
+        le=4096,
         description="Most groups of a group norm; lowered to divide model.channels.",
     )
     decode_voxels: int = Field(
         default=128**3,
         ge=1,
+        le=MAX_VOXELS,
         description="Most voxels that are decoded at once; levels of a larger image are decoded in "
         "tiles, to the same image with less memory in two to four times the time.",
     )

@@ -34,17 +34,25 @@ class CodePriorConfig(GuidanceFields, TwoStageConfig):
     protocol: ClassVar[type] = Quantizes
 
     name: Literal["code_prior"] = Field(default="code_prior", description="Family of the model.")
-    dim: int = Field(default=128, ge=1, description="Length of a token's vector.")
-    num_layers: int = Field(default=6, ge=1, description="Transformer blocks.")
-    num_heads: int = Field(default=4, ge=1, description="Attention heads; they divide `dim`.")
+    dim: int = Field(default=128, ge=1, le=16384, description="Length of a token's vector.")
+    num_layers: int = Field(default=6, ge=1, le=256, description="Transformer blocks.")
+    num_heads: int = Field(
+        default=4, ge=1, le=1024, description="Attention heads; they divide `dim`."
+    )
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the embedded codes' entries that is dropped."
     )
     temperature: float = Field(
-        default=1.0, gt=0, description="Below 1 likely codes are drawn more often, above 1 less."
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="Below 1 likely codes are drawn more often, above 1 less.",
     )
     top_k: int | None = Field(
-        default=None, ge=1, description="Draw among so many of the likeliest codes; null: all."
+        default=None,
+        ge=1,
+        le=65536,
+        description="Draw among so many of the likeliest codes; null: all.",
     )
 
     @model_validator(mode="after")

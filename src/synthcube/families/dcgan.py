@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from monai.networks.layers.factories import Conv
@@ -32,7 +32,7 @@ from synthcube.losses import wide
 from synthcube.nets.conditioning import ConditionEmbedding, dropped
 from synthcube.nets.norm import ConditionalNorm, NormName, build_norm
 from synthcube.optimization import OptimizerConfig, SchedulerConfig
-from synthcube.schema import Batch, Condition, ImageSpec, List
+from synthcube.schema import Batch, Condition, ImageSpec, Levels
 
 _ADAM = OptimizerConfig.model_validate({"name": "Adam", "lr": 2e-4, "betas": [0.5, 0.999]})
 # Kernel, stride and padding that halve every side exactly, or double it.
@@ -53,13 +53,13 @@ class DCGANConfig(DiscriminatorFields, FamilyConfig):
     discriminator_optimizer: OptimizerConfig = Field(
         default=_ADAM, description="Optimizer of the discriminator."
     )
-    latent_dim: int = Field(default=100, ge=1, description="Numbers an image is made of.")
-    channels: Annotated[List[int], Field(min_length=1)] = Field(
+    latent_dim: int = Field(default=100, ge=1, le=65536, description="Numbers an image is made of.")
+    channels: Levels = Field(
         default=(64, 128, 256, 512),
         description="Channels of the generator at each level, finest first; each level doubles "
         "every side.",
     )
-    discriminator_channels: Annotated[List[int], Field(min_length=1)] = Field(
+    discriminator_channels: Levels = Field(
         default=(64, 128, 256, 512),
         description="Channels of the discriminator at each level, finest first; each level halves "
         "every side.",

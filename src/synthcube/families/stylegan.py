@@ -30,7 +30,7 @@ from synthcube.nets.penalties import slope_lengths, squared_slope
 from synthcube.nets.residual_discriminator import ResidualDiscriminator
 from synthcube.nets.style import MappingNetwork, StyleGenerator
 from synthcube.optimization import OptimizerConfig, SchedulerConfig
-from synthcube.schema import Batch, Condition, ImageSpec
+from synthcube.schema import MAX_BATCH, MAX_COUNT, Batch, Condition, ImageSpec
 
 log = logging.getLogger("synthcube")
 
@@ -49,8 +49,10 @@ class StyleGANConfig(DiscriminatorFields, GrowthFields, FamilyConfig):
     summary: ClassVar[str] = "sharp images in a single pass, from a generator steered by styles"
 
     name: Literal["stylegan"] = Field(default="stylegan", description="Family of the model.")
-    latent_dim: int = Field(default=256, ge=1, description="Length of z and of a style w.")
-    num_mapping_layers: int = Field(default=4, ge=1, description="Layers from z to w.")
+    latent_dim: int = Field(
+        default=256, ge=1, le=16384, description="Length of z and of a style w."
+    )
+    num_mapping_layers: int = Field(default=4, ge=1, le=64, description="Layers from z to w.")
     style_mixing: float = Field(
         default=0.9, ge=0, le=1, description="Share of training images made of two styles."
     )
@@ -62,21 +64,34 @@ class StyleGANConfig(DiscriminatorFields, GrowthFields, FamilyConfig):
         "alike, 0 all the same but for noise.",
     )
     minibatch_group: int = Field(
-        default=4, ge=1, description="Images whose spread the discriminator sees; 1: none."
+        default=4,
+        ge=1,
+        le=MAX_BATCH,
+        description="Images whose spread the discriminator sees; 1: none.",
     )
     r1_weight: float = Field(
         default=10.0,
         ge=0,
+        le=1e6,
         description="Weight of the discriminator's squared slope at real images.",
     )
     r1_every: int = Field(
-        default=16, ge=1, description="Steps between those penalties, each weighted by as much."
+        default=16,
+        ge=1,
+        le=MAX_COUNT,
+        description="Steps between those penalties, each weighted by as much.",
     )
     path_length_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the spread of the generator's slope; 0: none."
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="Weight of the spread of the generator's slope; 0: none.",
     )
     path_length_every: int = Field(
-        default=4, ge=1, description="Steps between those penalties, each weighted by as much."
+        default=4,
+        ge=1,
+        le=MAX_COUNT,
+        description="Steps between those penalties, each weighted by as much.",
     )
     optimizer: OptimizerConfig = Field(default=_adam(), description="Optimizer of the generator.")
     scheduler: SchedulerConfig | None = Field(

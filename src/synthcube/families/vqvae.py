@@ -6,7 +6,7 @@ Transformers for High-Resolution Image Synthesis" (CVPR 2021).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from monai.networks import nets
@@ -16,7 +16,7 @@ from typing_extensions import Self
 from synthcube.autoencoder import Autoencoder, AutoencoderConfig
 from synthcube.losses import wide
 from synthcube.optimization import OptimizerConfig
-from synthcube.schema import ImageSpec, List
+from synthcube.schema import ImageSpec, Levels
 
 # (stride, kernel, dilation, padding): halves every side exactly, and doubles it back.
 _HALVE = (2, 4, 1, 1)
@@ -29,14 +29,14 @@ class VQVAEConfig(AutoencoderConfig):
     summary: ClassVar[str] = "compresses images into codes of a codebook, and reconstructs them"
 
     name: Literal["vqvae"] = Field(default="vqvae", description="Family of the model.")
-    channels: Annotated[List[int], Field(min_length=1)] = Field(
+    channels: Levels = Field(
         default=(64, 128), description="Channels at each level; each level halves every side."
     )
-    num_res_layers: int = Field(default=2, ge=1, description="Residual units at each level.")
-    num_embeddings: int = Field(default=256, ge=2, description="Codes in the codebook.")
-    embedding_dim: int = Field(default=32, ge=1, description="Length of a code.")
+    num_res_layers: int = Field(default=2, ge=1, le=64, description="Residual units at each level.")
+    num_embeddings: int = Field(default=256, ge=2, le=65536, description="Codes in the codebook.")
+    embedding_dim: int = Field(default=32, ge=1, le=4096, description="Length of a code.")
     commitment_cost: float = Field(
-        default=0.25, ge=0, description="Weight of the encoder's distance to its codes."
+        default=0.25, ge=0, le=1e6, description="Weight of the encoder's distance to its codes."
     )
     codebook_decay: float = Field(
         default=0.99, gt=0, lt=1, description="Decay of the codebook's moving average."
@@ -44,6 +44,7 @@ class VQVAEConfig(AutoencoderConfig):
     revive_below: float = Field(
         default=0.1,
         ge=0,
+        le=1e6,
         description="A code used less often than this in a step, on average, is put on a random "
         "encoder output.",
     )

@@ -29,6 +29,7 @@ class GuidanceFields(Schema):
     guidance: float = Field(
         default=1.0,
         ge=0,
+        le=1000,
         description="How strictly conditions are followed: 1 as learned, more exaggerates them at "
         "twice the cost, 0 ignores them.",
     )

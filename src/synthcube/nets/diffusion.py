@@ -33,7 +33,9 @@ _BOUND_WEIGHT = 0.001
 class DiffusionFields(Schema):
     """The diffusion's part of a family's config."""
 
-    num_train_steps: int = Field(default=1000, ge=2, description="Steps of the noise schedule.")
+    num_train_steps: int = Field(
+        default=1000, ge=2, le=100_000, description="Steps of the noise schedule."
+    )
     schedule: Literal["linear", "scaled_linear", "cosine"] = Field(
         default="cosine", description="Noise schedule."
     )
@@ -51,6 +53,7 @@ class DiffusionFields(Schema):
     min_snr_gamma: float | None = Field(
         default=None,
         gt=0,
+        le=1e6,
         description="Steps whose signal-to-noise ratio is above this (5 is usual) count less in "
         "the loss; null: all steps of `prediction` count alike.",
     )
@@ -60,6 +63,7 @@ class DiffusionFields(Schema):
     num_sampling_steps: int | None = Field(
         default=None,
         ge=2,
+        le=100_000,
         description="Network calls for an image; null: 20 (dpm-solver++), 50 (ddim), "
         "all training steps (ddpm).",
     )

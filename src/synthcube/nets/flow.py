@@ -23,9 +23,11 @@ TIME_SCALE = 1000
 class FlowFields(Schema):
     """The flow's part of a family's config."""
 
-    time_mean: float = Field(default=0.0, description="Mean of logit(t) while training.")
+    time_mean: float = Field(
+        default=0.0, ge=-100, le=100, description="Mean of logit(t) while training."
+    )
     time_std: float = Field(
-        default=1.0, gt=0, description="Standard deviation of logit(t) while training."
+        default=1.0, gt=0, le=100, description="Standard deviation of logit(t) while training."
     )
     losses: Losses = Field(
         default=(LossConfig(name="mse"),),
@@ -36,7 +38,9 @@ class FlowFields(Schema):
         description="Solver of the flow: dpm-solver++ (second order, one network call a step), "
         "euler (first order) or heun (second order, two calls a step).",
     )
-    num_sampling_steps: int = Field(default=20, ge=2, description="Steps of the solver.")
+    num_sampling_steps: int = Field(
+        default=20, ge=2, le=100_000, description="Steps of the solver."
+    )
 
     def out_channels(self, channels: int) -> int:
         """What a network must give for data of so many channels."""

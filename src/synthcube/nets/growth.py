@@ -6,13 +6,13 @@ Karras et al., "Progressive Growing of GANs" (ICLR 2018).
 from __future__ import annotations
 
 import math
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
 
 from synthcube.nets.equalized import doubled, halved
-from synthcube.schema import ImageSpec, List, Schema
+from synthcube.schema import MAX_COUNT, ImageSpec, Levels, Schema
 
 
 class Growth(NamedTuple):
@@ -25,7 +25,7 @@ class Growth(NamedTuple):
 class GrowthFields(Schema):
     """The sizes' part of a family's config."""
 
-    channels: Annotated[List[int], Field(min_length=1)] = Field(
+    channels: Levels = Field(
         default=(32, 64, 128, 128, 128),
         description="Channels at each level of both networks, full resolution first.",
     )
@@ -35,6 +35,7 @@ class GrowthFields(Schema):
     stage_epochs: int = Field(
         default=10,
         ge=1,
+        le=MAX_COUNT,
         description="Epochs at each size if progressive, the last one excepted; a new size fades "
         "in over the first half of them.",
     )

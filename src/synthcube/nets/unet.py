@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from monai.networks.blocks.selfattention import SABlock
@@ -12,7 +12,7 @@ from monai.networks.nets import DiffusionModelUNet
 from pydantic import Field
 
 from synthcube.nets.conditioning import ConditionEmbedding
-from synthcube.schema import Condition, ConditionSpec, ImageSpec, List, Schema
+from synthcube.schema import Condition, ConditionSpec, ImageSpec, Levels, Schema
 
 # Above this many voxels at the finest level with attention, its matrix is not kept as a whole.
 _FEW_TOKENS = 1024
@@ -24,21 +24,28 @@ class UNetFields(Schema):
     The defaults give the 2,328,449-parameter network of GaNDLF-Synth's DDPM.
     """
 
-    channels: Annotated[List[int], Field(min_length=1)] = Field(
+    channels: Levels = Field(
         default=(32, 64, 64, 64), description="Channels at each level, full resolution first."
     )
-    num_res_blocks: int = Field(default=2, ge=1, description="Residual blocks at each level.")
+    num_res_blocks: int = Field(
+        default=2, ge=1, le=64, description="Residual blocks at each level."
+    )
     attention_from: int = Field(
-        default=2, ge=0, description="First level with self-attention (0 is full resolution)."
+        default=2,
+        ge=0,
+        le=16,
+        description="First level with self-attention (0 is full resolution).",
     )
     num_head_channels: int = Field(
         default=8,
         ge=1,
+        le=4096,
         description="Most channels of an attention head; lowered to divide model.channels.",
     )
     num_norm_groups: int = Field(
         default=32,
         ge=1,
+        le=4096,
         description="Most groups of a group norm; lowered to divide model.channels.",
     )
 

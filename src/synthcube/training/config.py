@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from synthcube.schema import List, Schema
+from synthcube.schema import MAX_BATCH, MAX_COUNT, List, Schema
 from synthcube.training.loggers import LoggerConfig
 
+MAX_MINUTES = 5_256_000  # ten years
 Mode = Literal["min", "max"]
 StopSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP", "SIGQUIT"]
 
@@ -40,25 +41,39 @@ class EarlyStopConfig(BestConfig):
         description="Name of a column of metrics.csv that is logged once an epoch.",
     )
     patience: int = Field(
-        default=10, ge=1, description="Validations without an improvement before it stops."
+        default=10,
+        ge=1,
+        le=MAX_COUNT,
+        description="Validations without an improvement before it stops.",
     )
     min_change: float = Field(
-        default=0.0, ge=0, description="Least change that is an improvement, in the metric's unit."
+        default=0.0,
+        ge=0,
+        le=1e30,
+        description="Least change that is an improvement, in the metric's unit.",
     )
 
 
 class TrainingConfig(Schema):
     """Length, batches, averaging and what is written on the way."""
 
-    max_epochs: int = Field(default=100, ge=1, description="Passes over the training images.")
+    max_epochs: int = Field(
+        default=100, ge=1, le=MAX_COUNT, description="Passes over the training images."
+    )
     max_minutes: float | None = Field(
-        default=None, gt=0, description="Stop after this long, whatever the epoch; null: never."
+        default=None,
+        gt=0,
+        le=MAX_MINUTES,
+        description="Stop after this long, whatever the epoch; null: never.",
     )
-    batch_size: int = Field(default=16, ge=1, description="Images in a batch.")
+    batch_size: int = Field(default=16, ge=1, le=MAX_BATCH, description="Images in a batch.")
     accumulate: int = Field(
-        default=1, ge=1, description="Batches whose gradients are added up for one step."
+        default=1,
+        ge=1,
+        le=MAX_COUNT,
+        description="Batches whose gradients are added up for one step.",
     )
-    gradient_clip_norm: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
+    gradient_clip_norm: Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"] | None = Field(
         default="auto",
         description="Largest norm of a gradient; null: not clipped; auto: 1.0, but not clipped "
         "against a discriminator.",
@@ -67,11 +82,12 @@ class TrainingConfig(Schema):
         default=EMAConfig(), description="Moving average of the weights; null: none."
     )
     validate_every_n_epochs: int = Field(
-        default=1, ge=1, description="Epochs between validations and checkpoints."
+        default=1, ge=1, le=MAX_COUNT, description="Epochs between validations and checkpoints."
     )
     checkpoint_every_n_minutes: float | None = Field(
         default=15.0,
         gt=0,
+        le=MAX_MINUTES,
         description="Minutes between checkpoints within an epoch; null: at validations only.",
     )
     stop_signals: List[StopSignal] = Field(
@@ -80,11 +96,16 @@ class TrainingConfig(Schema):
         "code 75, to be continued.",
     )
     sample_every_n_epochs: int = Field(
-        default=5, ge=0, description="Epochs between sample pictures; 0: none."
+        default=5, ge=0, le=MAX_COUNT, description="Epochs between sample pictures; 0: none."
     )
-    num_sample_images: int = Field(default=8, ge=1, description="Images in a sample picture.")
+    num_sample_images: int = Field(
+        default=8, ge=1, le=10000, description="Images in a sample picture."
+    )
     log_every_n_steps: int = Field(
-        default=50, ge=1, description="Steps between lines in the log and in metrics.csv."
+        default=50,
+        ge=1,
+        le=MAX_COUNT,
+        description="Steps between lines in the log and in metrics.csv.",
     )
     loggers: List[LoggerConfig] = Field(
         default=(),

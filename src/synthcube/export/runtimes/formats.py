@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from synthcube.errors import ConfigError
 from synthcube.export.config import Runtime, Weights
 from synthcube.export.runtimes import onnx, openvino
-from synthcube.schema import List, Schema
+from synthcube.schema import MAX_COUNT, MAX_VOXELS, List, Schema
 
 FORMATS: dict[Runtime, Any] = {"onnx": onnx, "openvino": openvino}
 RUNTIMES: tuple[Runtime, ...] = tuple(FORMATS)
@@ -18,12 +18,12 @@ RUNTIMES: tuple[Runtime, ...] = tuple(FORMATS)
 class Input(Schema):
     """One of the tensors or plain values that a network is called with, in their order."""
 
-    shape: List[int | None] | None = Field(
+    shape: List[Annotated[int, Field(ge=0, le=MAX_VOXELS)] | None] | None = Field(
         default=None,
         description="Of a tensor; null along axes whose length may change, the batch first.",
     )
-    constant: bool | int | float | str | None = Field(
-        default=None, description="What is given in place of a tensor, always the same."
+    constant: bool | Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)] | float | str | None = (
+        Field(default=None, description="What is given in place of a tensor, always the same.")
     )
 
 

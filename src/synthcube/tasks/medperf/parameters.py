@@ -12,7 +12,7 @@ from synthcube import config
 from synthcube.compute import ComputeConfig
 from synthcube.config import S, SamplingConfig
 from synthcube.data.transforms import DataConfig
-from synthcube.schema import Schema
+from synthcube.schema import MAX_COUNT, MAX_SEED, Schema
 
 
 class PreparatorConfig(Schema):
@@ -24,7 +24,10 @@ class PreparatorConfig(Schema):
         "intensities are not; the columns in `conditions` must be there.",
     )
     smallest_group: int = Field(
-        default=5, ge=2, description="statistics does not tell of fewer subjects than this."
+        default=5,
+        ge=2,
+        le=MAX_COUNT,
+        description="statistics does not tell of fewer subjects than this.",
     )
 
 
@@ -44,7 +47,7 @@ class ModelConfig(Schema):
         description="Prepared conditions that the model was not trained on, such as a greater age: "
         "fail, or make no image of them.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the images.")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="Seed of the images.")
     sampling: SamplingConfig = Field(
         default=SamplingConfig(), description="As in a training; it wins over the training's."
     )
