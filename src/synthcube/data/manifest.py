@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,14 @@ from pathlib import Path
 from synthcube.data.labels import class_labels, natural_key
 from synthcube.data.table import KNOWN_COLUMNS, channel_columns, read_table
 from synthcube.errors import ManifestError
+from synthcube.runtime import told
 from synthcube.storage import write_text
 
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SPLITS = ("train", "validation", "test")
 FILE_NAME = "manifest.csv"
 MAX_SHOWN = 20
+_UNLABELLED = (-1, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +130,25 @@ def _read_csv(path: Path) -> Manifest:
     table = read_table(path)
     channels = channel_columns(path, table.header)
     conditions = [name for name in table.header if name not in (*KNOWN_COLUMNS, *channels)]
-    labels, label_faults = class_labels(table.records)
+    labels, label_faults = class_labels(table.column("Label"), table.column("LabelMapping"))
     faults = list(table.faults)
+    files = _Files(path.absolute().parent)
     rows = []
-    for number, cells in table.records.items():
-        files, file_faults = _channel_files(path, number, {name: cells[name] for name in channels})
-        faults += file_faults + _cell_faults(number, cells)
-        label, label_name = labels.get(number, (-1, ""))
-        subject = cells.get("SubjectID", f"row-{number}")
-        known = {name: cells[name] for name in conditions}
-        rows.append(Row(files, subject, label, label_name, cells.get("Split", ""), known, number))
+    for number, line in told(table.lines.items(), len(table.lines), f"Reading {path}"):
+        cells = dict(zip(table.header, line, strict=True))
+        label, label_name = labels.get(number, _UNLABELLED)
+        row = Row(
+            tuple([files[cells[name]] for name in channels]),
+            cells.get("SubjectID", f"row-{number}"), label, label_name, cells.get("Split", ""),
+            {name: cells[name] for name in conditions}, number,
+        )  # fmt: skip
+        faults += [
+            f"row {number}, column {name}: {fault}"
+            for name in channels
+            if (fault := files.faults.get(cells[name]))
+        ]
+        faults += _cell_faults(row)
+        rows.append(row)
     faults += label_faults + _split_faults(rows)
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -144,46 +156,49 @@ def _read_csv(path: Path) -> Manifest:
     return Manifest(path, tuple(rows))
 
 
-def _cell_faults(number: int, cells: Mapping[str, str]) -> list[str]:
+def _cell_faults(row: Row) -> list[str]:
     faults = []
-    if not cells.get("SubjectID", "own"):
-        faults.append(f"row {number}, column SubjectID: the cell is empty")
-    split = cells.get("Split", "")
-    if split and split not in SPLITS:
+    if not row.subject:
+        faults.append(f"row {row.number}, column SubjectID: the cell is empty")
+    if row.split and row.split not in SPLITS:
         faults.append(
-            f"row {number}, column Split: {split!r} is not known; "
+            f"row {row.number}, column Split: {row.split!r} is not known; "
             f"use {', '.join(SPLITS)}, or leave the cell empty"
         )
     return faults
 
 
-def _channel_files(
-    path: Path, number: int, cells: Mapping[str, str]
-) -> tuple[tuple[Path, ...], list[str]]:
-    files, faults = [], []
-    for column, cell in cells.items():
-        file = (path.parent / cell).absolute()
-        files.append(file)
-        fault = ""
+class _Files(dict[str, Path]):
+    """The file that a cell names, and in `faults` what is wrong with it; each looked at once."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.faults: dict[str, str] = {}
+
+    def __missing__(self, cell: str) -> Path:
+        file = self[cell] = self.folder / cell
         if not cell:
-            fault = "the cell is empty"
-        elif not image_suffix(file):
-            fault = f"{cell} is not a known image; its name should end in {', '.join(SUFFIXES)}"
-        elif not file.is_file():
-            fault = f"{file} is {'not a file' if file.exists() else 'missing'}"
-        if fault:
-            faults.append(f"row {number}, column {column}: {fault}")
-    return tuple(files), faults
+            self.faults[cell] = "the cell is empty"
+        elif not cell.lower().endswith(SUFFIXES):
+            self.faults[cell] = (
+                f"{cell} is not a known image; its name should end in {', '.join(SUFFIXES)}"
+            )
+        elif not os.path.isfile(file):  # noqa: PTH113  # also where the name is too long for any
+            self.faults[cell] = f"{file} is {'not a file' if os.path.exists(file) else 'missing'}"  # noqa: PTH110
+        return file
 
 
 def _split_faults(rows: Iterable[Row]) -> list[str]:
     """One fault for each subject whose images are in more than one split."""
+    first: dict[str, str] = {}
     splits: dict[str, set[str]] = {}
     for row in rows:
-        splits.setdefault(row.subject, set()).add(row.split)
+        split = first.setdefault(row.subject, row.split)
+        if split != row.split:
+            splits.setdefault(row.subject, {split}).add(row.split)
     return [
         f"subject {subject!r} is in several splits: "
         f"{', '.join(sorted(name or '(empty)' for name in names))}; a subject belongs to one"
         for subject, names in splits.items()
-        if len(names) > 1
     ]

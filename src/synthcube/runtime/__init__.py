@@ -15,7 +15,7 @@ from synthcube.runtime.libraries import (
     quiet_lightning,
 )
 from synthcube.runtime.machine import free_memory, num_cores, resident_bytes, workers_that_fit
-from synthcube.runtime.messages import is_terminal, open_log
+from synthcube.runtime.messages import is_terminal, open_log, told
 from synthcube.runtime.processes import launched_processes, local_rank, process_rank
 from synthcube.runtime.record import environment_record, versions
 from synthcube.runtime.seeds import derived_seed
@@ -25,5 +25,5 @@ __all__ = [
     "fix_cublas", "free_memory", "import_monai", "is_offline", "is_terminal",
     "keep_conversions_local", "keep_loggers_local", "launched_processes", "local_rank",
     "name_user", "num_cores", "open_log", "process_rank", "quiet_lightning",
-    "ready_hub", "resident_bytes", "uses_xet", "versions", "workers_that_fit",
+    "ready_hub", "resident_bytes", "told", "uses_xet", "versions", "workers_that_fit",
 ]  # fmt: skip

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 log = logging.getLogger("synthcube")
 
@@ -11,6 +16,20 @@ log = logging.getLogger("synthcube")
 def is_terminal() -> bool:
     """Whether a person watches: progress bars are for people, lines are for logs."""
     return sys.stderr.isatty()
+
+
+def told(items: Iterable[T], total: int, doing: str, seconds: float = 5.0) -> Iterator[T]:
+    """The items, while the log is told every few seconds how many of them went by.
+
+    Args:
+        doing: what is being done, as "Reading FILE".
+    """
+    last = time.monotonic()
+    for number, item in enumerate(items):
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            log.info("%s: %d of %d ...", doing, number, total)
+        yield item
 
 
 def open_log(*, debug: bool = False) -> None:
