@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from synthcube.errors import ConfigError
+from synthcube.escapes import hidden_in
 
 _MAX_CHARACTERS = 1 << 20
 _MAX_DEPTH = 20
@@ -24,7 +25,7 @@ _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
         for tag, pattern in resolvers
-        if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"}
+        if tag.rpartition(":")[2] not in {"bool", "timestamp", "merge", "value"}
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -74,8 +75,14 @@ def _value(
     if isinstance(node, yaml.MappingNode):
         found: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = _scalar(key_node)
             line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{where}, line {line}: a list or a mapping is no key.")
+            key = _scalar(key_node, where)
+            if key == "<<":
+                raise ConfigError(
+                    f"{where}, line {line}: merge keys (<<) are not allowed: write the keys out."
+                )
             if key in found:
                 raise ConfigError(f"{where}, line {line}: the key {key!r} is there twice.")
             place = (*path, key)
@@ -84,11 +91,17 @@ def _value(
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_value(each, (*path, i), lines, where) for i, each in enumerate(node.value)]
-    return _scalar(node)
+    return _scalar(node, where)
 
 
-def _scalar(node: yaml.Node) -> Any:
-    return _Loader("").construct_object(node, deep=True)
+def _scalar(node: yaml.Node, where: str) -> Any:
+    line = node.start_mark.line + 1
+    if hidden := hidden_in(node.value):
+        raise ConfigError(f"{where}, line {line}: a text holds {hidden}, which no setting needs.")
+    try:
+        return _Loader("").construct_object(node, deep=True)
+    except ValueError as error:  # 0x_, or a number of thousands of digits
+        raise ConfigError(f"{where}, line {line}: {node.value!r:.60} is no number.") from error
 
 
 def dump(value: Mapping[str, Any]) -> str:

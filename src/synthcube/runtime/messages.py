@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from synthcube.escapes import visible
+
 T = TypeVar("T")
 
 log = logging.getLogger("synthcube")
@@ -16,6 +18,13 @@ log = logging.getLogger("synthcube")
 def is_terminal() -> bool:
     """Whether a person watches: progress bars are for people, lines are for logs."""
     return sys.stderr.isatty()
+
+
+class _Visible(logging.Formatter):
+    """Names of others in a line give no orders to a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def told(items: Iterable[T], total: int, doing: str, seconds: float = 5.0) -> Iterator[T]:
@@ -35,7 +44,7 @@ def told(items: Iterable[T], total: int, doing: str, seconds: float = 5.0) -> It
 def open_log(*, debug: bool = False) -> None:
     """Send the package's log to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Visible("%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.DEBUG if debug else logging.INFO)

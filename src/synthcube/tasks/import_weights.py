@@ -43,6 +43,8 @@ def import_weights(
     """
     settings = config.load(config_path, [*overrides, f"model.name={family_name}"])
     weights = legacy.read_weights(checkpoint)
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"output_path {out} is a file, a folder is needed.")
     if out.exists() and any(out.iterdir()):
         raise OutputError(f"output_path {out} is not empty: give another one.")
     image = _image_spec(settings, channels, model_range)
