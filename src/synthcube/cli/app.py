@@ -53,8 +53,9 @@ def begin(plugin_folders: list[Path]) -> None:
 
     runtime.calm_threads()
     runtime.name_user()
-    runtime.ready_hub()
     runtime.open_log()
+    runtime.keep_caches_private()
+    runtime.ready_hub()
     plugins.add_folders(plugin_folders)
 
 

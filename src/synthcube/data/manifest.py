@@ -13,6 +13,7 @@ from pathlib import Path
 from synthcube.data.labels import class_labels, natural_key
 from synthcube.data.table import KNOWN_COLUMNS, channel_columns, read_table
 from synthcube.errors import ManifestError
+from synthcube.escapes import hidden_in, is_utf8, spreadsheet
 from synthcube.runtime import told
 from synthcube.storage import write_text
 
@@ -63,6 +64,15 @@ def image_suffix(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
+def name_fault(name: str) -> str:
+    """Why the name of a file can be in no manifest; empty where it can."""
+    if not is_utf8(name):
+        return "the name is not UTF-8; rename it"
+    if "\n" in name or "\t" in name or hidden_in(name):
+        return "the name holds a character that no screen shows; rename it"
+    return ""
+
+
 def capped(faults: Sequence[str]) -> list[str]:
     """The first faults, and how many more there are: a screen, not a flood."""
     more = len(faults) - MAX_SHOWN
@@ -88,6 +98,9 @@ def read_manifest(data: Path) -> Manifest:
 def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Write a CSV in one step; columns in the order in which the rows bring them.
 
+    What a spreadsheet would compute is written so that it does not; whoever reads the file
+    without :func:`read_table` needs :func:`from_spreadsheet`.
+
     Raises:
         ManifestError: there are no rows.
         OutputError: `path` cannot be written.
@@ -96,9 +109,9 @@ def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         raise ManifestError(f"There are no rows to write to {path}.")
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(spreadsheet, columns))
+    writer.writerows([spreadsheet(row.get(column, "")) for column in columns] for row in rows)
     write_text(path, text.getvalue())
 
 
@@ -119,6 +132,8 @@ def _read_folder(folder: Path) -> Manifest:
             f"data_path {folder} holds no {FILE_NAME} and no image; "
             f"an image's name ends in one of {', '.join(SUFFIXES)}."
         )
+    if faults := [f"{name}: {fault}" for name in names if (fault := name_fault(name))]:
+        raise ManifestError(f"data_path {folder} holds names that cannot be used:", capped(faults))
     rows = (
         Row((base / name,), subject=name[: -len(image_suffix(Path(name)))], number=number)
         for number, name in enumerate(names, start=1)

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 from synthcube.data.labels import natural_key
-from synthcube.data.manifest import FILE_NAME, SUFFIXES, capped, image_suffix, write_manifest
+from synthcube.data.manifest import (
+    FILE_NAME,
+    SUFFIXES,
+    capped,
+    image_suffix,
+    name_fault,
+    write_manifest,
+)
 from synthcube.data.splitting import split_subjects
 from synthcube.errors import ManifestError
 from synthcube.storage import make_folder
@@ -149,12 +156,12 @@ def _images(folder: Path, csv_path: Path, left_out: _LeftOut) -> list[Path]:
     for file in sorted(files, key=lambda file: natural_key(file.as_posix())):
         if folder / file == csv_path:  # of an earlier call
             continue
-        reason = ""
+        reason = name_fault(file.as_posix())
         if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in file.parts):
             reason = "hidden or of the system"
         elif not image_suffix(file):
             reason = f"not a known image; names end in {', '.join(SUFFIXES)}"
-        elif not (folder / file).stat().st_size:
+        elif not reason and not (folder / file).stat().st_size:
             reason = "empty (0 bytes)"
         if reason:
             left_out.append((folder / file, reason))

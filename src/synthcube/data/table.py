@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthcube.errors import ManifestError
+from synthcube.escapes import from_spreadsheet, visible
 
 KNOWN_COLUMNS = ("SubjectID", "Label", "LabelMapping", "Split")
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", re.ASCII)
 _CHANNEL = re.compile(r"Channel_(\d+)")
 
 
@@ -104,9 +106,15 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         text = path.read_bytes().decode("utf-8-sig")
         if "\0" in text:
             raise ManifestError(f"{path} is binary, not text; a CSV in UTF-8 is needed.")
+        if found := _CONTROL.search(text):
+            line_number = text.count("\n", 0, found.start()) + 1
+            raise ManifestError(
+                f"{path}, line {line_number} holds {visible(found[0])}, a control character: "
+                "take it out."
+            )
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         for line in reader:
-            cells = [cell.strip() for cell in line]
+            cells = [from_spreadsheet(cell.strip()) for cell in line]
             if any(cells):
                 yield reader.line_num, cells
     except UnicodeDecodeError as error:

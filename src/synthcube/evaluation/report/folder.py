@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from synthcube.escapes import spreadsheet
 from synthcube.evaluation.report.markdown import markdown
 from synthcube.evaluation.report.page import page
 from synthcube.evaluation.report.words import clean
@@ -50,13 +51,13 @@ def _cases(sections: Sequence[Section]) -> str:
         return ""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["section", *map(clean, columns)])
+    table.writerow(["section", *(spreadsheet(clean(name)) for name in columns)])
     for section in sections:
         for row in section.cases:
-            table.writerow([clean(section.name), *(_cell(row.get(key)) for key in columns)])
+            table.writerow([_cell(section.name), *(_cell(row.get(key)) for key in columns)])
     return out.getvalue()
 
 
 def _cell(value: object) -> object:
     told = plain(value)
-    return clean(told) if isinstance(told, str) else told
+    return spreadsheet(clean(told)) if isinstance(told, str) else told
