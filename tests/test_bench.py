@@ -49,6 +49,7 @@ def test_an_unknown_bench_is_named() -> None:
         ("sampling", "memory"),
         ("evaluation",),
         ("runtimes",),
+        ("manifest",),
     ],
 )
 def test_benches_run(names: tuple[str, ...]) -> None:

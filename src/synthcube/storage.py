@@ -46,6 +46,12 @@ def explained(path: Path, name: str = "") -> Iterator[None]:
         raise OutputError(
             f"Cannot write {_called(path, name)}: {reason}. What was there before is unchanged."
         ) from error
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"Cannot write {_called(path, name)}: what it would hold is not UTF-8 near "
+            f"{error.object[max(0, error.start - 60) : error.end]!r}; rename the file or folder. "
+            "What was there before is unchanged."
+        ) from error
 
 
 def make_folder(path: Path, name: str = "") -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from synthcube.errors import ConfigError
+from synthcube.escapes import hidden_in
 
 _MAX_CHARACTERS = 1 << 20
 _MAX_DEPTH = 20
@@ -123,10 +124,10 @@ def checked_text(text: str, at: str) -> str:
     """`text`, which can be written to a file and be the name of one.
 
     Raises:
-        ConfigError: it holds a NUL, or half of a surrogate pair.
+        ConfigError: it holds a control character, or half of a surrogate pair.
     """
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise ConfigError(f"{at}: a text holds a character that no text can have (NUL, or U+D800).")
+    if hidden := hidden_in(text):
+        raise ConfigError(f"{at}: a text holds {hidden}, which no setting needs.")
     return text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,11 @@ from typing import Annotated
 import typer
 
 from synthcube import __version__
+from synthcube.cli.words import check_words
 from synthcube.errors import PreemptedError, SynthCubeError
+from synthcube.escapes import visible
+
+_LONGEST_NAME = 200
 
 app = typer.Typer(
     name="synthcube",
@@ -53,9 +59,10 @@ def begin(plugin_folders: Sequence[Path] = (), trusted: Sequence[str] = ()) -> N
 
     runtime.calm_threads()
     runtime.name_user()
-    runtime.ready_hub()
     runtime.open_log()
     plugins.vouch(plugin_folders, trusted)
+    runtime.keep_caches_private()
+    runtime.ready_hub()
 
 
 def located(model: Path) -> Path:
@@ -72,12 +79,32 @@ def located(model: Path) -> Path:
 
 def main() -> None:
     """Run the command line; the entry point of the package."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that a terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        check_words(sys.argv[1:], app)
         app()
     except SynthCubeError as error:
         title = "stopped" if isinstance(error, PreemptedError) else "error"
-        print(f"{title}: {error}", file=sys.stderr)
+        print(visible(f"{title}: {error}"), file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    except PermissionError as error:
-        print(f"error: {error.filename}: this user has no permission.", file=sys.stderr)
+    except OSError as error:
+        if error.filename is None:  # of no file: nothing that a user could mend
+            raise
+        reason = (
+            "this user has no permission"
+            if isinstance(error, PermissionError)
+            else (error.strerror)
+        )
+        print(visible(f"error: {_shortened(error.filename)}: {reason}."), file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def say(line: str, end: str = "\n") -> None:
+    """Print what a command has to tell; names of others in it give no orders to a terminal."""
+    print(visible(line), end=end, flush=True)
+
+
+def _shortened(name: object) -> str:
+    text = os.fsdecode(name) if isinstance(name, (str, bytes)) else str(name)
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."

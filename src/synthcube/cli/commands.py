@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from synthcube.cli.app import app, begin, located
+from synthcube.cli.app import app, begin, located, say
 from synthcube.cli.options import (
     Config,
     Configs,
@@ -53,7 +53,7 @@ def train(
         from synthcube.tasks.trial import trial
 
         for line in trial(config[0], data, output, overrides=overrides):
-            print(line, flush=True)
+            say(line)
     else:
         from synthcube.tasks.train import train as task
 
@@ -62,7 +62,7 @@ def train(
             overrides=overrides, resume=resume, accept_changes=accept_changes,
         )  # fmt: skip
         if folder:
-            print(f"Trained model: {folder}")
+            say(f"Trained model: {folder}")
 
 
 def _train_series(
@@ -72,7 +72,7 @@ def _train_series(
 
     outcomes = train_series(configs, data, output, overrides=overrides, options=options)
     for each in outcomes:
-        print(f"{each.run}: {each.text}")
+        say(f"{each.run}: {each.text}")
     raise typer.Exit(exit_code(outcomes))
 
 
@@ -125,9 +125,9 @@ def infer(
         croissant=stated(croissant, license_id, creator), with_runtime=runtime,
     )  # fmt: skip
     if picture:
-        print(f"Images: {output / 'images'}\nPicture: {picture}")
+        say(f"Images: {output / 'images'}\nPicture: {picture}")
     if picture and (output / CROISSANT).exists():
-        print(f"Description: {output / CROISSANT}")
+        say(f"Description: {output / CROISSANT}")
 
 
 @app.command()
@@ -167,9 +167,9 @@ def evaluate(
         config_path=config, train_data=train_data, report=report,
         model_path=located(model) if model else None,
     )  # fmt: skip
-    print(f"Results: {written}")
+    say(f"Results: {written}")
     if report:
-        print(f"Report: {report / 'report.html'}")
+        say(f"Report: {report / 'report.html'}")
 
 
 @app.command("import")
@@ -199,7 +199,7 @@ def import_(
         channels=channels, model_range=model_range, discriminator=discriminator,
         overrides=overrides,
     )  # fmt: skip
-    print(f"Imported model: {folder}")
+    say(f"Imported model: {folder}")
 
 
 @app.command()
@@ -234,13 +234,13 @@ def prepare(
         data, output, paradigm=paradigm, channels=patterns,
         validation=validation, test=test, seed=seed, fault_of=fault_of,
     )  # fmt: skip
-    print(f"Manifest: {found.manifest_path}")
-    print(f"{found.rows} images of {found.subjects} subjects")
+    say(f"Manifest: {found.manifest_path}")
+    say(f"{found.rows} images of {found.subjects} subjects")
     for title, counts in (("Classes", found.labels), ("Splits", found.splits)):
         if counts:
-            print(f"{title}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
+            say(f"{title}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
     for path, reason in found.left_out:
-        print(f"Left out: {path}: {reason}")
+        say(f"Left out: {path}: {reason}")
 
 
 @app.command()
@@ -256,5 +256,5 @@ def check(
     from synthcube.tasks.check import check as task
 
     for line in task(config, data, overrides=overrides):
-        print(line)
-    print("Ready to train.")
+        say(line)
+    say("Ready to train.")

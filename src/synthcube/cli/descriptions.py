@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from synthcube.cli.app import app, begin
+from synthcube.cli.app import app, begin, say
 from synthcube.cli.options import Plugins, Trust
 from synthcube.specs import IMAGE
 
@@ -24,7 +24,7 @@ def init(
     begin(plugins, trust)
     from synthcube.tasks.describe import starting_yaml
 
-    print(starting_yaml(family, dims), end="")
+    say(starting_yaml(family, dims), end="")
 
 
 @app.command()
@@ -33,7 +33,7 @@ def families() -> None:
     from synthcube.tasks.describe import family_lines
 
     for line in family_lines():
-        print(line)
+        say(line)
 
 
 @app.command()
@@ -41,7 +41,7 @@ def schema() -> None:
     """Print the JSON Schema of the YAML, for editors."""
     from synthcube.config import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    say(json.dumps(json_schema(), indent=2))
 
 
 @app.command()
@@ -51,8 +51,8 @@ def self_check() -> None:
     from synthcube.tasks.self_check import self_check as task
 
     for line in task():
-        print(line, flush=True)
-    print("self-check passed")
+        say(line)
+    say("self-check passed")
 
 
 @app.command()
@@ -64,4 +64,4 @@ def specs(
     from synthcube.specs import write_specs
 
     for path in write_specs(write, image):
-        print(f"Written: {path}")
+        say(f"Written: {path}")

@@ -5,12 +5,13 @@ Without arguments a task finds everything where MedPerf mounts it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from synthcube.cli.app import app, begin, located
+from synthcube.cli.app import app, begin, located, say
 from synthcube.cli.options import Model, Output, Plugins, Trust
 from synthcube.specs import IMAGE, mounts
 
@@ -82,7 +83,7 @@ def prepare(
         report_file=_given(report_file, _PREPARE["report_file"]),
         metadata_path=_given(metadata_path, _PREPARE["metadata_path"]),
     )  # fmt: skip
-    print(f"Prepared: {counts}")
+    say(f"Prepared: {counts}")
 
 
 @medperf.command("sanity_check")
@@ -106,7 +107,7 @@ def sanity_check(
         parameters_file=_given(parameters_file, _CHECK["parameters_file"]),
         additional_files=_given(additional_files, _CHECK["additional_files"]),
     )  # fmt: skip
-    print(f"Sound: {counts}")
+    say(f"Sound: {counts}")
 
 
 @medperf.command()
@@ -128,7 +129,7 @@ def statistics(
         data_path, labels_path, output_path,
         parameters_file=_given(parameters_file, _STATISTICS["parameters_file"]),
     )  # fmt: skip
-    print(f"Statistics: {found}")
+    say(f"Statistics: {found}")
 
 
 @medperf.command()
@@ -152,7 +153,7 @@ def infer(
         data_path, output_path, additional_files,
         parameters_file=_given(parameters_file, _INFER["parameters_file"]),
     )  # fmt: skip
-    print(f"Predictions: {output_path}")
+    say(f"Predictions: {output_path}")
 
 
 @medperf.command()
@@ -188,7 +189,7 @@ def evaluate(
         additional_files=_given(additional_files, _EVALUATE["additional_files"]),
         local_outputs_path=_given(local_outputs_path, _EVALUATE["local_outputs_path"]),
     )  # fmt: skip
-    print(f"Results: {found}")
+    say(f"Results: {found}")
 
 
 @medperf.command()
@@ -203,10 +204,10 @@ def demo(
     from synthcube.tasks.medperf.demo import write_demo
 
     sides = size.lower().split("x")
-    if not all(side.isdigit() for side in sides):
+    if not all(re.fullmatch("[0-9]{1,6}", side) for side in sides):
         raise typer.BadParameter(f"{size}: write it as 32x32 or 32x32x32.", param_hint="--size")
     digest = write_demo(output, num=num, size=[int(side) for side in sides], seed=seed)
-    print(f"Demo data: {output}\nSHA-256: {digest}")
+    say(f"Demo data: {output}\nSHA-256: {digest}")
 
 
 @app.command()
@@ -224,4 +225,4 @@ def package(
     from synthcube.tasks.package import package as task
 
     folder = task(located(model), output, image=image)
-    print(f"Package: {folder}\nREADME.md there tells how to register it.")
+    say(f"Package: {folder}\nREADME.md there tells how to register it.")

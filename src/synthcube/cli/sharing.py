@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from synthcube.cli.app import app, begin, located
+from synthcube.cli.app import app, begin, located, say
 from synthcube.cli.options import Model, Output, Plugins, Trust
 
 
@@ -75,9 +75,9 @@ def export(
         datasets=said.datasets, notes=notes or said.notes, version=said.version, place=place(said),
         for_runtimes=said.runtimes, runtime_weights=said.runtime_weights,
     )  # fmt: skip
-    print(f"Exported model: {folder}")
+    say(f"Exported model: {folder}")
     if not said.license:
-        print("No license is stated (--license): without one nobody else may use the model.")
+        say("No license is stated (--license): without one nobody else may use the model.")
     if said.push_to:
         from synthcube.export.push import push
 
@@ -85,4 +85,4 @@ def export(
             folder, said.push_to,
             public=said.public, revision=said.revision, message=said.commit_message,
         )  # fmt: skip
-        print(f"{'Published' if is_new else 'Already published, nothing to do'}: {address}")
+        say(f"{'Published' if is_new else 'Already published, nothing to do'}: {address}")

@@ -60,12 +60,12 @@ def condition_specs(
             specs.append(ConditionSpec(name=name, kind="class", classes=tuple(known)))
         else:
             specs += _number_spec(name, cells, trained, faults)
-    specs_by_name = {spec.name: spec for spec in specs}
+    places = {spec.name: (spec, _places(spec)) for spec in specs if spec.kind == "class"}
     for row in manifest.rows:
         faults += [
             f"row {row.number}, column {name}: {text}"
-            for name, spec in specs_by_name.items()
-            if (text := _fault(spec, cell(row, name))) and spec.kind == "class"
+            for name, (spec, known) in places.items()
+            if (text := _fault(spec, known, cell(row, name)))
         ]
     if faults:
         raise ManifestError(f"The conditions of {manifest.path} are faulty:", capped(faults))
@@ -76,9 +76,11 @@ def condition_values(
     specs: Sequence[ConditionSpec], rows: Sequence[Row]
 ) -> npt.NDArray[np.float32]:
     """(len(rows), len(specs)): what a model sees of each row; NaN where a cell is empty."""
-    return np.array(
-        [[_value(spec, cell(row, spec.name)) for spec in specs] for row in rows], np.float32
-    ).reshape(len(rows), len(specs))
+    values = np.empty((len(rows), len(specs)), np.float32)
+    for column, spec in enumerate(specs):
+        places = _places(spec)
+        values[:, column] = [_value(spec, places, cell(row, spec.name)) for row in rows]
+    return values
 
 
 def requested(
@@ -89,18 +91,19 @@ def requested(
     Raises:
         ConfigError: a name, a class or a number that the model was not trained on.
     """
-    folded = {spec.name.casefold(): spec for spec in specs}
+    folded = {spec.name.casefold(): (i, spec, _places(spec)) for i, spec in enumerate(specs)}
     faults = []
     values = np.full((len(wishes), len(specs)), np.nan, np.float32)
     for index, wish in enumerate(wishes):
         for name, text in wish.items():
-            spec = folded.get(name.casefold())
-            if spec is None:
+            if name.casefold() not in folded:
                 faults.append(f"{name}: the model knows {_described(specs)}")
-            elif fault := _fault(spec, text):
+                continue
+            column, spec, places = folded[name.casefold()]
+            if fault := _fault(spec, places, text):
                 faults.append(f"{spec.name}={text}: {fault}")
             else:
-                values[index, list(specs).index(spec)] = _value(spec, text)
+                values[index, column] = _value(spec, places, text)
     if faults:
         raise ConfigError("These conditions cannot be met:", capped(list(dict.fromkeys(faults))))
     return values
@@ -124,7 +127,7 @@ def _described(specs: Sequence[ConditionSpec]) -> str:
     if not specs:
         return "no conditions"
     return ", ".join(
-        f"{spec.name} ({', '.join(spec.classes)})"
+        f"{spec.name} ({', '.join(capped(spec.classes))})"
         if spec.kind == "class"
         else f"{spec.name} ({spec.low:g} to {spec.high:g})"
         for spec in specs
@@ -150,12 +153,13 @@ def _number_spec(
     return [ConditionSpec(name=name, kind="number", low=min(numbers), high=max(numbers))]
 
 
-def _fault(spec: ConditionSpec, text: str) -> str:
+def _fault(spec: ConditionSpec, places: Mapping[str, int], text: str) -> str:
     if not text:
         return ""
     if spec.kind == "class":
-        known = ", ".join(spec.classes)
-        return "" if text in spec.classes else f"{text!r} is not among the classes {known}"
+        if text in places:
+            return ""
+        return f"{text!r} is not among the classes {', '.join(capped(spec.classes))}"
     number = _number(text)
     if number is None:
         return f"{text!r} is not a number"
@@ -164,12 +168,17 @@ def _fault(spec: ConditionSpec, text: str) -> str:
     return ""
 
 
-def _value(spec: ConditionSpec, text: str) -> float:
+def _value(spec: ConditionSpec, places: Mapping[str, int], text: str) -> float:
     if not text:
         return math.nan
     if spec.kind == "class":
-        return float(spec.classes.index(text))
+        return float(places[text])
     return 2 * (float(text) - spec.low) / (spec.high - spec.low) - 1
+
+
+def _places(spec: ConditionSpec) -> dict[str, int]:
+    """The number of each class: a search for it in all of them is slow where there are many."""
+    return {name: place for place, name in enumerate(spec.classes)}
 
 
 def _number(text: str) -> float | None:

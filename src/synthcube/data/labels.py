@@ -21,14 +21,16 @@ def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     return tuple(numbered), text
 
 
-def class_labels(records: Mapping[int, Mapping[str, str]]) -> tuple[Labels, list[str]]:
+def class_labels(ids: Mapping[int, str], names: Mapping[int, str]) -> tuple[Labels, list[str]]:
     """Labels out of the columns Label and LabelMapping, and what is wrong with them.
 
     Names without ids (LabelMapping alone, or a Label that is not a number) get ids in the
     natural order of the names; ids without names are named by their number.
+
+    Args:
+        ids: cells of Label by line number; all empty where there is no such column.
+        names: of LabelMapping.
     """
-    ids = {number: cells.get("Label", "") for number, cells in records.items()}
-    names = {number: cells.get("LabelMapping", "") for number, cells in records.items()}
     faults = _empty("Label", ids) + _empty("LabelMapping", names)
     if not any(names.values()) and not all(_INTEGER.fullmatch(cell) for cell in ids.values()):
         ids, names = names, ids
@@ -40,10 +42,12 @@ def class_labels(records: Mapping[int, Mapping[str, str]]) -> tuple[Labels, list
 
 
 def _empty(column: str, cells: Mapping[int, str]) -> list[str]:
+    if not any(cells.values()):
+        return []
     return [
         f"row {number}, column {column}: the cell is empty; label every row or none"
         for number, cell in cells.items()
-        if not cell and any(cells.values())
+        if not cell
     ]
 
 

@@ -12,6 +12,7 @@ from synthcube.data.images import read_image
 from synthcube.data.manifest import Manifest, capped
 from synthcube.data.transforms import DataConfig, Prepared, Preprocessing
 from synthcube.errors import ImageError, SynthCubeError
+from synthcube.runtime import told
 
 log = logging.getLogger("synthcube")
 
@@ -36,7 +37,7 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
     faults: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
     log.info("Preprocessing %d images (kept for next time) ...", len(manifest.rows))
-    for row in manifest.rows:
+    for row in told(manifest.rows, len(manifest.rows), "Preprocessing images"):
         where = str(row.channels[0])
         try:
             prepared = preprocessing(read_image(row.channels))

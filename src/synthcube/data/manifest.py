@@ -13,12 +13,15 @@ from pathlib import Path
 from synthcube.data.labels import class_labels, natural_key
 from synthcube.data.table import KNOWN_COLUMNS, channel_columns, read_table
 from synthcube.errors import ManifestError, OutputError
+from synthcube.escapes import hidden_in, is_utf8, spreadsheet
+from synthcube.runtime import told
 from synthcube.storage import recovered_folder, write_text
 
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SPLITS = ("train", "validation", "test")
 FILE_NAME = "manifest.csv"
 MAX_SHOWN = 20
+_UNLABELLED = (-1, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,15 @@ def image_suffix(path: Path) -> str:
     """The known image suffix that a file's name ends in, in lower case, or an empty string."""
     name = path.name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def name_fault(name: str) -> str:
+    """Why the name of a file can be in no manifest; empty where it can."""
+    if not is_utf8(name):
+        return "the name is not UTF-8; rename it"
+    if "\n" in name or "\t" in name or hidden_in(name):
+        return "the name holds a character that no screen shows; rename it"
+    return ""
 
 
 def capped(faults: Sequence[str]) -> list[str]:
@@ -111,6 +123,9 @@ def _identity(folder: Path | str) -> tuple[int, int]:
 def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Write a CSV in one step; columns in the order in which the rows bring them.
 
+    What a spreadsheet would compute is written so that it does not; whoever reads the file
+    without :func:`read_table` needs :func:`from_spreadsheet`.
+
     Raises:
         ManifestError: there are no rows.
         OutputError: `path` cannot be written.
@@ -124,9 +139,9 @@ def manifest_text(rows: Sequence[Mapping[str, str]]) -> str:
     """The CSV of a manifest; columns in the order in which the rows bring them."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(spreadsheet, columns))
+    writer.writerows([spreadsheet(row.get(column, "")) for column in columns] for row in rows)
     return text.getvalue()
 
 
@@ -147,6 +162,8 @@ def _read_folder(folder: Path) -> Manifest:
             f"data_path {folder} holds no {FILE_NAME} and no image; "
             f"an image's name ends in one of {', '.join(SUFFIXES)}."
         )
+    if faults := [f"{name}: {fault}" for name in names if (fault := name_fault(name))]:
+        raise ManifestError(f"data_path {folder} holds names that cannot be used:", capped(faults))
     rows = (
         Row((base / name,), subject=name[: -len(image_suffix(Path(name)))], number=number)
         for number, name in enumerate(names, start=1)
@@ -158,16 +175,25 @@ def _read_csv(path: Path) -> Manifest:
     table = read_table(path)
     channels = channel_columns(path, table.header)
     conditions = [name for name in table.header if name not in (*KNOWN_COLUMNS, *channels)]
-    labels, label_faults = class_labels(table.records)
+    labels, label_faults = class_labels(table.column("Label"), table.column("LabelMapping"))
     faults = list(table.faults)
+    files = _Files(path.absolute().parent)
     rows = []
-    for number, cells in table.records.items():
-        files, file_faults = _channel_files(path, number, {name: cells[name] for name in channels})
-        faults += file_faults + _cell_faults(number, cells)
-        label, label_name = labels.get(number, (-1, ""))
-        subject = cells.get("SubjectID", f"row-{number}")
-        known = {name: cells[name] for name in conditions}
-        rows.append(Row(files, subject, label, label_name, cells.get("Split", ""), known, number))
+    for number, line in told(table.lines.items(), len(table.lines), f"Reading {path}"):
+        cells = dict(zip(table.header, line, strict=True))
+        label, label_name = labels.get(number, _UNLABELLED)
+        row = Row(
+            tuple([files[cells[name]] for name in channels]),
+            cells.get("SubjectID", f"row-{number}"), label, label_name, cells.get("Split", ""),
+            {name: cells[name] for name in conditions}, number,
+        )  # fmt: skip
+        faults += [
+            f"row {number}, column {name}: {fault}"
+            for name in channels
+            if (fault := files.faults.get(cells[name]))
+        ]
+        faults += _cell_faults(row)
+        rows.append(row)
     faults += label_faults + _split_faults(rows)
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -175,46 +201,49 @@ def _read_csv(path: Path) -> Manifest:
     return Manifest(path, tuple(rows))
 
 
-def _cell_faults(number: int, cells: Mapping[str, str]) -> list[str]:
+def _cell_faults(row: Row) -> list[str]:
     faults = []
-    if not cells.get("SubjectID", "own"):
-        faults.append(f"row {number}, column SubjectID: the cell is empty")
-    split = cells.get("Split", "")
-    if split and split not in SPLITS:
+    if not row.subject:
+        faults.append(f"row {row.number}, column SubjectID: the cell is empty")
+    if row.split and row.split not in SPLITS:
         faults.append(
-            f"row {number}, column Split: {split!r} is not known; "
+            f"row {row.number}, column Split: {row.split!r} is not known; "
             f"use {', '.join(SPLITS)}, or leave the cell empty"
         )
     return faults
 
 
-def _channel_files(
-    path: Path, number: int, cells: Mapping[str, str]
-) -> tuple[tuple[Path, ...], list[str]]:
-    files, faults = [], []
-    for column, cell in cells.items():
-        file = (path.parent / cell).absolute()
-        files.append(file)
-        fault = ""
+class _Files(dict[str, Path]):
+    """The file that a cell names, and in `faults` what is wrong with it; each looked at once."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.faults: dict[str, str] = {}
+
+    def __missing__(self, cell: str) -> Path:
+        file = self[cell] = self.folder / cell
         if not cell:
-            fault = "the cell is empty"
-        elif not image_suffix(file):
-            fault = f"{cell} is not a known image; its name should end in {', '.join(SUFFIXES)}"
-        elif not file.is_file():
-            fault = f"{file} is {'not a file' if file.exists() else 'missing'}"
-        if fault:
-            faults.append(f"row {number}, column {column}: {fault}")
-    return tuple(files), faults
+            self.faults[cell] = "the cell is empty"
+        elif not cell.lower().endswith(SUFFIXES):
+            self.faults[cell] = (
+                f"{cell} is not a known image; its name should end in {', '.join(SUFFIXES)}"
+            )
+        elif not os.path.isfile(file):  # noqa: PTH113  # also where the name is too long for any
+            self.faults[cell] = f"{file} is {'not a file' if os.path.exists(file) else 'missing'}"  # noqa: PTH110
+        return file
 
 
 def _split_faults(rows: Iterable[Row]) -> list[str]:
     """One fault for each subject whose images are in more than one split."""
+    first: dict[str, str] = {}
     splits: dict[str, set[str]] = {}
     for row in rows:
-        splits.setdefault(row.subject, set()).add(row.split)
+        split = first.setdefault(row.subject, row.split)
+        if split != row.split:
+            splits.setdefault(row.subject, {split}).add(row.split)
     return [
         f"subject {subject!r} is in several splits: "
         f"{', '.join(sorted(name or '(empty)' for name in names))}; a subject belongs to one"
         for subject, names in splits.items()
-        if len(names) > 1
     ]

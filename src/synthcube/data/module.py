@@ -61,14 +61,16 @@ class DataModule(pl.LightningDataModule):
 
     def examples(self, rows: Sequence[int]) -> Batch:
         """Those rows of the manifest as one batch, not augmented."""
-        images = Images(self.cache, self.manifest, self.image, (), self.seed)
-        return images.__getitems__([(0, row) for row in rows])
+        return next(self._batches(rows, len(rows)))
 
     def every_image(self) -> Iterator[Batch]:
         """All rows of the manifest in order, in batches, not augmented."""
-        rows = range(len(self.manifest.rows))
-        for start in range(0, len(rows), self.batch_size):
-            yield self.examples(rows[start : start + self.batch_size])
+        yield from self._batches(range(len(self.manifest.rows)), self.batch_size)
+
+    def _batches(self, rows: Sequence[int], size: int) -> Iterator[Batch]:
+        images = Images(self.cache, self.manifest, self.image, (), self.seed)  # looks at every row
+        for start in range(0, len(rows), size):
+            yield images.__getitems__([(0, row) for row in rows[start : start + size]])
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader("train", self.config.augmentation)

@@ -18,6 +18,7 @@ from synthcube.data.manifest import (
     capped,
     image_suffix,
     manifest_text,
+    name_fault,
     write_manifest,
 )
 from synthcube.data.splitting import split_subjects
@@ -186,12 +187,12 @@ def _images(folder: Path, csv_path: Path, left_out: _LeftOut) -> list[Path]:
     for file in sorted(files, key=lambda file: natural_key(file.as_posix())):
         if folder / file in (csv_path, _record(csv_path)):  # of an earlier call
             continue
-        reason = ""
+        reason = name_fault(file.as_posix())
         if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in file.parts):
             reason = "hidden or of the system"
         elif not image_suffix(file):
             reason = f"not a known image; names end in {', '.join(SUFFIXES)}"
-        elif not (folder / file).stat().st_size:
+        elif not reason and not (folder / file).stat().st_size:
             reason = "empty (0 bytes)"
         if reason:
             left_out.append((folder / file, reason))

@@ -5,24 +5,42 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from synthcube.errors import ManifestError
+from synthcube.escapes import from_spreadsheet, visible
 
 KNOWN_COLUMNS = ("SubjectID", "Label", "LabelMapping", "Split")
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", re.ASCII)
 _CHANNEL = re.compile(r"Channel_(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Stripped cells by line number and column; `faults` are the lines that do not fit."""
+    """Stripped cells by line number, in the header's order; `faults` are the lines that do not
+    fit."""
 
     header: tuple[str, ...]
-    records: dict[int, dict[str, str]]
+    lines: dict[int, list[str]]
     faults: tuple[str, ...]
+
+    @property
+    def records(self) -> dict[int, dict[str, str]]:
+        """The cells by line number and column."""
+        return {
+            number: dict(zip(self.header, cells, strict=True))
+            for number, cells in self.lines.items()
+        }
+
+    def column(self, name: str) -> dict[int, str]:
+        """The cells of a column by line number; empty where there is no such column."""
+        if name not in self.header:
+            return dict.fromkeys(self.lines, "")
+        place = self.header.index(name)
+        return {number: cells[place] for number, cells in self.lines.items()}
 
 
 def read_table(path: Path) -> Table:
@@ -31,19 +49,20 @@ def read_table(path: Path) -> Table:
     Raises:
         ManifestError: it is not a CSV in UTF-8, or holds no row below the header.
     """
-    lines = [line for line in _lines(path) if any(line[1])]
-    if len(lines) < 2:
-        found = "only a header" if lines else "nothing"
-        raise ManifestError(f"{path} is empty: it holds {found}; one row per image is needed.")
-    header = lines[0][1]
-    records = {}
+    header: list[str] = []
+    lines = {}
     faults = []
-    for number, cells in lines[1:]:
-        if len(cells) == len(header):
-            records[number] = dict(zip(header, cells, strict=True))
+    for number, cells in _lines(path):
+        if not header:
+            header = cells
+        elif len(cells) == len(header):
+            lines[number] = cells
         else:
             faults.append(f"row {number}: {len(cells)} cells, but the header has {len(header)}")
-    return Table(tuple(header), records, tuple(faults))
+    if not lines and not faults:
+        found = "only a header" if header else "nothing"
+        raise ManifestError(f"{path} is empty: it holds {found}; one row per image is needed.")
+    return Table(tuple(header), lines, tuple(faults))
 
 
 def channel_columns(path: Path, header: Sequence[str]) -> list[str]:
@@ -81,13 +100,23 @@ def channel_columns(path: Path, header: Sequence[str]) -> list[str]:
     return expected
 
 
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines that hold something, with their numbers."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if "\0" in text:
             raise ManifestError(f"{path} is binary, not text; a CSV in UTF-8 is needed.")
+        if found := _CONTROL.search(text):
+            line_number = text.count("\n", 0, found.start()) + 1
+            raise ManifestError(
+                f"{path}, line {line_number} holds {visible(found[0])}, a control character: "
+                "take it out."
+            )
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        return [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+        for line in reader:
+            cells = [from_spreadsheet(cell.strip()) for cell in line]
+            if any(cells):
+                yield reader.line_num, cells
     except UnicodeDecodeError as error:
         raise ManifestError(
             f"{path} is not text in UTF-8 (byte {error.start}); a CSV in UTF-8 is needed."

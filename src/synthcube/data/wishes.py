@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from synthcube.schema import ConditionSpec
 
 Wish = dict[str, str]
 COUNT = "Count"
+_WHOLE = re.compile(r"[0-9]{1,18}")
 
 
 def parse_counts(text: str) -> int | dict[str, int]:
@@ -28,7 +30,7 @@ def parse_counts(text: str) -> int | dict[str, int]:
     if len(parts) == 1 and not parts[0][1]:
         parts = [("", "=", text)]
     counts = {name.strip(): number.strip() for name, _, number in parts}
-    if not all(number.isdigit() and int(number) for number in counts.values()):
+    if not all(_WHOLE.fullmatch(number) and int(number) for number in counts.values()):
         raise ConfigError(
             f"num_images {text}: write a number above 0, or Hand=5,HeadCT=3 for so many of a class."
         )
@@ -105,7 +107,7 @@ def _rows(path: Path) -> list[Wish]:
     wishes: list[Wish] = []
     for number, cells in table.records.items():
         count = cells.pop(COUNT, "1") or "1"
-        if not count.isdigit():
+        if not _WHOLE.fullmatch(count):
             faults.append(f"row {number}, column {COUNT}: {count!r} is not a whole number")
             continue
         wishes += [dict(cells) for _ in range(int(count))]

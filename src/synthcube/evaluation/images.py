@@ -16,6 +16,7 @@ from synthcube.data.images import Image, read_image
 from synthcube.data.manifest import Manifest, Row
 from synthcube.data.transforms import DataConfig, Preprocessing
 from synthcube.errors import SynthCubeError
+from synthcube.runtime import told
 from synthcube.storage import explained
 
 log = logging.getLogger("synthcube")
@@ -181,7 +182,7 @@ def _copy(manifest: Manifest, placing: _Placing, path: Path, summary: _Summary) 
     """Write the voxels of all images to `path`; returns all that is wrong with them."""
     faults: list[str] = []
     with path.open("wb") as file:
-        for row in manifest.rows:
+        for row in told(manifest.rows, len(manifest.rows), "Reading images"):
             try:
                 image = read_image(row.channels)
                 voxels, affine = placing(image)

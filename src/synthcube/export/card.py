@@ -10,6 +10,7 @@ import yaml
 
 from synthcube import __version__, addresses
 from synthcube.artifact import PICTURE, Artifact
+from synthcube.escapes import markdown
 from synthcube.export.metadata import INTENDED_USE
 from synthcube.export.runtimes.formats import Converted
 from synthcube.export.scores import Results, Score
@@ -55,7 +56,9 @@ def model_card(trained: Artifact, story: Story) -> str:
     header = yaml.safe_dump(_header(trained, story), sort_keys=False, allow_unicode=True).strip()
     picture = f"![Images made by this model]({PICTURE})\n\n" if story.has_picture else ""
     parts = [
-        f"---\n{header}\n---\n\n# {name} trained with SynthCube {__version__}\n\n{_NOTICE}",
+        f"---\n{header}\n---",
+        f"# {markdown(name)} trained with SynthCube {__version__}",
+        _NOTICE,
         f"{picture}{_images(trained)}",
         *([story.notes.strip()] if story.notes.strip() else []),
         f"## Intended use\n\n{INTENDED_USE}",
@@ -129,7 +132,7 @@ def _images(trained: Artifact) -> str:
     spacing = " x ".join(f"{each:g}" for each in image.spacing_mm[: image.rank])
     ranges = "; ".join(f"{low:g} to {high:g}" for low, high in image.intensity_range)
     follows = ", ".join(
-        f"{each.name} ({', '.join(each.classes) or f'{each.low:g} to {each.high:g}'})"
+        f"{markdown(each.name)} ({_listed(each.classes) or f'{each.low:g} to {each.high:g}'})"
         for each in image.conditions
     )
     rows = [
@@ -137,7 +140,7 @@ def _images(trained: Artifact) -> str:
         ("channels", str(image.channels)),
         ("voxel size (mm)", spacing),
         ("intensities", ranges),
-        ("classes", ", ".join(image.labels) or "none"),
+        ("classes", _listed(image.labels) or "none"),
         ("follows", follows or "nothing"),
     ]
     return "| images | |\n| --- | --- |\n" + _rows(rows)
@@ -149,7 +152,7 @@ def _data(trained: Artifact, story: Story) -> str:
         told.append(f"{story.num_images} images of {story.num_subjects} subjects in training.")
     if story.datasets:
         told.append(f"Of: {', '.join(story.datasets)}.")
-    classes = ", ".join(trained.image.labels)
+    classes = _listed(trained.image.labels)
     told += [f"Classes: {classes}."] if classes else []
     if not story.datasets:
         told.append("Where they are from, its authors have not said.")
@@ -158,7 +161,7 @@ def _data(trained: Artifact, story: Story) -> str:
 
 
 def _training(trained: Artifact) -> str:
-    rows = [(name, f"{value:.6g}") for name, value in trained.metrics.items()]
+    rows = [(markdown(name), f"{value:.6g}") for name, value in trained.metrics.items()]
     return "| training | |\n| --- | --- |\n" + _rows(rows)
 
 
@@ -168,15 +171,16 @@ def _evaluation(results: Results | None) -> str:
             "Not evaluated: nobody has said how near these images are to real ones, or whether "
             "the model copies the images that it was trained on."
         )
-    counts = ", ".join(f"{number} {name}" for name, number in results.counts)
+    counts = ", ".join(f"{number} {markdown(name)}" for name, number in results.counts)
+    extractor = markdown(results.extractor)
     measured = [
         f"By `synthcube evaluate`{f', of {counts}' if counts else ''}"
-        f"{f', in features of {results.extractor}' if results.extractor else ''}. Beside each "
+        f"{f', in features of {extractor}' if extractor else ''}. Beside each "
         "distance stands its floor: the same number of real images against other real ones.",
         "| question | measure | value | floor | 95% interval | count |\n"
         "| --- | --- | --- | --- | --- | --- |\n" + "\n".join(map(_score, results.scores)),
     ]
-    notes = "\n".join(f"- {section}: {note}" for section, note in results.notes)
+    notes = "\n".join(f"- {markdown(section)}: {markdown(note)}" for section, note in results.notes)
     return "\n\n".join([*measured, *([notes] if notes else [])])
 
 
@@ -188,11 +192,15 @@ def _score(score: Score) -> str:
     interval = f"{_shown(score.low)} to {_shown(score.high)}" if known else ""
     cells = (score.section, score.name, value, _shown(score.floor), interval,
              "" if score.count is None else str(score.count))  # fmt: skip
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(map(markdown, cells)) + " |"
 
 
 def _shown(number: float | None) -> str:
     return "" if number is None else f"{number:.4g}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(markdown, names))
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> str:

@@ -27,8 +27,17 @@ _LONGEST = 300
 
 
 def connect() -> HfApi:
-    """The client of the Hub that HF_ENDPOINT names, or of the public one."""
+    """The client of the Hub that HF_ENDPOINT names, or of the public one.
+
+    Raises:
+        HubError: HF_ENDPOINT holds a user's name or password, which messages and logs would show.
+    """
     endpoint = runtime.ready_hub()
+    if "@" in endpoint:
+        raise HubError(
+            "HF_ENDPOINT holds more than the address of a Hub (a user or a password, before @): "
+            "give the address alone; the token goes into HF_TOKEN."
+        )
     from huggingface_hub import HfApi, constants
 
     if endpoint != runtime.PUBLIC_HUB and not runtime.uses_xet():

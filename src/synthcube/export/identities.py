@@ -13,6 +13,7 @@ from typing import Any
 
 from synthcube import addresses
 from synthcube.errors import ArtifactError, HubError
+from synthcube.escapes import from_spreadsheet
 from synthcube.export.config import TOKEN
 from synthcube.schema import ImageSpec
 
@@ -73,7 +74,10 @@ def subjects_of(folder: Path) -> list[dict[str, str]]:
     for path in (folder / SPLIT, folder.parent / SPLIT):
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
+                return [
+                    {name: from_spreadsheet(cell or "") for name, cell in row.items()}
+                    for row in csv.DictReader(file)
+                ]
     return []
 
 

@@ -13,17 +13,17 @@ def process_rank(num_devices: int = 1, environment: Mapping[str, str] = os.envir
         num_devices: processes on each node.
     """
     for name in ("RANK", "SLURM_PROCID"):
-        if environment.get(name, "").isdigit():
+        if environment.get(name, "").isdecimal():
             return int(environment[name])
     # Without a launcher, where the user starts the same command on each node.
     node, local = (environment.get(name, "0") for name in ("NODE_RANK", "LOCAL_RANK"))
-    return int(node) * num_devices + int(local) if (node + local).isdigit() else 0
+    return int(node) * num_devices + int(local) if (node + local).isdecimal() else 0
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Number of this process among those of its node, as their launcher wrote it."""
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
-        if environment.get(name, "").isdigit():
+        if environment.get(name, "").isdecimal():
             return int(environment[name])
     return 0
 
@@ -31,6 +31,6 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int:
 def launched_processes(environment: Mapping[str, str] = os.environ) -> int:
     """How many processes a launcher (torchrun, srun) has started with this one."""
     for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
-        if environment.get(name, "").isdigit():
+        if environment.get(name, "").isdecimal():
             return int(environment[name])
     return 1

@@ -11,13 +11,13 @@ from pathlib import Path
 from synthcube.specs.medperf import CONTAINER_CONFIG, container_config, parameters_yaml, readme
 from synthcube.specs.mlcube import MLCUBE, mlcube_yaml
 from synthcube.specs.roles import MODEL, ROLES, mounts
-from synthcube.specs.tables import IMAGE, SIF, TASKS, Parameter, Role, Task
+from synthcube.specs.tables import IMAGE, SIF, TASKS, Parameter, Role, Task, image_name
 from synthcube.storage import make_folder, write_text
 
 __all__ = [
     "CONTAINER_CONFIG", "IMAGE", "MLCUBE", "MODEL", "ROLES", "SIF", "TASKS", "Parameter", "Role",
-    "Task", "container_config", "mlcube_yaml", "mounts", "parameters_yaml", "readme", "write_role",
-    "write_specs",
+    "Task", "container_config", "image_name", "mlcube_yaml", "mounts", "parameters_yaml", "readme",
+    "write_role", "write_specs",
 ]  # fmt: skip
 
 
@@ -29,8 +29,10 @@ def write_specs(folder: Path, image: str = IMAGE) -> list[Path]:
             repository that `folder` is at the top of.
 
     Raises:
+        ConfigError: `image` is no name of one.
         OutputError: `folder` cannot be written.
     """
+    image = image_name(image)
     path = make_folder(folder, "--write") / MLCUBE
     write_text(path, mlcube_yaml(image))
     return [path, *(write_role(folder / role.name, role, image) for role in ROLES)]

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from synthcube.specs.mlcube import ORIGIN, heading, parameters_text, platforms, task_head
+from synthcube.specs.mlcube import (
+    ORIGIN,
+    heading,
+    image_line,
+    parameters_text,
+    platforms,
+    task_head,
+)
 from synthcube.specs.tables import IMAGE, Parameter, Role, Task
 
 CONTAINER_CONFIG = "container_config.yaml"
@@ -29,8 +36,7 @@ def container_config(role: Role, image: str = IMAGE, *, top: str | None = "../..
     origin = ORIGIN if top else "`synthcube package`"
     return f"""{heading(f"synthcube-{role.name}", role.help, origin)}
 container_type: DockerImage
-image: {image}
-
+{image_line(image)}
 {platforms(top, image)}
 tasks:
 {tasks}"""

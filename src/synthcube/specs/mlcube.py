@@ -55,11 +55,17 @@ singularity:
   accelerator_count: 0  # 1 or more: gpu_args take the place of cpu_args
 
 docker:
-  image: {image}
-{building if top else ""}  cpu_args: {_RUN_ARGS}
+  {image_line(image)}{building if top else ""}  cpu_args: {_RUN_ARGS}
   gpu_args: {_RUN_ARGS} --gpus=all
   --network: none
 {singularity if top else ""}"""
+
+
+def image_line(image: str) -> str:
+    """The key `image`, written as YAML reads it back: 1:30 would be a number."""
+    from synthcube import yaml_text  # not needed by other commands, which start the faster
+
+    return yaml_text.dump({"image": image})
 
 
 def task_head(task: Task) -> str:

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
+
+from synthcube.errors import ConfigError
 
 IMAGE = "synthcube:latest"  # what `make image` and `make sif` make
 SIF = "synthcube.sif"
 VOLUMES = "/mlcommons/volumes"
+
+
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?"
+_NAME = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REFERENCE = re.compile(
+    rf"(?:{_HOST}/)?{_NAME}(?:/{_NAME})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?"
+    r"(?:@sha256:[0-9a-f]{64})?"
+)
+
+
+def image_name(text: str) -> str:
+    """`text`, where it is the name of a container's image.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if len(text) > 255 or not _REFERENCE.fullmatch(text):
+        raise ConfigError(
+            f"--image {text!r:.120} is no name of a container's image: registry/name:tag, such as "
+            "docker.io/group/synthcube:1.0, in small letters."
+        )
+    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from synthcube.artifact import Artifact
 from synthcube.errors import OutputError
 from synthcube.export.registration import registration_steps
 from synthcube.family import Samples
-from synthcube.specs import CONTAINER_CONFIG, IMAGE, MODEL, container_config
+from synthcube.specs import CONTAINER_CONFIG, IMAGE, MODEL, container_config, image_name
 from synthcube.tasks.archive import write_archive
 from synthcube.tasks.export import export
 
@@ -30,10 +30,12 @@ def package(model_path: Path, folder: Path, *, image: str = IMAGE) -> Path:
         image: name of the container's image in a registry that the sites can pull from.
 
     Raises:
+        ConfigError: `image` is no name of one.
         ArtifactError: there is no trained model, or it is damaged.
         OutputError: `folder` cannot be written, or holds something that is no package.
     """
     storage.require_separate({"output_path": folder}, {"model_path": model_path})
+    image_name(image)
     trained = artifact.load(model_path)
     storage.make_folder(folder, "output_path")
     storage.settle(folder)

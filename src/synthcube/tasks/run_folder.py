@@ -21,6 +21,7 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import write_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, OutputError
+from synthcube.escapes import from_spreadsheet
 from synthcube.training import checkpoints
 
 log = logging.getLogger("synthcube")
@@ -234,7 +235,9 @@ def _check_same_split(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     if not path.exists():
         return
     with path.open(newline="", encoding="utf-8") as file:
-        before = [(row["SubjectID"], row["Split"]) for row in csv.DictReader(file)]
+        before = [
+            (from_spreadsheet(row["SubjectID"]), row["Split"]) for row in csv.DictReader(file)
+        ]
     if before != [(row["SubjectID"], row["Split"]) for row in rows]:
         raise ConfigError(
             f"output_path {path.parent} was trained on other subjects ({len(before)} images then, "

@@ -68,7 +68,7 @@ class MetricsTable(Logger):
         if not self.path.exists():
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+            rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdecimal()]
         return [{name: value or "" for name, value in row.items() if name} for row in rows]
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
+from itertools import chain, islice
 from pathlib import Path
 
 from synthcube.data.manifest import Row, capped, image_suffix
@@ -55,18 +55,23 @@ class _Attempt:
 
     def __init__(self, name: str, predicted: Keys, labelled: Keys) -> None:
         self.name = name
-        self._keys = predicted, labelled
-        owners: dict[str, set[int]] = {}
+        owners: dict[str, list[int]] = {}
+        self._makers: dict[str, list[int]] = {}
         for place, keys in enumerate(labelled):
+            for key in set(keys):
+                owners.setdefault(key, []).append(place)
+        for place, keys in enumerate(predicted):
             for key in keys:
-                owners.setdefault(key, set()).add(place)
-        found = [sorted({p for key in keys for p in owners.get(key, ())}) for keys in predicted]
-        taken = Counter(place for places in found for place in places)
-        self._found, self._taken = found, taken
+                self._makers.setdefault(key, []).append(place)
+        # A prediction has one key at most, and shares the list of it: of a thousand predictions
+        # and labels of one subject there would be a million places.
+        self._found = [owners.get(keys[0], []) if keys else [] for keys in predicted]
+        self._keys = [sorted(set(keys)) for keys in labelled]
+        self._taken = [sum(len(self._makers.get(key, ())) for key in keys) for keys in self._keys]
         self.pairs = [
             (i, places[0])
-            for i, places in enumerate(found)
-            if len(places) == 1 and taken[places[0]] == 1
+            for i, places in enumerate(self._found)
+            if len(places) == 1 and self._taken[places[0]] == 1
         ]
         self.complete = len(self.pairs) == len(predicted) == len(labelled)
 
@@ -78,17 +83,15 @@ class _Attempt:
             elif len(places) > 1:
                 named = ", ".join(str(labels.rows[place].channels[0]) for place in places[:3])
                 told.append(f"prediction {row.channels[0]} fits {len(places)} labels: {named}")
-        for place, row in enumerate(labels.rows):
-            if not self._taken[place]:
+        for row, keys, taken in zip(labels.rows, self._keys, self._taken, strict=True):
+            if not taken:
                 told.append(f"label {row.channels[0]} has no prediction")
-            elif self._taken[place] > 1:
-                several = [
-                    str(predictions.rows[i].channels[0])
-                    for i, places in enumerate(self._found)
-                    if place in places
-                ]
-                named = ", ".join(several[:3])
-                told.append(f"label {row.channels[0]} fits {len(several)} predictions: {named}")
+            elif taken > 1:
+                several = chain.from_iterable(self._makers.get(key, ()) for key in keys)
+                named = ", ".join(
+                    str(predictions.rows[place].channels[0]) for place in islice(several, 3)
+                )
+                told.append(f"label {row.channels[0]} fits {taken} predictions: {named}")
         return told
 
 

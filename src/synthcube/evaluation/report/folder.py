@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synthcube.errors import OutputError
+from synthcube.escapes import spreadsheet
 from synthcube.evaluation.report.markdown import HEADING, markdown
 from synthcube.evaluation.report.page import TITLE, page
 from synthcube.evaluation.report.words import clean
@@ -78,13 +79,13 @@ def _cases(sections: Sequence[Section]) -> str:
         return ""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow([SECTION, *map(clean, columns)])
+    table.writerow([SECTION, *(spreadsheet(clean(name)) for name in columns)])
     for section in sections:
         for row in section.cases:
-            table.writerow([clean(section.name), *(_cell(row.get(key)) for key in columns)])
+            table.writerow([_cell(section.name), *(_cell(row.get(key)) for key in columns)])
     return out.getvalue()
 
 
 def _cell(value: object) -> object:
     told = plain(value)
-    return clean(told) if isinstance(told, str) else told
+    return spreadsheet(clean(told)) if isinstance(told, str) else told

@@ -78,8 +78,14 @@ def check_anonymous(results: Any, folders: list[Path]) -> None:
             words |= {row.subject, *(path.name for path in row.channels)}
     # A bare number or a single letter is no name: counts and classes would be taken for it.
     words = {word for word in words if len(word) > 1 and not word.isdigit()}
-    known = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(words)))})(?!\w)")
-    named = sorted({found for text in _texts(results) for found in known.findall(text)})
+    texts = list(_texts(results))
+    said = "\n".join(texts)
+    named = sorted(
+        word
+        for word in words
+        if word in said
+        and any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for text in texts)
+    )
     if named:
         raise EvaluationError(
             "The results would be uploaded, and are not written, because they name files, folders "

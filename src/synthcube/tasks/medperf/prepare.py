@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -198,19 +199,16 @@ def _close(sides: Sequence[_Side], record: dict[str, Any], metadata_path: Path |
 
 def _report(sides: Sequence[_Side]) -> dict[str, dict[str, str | int]]:
     """A row for each subject; MedPerf counts what is in the column `status`."""
-    return {subject: _fared(subject, sides) for side in sides for subject in _subjects(side)}
-
-
-def _subjects(side: _Side) -> Iterator[str]:
-    yield from dict.fromkeys(row.subject for row in side.raw.manifest.rows)
-
-
-def _fared(subject: str, sides: Sequence[_Side]) -> dict[str, str | int]:
-    faults = [text for side in sides for text in side.faults.get(subject, ())]
-    counts = {
-        side.name: sum(row.subject == subject for row in side.raw.manifest.rows) for side in sides
-    }
-    return {"status": "faulty" if faults else "prepared", **counts, "comment": "; ".join(faults)}
+    images = {side.name: Counter(row.subject for row in side.raw.manifest.rows) for side in sides}
+    report: dict[str, dict[str, str | int]] = {}
+    for subject in dict.fromkeys(name for counts in images.values() for name in counts):
+        faults = [text for side in sides for text in side.faults.get(subject, ())]
+        report[subject] = {
+            "status": "faulty" if faults else "prepared",
+            **{name: counts[subject] for name, counts in images.items()},
+            "comment": "; ".join(faults),
+        }
+    return report
 
 
 def _without_depth(tensor: torch.Tensor) -> tuple[int, ...]:
