@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,9 @@ import typer
 
 from synthcube import __version__
 from synthcube.errors import PreemptedError, SynthCubeError
+from synthcube.interruption import INTERRUPTED
+
+_UNREAD = 141  # 128 + SIGPIPE, as other programs end whose output goes to `head`
 
 app = typer.Typer(
     name="synthcube",
@@ -65,13 +70,43 @@ def located(model: Path) -> Path:
 
 
 def main() -> None:
-    """Run the command line; the entry point of the package."""
+    """Run the command line."""
     try:
         app()
+    except PreemptedError as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        raise SystemExit(stop.exit_code) from stop
     except SynthCubeError as error:
-        title = "stopped" if isinstance(error, PreemptedError) else "error"
-        print(f"{title}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
     except PermissionError as error:
         print(f"error: {error.filename}: this user has no permission.", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as stop:
+        raise SystemExit(INTERRUPTED) from stop
+    except SystemExit as end:
+        raise SystemExit(_exit_code(end)) from end
+
+
+def _exit_code(end: SystemExit) -> int:
+    """What a command ends with that Typer or Lightning has ended, or whose output nobody reads."""
+    reasons = list(_chain(end))
+    try:
+        if sys.stdout and not sys.stdout.closed:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        reasons.append(error)
+    if any(isinstance(reason, KeyboardInterrupt) for reason in reasons):
+        return INTERRUPTED
+    if any(isinstance(reason, BrokenPipeError) for reason in reasons):
+        # What is left in Python's buffers would break the pipe once more at the very end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        return _UNREAD
+    return int(end.code or 0)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
