@@ -1,7 +1,21 @@
+"""The command `synthcube`, which a signal ends quietly from its first moment on."""
+
 import sys
 from pathlib import Path
 
 import synthcube
+from synthcube import interruption
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    interruption.guard_start(sys.argv[1:])
+    try:
+        from synthcube.cli import main as command_line
+
+        command_line()
+    finally:
+        interruption.release()
 
 
 def _forget_current_folder() -> None:
@@ -16,7 +30,4 @@ def _forget_current_folder() -> None:
 
 if __name__ == "__main__":
     _forget_current_folder()
-    # Not at the top: this imports what could be taken from there.
-    from synthcube.cli import main
-
     main()

@@ -1,7 +1,7 @@
 """The exceptions of SynthCube.
 
+PreemptedError          a signal stopped the task, which can go on: exit code 75
 SynthCubeError          a user's fault: shown without a traceback, exit code 2
-|- PreemptedError       a signal stopped the task, which can go on: exit code 75
 |- ConfigError          the YAML file or a --set override
 |- ManifestError        the list of images
 |- ImageError           an image that cannot be read or does not fit the others
@@ -34,10 +34,14 @@ class SynthCubeError(Exception):
         super().__init__("\n".join([headline, *(f"  - {fault}" for fault in self.faults)]))
 
 
-class PreemptedError(SynthCubeError):
-    """A signal stopped the task; the same command goes on where it was."""
+class PreemptedError(BaseException):
+    """A signal stopped the task; the same command goes on where it was.
 
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+    Not an Exception: it comes at any moment, and whoever catches exceptions to say what is wrong
+    with a file would take it for damage.
+    """
+
+    exit_code: ClassVar[int] = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class ConfigError(SynthCubeError):

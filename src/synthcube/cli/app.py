@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +15,10 @@ from synthcube import __version__
 from synthcube.cli.words import check_words
 from synthcube.errors import PreemptedError, SynthCubeError
 from synthcube.escapes import visible
+from synthcube.interruption import INTERRUPTED
 
 _LONGEST_NAME = 200
+_UNREAD = 141  # 128 + SIGPIPE, as other programs end whose output goes to `head`
 
 app = typer.Typer(
     name="synthcube",
@@ -78,26 +80,29 @@ def located(model: Path) -> Path:
 
 
 def main() -> None:
-    """Run the command line; the entry point of the package."""
+    """Run the command line, and end with the exit code that its outcome has."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that a terminal has not
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_words(sys.argv[1:], app)
         app()
+    except PreemptedError as stop:
+        print(visible(f"stopped: {stop}"), file=sys.stderr)
+        raise SystemExit(stop.exit_code) from stop
     except SynthCubeError as error:
-        title = "stopped" if isinstance(error, PreemptedError) else "error"
-        print(visible(f"{title}: {error}"), file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         raise SystemExit(error.exit_code) from error
     except OSError as error:
         if error.filename is None:  # of no file: nothing that a user could mend
             raise
-        reason = (
-            "this user has no permission"
-            if isinstance(error, PermissionError)
-            else (error.strerror)
-        )
+        no_permission = isinstance(error, PermissionError)
+        reason = "this user has no permission" if no_permission else error.strerror
         print(visible(f"error: {_shortened(error.filename)}: {reason}."), file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as stop:
+        raise SystemExit(INTERRUPTED) from stop
+    except SystemExit as end:
+        raise SystemExit(_exit_code(end)) from end
 
 
 def say(line: str, end: str = "\n") -> None:
@@ -108,3 +113,27 @@ def say(line: str, end: str = "\n") -> None:
 def _shortened(name: object) -> str:
     text = os.fsdecode(name) if isinstance(name, (str, bytes)) else str(name)
     return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
+
+
+def _exit_code(end: SystemExit) -> int:
+    """What a command ends with that Typer or Lightning has ended, or whose output nobody reads."""
+    reasons = list(_chain(end))
+    try:
+        if sys.stdout and not sys.stdout.closed:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        reasons.append(error)
+    if any(isinstance(reason, KeyboardInterrupt) for reason in reasons):
+        return INTERRUPTED
+    if any(isinstance(reason, BrokenPipeError) for reason in reasons):
+        # What is left in Python's buffers would break the pipe once more at the very end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        return _UNREAD
+    return int(end.code or 0)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__

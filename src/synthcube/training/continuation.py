@@ -46,7 +46,7 @@ class Continuation(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._saved_at = time.monotonic()
-        self.preemption.listen()  # Lightning has just taken SIGTERM
+        self.preemption.listen()  # a logger may have taken one
         # It would have the processes ask each other at every step whether that came; we do below.
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = lambda: None

@@ -152,6 +152,9 @@ def _trainer(**settings: Any) -> pl.Trainer:
         trainer = pl.Trainer(**settings)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"compute: {error}") from error
+    # It would take SIGTERM, also from us, and talk to other processes from within the signal.
+    connector: Any = trainer._signal_connector
+    connector.register_signal_handlers = lambda: None
     # Lightning takes it from Slurm, also where a task of a job is a training of its own.
     vars(rank_zero_only)["rank"] = trainer.global_rank
     return trainer

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from synthcube import interruption
 from synthcube.errors import PreemptedError
 
 _AGAIN = "The same command goes on from there."
@@ -24,6 +26,8 @@ class Preemption:
         self.signals = [signal.Signals[name] for name in signals]
         self.heard: str | None = None
         self._patient = False
+        self._raised: PreemptedError | None = None
+        self._repetition: threading.Timer | None = None
 
     @contextmanager
     def listening(self) -> Iterator[Preemption]:
@@ -32,10 +36,20 @@ class Preemption:
             yield self  # the signals of a notebook's or a server's thread are not ours
             return
         before = {each: signal.getsignal(each) for each in self.signals}
+        report = sys.unraisablehook
         self.listen()
+        interruption.release(set(interruption.PREEMPTING) - set(self.signals))
+        sys.unraisablehook = lambda lost: None if self._is_repeated(lost) else report(lost)
         try:
             yield self
+        except Exception as error:
+            if self._raised:  # a library has made an error of its own of it
+                raise self._raised from error
+            raise
         finally:
+            sys.unraisablehook = report
+            if self._repetition:
+                self._repetition.cancel()
             for each, handler in before.items():
                 signal.signal(each, handler)
 
@@ -50,6 +64,8 @@ class Preemption:
         """Inside, a signal is remembered instead of stopping at once."""
         before, self._patient = self._patient, True
         try:
+            if self.heard:  # and somebody has kept it to himself
+                raise self._stopped()
             yield
         finally:
             self._patient = before
@@ -65,6 +81,7 @@ class Preemption:
         except PreemptedError:
             if not before:
                 raise
+            self._raised = None
         finally:
             self._patient = before
 
@@ -73,7 +90,20 @@ class Preemption:
         if again == self.heard == "SIGINT":
             raise KeyboardInterrupt  # a person who asks twice means now
         if not self._patient:
-            raise PreemptedError(f"{self.heard} came before there was anything to save. {_AGAIN}")
+            self._raised = self._stopped()
+            raise self._raised
+
+    def _stopped(self) -> PreemptedError:
+        return PreemptedError(f"{self.heard} came between steps: nothing is lost. {_AGAIN}")
+
+    def _is_repeated(self, lost: sys.UnraisableHookArgs) -> bool:
+        """Whether Python drops our exception, as in a destructor: the signal is sent once more."""
+        if not isinstance(lost.exc_value, PreemptedError):
+            return False
+        number, self.heard = signal.Signals[str(self.heard)], None
+        self._repetition = threading.Timer(0.01, signal.raise_signal, [number])
+        self._repetition.start()
+        return True
 
     def stop(self, epoch: int, step: int, saved: Any) -> PreemptedError:
         """The error with which a training ends whose checkpoint is saved."""

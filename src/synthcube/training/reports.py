@@ -75,8 +75,6 @@ class Report(Logger):
             return
         try:
             act()
-        except SynthCubeError:  # as that of a signal that ends the training
-            raise
         except Exception as error:  # each library raises its own kinds
             self.works = False
             log.warning("%s gets no more of this training: %s", self.called, error)
