@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from synthcube import __version__, addresses, registry, runtime
 from synthcube.errors import ArtifactError
-from synthcube.family import Family
+from synthcube.models.family import Family
 from synthcube.names import TRAINED
 from synthcube.schema import ImageSpec
 from synthcube.storage import (

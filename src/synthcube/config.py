@@ -30,7 +30,7 @@ from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.export.config import ExportConfig, Runtime
 from synthcube.export.croissant import CroissantConfig
-from synthcube.family import FamilyConfig
+from synthcube.models.family import FamilyConfig
 from synthcube.schema import List, Schema
 from synthcube.training import strategies
 from synthcube.training.config import TrainingConfig
