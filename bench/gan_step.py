@@ -56,7 +56,7 @@ def _bare_step(precision: str) -> Callable[[], None]:
     from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
     from bench.sampling import image_spec
-    from synthcube.families.dcgan import DCGANConfig
+    from synthcube.models.families.dcgan import DCGANConfig
 
     family = DCGANConfig().build(image_spec(SIDE))
     maker: Any = family.generator

@@ -57,19 +57,19 @@ def images_per_second(family_name: str, runtime: str, folder: str) -> float:
     import numpy as np
     import torch
 
-    from synthcube import sampling
     from synthcube.export.runtimes.substitution import substitute
+    from synthcube.models import inference
 
     family = _model(family_name)
     if runtime != "torch":
         substitute(family, Path(folder), runtime)
-    seeds = sampling.image_seeds(0, BATCH_SIZE)
+    seeds = inference.image_seeds(0, BATCH_SIZE)
     values, device = np.zeros((BATCH_SIZE, 0), np.float32), torch.device("cpu")
     in_one_pass = family_name in ("dcgan", "stylegan")
     found = []
     for _ in range(10 if in_one_pass else 2):
         start = time.process_time()
-        images = sampling.generate(family, seeds, values, "32-true", device)
+        images = inference.generate(family, seeds, values, "32-true", device)
         found.append(len(images) / (time.process_time() - start))
     return max(found[1:])
 

@@ -31,12 +31,13 @@ def images_per_second(family_name: str, num_batches: int, asked: str) -> tuple[f
     import numpy as np
     import torch
 
-    from synthcube import compute, registry, sampling
+    from synthcube import compute, registry
+    from synthcube.models import inference
 
     device = torch.device("cpu")
     precision, _ = compute.precision(asked, device)
     family: Any = registry.find(family_name)(name=family_name).build(image_spec(SIDE)).eval()
-    seeds = sampling.image_seeds(0, BATCH_SIZE)
+    seeds = inference.image_seeds(0, BATCH_SIZE)
     values = np.zeros((BATCH_SIZE, 0), np.float32)
     nothing = {"values": torch.zeros(BATCH_SIZE, 0), "source": torch.zeros(BATCH_SIZE, 0)}
     with compute.inference(precision, device):  # the first call chooses kernels
@@ -44,7 +45,7 @@ def images_per_second(family_name: str, num_batches: int, asked: str) -> tuple[f
     speeds = []
     for _ in range(num_batches):
         start = time.process_time()
-        images = sampling.generate(family, seeds, values, precision, device)
+        images = inference.generate(family, seeds, values, precision, device)
         speeds.append(len(images) / (time.process_time() - start))
     return median(speeds), precision
 

@@ -161,7 +161,7 @@ def _bare_step(
 
 def _own_network() -> torch.nn.Module:
     from bench.sampling import image_spec
-    from synthcube.families.ddpm import DDPMConfig
+    from synthcube.models.families.ddpm import DDPMConfig
 
     return DDPMConfig().build_network(image_spec(SIDE))
 

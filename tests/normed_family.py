@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from synthcube.family import Family, FamilyConfig
+from synthcube.models.family import Family, FamilyConfig
 from synthcube.schema import Batch, ImageSpec
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from synthcube import registry
 from synthcube.compute import ComputeConfig
 from synthcube.errors import ConfigError
-from synthcube.families import rectified_flow
-from synthcube.family import Family
+from synthcube.models.families import rectified_flow
+from synthcube.models.family import Family
 from synthcube.schema import Batch, Condition, ImageSpec
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from synthcube.errors import NonFiniteLossError
-from synthcube.families import rectified_flow
+from synthcube.models.families import rectified_flow
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints
 from synthcube.training.finiteness import _SKIPPED_IN_A_ROW, FiniteGuard
@@ -167,7 +167,7 @@ import sys, torch
 from pathlib import Path
 from synthcube import runtime
 from synthcube.errors import SynthCubeError
-from synthcube.families.rectified_flow import RectifiedFlow
+from synthcube.models.families.rectified_flow import RectifiedFlow
 from synthcube.tasks.train import train
 
 class Breaks(torch.autograd.Function):

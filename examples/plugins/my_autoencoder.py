@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from synthcube.family import Family, FamilyConfig
+from synthcube.models.family import Family, FamilyConfig
 from synthcube.schema import Batch, ImageSpec
 
 

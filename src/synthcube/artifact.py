@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from synthcube import __version__, addresses, plugins, registry, runtime
 from synthcube.data.transforms import DataConfig
 from synthcube.errors import ArtifactError
-from synthcube.family import Family
+from synthcube.models.family import Family
 from synthcube.names import TRAINED, is_own
 from synthcube.schema import ImageSpec
 from synthcube.storage import (

@@ -29,7 +29,7 @@ from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.export.config import ExportConfig, Runtime
 from synthcube.export.croissant import CroissantConfig
-from synthcube.family import FamilyConfig
+from synthcube.models.family import FamilyConfig
 from synthcube.names import TRAINED
 from synthcube.schema import MAX_BATCH, MAX_IMAGES, MAX_SEED, List, Schema
 from synthcube.training import strategies

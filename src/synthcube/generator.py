@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from PIL.Image import Image as Picture
 
-from synthcube import artifact, compute, runtime, sampling, storage
+from synthcube import artifact, compute, runtime, storage
 from synthcube.artifact import Artifact
 from synthcube.data.conditions import requested
 from synthcube.data.images import write_image
@@ -29,7 +29,8 @@ from synthcube.errors import ConfigError, FamilyError, ImageError
 from synthcube.export.config import Runtime
 from synthcube.export.pull import located
 from synthcube.export.runtimes.substitution import substitute
-from synthcube.family import Reconstructs, Samples
+from synthcube.models import inference
+from synthcube.models.family import Reconstructs, Samples
 from synthcube.plugins import vouching as vouch_for_a_while
 from synthcube.schema import ImageSpec
 
@@ -206,13 +207,13 @@ class Generator:
         if len(given) != n:
             raise ConfigError(f"{len(given)} conditions for {n} images: give one for each.")
         wishes = [{name: str(value) for name, value in each.items()} for each in given]
-        seeds = sampling.image_seeds(seed, n)
+        seeds = inference.image_seeds(seed, n)
         specs = self.image.conditions
         values = complete(requested(specs, wishes), specs, wishes, seeds)
         made = []
         for rows in self._batches(n, batch_size):
             made.append(
-                sampling.generate(
+                inference.generate(
                     self.family, seeds[rows], values[rows], self._precision, self.device
                 )
             )
@@ -240,7 +241,7 @@ class Generator:
                 f"{list(expected)} (channels, then size)."
             )
         made = [
-            sampling.reconstruct(self.family, originals[rows], self._precision, self.device)
+            inference.reconstruct(self.family, originals[rows], self._precision, self.device)
             for rows in self._batches(len(originals), batch_size)
         ]
         return Images(torch.cat(made), specs, self._after)

@@ -1,6 +1,6 @@
 """From a family's name to its config class.
 
-A name is the module's name in ``synthcube.families``, an entry point in the group
+A name is the module's name in ``synthcube.models.families``, an entry point in the group
 ``synthcube.families``, or ``package.module:MyConfig`` of code that the user vouches for.
 """
 
@@ -13,15 +13,16 @@ from importlib.metadata import entry_points
 
 from synthcube import plugins
 from synthcube.errors import FamilyError
-from synthcube.family import FamilyConfig
+from synthcube.models.family import FamilyConfig
 
 GROUP = "synthcube.families"
+_BUILT_IN = "synthcube.models.families"
 DEFAULT = "rectified_flow"
 
 
 def names() -> list[str]:
     """Every family that can be named without its module, sorted."""
-    package = importlib.import_module(GROUP)
+    package = importlib.import_module(_BUILT_IN)
     built_in = [module.name for module in pkgutil.iter_modules(package.__path__)]
     return sorted({*built_in, *(point.name for point in entry_points(group=GROUP))})
 
@@ -44,7 +45,7 @@ def find(name: str) -> type[FamilyConfig]:
             f"There is no family {name!r}.{hint} Families: {', '.join(names())}; "
             "your own is named package.module:MyConfig"
         )
-    module = importlib.import_module(f"{GROUP}.{name}")
+    module = importlib.import_module(f"{_BUILT_IN}.{name}")
     for item in vars(module).values():
         if isinstance(item, type) and item.__module__ == module.__name__ and _is_family(item):
             return _checked(item, name)

@@ -11,7 +11,7 @@ import torch
 from synthcube.errors import ArtifactError, ConfigError, FamilyError
 from synthcube.evaluation.config import ExtractorConfig
 from synthcube.evaluation.features.extractors import load_extractor
-from synthcube.nets.efficientnet import load_efficientnet
+from synthcube.models.nets.perceptual import load_efficientnet
 from synthcube.storage import sha256
 
 OFFLINE = ("efficientnet-lite0", "radiomic", "random-projection")
@@ -74,7 +74,7 @@ def test_efficientnet_gives_the_features_of_its_package():
 
 
 def test_without_its_package_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr("synthcube.nets.efficientnet.find_spec", lambda name: None)
+    monkeypatch.setattr("synthcube.models.nets.perceptual.find_spec", lambda name: None)
     with pytest.raises(FamilyError, match=r"pip install 'synthcube\[perceptual\]', or choose"):
         load_extractor(ExtractorConfig(), rank=2)
 

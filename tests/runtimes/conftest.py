@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from synthcube import registry
-from synthcube.family import Family
+from synthcube.models.family import Family
 from synthcube.schema import ConditionSpec, ImageSpec
 
 CONDITIONS = (

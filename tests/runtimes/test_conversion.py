@@ -10,13 +10,13 @@ import pytest
 import torch
 from monai.networks.blocks import Upsample
 
-from synthcube import sampling
 from synthcube.data.conditions import requested
 from synthcube.data.wishes import complete
 from synthcube.errors import ArtifactError, ConfigError, FamilyError
 from synthcube.export.runtimes.conversion import convert
 from synthcube.export.runtimes.substitution import substitute
-from synthcube.family import Reconstructs, Samples
+from synthcube.models import inference
+from synthcube.models.family import Reconstructs, Samples
 
 CPU = torch.device("cpu")
 SAMPLERS = (
@@ -29,18 +29,18 @@ def images(family, number: int, batch: int) -> torch.Tensor:
     """`number` images of given seeds, `batch` at once."""
     made = []
     if isinstance(family, Samples):
-        seeds, specs = sampling.image_seeds(5, number), family.image.conditions
+        seeds, specs = inference.image_seeds(5, number), family.image.conditions
         wishes: list[dict[str, str]] = [{} for _ in seeds]
         values = complete(requested(specs, wishes), specs, wishes, seeds)
         for start in range(0, number, batch):
             rows = slice(start, start + batch)
-            made.append(sampling.generate(family, seeds[rows], values[rows], "32-true", CPU))
+            made.append(inference.generate(family, seeds[rows], values[rows], "32-true", CPU))
     if isinstance(family, Reconstructs):
         shape = (number, family.image.channels, *family.image.size)
         given = torch.rand(shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
         for start in range(0, number, batch):
             part = given[start : start + batch]
-            made.append(sampling.reconstruct(family, part, "32-true", CPU))
+            made.append(inference.reconstruct(family, part, "32-true", CPU))
     return torch.cat(made)
 
 
@@ -83,14 +83,14 @@ def test_the_flow_follows_its_conditions_with_guidance(family, tmp_path) -> None
 
 def test_what_translates_is_converted_with_its_source(family, tmp_path) -> None:
     model = family("rectified_flow", translates=True, num_sampling_steps=2)
-    seeds, values = sampling.image_seeds(5, 3), torch.zeros(3, 0).numpy()
+    seeds, values = inference.image_seeds(5, 3), torch.zeros(3, 0).numpy()
     source = torch.rand(3, 1, 16, 16) * 2 - 1
     given = (model, seeds, values, "32-true", CPU, source)
-    expected = sampling.generate(*given)
+    expected = inference.generate(*given)
     record = convert(model, tmp_path, "openvino")
     _destroy(model, record.networks)
-    torch.testing.assert_close(sampling.generate(*given), expected, atol=WITHIN, rtol=0)
-    other = sampling.generate(*given[:-1], -source)
+    torch.testing.assert_close(inference.generate(*given), expected, atol=WITHIN, rtol=0)
+    other = inference.generate(*given[:-1], -source)
     assert not torch.allclose(other, expected, atol=WITHIN)
 
 

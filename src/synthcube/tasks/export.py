@@ -23,7 +23,7 @@ from synthcube.export.card import Story, Task, model_card
 from synthcube.export.config import DATASET, LICENSE, Runtime, Weights
 from synthcube.export.metadata import METADATA, metadata
 from synthcube.export.scores import read_results
-from synthcube.family import Family, Samples
+from synthcube.models.family import Family, Samples
 from synthcube.tasks.conversions import Conversions, conversions
 
 log = logging.getLogger("synthcube")

@@ -18,7 +18,7 @@ from synthcube.data.wishes import parse_counts, read_wishes
 from synthcube.errors import ConfigError, FamilyError
 from synthcube.export.croissant import CroissantConfig
 from synthcube.export.runtimes.substitution import substitute
-from synthcube.family import Reconstructs, Samples
+from synthcube.models.family import Reconstructs, Samples
 from synthcube.tasks.croissant import wished
 from synthcube.tasks.jobs import Generation, Job, Reconstruction, Request, Translation
 from synthcube.tasks.shares import make_alone, make_in_pool, make_in_ranks

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from synthcube import runtime, sampling
+from synthcube import runtime
 from synthcube.artifact import Artifact
 from synthcube.data.cache import ImageCache
 from synthcube.data.conditions import cell, requested, shown
@@ -26,6 +26,7 @@ from synthcube.data.wishes import Wish, complete
 from synthcube.errors import ImageError
 from synthcube.export.config import Runtime
 from synthcube.export.croissant import CROISSANT, CroissantConfig
+from synthcube.models import inference
 from synthcube.schema import ImageSpec
 from synthcube.tasks import croissant
 from synthcube.tasks.image_folder import claim, finish, finish_pairs, write
@@ -127,14 +128,14 @@ class Generation(Job):
     def __init__(self, request: Request, wishes: list[Wish]) -> None:
         super().__init__(request, len(wishes))
         values = requested(self.spec.conditions, wishes)
-        self.seeds = sampling.image_seeds(request.seed, len(wishes))
+        self.seeds = inference.image_seeds(request.seed, len(wishes))
         self.values = complete(values, self.spec.conditions, wishes, self.seeds)
         self.asked = {"task": "generate", "seed": request.seed, "num_images": len(wishes)}
         self.asked |= {"conditions": wishes} if any(wishes) else {}
 
     def make(self, rows: range) -> list[Made]:
         request, span = self.request, slice(rows.start, rows.stop)
-        images = sampling.generate(
+        images = inference.generate(
             request.family, self.seeds[span], self.values[span], request.precision,
             request.family.device,
         )  # fmt: skip
@@ -173,13 +174,13 @@ class Translation(Job):
             {each.name: cell(row, each.name) for each in spec.conditions} for row in manifest.rows
         ]
         self.values = requested(spec.conditions, wishes)
-        self.seeds = sampling.image_seeds(request.seed, len(wishes))
+        self.seeds = inference.image_seeds(request.seed, len(wishes))
         self.asked = {"task": "translate", "data": str(manifest.path), "seed": request.seed}
 
     def make(self, rows: range) -> list[Made]:
         request, span = self.request, slice(rows.start, rows.stop)
         source = torch.from_numpy(self.images.read(rows)[:, self.source])
-        images = sampling.generate(
+        images = inference.generate(
             request.family, self.seeds[span], self.values[span], request.precision,
             request.family.device, source,
         )  # fmt: skip
@@ -210,7 +211,7 @@ class Reconstruction(Job):
     def make(self, rows: range) -> list[Made]:
         request, images = self.request, self.images
         originals = torch.from_numpy(images.read(rows))
-        reconstructed = sampling.reconstruct(
+        reconstructed = inference.reconstruct(
             request.family, originals, request.precision, request.family.device
         )
         made = []

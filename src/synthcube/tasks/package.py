@@ -11,7 +11,7 @@ from synthcube import artifact, storage, yaml_text
 from synthcube.artifact import Artifact
 from synthcube.errors import OutputError
 from synthcube.export.registration import registration_steps
-from synthcube.family import Samples
+from synthcube.models.family import Samples
 from synthcube.specs import CONTAINER_CONFIG, IMAGE, MODEL, container_config, image_name
 from synthcube.tasks.archive import write_archive
 from synthcube.tasks.export import export

@@ -16,7 +16,7 @@ from synthcube import artifact, registry, yaml_text
 from synthcube.data.phantom import write_phantoms
 from synthcube.export.config import Runtime
 from synthcube.export.runtimes.formats import RUNTIMES, is_installed
-from synthcube.family import Samples
+from synthcube.models.family import Samples
 from synthcube.storage import make_folder, sha256, write_text
 from synthcube.tasks.evaluate import evaluate
 from synthcube.tasks.export import export

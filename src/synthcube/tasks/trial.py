@@ -11,7 +11,7 @@ from synthcube import artifact, compute, config, storage
 from synthcube.config import RunConfig
 from synthcube.data.conditions import cell
 from synthcube.data.manifest import Manifest, Row, read_manifest, write_manifest
-from synthcube.family import Samples
+from synthcube.models.family import Samples
 from synthcube.tasks.image_folder import IMAGES
 from synthcube.tasks.infer import infer
 from synthcube.tasks.train import train

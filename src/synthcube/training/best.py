@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from synthcube.errors import ConfigError
-from synthcube.family import Family
+from synthcube.models.family import Family
 from synthcube.schema import Batch
 from synthcube.training.checkpoints import BestAndLast
 from synthcube.training.config import TrainingConfig

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
 
-from synthcube.family import Family
+from synthcube.models.family import Family
 from synthcube.runtime import is_terminal
 from synthcube.training import checkpoints
 from synthcube.training.averaging import RampedEMA

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from synthcube.errors import ConfigError
-from synthcube.family import Family
+from synthcube.models.family import Family
 from synthcube.training.checkpoint_io import load
 from synthcube.training.config import TrainingConfig
 from synthcube.training.strategies import is_one_file

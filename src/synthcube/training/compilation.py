@@ -9,7 +9,7 @@ import torch
 
 from synthcube.compute import CompileConfig, ComputeConfig
 from synthcube.errors import ConfigError
-from synthcube.family import Family
+from synthcube.models.family import Family
 from synthcube.schema import Batch
 from synthcube.training.dry_pass import called_networks
 

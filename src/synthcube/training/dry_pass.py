@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from synthcube.adversarial import AdversarialFamily
-from synthcube.family import Family
+from synthcube.models.adversarial import AdversarialFamily
+from synthcube.models.family import Family
 from synthcube.schema import Batch
 
 

@@ -13,8 +13,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 
 from synthcube.errors import ConfigError
-from synthcube.family import Family
-from synthcube.nets.norm import share_statistics
+from synthcube.models.family import Family
+from synthcube.models.nets.norm import share_statistics
 from synthcube.runtime import is_terminal, quiet_lightning
 from synthcube.storage import make_folder, sweep
 from synthcube.training import checkpoints, reports, throughput

@@ -12,8 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from synthcube.adversarial import AdversarialFamily
-from synthcube.family import Family, FamilyConfig
+from synthcube.models.adversarial import AdversarialFamily
+from synthcube.models.family import Family, FamilyConfig
 from synthcube.optimization import OptimizerConfig
 from synthcube.schema import Batch, Condition, ImageSpec
 from synthcube.training.config import TrainingConfig

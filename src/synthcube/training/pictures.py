@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from synthcube.data.pictures import save_grid
-from synthcube.family import Reconstructs, Samples
+from synthcube.models.family import Reconstructs, Samples
 from synthcube.runtime import derived_seed
 from synthcube.schema import Batch, Condition
 from synthcube.storage import make_folder

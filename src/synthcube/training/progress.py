@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from synthcube.family import Family
+from synthcube.models.family import Family
 from synthcube.runtime import resident_bytes
 from synthcube.schema import Batch
 from synthcube.training.throughput import Ledger

@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from synthcube.errors import ConfigError
-from synthcube.family import Family
-from synthcube.first_stage import FirstStage
+from synthcube.models.family import Family
+from synthcube.models.first_stage import FirstStage
 
 WRAPPED = "_checkpoint_wrapped_module."
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from synthcube import compute, runtime
 from synthcube.compute import ComputeConfig
 from synthcube.errors import MemoryShortageError, SynthCubeError
-from synthcube.family import FamilyConfig
+from synthcube.models.family import FamilyConfig
 from synthcube.schema import ImageSpec
 from synthcube.training.config import TrainingConfig
 from synthcube.training.memory import MemoryEstimate, estimate

@@ -14,12 +14,12 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from synthcube import artifact
-from synthcube.adversarial import AdversarialFamily
 from synthcube.artifact import Artifact
 from synthcube.digests import weights_digest
 from synthcube.errors import ConfigError
-from synthcube.family import Family
-from synthcube.nets.conditioning import ConditionEmbedding
+from synthcube.models.adversarial import AdversarialFamily
+from synthcube.models.family import Family
+from synthcube.models.nets.conditioning import ConditionEmbedding
 from synthcube.storage import sha256
 from synthcube.training.config import TrainingConfig
 

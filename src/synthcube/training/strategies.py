@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from synthcube import registry
 from synthcube.compute import ComputeConfig
 from synthcube.errors import ConfigError
-from synthcube.family import FamilyConfig
+from synthcube.models.family import FamilyConfig
 from synthcube.training import deepspeed_config, zero
 from synthcube.training.config import TrainingConfig
 from synthcube.training.sharding import FullySharded

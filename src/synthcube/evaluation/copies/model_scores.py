@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from synthcube import runtime, sampling
+from synthcube import runtime
 from synthcube.artifact import Artifact
 from synthcube.data.batches import Images
 from synthcube.data.conditions import cell
 from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest
 from synthcube.errors import ImageError, ManifestError
-from synthcube.family import Reconstructs
+from synthcube.models import inference
+from synthcube.models.family import Reconstructs
 from synthcube.schema import Batch, Condition
 
 log = logging.getLogger("synthcube")
@@ -131,5 +132,5 @@ def _repeated(batch: Batch, count: int, device: torch.device) -> Batch:
 
 
 def _reconstruction(family: Any, batch: Batch, seed: int) -> float:
-    made = sampling.reconstruct(family, batch["image"], "32-true", family.device)
+    made = inference.reconstruct(family, batch["image"], "32-true", family.device)
     return float((made - batch["image"]).square().mean())

@@ -16,7 +16,7 @@ from synthcube.evaluation.features.radiomic import radiomic_features
 from synthcube.evaluation.features.random_network import RandomNetwork
 from synthcube.evaluation.features.resnets import medicalnet, radimagenet
 from synthcube.evaluation.features.trained import Trained, efficientnet, inception
-from synthcube.nets.efficientnet import require_efficientnet
+from synthcube.models.nets.perceptual import require_efficientnet
 
 _KEY = "evaluation.extractor"
 _OWN = "numbers of this extractor compare with no one else's"

@@ -11,7 +11,7 @@ from torch import nn
 
 from synthcube.evaluation.features.trained import Trained, other_network
 from synthcube.legacy import read_weights
-from synthcube.nets.efficientnet import enlarged
+from synthcube.models.nets.perceptual import enlarged
 from synthcube.storage import sha256
 
 _SHOWN = 3  # names of weights in an error

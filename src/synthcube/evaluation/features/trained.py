@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from synthcube.errors import ArtifactError
 from synthcube.legacy import read_weights
-from synthcube.nets.efficientnet import enlarged, load_efficientnet
+from synthcube.models.nets.perceptual import enlarged, load_efficientnet
 from synthcube.storage import sha256
 
 

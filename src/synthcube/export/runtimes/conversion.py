@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from synthcube import sampling, storage
+from synthcube import storage
 from synthcube.data.conditions import requested
 from synthcube.data.wishes import complete
 from synthcube.errors import ConfigError, FamilyError
@@ -18,7 +18,8 @@ from synthcube.export.runtimes.formats import FORMATS, Converted, record_name
 from synthcube.export.runtimes.networks import used_networks
 from synthcube.export.runtimes.programs import program
 from synthcube.export.runtimes.substitution import compute_with
-from synthcube.family import Family, Reconstructs, Samples
+from synthcube.models import inference
+from synthcube.models.family import Family, Reconstructs, Samples
 
 log = logging.getLogger("synthcube")
 
@@ -104,14 +105,14 @@ def _images(family: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     made = []
     if isinstance(family, Samples):
-        seeds = sampling.image_seeds(0, _CHECKED)
+        seeds = inference.image_seeds(0, _CHECKED)
         wishes: list[dict[str, str]] = [{} for _ in seeds]
         asked = requested(image.conditions, wishes)
         values = complete(asked, image.conditions, wishes, seeds)
         shape = (_CHECKED, len(image.source_channels), *image.size)
         source = torch.rand(shape, generator=generator) * 2 - 1 if image.source_channels else None
-        made.append(sampling.generate(family, seeds, values, _PRECISION, device, source))
+        made.append(inference.generate(family, seeds, values, _PRECISION, device, source))
     if isinstance(family, Reconstructs):
         given = torch.rand((_CHECKED, image.channels, *image.size), generator=generator) * 2 - 1
-        made.append(sampling.reconstruct(family, given, _PRECISION, device))
+        made.append(inference.reconstruct(family, given, _PRECISION, device))
     return torch.cat(made)

@@ -1,0 +1,232 @@
+"""What the autoencoders share: terms of the loss beside the distance of image and reconstruction.
+
+Each is off unless it has a weight. Adversarial, from the patches of an image: Isola et al. (CVPR
+2017), as in VQ-GAN (Esser et al., "Taming Transformers", CVPR 2021). Spectral: Jukebox (2020).
+Perceptual: LPIPS (Zhang et al., CVPR 2018). Used together in the KL-autoencoder of latent
+diffusion (Rombach et al., CVPR 2022).
+
+
+Distance of two images in the amplitudes of their frequencies: Dhariwal et al., "Jukebox" (2020),
+section 3.3.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, Literal
+
+import torch
+from monai.losses import JukeboxLoss
+from monai.networks.nets import PatchDiscriminator
+from pydantic import Field
+from typing_extensions import Self
+
+from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults, wide
+from synthcube.models.adversarial import (
+    AdversarialFamily,
+    AdversarialLoss,
+    DiscriminatorFields,
+    discriminator_term,
+    generator_term,
+)
+from synthcube.models.family import FamilyConfig
+from synthcube.models.nets.norm import with_shared_norms
+from synthcube.models.nets.perceptual import PerceptualDistance, require_perceptual
+from synthcube.schema import MAX_COUNT, Batch, ImageSpec
+
+
+class SpectralLoss(JukeboxLoss):
+    """Mean squared difference of the amplitudes of two (B, C, *spatial); blind to phases.
+
+    The transform runs over the channels and `spatial_dims` axes after them, orthonormally, so that
+    the loss is at most the mean squared difference of the images.
+    """
+
+    def _get_fft_amplitude(self, images: torch.Tensor) -> torch.Tensor:
+        # MONAI's square root has no gradient where an amplitude is 0, as in an empty image: NaN.
+        transformed: torch.Tensor = torch.fft.fftn(
+            wide(images), s=self.fft_signal_size, dim=self.fft_dim, norm=self.fft_norm
+        )
+        return transformed.abs()
+
+
+class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
+    """The part of an autoencoder's config that says what a good reconstruction is."""
+
+    losses: Losses = Field(
+        default=(LossConfig(name="l1"),),
+        description="Losses between image and reconstruction, added up with their weights.",
+    )
+    adversarial_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="Weight of the discriminator's verdict on the reconstructions, which sharpens "
+        "them; 0.01 is a good start, 0 trains without a discriminator.",
+    )
+    adversarial_from_step: int = Field(
+        default=1000,
+        ge=0,
+        le=MAX_COUNT,
+        description="Steps that are trained before the discriminator joins.",
+    )
+    adversarial_loss: AdversarialLoss = Field(
+        default="least_squares", description="What generator and discriminator play for."
+    )
+    discriminator_channels: int = Field(
+        default=32, ge=1, le=4096, description="Channels of the discriminator's first layer."
+    )
+    num_discriminator_layers: int = Field(
+        default=3,
+        ge=1,
+        le=16,
+        description="Most layers of the discriminator, each of which doubles the side of the "
+        "patches that it judges; lowered for small images.",
+    )
+    discriminator_norm: Literal["instance", "batch"] = Field(
+        default="instance",
+        description="Norm of the discriminator: of each image alone, or over a batch, as "
+        "monai-generative's had it.",
+    )
+    perceptual_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="Weight of the distance in the features of a network that knows photographs; "
+        "needs the extra synthcube[perceptual].",
+    )
+    spectral_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="Weight of the distance between the amplitudes of the frequencies.",
+    )
+
+    def faults(self, image: ImageSpec) -> list[str]:
+        return [*super().faults(image), *loss_faults(self.losses, image)]
+
+    def optimizes_by_hand(self) -> bool:
+        return self.adversarial_weight > 0
+
+    @abstractmethod
+    def network_settings(self, image: ImageSpec) -> dict[str, Any]:
+        """Arguments of MONAI's network for such images, those that monai-generative has too."""
+
+    def resolved(self) -> Self:
+        if self.perceptual_weight:
+            require_perceptual()
+        return super().resolved()
+
+    def build_discriminator(self, image: ImageSpec) -> torch.nn.Module:
+        """Judges patches of such images."""
+        settings = self.discriminator_settings(image)
+        channels = settings.pop("num_channels")
+        return with_shared_norms(PatchDiscriminator(channels=channels, **settings))
+
+    def discriminator_settings(self, image: ImageSpec) -> dict[str, Any]:
+        """Arguments of monai-generative's PatchDiscriminator for such images."""
+        # The last layer has two voxels along the shortest side at least.
+        deepest = max(0, int(math.log2(max(1, min(image.size) / 4))))
+        return {
+            "spatial_dims": image.rank,
+            "num_channels": self.discriminator_channels,
+            "in_channels": image.channels,
+            "num_layers_d": min(self.num_discriminator_layers, deepest),
+            "norm": self.discriminator_norm.upper(),
+        }
+
+
+class Autoencoder(AdversarialFamily):
+    """Trains on its own terms, and on the shared ones that have a weight.
+
+    ``loss``, which is validated, is without the adversarial term: it means the same in every epoch.
+    """
+
+    config: AutoencoderConfig
+
+    def __init__(self, config: AutoencoderConfig, image: ImageSpec) -> None:
+        super().__init__(config, image)
+        self.criterion = WeightedLosses(config.losses, image.rank)
+        self._spectral = SpectralLoss(image.rank) if config.spectral_weight else None
+        self._perceptual: PerceptualDistance | None = None
+        if config.adversarial_weight:
+            self.oppose(config.build_discriminator(image))
+
+    @abstractmethod
+    def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The reconstruction, (B, C, *spatial), float32; and scalars by name, as of ``loss``."""
+
+    def legacy_network(self) -> torch.nn.Module:
+        """The same network, untrained, as monai-generative builds it; see legacy.Imports."""
+        from generative.networks import nets
+
+        settings = self.config.network_settings(self.image)
+        kind = getattr(nets, type(self.network).__name__)
+        network: torch.nn.Module = kind(num_channels=settings.pop("channels"), **settings)
+        return network
+
+    def discriminator_import(self) -> ImportedDiscriminator | None:
+        """See legacy.ImportsDiscriminator."""
+        return None if self.discriminator is None else ImportedDiscriminator(self)
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return self._judged(batch["image"])[1]
+
+    def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        made, terms = self._judged(batch["image"])
+        if self.discriminates():
+            adversarial = generator_term(self._logits(made), self.config.adversarial_loss)
+            terms["adversarial"] = adversarial
+            terms["loss"] = terms["loss"] + self.config.adversarial_weight * adversarial
+        return terms, made
+
+    def discriminator_loss(self, batch: Batch, made: torch.Tensor) -> dict[str, torch.Tensor]:
+        real, fake = self._logits(batch["image"]), self._logits(made)
+        return {"loss": discriminator_term(real, fake, self.config.adversarial_loss)}
+
+    def discriminates(self) -> bool:
+        return self.global_step >= self.config.adversarial_from_step
+
+    def _judged(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        made, terms = self.autoencode(image)
+        if self._spectral is not None:
+            terms["spectral"] = self._spectral(made, image)
+            terms["loss"] = terms["loss"] + self.config.spectral_weight * terms["spectral"]
+        if self.config.perceptual_weight:
+            # On first use: who samples from a trained model does not need its packages.
+            self._perceptual = self._perceptual or PerceptualDistance()
+            terms["perceptual"] = self._perceptual(made, image)
+            terms["loss"] = terms["loss"] + self.config.perceptual_weight * terms["perceptual"]
+        return made, terms
+
+    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+        discriminator: Any = self.discriminator
+        logits: torch.Tensor = discriminator(image)[-1]
+        return logits
+
+
+class ImportedDiscriminator:
+    """What legacy.Imports asks for, of an autoencoder's discriminator."""
+
+    def __init__(self, family: Autoencoder) -> None:
+        self.config, self.image = family.config, family.image
+        network: Any = family.discriminator
+        self.network: torch.nn.Module = network
+
+    def legacy_network(self) -> torch.nn.Module:
+        from generative.networks.nets import PatchDiscriminator as Legacy
+
+        network: torch.nn.Module = Legacy(**self.config.discriminator_settings(self.image))
+        return network
+
+    def outputs_of(
+        self, legacy: torch.nn.Module, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What every layer makes of the input, the last of which is the verdict."""
+        image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
+        ours, theirs = (
+            torch.cat([made.flatten() for made in network(image)])
+            for network in (self.network, legacy)
+        )
+        return ours, theirs

@@ -1,0 +1,164 @@
+"""Autoencoder with a continuous latent: the first stage of latent diffusion.
+
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022); the
+variational bound is that of Kingma and Welling (ICLR 2014), with a very small weight.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from monai.networks import nets
+from pydantic import Field
+from typing_extensions import Self
+
+from synthcube.losses import wide
+from synthcube.models.autoencoder import Autoencoder, AutoencoderConfig
+from synthcube.models.nets.tiling import decoded
+from synthcube.optimization import OptimizerConfig
+from synthcube.schema import MAX_VOXELS, ImageSpec, Levels
+
+
+class AutoencoderKLConfig(AutoencoderConfig):
+    """Convolutional encoder and decoder around a normally distributed latent."""
+
+    summary: ClassVar[str] = "compresses images into a small grid of numbers, for latent diffusion"
+
+    name: Literal["autoencoder_kl"] = Field(
+        default="autoencoder_kl", description="Family of the model."
+    )
+    channels: Annotated[Levels, Field(min_length=2)] = Field(
+        default=(32, 64, 128),
+        description="Channels at each level, full resolution first; each level after the first "
+        "halves every side.",
+    )
+    num_res_blocks: int = Field(
+        default=1, ge=1, le=64, description="Residual blocks at each level."
+    )
+    latent_channels: int = Field(default=4, ge=1, le=4096, description="Channels of the latent.")
+    kl_weight: float = Field(
+        default=1e-6,
+        ge=0,
+        le=1e6,
+        description="Weight of the divergence, summed over the latent, from a standard normal "
+        "distribution.",
+    )
+    attention_from: int | None = Field(
+        default=None,
+        ge=0,
+        le=16,
+        description="First level with self-attention (0 is full resolution); null: none.",
+    )
+    num_norm_groups: int = Field(
+        default=32,
+        ge=1,
+        le=4096,
+        description="Most groups of a group norm; lowered to divide model.channels.",
+    )
+    decode_voxels: int = Field(
+        default=128**3,
+        ge=1,
+        le=MAX_VOXELS,
+        description="Most voxels that are decoded at once; levels of a larger image are decoded in "
+        "tiles, to the same image with less memory in two to four times the time.",
+    )
+
+    def build(self, image: ImageSpec) -> AutoencoderKL:
+        return AutoencoderKL(self, image)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(
+            channels=(8, 8),
+            latent_channels=2,
+            num_norm_groups=2,
+            optimizer=OptimizerConfig(lr=1e-3),
+        )
+
+    def faults(self, image: ImageSpec) -> list[str]:
+        found = super().faults(image)
+        if any(side % self.factor for side in image.size):
+            found.append(
+                f"data.size {list(image.size)}: every side must be a multiple of {self.factor}, "
+                f"because model.channels has {len(self.channels)} levels"
+            )
+        return found
+
+    def network_settings(self, image: ImageSpec) -> dict[str, Any]:
+        """Arguments of MONAI's AutoencoderKL for such images."""
+        levels = range(len(self.channels))
+        first = len(levels) if self.attention_from is None else self.attention_from
+        return {
+            "spatial_dims": image.rank,
+            "in_channels": image.channels,
+            "out_channels": image.channels,
+            "channels": self.channels,
+            "num_res_blocks": (self.num_res_blocks,) * len(levels),
+            "attention_levels": tuple(level >= first for level in levels),
+            "latent_channels": self.latent_channels,
+            "norm_num_groups": math.gcd(self.num_norm_groups, *self.channels),
+            "with_encoder_nonlocal_attn": False,
+            "with_decoder_nonlocal_attn": False,
+        }
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller the latent is than the image, along each axis."""
+        return 1 << (len(self.channels) - 1)
+
+
+class AutoencoderKL(Autoencoder):
+    """Reconstruction from a sample of the latent, plus the divergence of its distribution."""
+
+    config: AutoencoderKLConfig
+
+    def __init__(self, config: AutoencoderKLConfig, image: ImageSpec) -> None:
+        super().__init__(config, image)
+        self.network = nets.AutoencoderKL(
+            **config.network_settings(image),
+            use_flash_attention=True,
+        )
+
+    def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        mean, std = (wide(each) for each in self.network.encode(image))
+        made = wide(self.network.decode(mean + std * torch.randn_like(std)))
+        error, divergence = self.criterion(made, image), kl_divergence(mean, std)
+        return made, {
+            "loss": error + self.config.kl_weight * divergence,
+            "reconstruction": error,
+            "kl": divergence,
+        }
+
+    def outputs_of(
+        self, legacy: torch.nn.Module, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
+        theirs: Any = legacy
+        return self.network.reconstruct(image), theirs.reconstruct(image)
+
+    def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
+        return self.decode(self.encode(image))
+
+    def latent_shape(self) -> tuple[int, ...]:
+        factor = self.config.factor
+        return (self.config.latent_channels, *(side // factor for side in self.image.size))
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        return self.network.encode(image)[0].float()
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        at_once = max(1, self.config.decode_voxels // math.prod(self.image.size))
+        made = [self._decoded(each) for each in latent.split(at_once)]
+        return torch.cat(made).float().clamp(-1, 1)
+
+    def _decoded(self, latent: torch.Tensor) -> torch.Tensor:
+        latent = self.network.post_quant_conv(latent)
+        return decoded(self.network.decoder, latent, self.config.decode_voxels)
+
+
+def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """From N(mean, std^2) to N(0, 1): summed over the latent, averaged over the batch."""
+    each = 0.5 * (mean.square() + std.square() - 1) - std.log()
+    return each.flatten(1).sum(dim=1).mean()

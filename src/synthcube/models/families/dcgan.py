@@ -1,0 +1,255 @@
+"""Convolutional GAN: Radford et al., "Unsupervised Representation Learning with Deep Convolutional
+Generative Adversarial Networks" (ICLR 2016).
+
+Conditions: Miyato and Koyama, "cGANs with Projection Discriminator" (ICLR 2018). Spectral norm:
+Miyato et al., "Spectral Normalization for Generative Adversarial Networks" (ICLR 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import torch
+from monai.networks.layers.factories import Conv
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
+from typing_extensions import Self
+
+from synthcube.losses import wide
+from synthcube.models.adversarial import (
+    AdversarialFamily,
+    DiscriminatorFields,
+    discriminator_term,
+    generator_term,
+    sliced_wasserstein,
+)
+from synthcube.models.family import FamilyConfig
+from synthcube.models.nets.conditioning import ConditionEmbedding, dropped
+from synthcube.models.nets.norm import ConditionalNorm, NormName, build_norm
+from synthcube.optimization import OptimizerConfig, SchedulerConfig
+from synthcube.schema import Batch, Condition, ImageSpec, Levels
+
+_ADAM = OptimizerConfig.model_validate({"name": "Adam", "lr": 2e-4, "betas": [0.5, 0.999]})
+# Kernel, stride and padding that halve every side exactly, or double it.
+_HALVE: Any = {"kernel_size": 4, "stride": 2, "padding": 1}
+_EMBEDDING = 128
+
+
+class DCGANConfig(DiscriminatorFields, FamilyConfig):
+    """Strided convolutions against each other: one network makes images, one judges them."""
+
+    summary: ClassVar[str] = "generator against discriminator: an image in one pass"
+
+    name: Literal["dcgan"] = Field(default="dcgan", description="Family of the model.")
+    optimizer: OptimizerConfig = Field(default=_ADAM, description="Optimizer of the generator.")
+    scheduler: SchedulerConfig | None = Field(
+        default=None, description="Learning-rate schedule of the generator; null for none."
+    )
+    discriminator_optimizer: OptimizerConfig = Field(
+        default=_ADAM, description="Optimizer of the discriminator."
+    )
+    latent_dim: int = Field(default=100, ge=1, le=65536, description="Numbers an image is made of.")
+    channels: Levels = Field(
+        default=(64, 128, 256, 512),
+        description="Channels of the generator at each level, finest first; each level doubles "
+        "every side.",
+    )
+    discriminator_channels: Levels = Field(
+        default=(64, 128, 256, 512),
+        description="Channels of the discriminator at each level, finest first; each level halves "
+        "every side.",
+    )
+    norm: NormName = Field(default="batch", description="Normalisation in the generator.")
+    discriminator_norm: NormName | Literal["none"] = Field(
+        default="batch", description="Normalisation in the discriminator."
+    )
+    spectral_norm: bool = Field(
+        default=False,
+        description="Hold the discriminator's layers to a spectral norm of 1; goes well with "
+        "discriminator_norm none.",
+    )
+    negative_slope: float = Field(
+        default=0.2, ge=0, lt=1, description="Slope of the discriminator's leaky ReLU below 0."
+    )
+    condition_dropout: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of the images that are learned without their conditions, so that a "
+        "condition may be left unknown.",
+    )
+
+    def build(self, image: ImageSpec) -> DCGAN:
+        return DCGAN(self, image)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(latent_dim=8, channels=(8, 8), discriminator_channels=(8, 8))
+
+    def faults(self, image: ImageSpec) -> list[str]:
+        faults = []
+        for key in ("channels", "discriminator_channels"):
+            levels = len(getattr(self, key))
+            step, least = 2**levels, min(image.size)
+            if any(side % step for side in image.size) or least <= step:
+                faults.append(
+                    f"data.size {list(image.size)}: every side must be a multiple of {step}, and "
+                    f"at least {2 * step}, because model.{key} has {levels} levels"
+                )
+        if image.source_channels:
+            faults.append("data.source_channels: dcgan makes images of noise, not of other images")
+        return faults
+
+
+class DCGAN(AdversarialFamily):
+    """Makes an image of a latent in one pass; what is validated is a distance of sets of images."""
+
+    config: DCGANConfig
+
+    def __init__(self, config: DCGANConfig, image: ImageSpec) -> None:
+        super().__init__(config, image)
+        self.generator = Generator(config, image)
+        self.oppose(Discriminator(config, image))
+        # Channels last: a quarter less time for a step on a CPU.
+        last = torch.channels_last if image.rank == 2 else torch.channels_last_3d
+        self.to(memory_format=last)
+
+    def presented(self, batch: Batch) -> Batch:
+        condition = dropped(batch["condition"], self.config.condition_dropout)
+        return Batch({**batch, "condition": condition})
+
+    def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        values = batch["condition"]["values"]
+        latent = torch.randn(len(values), self.config.latent_dim, device=self.device)
+        made = self.generator(latent, values)
+        logits = self._judged(made, values)
+        return {"loss": generator_term(logits, self.config.adversarial_loss)}, made
+
+    def discriminator_loss(self, batch: Batch, made: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = batch["condition"]["values"]
+        # Not as one batch: a batch norm would tell them apart by their shared statistics.
+        real, fake = self._judged(batch["image"], values), self._judged(made, values)
+        return {
+            "loss": discriminator_term(real, fake, self.config.adversarial_loss),
+            "real": real.mean(),
+            "fake": fake.mean(),
+        }
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        # A row has the same latent at every validation, whoever validates it.
+        seeds = batch["index"].tolist()
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        made = self.sample(generators, batch["condition"])
+        return {"loss": sliced_wasserstein(made, batch["image"])}
+
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
+        drawn = [torch.randn(self.config.latent_dim, generator=each) for each in generators]
+        latent = torch.stack(drawn).to(self.device)
+        images: torch.Tensor = self.generator(latent, condition["values"])
+        return images
+
+    def _judged(self, images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        assert self.discriminator is not None
+        logits: torch.Tensor = self.discriminator(images, values)
+        return logits
+
+
+class Generator(nn.Module):
+    """From a latent to an image, doubling every side at each level."""
+
+    def __init__(self, config: DCGANConfig, image: ImageSpec) -> None:
+        super().__init__()
+        widths = config.channels[::-1]
+        self.start = tuple(side >> len(widths) for side in image.size)
+        self.project = nn.Linear(config.latent_dim, widths[0] * math.prod(self.start), bias=False)
+        self.embed = _embedding(image)
+        transposed = Conv["convtrans", image.rank]
+        self.norms = nn.ModuleList(
+            ConditionalNorm(config.norm, width, _EMBEDDING)
+            if image.conditions
+            else build_norm(config.norm, width)
+            for width in widths
+        )
+        # A bias before a norm would be taken out by it.
+        self.doublings = nn.ModuleList(
+            [transposed(a, b, bias=False, **_HALVE) for a, b in _pairs(widths)]
+            + [transposed(widths[-1], image.channels, **_HALVE)]
+        )
+        _initialise(self.project, *self.doublings)
+
+    def forward(self, latent: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """(B, latent_dim) under conditions (B, K) to (B, C, *spatial) in [-1, 1], float32."""
+        x = self.project(latent).view(latent.shape[0], -1, *self.start)
+        steer = (self.embed(values),) if self.embed else ()
+        for norm, double in zip(self.norms, self.doublings, strict=True):
+            x = double(functional.relu(norm(x, *steer)))
+        images: torch.Tensor = wide(x).tanh()
+        return images
+
+
+class Discriminator(nn.Module):
+    """From an image to a logit, halving every side at each level; conditions by projection."""
+
+    def __init__(self, config: DCGANConfig, image: ImageSpec) -> None:
+        super().__init__()
+        widths = config.discriminator_channels
+        norm = config.discriminator_norm
+        convolution = Conv["conv", image.rank]
+        self.slope = config.negative_slope
+        self.halvings = nn.ModuleList(
+            [convolution(image.channels, widths[0], **_HALVE)]
+            + [convolution(a, b, bias=norm == "none", **_HALVE) for a, b in _pairs(widths)]
+        )
+        # Never evaluated, so without running statistics.
+        self.norms = nn.ModuleList(
+            nn.Identity() if norm == "none" else build_norm(norm, width, running=False)
+            for width in widths[1:]
+        )
+        num_features = widths[-1] * math.prod(side >> len(widths) for side in image.size)
+        self.head = nn.Linear(num_features, 1)
+        self.embed = _embedding(image)
+        self.project = nn.Linear(_EMBEDDING, num_features, bias=False) if self.embed else None
+        _initialise(*self.halvings, self.head, *([self.project] if self.project else []))
+        if config.spectral_norm:
+            for module in list(self.modules()):
+                if isinstance(getattr(module, "weight", None), nn.Parameter) and (
+                    not isinstance(module, (nn.GroupNorm, nn.modules.batchnorm._BatchNorm))
+                ):
+                    spectral_norm(module)
+
+    def forward(self, images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Logits (B,) of (B, C, *spatial) under conditions (B, K)."""
+        x = functional.leaky_relu(self.halvings[0](images), self.slope)
+        for halve, norm in zip(list(self.halvings)[1:], self.norms, strict=True):
+            x = functional.leaky_relu(norm(halve(x)), self.slope)
+        features = x.flatten(1)
+        logits: torch.Tensor = self.head(features).squeeze(1)
+        if self.embed and self.project:
+            # On features in their places: the paper's sum over places cannot tell left from right.
+            logits = logits + (self.project(self.embed(values)) * features).sum(1)
+        return logits
+
+
+def _embedding(image: ImageSpec) -> nn.Module | None:
+    """Conditions (B, K) to vectors of unit variance: as they start, small, they are not heeded."""
+    if not image.conditions:
+        return None
+    norm = nn.LayerNorm(_EMBEDDING, elementwise_affine=False)
+    return nn.Sequential(ConditionEmbedding(image.conditions, _EMBEDDING), norm)
+
+
+def _pairs(widths: Sequence[int]) -> list[tuple[int, int]]:
+    return list(pairwise(widths))
+
+
+def _initialise(*layers: nn.Module) -> None:
+    for layer in layers:
+        weight, bias = layer.get_parameter("weight"), layer._parameters.get("bias")
+        nn.init.normal_(weight, 0.0, 0.02)
+        if bias is not None:
+            nn.init.zeros_(bias)

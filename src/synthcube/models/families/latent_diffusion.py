@@ -1,0 +1,130 @@
+"""Diffusion or flow among the latents of a trained autoencoder.
+
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022); the
+latents are shifted as well as scaled, as in Esser et al., "Scaling Rectified Flow Transformers"
+(ICML 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from typing_extensions import Self
+
+from synthcube.losses import loss_faults
+from synthcube.models.diffusion import DiffusionFields
+from synthcube.models.family import Encodes, noise
+from synthcube.models.first_stage import TwoStageConfig, TwoStageFamily
+from synthcube.models.flow import FlowFields
+from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
+from synthcube.models.nets.unet import UNetFields
+from synthcube.schema import Batch, Condition, ImageSpec
+
+
+class FlowObjective(FlowFields):
+    """A rectified flow among latents."""
+
+    name: Literal["flow"] = Field(default="flow", description="Kind of process.")
+
+
+class DiffusionObjective(DiffusionFields):
+    """A denoising diffusion among latents."""
+
+    name: Literal["diffusion"] = Field(default="diffusion", description="Kind of process.")
+
+
+class LatentDiffusionConfig(UNetFields, GuidanceFields, TwoStageConfig):
+    """U-Net among the latents of a trained autoencoder."""
+
+    summary: ClassVar[str] = "flow or diffusion among the latents of a trained autoencoder_kl"
+    needs: ClassVar[str] = "autoencoder_kl"
+    protocol: ClassVar[type] = Encodes
+
+    name: Literal["latent_diffusion"] = Field(
+        default="latent_diffusion", description="Family of the model."
+    )
+    objective: Annotated[FlowObjective | DiffusionObjective, Field(discriminator="name")] = Field(
+        default=FlowObjective(),
+        description="What is learned and how images are drawn: {name: flow}, with the keys of "
+        "rectified_flow, or {name: diffusion}, with those of ddpm.",
+    )
+
+    def build(self, image: ImageSpec) -> LatentDiffusion:
+        return LatentDiffusion(self, image)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(
+            channels=(8, 8), num_res_blocks=1, attention_from=1, num_norm_groups=2,
+            objective=FlowObjective(num_sampling_steps=3),
+            first_stage_config=cls.tiny_first_stage(),
+        )  # fmt: skip
+
+    def faults(self, image: ImageSpec) -> list[str]:
+        faults = self.first_stage_faults(image)
+        if image.source_channels:
+            faults.append(
+                f"data.source_channels {list(image.source_channels)}: {self.name} makes images out "
+                "of noise alone; ddpm and rectified_flow follow source images"
+            )
+        if not faults:
+            with torch.device("meta"):  # its shape is all that matters
+                shape = self.build_first_stage(image).latent_shape()
+            latent = latent_spec(image, shape)
+            faults = self.network_faults(latent, f"latents of data.size {list(image.size)}")
+            found = loss_faults(self.objective.losses, latent)
+            faults += [each.replace("model.", "model.objective.", 1) for each in found]
+        return faults
+
+
+class LatentDiffusion(TwoStageFamily):
+    """What ddpm and rectified_flow do with images, done with latents of mean 0 and spread 1."""
+
+    config: LatentDiffusionConfig
+
+    def __init__(self, config: LatentDiffusionConfig, image: ImageSpec) -> None:
+        super().__init__(config, image)
+        self.latent = latent_spec(image, self.first_stage.family.latent_shape())
+        out_channels = config.objective.out_channels(self.latent.channels)
+        self.network = config.build_network(self.latent, out_channels)
+        self.process = config.objective.process(image.rank, bounded=False)
+        self.register_buffer("latent_mean", torch.tensor(0.0))
+        self.register_buffer("latent_std", torch.tensor(1.0))
+
+    def compress(self, image: torch.Tensor) -> torch.Tensor:
+        latent: torch.Tensor = self.first_stage.family.encode(image)
+        return latent.float()
+
+    def measure(self, made: torch.Tensor) -> None:
+        std, mean = torch.std_mean(made.double())
+        self.get_buffer("latent_mean").copy_(mean)
+        # Latents without any spread carry nothing: they are left as they are.
+        self.get_buffer("latent_std").copy_(std if std > 0 else torch.ones_like(std))
+
+    def normalised(self, latent: torch.Tensor) -> torch.Tensor:
+        """Latents of the first stage as the process sees them."""
+        return (latent - self.get_buffer("latent_mean")) / self.get_buffer("latent_std")
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        condition = dropped(batch["condition"], self.config.condition_dropout)
+        return self.process.loss(
+            lambda x_t, time: self.network(x_t, time, condition),
+            self.normalised(self.compressed(batch)),
+        )
+
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
+        start = noise(generators, self.latent).to(self.device)
+        predict = guided(self.network, condition, self.config.guidance, self.latent.channels)
+        made = self.process.sample(predict, start, generators)
+        latent = made * self.get_buffer("latent_std") + self.get_buffer("latent_mean")
+        image: torch.Tensor = self.first_stage.family.decode(latent)
+        return image.float().clamp(-1, 1)
+
+
+def latent_spec(image: ImageSpec, shape: Sequence[int]) -> ImageSpec:
+    """What a network among latents of that shape, (c, *spatial), must know of them."""
+    size, channels = tuple(shape[1:]), shape[0]
+    return image.model_copy(update={"size": size, "channels": channels, "source_channels": ()})

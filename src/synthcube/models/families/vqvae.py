@@ -1,0 +1,186 @@
+"""Vector-quantised autoencoder: van den Oord et al., "Neural Discrete Representation Learning"
+(NeurIPS 2017), with the moving-average codebook of its appendix and the code revival of
+Dhariwal et al., "Jukebox" (2020). With a discriminator it is the VQ-GAN of Esser et al., "Taming
+Transformers for High-Resolution Image Synthesis" (CVPR 2021).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from monai.networks import nets
+from pydantic import Field
+from typing_extensions import Self
+
+from synthcube.losses import wide
+from synthcube.models.autoencoder import Autoencoder, AutoencoderConfig
+from synthcube.optimization import OptimizerConfig
+from synthcube.schema import ImageSpec, Levels
+
+# (stride, kernel, dilation, padding): halves every side exactly, and doubles it back.
+_HALVE = (2, 4, 1, 1)
+_DOUBLE = (2, 4, 1, 1, 0)
+
+
+class VQVAEConfig(AutoencoderConfig):
+    """Convolutional encoder and decoder around a codebook."""
+
+    summary: ClassVar[str] = "compresses images into codes of a codebook, and reconstructs them"
+
+    name: Literal["vqvae"] = Field(default="vqvae", description="Family of the model.")
+    channels: Levels = Field(
+        default=(64, 128), description="Channels at each level; each level halves every side."
+    )
+    num_res_layers: int = Field(default=2, ge=1, le=64, description="Residual units at each level.")
+    num_embeddings: int = Field(default=256, ge=2, le=65536, description="Codes in the codebook.")
+    embedding_dim: int = Field(default=32, ge=1, le=4096, description="Length of a code.")
+    commitment_cost: float = Field(
+        default=0.25, ge=0, le=1e6, description="Weight of the encoder's distance to its codes."
+    )
+    codebook_decay: float = Field(
+        default=0.99, gt=0, lt=1, description="Decay of the codebook's moving average."
+    )
+    revive_below: float = Field(
+        default=0.1,
+        ge=0,
+        le=1e6,
+        description="A code used less often than this in a step, on average, is put on a random "
+        "encoder output.",
+    )
+
+    def build(self, image: ImageSpec) -> VQVAE:
+        return VQVAE(self, image)
+
+    def network_settings(self, image: ImageSpec) -> dict[str, Any]:
+        """Arguments of MONAI's VQVAE for such images."""
+        levels = len(self.channels)
+        return {
+            "spatial_dims": image.rank,
+            "in_channels": image.channels,
+            "out_channels": image.channels,
+            "channels": self.channels,
+            "num_res_layers": self.num_res_layers,
+            "num_res_channels": self.channels,
+            "downsample_parameters": (_HALVE,) * levels,
+            "upsample_parameters": (_DOUBLE,) * levels,
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "commitment_cost": self.commitment_cost,
+            "decay": self.codebook_decay,
+        }
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(
+            channels=(8, 8), num_res_layers=1, num_embeddings=8, embedding_dim=4,
+            optimizer=OptimizerConfig(lr=1e-3),
+        )  # fmt: skip
+
+    def faults(self, image: ImageSpec) -> list[str]:
+        step = 2 ** len(self.channels)
+        found = super().faults(image)
+        if any(side % step for side in image.size):
+            found.append(
+                f"data.size {list(image.size)}: every side must be a multiple of {step}, because "
+                f"model.channels has {len(self.channels)} levels"
+            )
+        return found
+
+
+class VQVAE(Autoencoder):
+    """Reconstruction loss plus commitment; the codebook follows by moving average."""
+
+    config: VQVAEConfig
+
+    def __init__(self, config: VQVAEConfig, image: ImageSpec) -> None:
+        super().__init__(config, image)
+        self.network = nets.VQVAE(**config.network_settings(image))
+
+    def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        z = self.network.encode(image)
+        if self.network.quantizer.training:  # which a frozen one is not
+            self._revive_codes(z.detach())
+        quantized, commitment, codes = self._quantize(z)
+        reconstruction = wide(self.network.decode(quantized))
+        error = self.criterion(reconstruction, image)
+        perplexity, codes_used = codebook_usage(codes, self.config.num_embeddings)
+        return reconstruction, {
+            "loss": error + commitment,
+            "reconstruction": error,
+            "commitment": commitment,
+            "perplexity": perplexity,
+            "codes_used": codes_used,
+        }
+
+    def outputs_of(
+        self, legacy: torch.nn.Module, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
+        return self.network(image)[0], legacy(image)[0]
+
+    def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
+        return self.decode_codes(self.encode_codes(image))
+
+    def latent_shape(self) -> tuple[int, ...]:
+        return (self.config.embedding_dim, *self.code_shape())
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """The latent before it is quantised."""
+        return self.network.encode(image).float()
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """The image of the codes that are nearest to the latent."""
+        return self.decode_codes(self._nearest(latent))
+
+    def code_shape(self) -> tuple[int, ...]:
+        return tuple(side // 2 ** len(self.config.channels) for side in self.image.size)
+
+    def num_codes(self) -> int:
+        return self.config.num_embeddings
+
+    def encode_codes(self, image: torch.Tensor) -> torch.Tensor:
+        return self._nearest(self.encode(image))
+
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.network.decode(self.network.quantizer.embed(codes))
+        return made.float().clamp(-1, 1)
+
+    def _nearest(self, z: torch.Tensor) -> torch.Tensor:
+        # MONAI's index_quantize would move the codebook too.
+        with torch.autocast(z.device.type, enabled=False):
+            codes: torch.Tensor = self.network.quantizer.quantizer.quantize(z.float())[2]
+        return codes
+
+    def _quantize(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        # MONAI leaves autocast on for the CPU here, and a codebook averaged in bfloat16 drifts.
+        with torch.autocast(z.device.type, enabled=False):
+            quantized, commitment, codes = self.network.quantizer.quantizer(z.float())
+        return quantized, commitment, codes
+
+    @torch.no_grad()
+    def _revive_codes(self, z: torch.Tensor) -> None:
+        """Put unused codes on encoder outputs; before the first step that is all of them."""
+        quantizer = self.network.quantizer.quantizer
+        outputs = z.float().movedim(1, -1).reshape(-1, self.config.embedding_dim)
+        picked = outputs[torch.randint(len(outputs), (len(quantizer.ema_w),), device=z.device)]
+        if torch.distributed.is_initialized():  # the codebook is one, whoever revives a code
+            torch.distributed.broadcast(picked, src=0)
+        unused = quantizer.ema_cluster_size < self.config.revive_below
+        quantizer.ema_cluster_size.masked_fill_(unused, 1.0)
+        quantizer.ema_w.copy_(torch.where(unused[:, None], picked, quantizer.ema_w))
+        quantizer.embedding.weight.copy_(
+            torch.where(unused[:, None], picked, quantizer.embedding.weight)
+        )
+
+
+def codebook_usage(codes: torch.Tensor, num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Perplexity of the codes of a batch (1 to `num_codes`), and the share of codes among them.
+
+    The perplexity is that of as many codes used equally often.
+    """
+    flat = codes.flatten()
+    counts = torch.zeros(num_codes, device=codes.device)
+    counts = counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
+    share = counts / flat.numel()
+    return torch.special.entr(share).sum().exp(), (counts > 0).float().mean()

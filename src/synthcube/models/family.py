@@ -1,0 +1,235 @@
+"""The contract between the house and a family of generative models.
+
+A family is one file in ``synthcube.models.families``: a config class that describes the model and
+builds it, and a module that gives the training loss. What else a model can do, it says by
+having the method of a protocol below: tasks ask with isinstance, never by name.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
+
+import lightning.pytorch as pl
+import torch
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from synthcube.means import EpochMeans
+from synthcube.optimization import OptimizerConfig, SchedulerConfig
+from synthcube.schema import Batch, Condition, ImageSpec, Schema, completed
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+
+class FamilyConfig(Schema, ABC):
+    """Describes one model of a family, and builds it."""
+
+    summary: ClassVar[str] = ""
+    """One line for ``synthcube families``."""
+
+    needs: ClassVar[str] = ""
+    """Family whose trained artifact the field ``first_stage`` names; empty where there is none."""
+
+    name: str = Field(description="Family of the model.")
+    optimizer: OptimizerConfig = Field(
+        default=OptimizerConfig(), description="Optimizer, with its arguments."
+    )
+    scheduler: SchedulerConfig | None = Field(
+        default=SchedulerConfig(), description="Learning-rate schedule; null for none."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _optimizers_keep_their_kind(cls, values: Any) -> Any:
+        return completed(cls.model_fields, values)
+
+    @abstractmethod
+    def build(self, image: ImageSpec) -> Family:
+        """The untrained model for images of that size and those channels."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> Self:
+        """The smallest instance, which trains in about a second on a CPU (images of 16 voxels)."""
+
+    def resolved(self) -> Self:
+        """The same, with what it points at read into it: all that `build` will need.
+
+        Raises:
+            SynthCubeError: what it points at is not there, or does not fit.
+        """
+        return self
+
+    def optimizes_by_hand(self) -> bool:
+        """Whether it trains with an optimizer for each of several networks."""
+        return False
+
+    def shortened(self) -> tuple[dict[str, int], int]:
+        """Keys of this config, with values, at which a training has seen all its phases after a
+        few epochs, and after how many."""
+        return {}, 1
+
+    def faults(self, image: ImageSpec) -> list[str]:
+        """Why these images do not fit this model, one sentence each; empty where they do."""
+        return []
+
+
+class Family(pl.LightningModule, ABC):
+    """Trains with one optimizer on :meth:`loss`; everything is in the model's range [-1, 1]."""
+
+    blocks: ClassVar[tuple[type[torch.nn.Module], ...]] = ()
+    """Classes whose inside may be computed twice, to save memory, beside those that are found."""
+
+    unaveraged: ClassVar[tuple[str, ...]] = ()
+    """Modules that nothing is drawn with, of which no moving average is kept."""
+
+    def __init__(self, config: FamilyConfig, image: ImageSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.image = image
+        self.accumulate = 1
+        """Batches whose gradients make a step, and the largest norm of a gradient: these two are
+        for families that optimize by hand, and set by the training."""
+        self.gradient_clip_norm: float | None = None
+        self.means = {"train": EpochMeans(), "validation": EpochMeans()}
+        self.latest_terms: dict[str, torch.Tensor] = {}
+        """What the last training step logged, by train/name."""
+
+    @property
+    def optimizer_names(self) -> tuple[str, ...]:
+        """What each optimizer trains, in the order of `configure_optimizers`."""
+        return ("model",)
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether a gradient is part of the loss, as that of a penalty on slopes is."""
+        return False
+
+    def begin(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
+        """Called before the first step, of a resumed run too.
+
+        Args:
+            batches: all images of the manifest, in its order, not augmented.
+            train_rows: which of them are trained on.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Scalars by name; ``loss`` is minimised, the others are logged beside it."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        return self._logged_loss(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._logged_loss(batch, "validation")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        trained = [weight for weight in self.parameters() if weight.requires_grad]
+        described = self.described_optimizer(trained, self.config.optimizer, self.config.scheduler)
+        return cast("OptimizerLRScheduler", described)
+
+    def described_optimizer(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        optimizer: OptimizerConfig,
+        scheduler: SchedulerConfig | None,
+    ) -> dict[str, Any]:
+        """Lightning's description of an optimizer with its schedule over this training."""
+        built = optimizer.build(parameters)
+        if scheduler is None:
+            return {"optimizer": built}
+        num_epochs = int(self.trainer.max_epochs or 1)
+        # The rest of an epoch is a step too.
+        batches = self.trainer.estimated_stepping_batches / num_epochs
+        num_steps = math.ceil(batches / self.accumulate) * num_epochs
+        schedule = scheduler.build(built, num_steps, num_epochs)
+        if "monitor" in schedule:
+            validates = bool(self.trainer.limit_val_batches)
+            schedule["monitor"] = "validation/loss" if validates else "train/loss"
+            schedule["frequency"] = self.trainer.check_val_every_n_epoch if validates else 1
+        return {"optimizer": built, "lr_scheduler": schedule}
+
+    def log_terms(self, terms: dict[str, torch.Tensor], batch: Batch, stage: str) -> None:
+        """Log each as stage/name, averaged over the epoch and over processes."""
+        named = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
+        if stage == "train":
+            self.latest_terms.update(named)
+        self.means[stage].add(named, len(batch["index"]))
+
+    def _logged_loss(self, batch: Batch, stage: str) -> torch.Tensor:
+        terms = self.loss(batch)
+        self.log_terms(terms, batch, stage)
+        return terms["loss"]
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Generates images out of noise."""
+
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
+        """One image for each generator: (B, C, *spatial) in [-1, 1], following `condition`.
+
+        Image i depends on generator i and row i of the condition alone, so that neither the batch
+        size nor its neighbours change it.
+        """
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """Maps an image through a bottleneck and back."""
+
+    def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) in [-1, 1] to the same shape and range."""
+        ...
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """Compresses images to a smaller grid of real numbers, and back."""
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """(c, *smaller spatial) of the latent of one image."""
+        ...
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) in [-1, 1] to (B, *latent_shape), the most likely one, not a sample."""
+        ...
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """(B, *latent_shape) to (B, C, *spatial) in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class Quantizes(Protocol):
+    """Compresses images to a smaller grid of codes, and back."""
+
+    def code_shape(self) -> tuple[int, ...]:
+        """Codes along each spatial axis."""
+        ...
+
+    def num_codes(self) -> int:
+        """Codes are 0 to this number, exclusive."""
+        ...
+
+    def encode_codes(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) in [-1, 1] to (B, *code_shape), int64."""
+        ...
+
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """(B, *code_shape), int64, to (B, C, *spatial) in [-1, 1]."""
+        ...
+
+
+def noise(generators: Sequence[torch.Generator], image: ImageSpec) -> torch.Tensor:
+    """Standard normal noise, (B, C, *spatial), one image from each generator, on the CPU.
+
+    Drawn on the CPU whatever the device, so that a seed means the same image everywhere.
+    """
+    shape = (image.channels, *image.size)
+    return torch.stack([torch.randn(shape, generator=each) for each in generators])

@@ -1,0 +1,99 @@
+"""Straight paths from noise to data, in any space: what is learned of them, and how to follow one.
+
+Liu et al., "Flow Straight and Fast" (ICLR 2023); times from a logit-normal as in Esser et al.,
+"Scaling Rectified Flow Transformers" (ICML 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from synthcube.losses import LossConfig, Losses, WeightedLosses, wide
+from synthcube.models.samplers import Predict, integrate
+from synthcube.schema import Schema
+
+# The network's time embedding was made for the steps of a diffusion, 0 to 1000.
+TIME_SCALE = 1000
+
+
+class FlowFields(Schema):
+    """The flow's part of a family's config."""
+
+    time_mean: float = Field(
+        default=0.0, ge=-100, le=100, description="Mean of logit(t) while training."
+    )
+    time_std: float = Field(
+        default=1.0, gt=0, le=100, description="Standard deviation of logit(t) while training."
+    )
+    losses: Losses = Field(
+        default=(LossConfig(name="mse"),),
+        description="Losses between predicted and true velocity, added up with their weights.",
+    )
+    sampler: Literal["dpm-solver++", "euler", "heun"] = Field(
+        default="dpm-solver++",
+        description="Solver of the flow: dpm-solver++ (second order, one network call a step), "
+        "euler (first order) or heun (second order, two calls a step).",
+    )
+    num_sampling_steps: int = Field(
+        default=20, ge=2, le=100_000, description="Steps of the solver."
+    )
+
+    def out_channels(self, channels: int) -> int:
+        """What a network must give for data of so many channels."""
+        return channels
+
+    def process(self, spatial_dims: int, *, bounded: bool) -> Flow:
+        """The flow; it is the same whether or not the data are bounded to [-1, 1]."""
+        return Flow(self, spatial_dims)
+
+    def solver(self) -> Any:
+        """A fresh scheduler of diffusers; its times are t * 1000."""
+        from diffusers import (
+            DPMSolverMultistepScheduler,
+            FlowMatchEulerDiscreteScheduler,
+            FlowMatchHeunDiscreteScheduler,
+        )
+
+        if self.sampler == "euler":
+            return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIME_SCALE)
+        if self.sampler == "heun":
+            return FlowMatchHeunDiscreteScheduler(num_train_timesteps=TIME_SCALE)
+        return DPMSolverMultistepScheduler(
+            num_train_timesteps=TIME_SCALE, prediction_type="flow_prediction", use_flow_sigmas=True
+        )
+
+
+class Flow:
+    """x_t = (1 - t) x_0 + t noise; the network predicts the velocity noise - x_0."""
+
+    def __init__(self, fields: FlowFields, spatial_dims: int) -> None:
+        self.fields = fields
+        self.criterion = WeightedLosses(fields.losses, spatial_dims)
+
+    def loss(self, predict: Predict, x_0: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The scalar ``loss`` between predicted and true velocity, at random times.
+
+        Args:
+            predict: (x_t (B, C, *spatial), 1000 t (B,)) to a velocity of x_t's shape.
+            x_0: data, (B, C, *spatial), about as spread as standard normal noise or less.
+        """
+        x_1 = torch.randn_like(x_0)
+        logit = torch.randn(len(x_0), device=x_0.device)
+        t = torch.sigmoid(self.fields.time_mean + self.fields.time_std * logit)
+        weight = t.view(-1, *[1] * (x_0.ndim - 1))
+        velocity = predict((1 - weight) * x_0 + weight * x_1, t * TIME_SCALE)
+        return {"loss": self.criterion(wide(velocity), x_1 - x_0)}
+
+    def sample(
+        self,
+        predict: Predict,
+        start: torch.Tensor,
+        generators: Sequence[torch.Generator],
+    ) -> torch.Tensor:
+        """Data out of standard normal noise of the same shape, not clipped."""
+        steps = self.fields.num_sampling_steps
+        return integrate(self.fields.solver(), predict, start, generators, steps)

@@ -1,0 +1,449 @@
+"""The generator of StyleGAN2: mapping network, modulated convolutions, sum of images.
+
+Karras et al., "A Style-Based Generator Architecture" (CVPR 2019) and "Analyzing and Improving the
+Image Quality of StyleGAN" (CVPR 2020). Fading new sizes in: Karras et al., "Progressive Growing
+of GANs" (ICLR 2018).
+
+
+Networks that begin with small images and grow to large ones, fading each size in.
+
+Karras et al., "Progressive Growing of GANs" (ICLR 2018).
+
+
+Layers with an equalised learning rate, and resampling by two: what StyleGAN is made of.
+
+Equalised learning rate: Karras et al., "Progressive Growing of GANs" (ICLR 2018), section 4.1.
+Resampling by [1, 3, 3, 1]: Karras et al., "Analyzing and Improving the Image Quality of
+StyleGAN" (CVPR 2020).
+
+
+The residual discriminator of StyleGAN2 with projected conditions.
+
+Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (CVPR 2020). Statistics of
+the minibatch: Karras et al., "Progressive Growing of GANs" (ICLR 2018). Conditions: Miyato and
+Koyama, "cGANs with Projection Discriminator" (ICLR 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+
+from synthcube.losses import wide
+from synthcube.models.nets.conditioning import ConditionEmbedding
+from synthcube.schema import MAX_COUNT, ConditionSpec, ImageSpec, Levels, Schema
+
+
+class Growth(NamedTuple):
+    """How far a network has grown: sizes up to `stage`, of which the last counts `alpha`."""
+
+    stage: int
+    alpha: float
+
+
+class GrowthFields(Schema):
+    """The sizes' part of a family's config."""
+
+    channels: Levels = Field(
+        default=(32, 64, 128, 128, 128),
+        description="Channels at each level of both networks, full resolution first.",
+    )
+    progressive: bool = Field(
+        default=False, description="Whether training begins with the smallest images and grows."
+    )
+    stage_epochs: int = Field(
+        default=10,
+        ge=1,
+        le=MAX_COUNT,
+        description="Epochs at each size if progressive, the last one excepted; a new size fades "
+        "in over the first half of them.",
+    )
+
+    @property
+    def last_stage(self) -> int:
+        """The stage of the full size; the first is 0."""
+        return len(self.channels) - 1
+
+    @property
+    def growing_epochs(self) -> int:
+        """Epochs until the full size has faded in."""
+        if not self.progressive or not self.last_stage:
+            return 0
+        return math.ceil((self.last_stage + 0.5) * self.stage_epochs)
+
+    def growth(self, epoch: float) -> Growth:
+        """How far the networks have grown after so many epochs, of which parts count."""
+        if not self.progressive:
+            return Growth(self.last_stage, 1.0)
+        stage = min(int(epoch // self.stage_epochs), self.last_stage)
+        since = epoch - stage * self.stage_epochs
+        return Growth(stage, min(1.0, 2 * since / self.stage_epochs) if stage else 1.0)
+
+    def shrunk(self, image: torch.Tensor, growth: Growth) -> torch.Tensor:
+        """Real images (B, C, *spatial) at the size of the stage, as blurred as alpha makes them."""
+        for _ in range(self.last_stage - growth.stage):
+            image = halved(image)
+        if growth.alpha < 1:
+            image = torch.lerp(doubled(halved(image)), image, growth.alpha)
+        return image
+
+    def size_faults(self, image: ImageSpec) -> list[str]:
+        """Why such images cannot be halved often enough."""
+        step = 2**self.last_stage
+        if any(side % step for side in image.size):
+            return [
+                f"data.size {list(image.size)}: every side must be a multiple of {step}, because "
+                f"model.channels has {len(self.channels)} levels"
+            ]
+        return []
+
+
+_TAPS = (0.125, 0.375, 0.375, 0.125)
+_MODES = {2: "bilinear", 3: "trilinear"}
+
+
+class EqualizedLinear(nn.Module):
+    """A linear layer whose weights are standard normal and scaled when used.
+
+    Args:
+        num_in: length of the input.
+        num_out: length of the output.
+        bias: where the bias starts.
+        rate: how much slower than the others these weights learn.
+    """
+
+    def __init__(self, num_in: int, num_out: int, *, bias: float = 0.0, rate: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_out, num_in) / rate)
+        self.bias = nn.Parameter(torch.full((num_out,), bias / rate))
+        self.scale = rate / math.sqrt(num_in)
+        self.rate = rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, num_in) to (B, num_out)."""
+        return functional.linear(x, self.weight * self.scale, self.bias * self.rate)
+
+
+class EqualizedConv(nn.Module):
+    """A convolution that keeps the size or, blurred first, halves it; equalised as above."""
+
+    def __init__(
+        self, rank: int, num_in: int, num_out: int, *, kernel: int = 3, halve: bool = False,
+        bias: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_out, num_in, *(kernel,) * rank))
+        self.bias = nn.Parameter(torch.zeros(num_out)) if bias else None
+        self.scale = 1 / math.sqrt(num_in * kernel**rank)
+        self.blur = Blur(rank, padding=(kernel + 1) // 2) if halve else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, num_in, *spatial) to (B, num_out, *spatial), or half of each side."""
+        weight = self.weight * self.scale
+        kernel = weight.shape[-1]
+        if self.blur is None:
+            return convolution(x)(x, weight, self.bias, padding=kernel // 2)
+        return convolution(x)(self.blur(x), weight, self.bias, stride=2)
+
+
+class Blur(nn.Module):
+    """[1, 3, 3, 1] along each axis, zero outside: every side becomes 2 * padding - 3 longer.
+
+    Args:
+        rank: spatial axes.
+        padding: zeros before the first voxel and after the last.
+        gain: what the result is multiplied with along each axis.
+    """
+
+    def __init__(self, rank: int, padding: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.rank, self.padding = rank, padding
+        self.register_buffer("taps", torch.tensor(_TAPS) * gain, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) to (B, C, *longer)."""
+        channels, taps = x.shape[1], self.get_buffer("taps").to(x)
+        # Axis by axis and channel by channel: on a CPU ten times faster than pooling three times.
+        for axis in range(self.rank):
+            shape, padding = [1] * self.rank, [0] * self.rank
+            shape[axis], padding[axis] = len(taps), self.padding
+            weight = taps.view(1, 1, *shape).expand(channels, 1, *shape).contiguous()
+            x = convolution(x)(x, weight, padding=padding, groups=channels)
+        return x
+
+
+def convolution(x: torch.Tensor, *, transposed: bool = False) -> Callable[..., torch.Tensor]:
+    """The convolution of torch for images such as `x`, (B, C, *spatial)."""
+    name = "conv_transpose" if transposed else "conv"
+    found: Callable[..., torch.Tensor] = getattr(functional, f"{name}{x.ndim - 2}d")
+    return found
+
+
+def activate(x: torch.Tensor) -> torch.Tensor:
+    """Leaky ReLU, scaled so that the variance stays about what it was."""
+    return functional.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+def normalized(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """Each row of (B, dim) scaled to a mean square of 1."""
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, *spatial) with every side twice as long, by linear interpolation.
+
+    Those weights are [1, 3, 3, 1] / 4 on the grid of twice the size.
+    """
+    return functional.interpolate(x, scale_factor=2, mode=_MODES[x.ndim - 2], align_corners=False)
+
+
+def halved(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, *spatial) with every side half as long: the mean of 2 along each axis."""
+    pool: Callable[..., torch.Tensor] = getattr(functional, f"avg_pool{x.ndim - 2}d")
+    return pool(x, 2)
+
+
+class ResidualDiscriminator(nn.Module):
+    """Images to logits; each block halves every side down to the smallest size.
+
+    Args:
+        image: its size is that of the last stage.
+        channels: of the features at each stage, the smallest size first.
+        group_size: images whose spread is one more feature; 1 for none.
+        grows: whether it also takes the images of earlier stages.
+    """
+
+    def __init__(
+        self, image: ImageSpec, channels: Sequence[int], *, group_size: int, grows: bool
+    ) -> None:
+        super().__init__()
+        rank, last = image.rank, len(channels) - 1
+        self.group_size = group_size
+        self.from_image = nn.ModuleDict({
+            str(stage): EqualizedConv(rank, image.channels, channels[stage], kernel=1)
+            for stage in range(0 if grows else last, last + 1)
+        })  # fmt: skip
+        # blocks[i] leads from stage i + 1 to stage i
+        self.blocks = nn.ModuleList(
+            _Block(rank, channels[stage + 1], channels[stage]) for stage in range(last)
+        )
+        dim = channels[0]
+        voxels = math.prod(side // 2**last for side in image.size)
+        self.conv = EqualizedConv(rank, dim + (group_size > 1), dim)
+        self.features = EqualizedLinear(dim * voxels, dim)
+        self.logit = EqualizedLinear(dim, 1)
+        self.embedding = ConditionEmbedding(image.conditions, dim) if image.conditions else None
+
+    def forward(self, image: torch.Tensor, values: torch.Tensor, growth: Growth) -> torch.Tensor:
+        """(B, C, *size of the stage) and condition values (B, K) to (B,)."""
+        stage, alpha = growth
+        x: torch.Tensor = activate(self.from_image[str(stage)](image))
+        if stage:
+            x = self.blocks[stage - 1](x)
+            if alpha < 1:
+                smaller = activate(self.from_image[str(stage - 1)](halved(image)))
+                x = torch.lerp(smaller, x, alpha)
+        for number in reversed(range(stage - 1)):
+            x = self.blocks[number](x)
+        if self.group_size > 1:
+            x = torch.cat([x, spread(x, self.group_size)], dim=1)
+        x = activate(self.features(activate(self.conv(x)).flatten(1)))
+        logit: torch.Tensor = self.logit(x)[:, 0]
+        if self.embedding is not None:
+            logit = logit + (self.embedding(values) * x).sum(dim=1) / math.sqrt(x.shape[1])
+        return logit
+
+
+class _Block(nn.Module):
+    def __init__(self, rank: int, num_in: int, num_out: int) -> None:
+        super().__init__()
+        self.first = EqualizedConv(rank, num_in, num_in)
+        self.second = EqualizedConv(rank, num_in, num_out, halve=True)
+        self.skip = EqualizedConv(rank, num_in, num_out, kernel=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        changed: torch.Tensor = activate(self.second(activate(self.first(x))))
+        kept: torch.Tensor = self.skip(halved(x))
+        return (changed + kept) * math.sqrt(0.5)
+
+
+def spread(x: torch.Tensor, group_size: int) -> torch.Tensor:
+    """(B, C, *spatial) to (B, 1, *spatial): the mean standard deviation over an image's group.
+
+    A group is the share of the batch nearest to `group_size`, and more than one image where there
+    are more. Processes that share a batch compare their own images, and need not speak.
+    """
+    number = len(x)
+    sizes = [size for size in range(2, number + 1) if number % size == 0] or [1]
+    size = min(sizes, key=lambda each: abs(each - group_size))
+    groups = wide(x).view(size, number // size, *x.shape[1:])
+    deviation = (groups.var(dim=0, correction=0) + 1e-8).sqrt().flatten(1).mean(dim=1)
+    shape = (number // size, 1, *(1,) * (x.ndim - 2))
+    return deviation.to(x.dtype).view(shape).repeat(size, *(1,) * (x.ndim - 1)).expand(
+        number, 1, *x.shape[2:]
+    )  # fmt: skip
+
+
+class MappingNetwork(nn.Module):
+    """From z and conditions to w, (B, dim) each; its layers learn a hundredth as fast."""
+
+    def __init__(self, conditions: Sequence[ConditionSpec], dim: int, num_layers: int) -> None:
+        super().__init__()
+        self.embedding = ConditionEmbedding(conditions, dim) if conditions else None
+        sides = [2 * dim if conditions else dim] + [dim] * num_layers
+        self.layers = nn.ModuleList(
+            EqualizedLinear(num_in, dim, rate=0.01) for num_in in sides[:-1]
+        )
+
+    def forward(self, z: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """z (B, dim) and condition values (B, K), NaN where not known, to w, never in 16 bits."""
+        with torch.autocast(z.device.type, enabled=False):
+            x = normalized(z)
+            if self.embedding is not None:
+                # Embeddings start small: they are brought to about the length of z, and that of
+                # what is not known, which may be zero, stays finite in its gradient.
+                x = torch.cat([x, normalized(self.embedding(values), eps=1e-2)], dim=1)
+            for layer in self.layers:
+                x = activate(layer(x))
+        return wide(x)
+
+
+class ModulatedConv(nn.Module):
+    """A convolution whose weights are scaled for each image by its style.
+
+    Scaling input and output of one convolution is the same as one with weights of its own for
+    each image. With `demodulate` the weights of each output channel have length 1, so that unit
+    variance stays unit variance.
+
+    Args:
+        rank: spatial axes.
+        num_in: channels of the input.
+        num_out: channels of the output.
+        dim: length of a style.
+        double: whether every side becomes twice as long.
+    """
+
+    def __init__(
+        self, rank: int, num_in: int, num_out: int, dim: int, *, kernel: int = 3,
+        demodulate: bool = True, double: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.style = EqualizedLinear(dim, num_in, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(num_out, num_in, *(kernel,) * rank))
+        self.scale = 1 / math.sqrt(num_in * kernel**rank)
+        self.demodulate = demodulate
+        # The transposed convolution makes sides of 2 n + 1, between zeros: the blur makes it 2 n,
+        # and the gain makes up for the zeros.
+        self.blur = Blur(rank, padding=1, gain=2) if double else None
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """x (B, num_in, *spatial), w (B, dim) to (B, num_out, *spatial)."""
+        axes = (1,) * (x.ndim - 2)
+        weight = self.weight * self.scale
+        with torch.autocast(x.device.type, enabled=False):
+            style = self.style(w)  # (B, num_in)
+            length = style.square() @ weight.square().flatten(2).sum(dim=2).T  # (B, num_out)
+            factor = torch.rsqrt(length + 1e-8)
+        x = self._convolved(x * style.to(x.dtype).view(*style.shape, *axes), weight)
+        return x * factor.to(x.dtype).view(*factor.shape, *axes) if self.demodulate else x
+
+    def _convolved(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if self.blur is None:
+            return convolution(x)(x, weight, padding=weight.shape[-1] // 2)
+        spread = convolution(x, transposed=True)(x, weight.transpose(0, 1), stride=2)
+        blurred: torch.Tensor = self.blur(spread)
+        return blurred
+
+
+class StyledLayer(nn.Module):
+    """Modulated convolution, noise of learned strength, bias, activation."""
+
+    def __init__(
+        self, rank: int, num_in: int, num_out: int, dim: int, *, double: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv = ModulatedConv(rank, num_in, num_out, dim, double=double)
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(num_out, *(1,) * rank))
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """x (B, C, *spatial), w (B, dim), noise (B, 1, *spatial of the result)."""
+        x = self.conv(x, w)
+        return activate(x + (self.noise_strength * noise + self.bias).to(x.dtype))
+
+
+class ToImage(nn.Module):
+    """What one size adds to the image."""
+
+    def __init__(self, rank: int, num_in: int, num_out: int, dim: int) -> None:
+        super().__init__()
+        self.conv = ModulatedConv(rank, num_in, num_out, dim, kernel=1, demodulate=False)
+        self.bias = nn.Parameter(torch.zeros(num_out, *(1,) * rank))
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """x (B, C, *spatial), w (B, dim) to (B, image channels, *spatial) in w's precision."""
+        made: torch.Tensor = self.conv(x, w).to(w.dtype) + self.bias
+        return made
+
+
+class StyleGenerator(nn.Module):
+    """From styles and noise to images; every size adds to the doubled image of the one before.
+
+    Args:
+        image: its size is that of the last stage; each stage before has half the sides.
+        channels: of the features at each stage, the smallest size first.
+        dim: length of w.
+    """
+
+    def __init__(self, image: ImageSpec, channels: Sequence[int], dim: int) -> None:
+        super().__init__()
+        rank, steps = image.rank, len(channels) - 1
+        self.start = nn.Parameter(
+            torch.randn(channels[0], *(side // 2**steps for side in image.size))
+        )
+        self.layers = nn.ModuleList([StyledLayer(rank, channels[0], channels[0], dim)])
+        for num_in, num_out in pairwise(channels):
+            self.layers.append(StyledLayer(rank, num_in, num_out, dim, double=True))
+            self.layers.append(StyledLayer(rank, num_out, num_out, dim))
+        self.to_image = nn.ModuleList(
+            ToImage(rank, number, image.channels, dim) for number in channels
+        )
+
+    @property
+    def num_styles(self) -> int:
+        """One for each layer, and one more for the last image."""
+        return len(self.layers) + 1
+
+    def noise_shapes(self, stage: int) -> list[tuple[int, ...]]:
+        """(1, *spatial) of the noise of each layer up to that stage."""
+        sides = self.start.shape[1:]
+        return [
+            (1, *(side * 2 ** ((number + 1) // 2) for side in sides))
+            for number in range(2 * stage + 1)
+        ]
+
+    def forward(
+        self, w: torch.Tensor, noises: Sequence[torch.Tensor], growth: Growth
+    ) -> torch.Tensor:
+        """w (B, num_styles, dim), noises as in noise_shapes, to (B, C, *size of the stage).
+
+        The range is [-1, 1] by training, not by force. At alpha 0 the image is the doubled one
+        of the stage before.
+        """
+        styles = w.unbind(dim=1)
+        x = self.layers[0](self.start.expand(w.shape[0], *self.start.shape), styles[0], noises[0])
+        image: torch.Tensor = self.to_image[0](x, styles[1])
+        for stage in range(1, growth.stage + 1):
+            for number in (2 * stage - 1, 2 * stage):
+                x = self.layers[number](x, styles[number], noises[number])
+            added = self.to_image[stage](x, styles[2 * stage + 1])
+            weight = growth.alpha if stage == growth.stage else 1.0
+            image = doubled(image) + weight * added
+        return image
