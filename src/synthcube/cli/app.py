@@ -82,16 +82,21 @@ def main() -> None:
         title = "stopped" if isinstance(error, PreemptedError) else "error"
         print(visible(f"{title}: {error}"), file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    except OSError as error:
-        if error.filename is None:  # of no file: nothing that a user could mend
+    except (OSError, RuntimeError) as error:
+        if not (fault := _fault_of_a_path(error)):
             raise
-        reason = (
-            "this user has no permission"
-            if isinstance(error, PermissionError)
-            else (error.strerror)
-        )
-        print(visible(f"error: {_shortened(error.filename)}: {reason}."), file=sys.stderr)
+        print(visible(f"error: {fault}."), file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _fault_of_a_path(error: OSError | RuntimeError) -> str:
+    """What is wrong with a path that the system refuses; empty where it is something else."""
+    if isinstance(error, PermissionError):
+        return f"{_shortened(error.filename)}: this user has no permission"
+    if isinstance(error, OSError):
+        return f"{_shortened(error.filename)}: {error.strerror}" if error.filename else ""
+    # pathlib's word for links that lead to one another, before Python 3.13
+    return str(error) if str(error).startswith("Symlink loop") else ""
 
 
 def say(line: str, end: str = "\n") -> None:
