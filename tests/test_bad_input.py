@@ -32,7 +32,8 @@ class Place:
         self.words = {
             "CONFIG": str(config), "DATA": str(data), "OUT": str(folder / "out"),
             "FILE": str(folder / "file"), "FULL": str(folder / "full"),
-            "DIR": str(folder / "empty"), "LOOP": str(folder / "loop"), "FILE/x": str(folder / "file" / "x"),
+            "DIR": str(folder / "empty"), "LOOP": str(folder / "loop"),
+            "FILE/x": str(folder / "file" / "x"),
             "CSV": str(data / "manifest.csv"),
         }  # fmt: skip
 
