@@ -92,17 +92,25 @@ def main() -> None:
     except SynthCubeError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    except OSError as error:
-        if error.filename is None:  # of no file: nothing that a user could mend
+    except (OSError, RuntimeError) as error:
+        if not (fault := _fault_of_a_path(error)):
             raise
-        no_permission = isinstance(error, PermissionError)
-        reason = "this user has no permission" if no_permission else error.strerror
-        print(visible(f"error: {_shortened(error.filename)}: {reason}."), file=sys.stderr)
+        print(visible(f"error: {fault}."), file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as stop:
         raise SystemExit(INTERRUPTED) from stop
     except SystemExit as end:
         raise SystemExit(_exit_code(end)) from end
+
+
+def _fault_of_a_path(error: OSError | RuntimeError) -> str:
+    """What is wrong with a path that the system refuses; empty where it is something else."""
+    if isinstance(error, PermissionError):
+        return f"{_shortened(error.filename)}: this user has no permission"
+    if isinstance(error, OSError):
+        return f"{_shortened(error.filename)}: {error.strerror}" if error.filename else ""
+    # pathlib's word for links that lead to one another, before Python 3.13
+    return str(error) if str(error).startswith("Symlink loop") else ""
 
 
 def say(line: str, end: str = "\n") -> None:

@@ -26,16 +26,19 @@ def parse_counts(text: str) -> int | dict[str, int]:
     Raises:
         ConfigError: it is neither.
     """
+    if _WHOLE.fullmatch(text.strip()) and int(text):
+        return int(text)
     parts = [part.partition("=") for part in text.split(",")]
-    if len(parts) == 1 and not parts[0][1]:
-        parts = [("", "=", text)]
     counts = {name.strip(): number.strip() for name, _, number in parts}
-    if not all(_WHOLE.fullmatch(number) and int(number) for number in counts.values()):
+    if (
+        "" in counts
+        or len(counts) < len(parts)
+        or not all(_WHOLE.fullmatch(number) and int(number) for number in counts.values())
+    ):
         raise ConfigError(
             f"num_images {text}: write a number above 0, or Hand=5,HeadCT=3 for so many of a class."
         )
-    numbers = {name: int(number) for name, number in counts.items()}
-    return numbers.get("", numbers)
+    return {name: int(number) for name, number in counts.items()}
 
 
 def read_wishes(
