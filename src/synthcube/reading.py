@@ -6,12 +6,14 @@ fault ends in one sentence, and nothing is read without a bound.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
 import os
 import stat
+import zipfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -47,12 +49,25 @@ def open_file(path: Path, error: type[SynthCubeError], name: str = "") -> Binary
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as fault:  # ValueError: a NUL in the name
         reason = getattr(fault, "strerror", None) or str(fault)
-        raise error(f"{called} cannot be read: {reason}.") from fault
+        raise error(f"{called}: {reason}.") from fault
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        kind = "a folder" if Path(path).is_dir() else "a pipe, a device or a socket"
-        raise error(f"{called} is {kind}; a regular file is needed.")
+        kind = "Is a directory" if Path(path).is_dir() else "this is a pipe or a device"
+        raise error(f"{called}: {kind}; a regular file is needed.")
     return os.fdopen(handle, "rb")
+
+
+def check_checkpoint(path: Path, error: type[SynthCubeError]) -> None:
+    """Refuse a file that torch would wait for, or that unpacks to more than it is itself."""
+    with open_file(path, error) as file, contextlib.suppress(zipfile.BadZipFile):
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                packed = [each.filename for each in archive.infolist() if each.compress_type]
+            if packed:
+                raise error(
+                    f"{path} is a packed archive ({packed[0]}); torch.save packs nothing, so it is "
+                    "no checkpoint."
+                )
 
 
 def read_bytes(
@@ -110,8 +125,11 @@ def read_yaml(path: Path, error: type[SynthCubeError], *, name: str = "") -> dic
     text = read_text(path, error, name=name)
     try:
         value, _ = yaml_text.parse(text, f"{name} {path}".strip())
+        _check_plain(value)
     except ConfigError as fault:
         raise error(str(fault)) from fault
+    except ValueError as fault:
+        raise error(f"{f'{name} {path}'.strip()}: {fault}.") from fault
     if not isinstance(value, dict):
         raise error(f"{f'{name} {path}'.strip()}: this is not a mapping of keys to values.")
     return value
@@ -182,7 +200,7 @@ def _check_plain(value: Any) -> None:
             elif isinstance(item, str):
                 yaml_text.checked_text(item, "a value")
             elif isinstance(item, float) and not math.isfinite(item):
-                raise ValueError("a number is too large")
+                raise ValueError("a number is not finite")
             elif isinstance(item, int) and abs(item) > _LARGEST_INTEGER:
                 raise ValueError("a whole number is too large")
         if not inner:

@@ -12,7 +12,7 @@ import torch
 from synthcube.data.table import read_table
 from synthcube.errors import ConfigError
 from synthcube.runtime import derived_seed
-from synthcube.schema import ConditionSpec
+from synthcube.schema import MAX_IMAGES, ConditionSpec
 
 Wish = dict[str, str]
 COUNT = "Count"
@@ -28,11 +28,12 @@ def parse_counts(text: str) -> int | dict[str, int]:
     if len(parts) == 1 and not parts[0][1]:
         parts = [("", "=", text)]
     counts = {name.strip(): number.strip() for name, _, number in parts}
-    if not all(number.isdigit() and int(number) for number in counts.values()):
+    numbers = {name: _count(number) for name, number in counts.items()}
+    if min(numbers.values()) < 1:
         raise ConfigError(
             f"num_images {text}: write a number above 0, or Hand=5,HeadCT=3 for so many of a class."
         )
-    numbers = {name: int(number) for name, number in counts.items()}
+    _check_number(sum(numbers.values()))
     return numbers.get("", numbers)
 
 
@@ -54,6 +55,8 @@ def read_wishes(
         ConfigError, ManifestError: it cannot be read; counts of classes without one class column.
     """
     common = dict(_pair(text) for text in conditions)
+    if not table:
+        _check_number(num_images if isinstance(num_images, int) else sum(num_images.values()))
     if table:
         return [common | wish for wish in _rows(table)]
     if isinstance(num_images, int):
@@ -92,6 +95,19 @@ def complete(
     return filled
 
 
+def _count(text: str) -> int:
+    """The whole number that a text is; -1 where it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+
+
+def _check_number(number: int) -> None:
+    if number > MAX_IMAGES:
+        raise ConfigError(
+            f"{number} images are more than a command makes, at most {MAX_IMAGES}: run it several "
+            "times, with another seed and output_path each."
+        )
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
@@ -104,11 +120,13 @@ def _rows(path: Path) -> list[Wish]:
     faults = list(table.faults)
     wishes: list[Wish] = []
     for number, cells in table.records.items():
-        count = cells.pop(COUNT, "1") or "1"
-        if not count.isdigit():
-            faults.append(f"row {number}, column {COUNT}: {count!r} is not a whole number")
+        text = cells.pop(COUNT, "1") or "1"
+        count = _count(text)
+        if count < 0:
+            faults.append(f"row {number}, column {COUNT}: {text!r} is not a whole number")
             continue
-        wishes += [dict(cells) for _ in range(int(count))]
+        _check_number(len(wishes) + count)
+        wishes += [dict(cells) for _ in range(count)]
     if faults or not wishes:
         raise ConfigError(f"--conditions {path} asks for no image, or is faulty:", faults)
     return wishes

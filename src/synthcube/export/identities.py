@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import getpass
 import re
 import socket
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synthcube import addresses
+from synthcube import addresses, reading
 from synthcube.errors import ArtifactError, HubError
 from synthcube.export.config import TOKEN
 from synthcube.schema import ImageSpec
@@ -72,8 +71,7 @@ def subjects_of(folder: Path) -> list[dict[str, str]]:
     """
     for path in (folder / SPLIT, folder.parent / SPLIT):
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
+            return reading.read_rows(path, ("SubjectID", "Split"), ArtifactError)
     return []
 
 

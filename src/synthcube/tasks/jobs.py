@@ -22,7 +22,6 @@ from synthcube.data.conditions import cell, requested, shown
 from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest, Row
 from synthcube.data.postprocessing import Postprocessing
-from synthcube.data.transforms import DataConfig
 from synthcube.data.wishes import Wish, complete
 from synthcube.errors import ImageError
 from synthcube.export.config import Runtime
@@ -241,8 +240,7 @@ def _row(path: str, row: Row, channel: int = 0) -> dict[str, str]:
 
 
 def _loaded(request: Request, manifest: Manifest) -> ImageCache:
-    data = DataConfig.model_validate(request.trained.config["data"])
-    images = load_images(manifest, data, runtime.cache_folder())
+    images = load_images(manifest, request.trained.data_config(), runtime.cache_folder())
     if images.shape[2:] != request.trained.image.size:
         raise ImageError(
             f"{manifest.path}: the images have size {list(images.shape[2:])}, the model was "

@@ -17,7 +17,6 @@ from synthcube.data.batches import Images
 from synthcube.data.conditions import cell
 from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest
-from synthcube.data.transforms import DataConfig
 from synthcube.errors import ImageError, ManifestError
 from synthcube.family import Reconstructs
 from synthcube.schema import Batch, Condition
@@ -80,7 +79,7 @@ def model_scores(
 
 def _images(trained: Artifact, manifest: Manifest, cache: Path) -> Images:
     spec = trained.image
-    images = load_images(manifest, DataConfig.model_validate(trained.config["data"]), cache)
+    images = load_images(manifest, trained.data_config(), cache)
     channels = spec.channels + len(spec.source_channels)
     if images.shape[1:] != (channels, *spec.size):
         raise ImageError(
