@@ -127,7 +127,7 @@ def test_other_faults_are_found_beside_an_unknown_family(write) -> None:
         ("seed: [1", r"line \d: this is not YAML"),
         ("[" * 50 + "]" * 50, "nested more than 20 deep"),
         ("- 1", "a mapping of sections is needed, not list"),
-        ("x" * (1 << 21), "too many for a config"),
+        ("x" * (1 << 21), "characters are too many"),
     ],
     ids=["tag", "anchor", "bomb", "twice", "syntax", "depth", "list", "size"],
 )

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import ValidationError
-from safetensors import SafetensorError
+from pydantic import ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from synthcube import __version__, addresses, plugins, registry, runtime
+from synthcube import __version__, addresses, plugins, reading, registry, runtime, yaml_text
 from synthcube.data.transforms import DataConfig
 from synthcube.errors import ArtifactError
-from synthcube.models.family import Family
+from synthcube.models.family import Family, FamilyConfig
 from synthcube.names import TRAINED, is_own
-from synthcube.schema import ImageSpec
+from synthcube.schema import MAX_SEED, ImageSpec, Schema
 from synthcube.storage import (
     recovered_folder,
     replaced_folder,
@@ -47,6 +47,45 @@ EXPORTED_WEIGHTS = "model.safetensors"
 CARD = "README.md"
 """A model card may be edited where the model is published: no hash of it is kept."""
 
+# What building a network raises where a config describes none.
+_UNBUILDABLE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError),
+    *(TypeError, ValueError, ValidationError, SafetensorError, OSError),
+)
+_NAME = re.compile(r"\w[\w.+-]{0,199}", re.ASCII)
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class _ModelSection(Schema):
+    """The name of the family; the rest is for the family to know."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="Family of the model.")
+
+
+class _TrainedConfig(Schema):
+    """The sections that a trained model is used with; what is in them is read where it is used."""
+
+    model_config = ConfigDict(extra="allow")
+
+    seed: int = Field(ge=0, le=MAX_SEED, description="Seed of the training.")
+    model: _ModelSection = Field(description="The model.")
+    data: dict[str, Any] = Field(description="How images were prepared.")
+    training: dict[str, Any] = Field(default={}, description="How it was trained.")
+    sampling: dict[str, Any] = Field(description="What infer makes.")
+    compute: dict[str, Any] = Field(description="Where to compute.")
+
+
+class _Index(Schema):
+    """artifact.json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    schema_version: int = Field(ge=1, le=10_000, description="Of the folder's layout.")
+    synthcube: str = Field(default="", description="Version that wrote it.")
+    files: dict[str, str] = Field(description="SHA-256 of each file.")
+
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
@@ -66,10 +105,10 @@ class Artifact:
         Raises:
             ArtifactError: the config is not that of a training.
         """
-        try:
-            return DataConfig.model_validate(self.config["data"], context=TRAINED)
-        except (KeyError, ValidationError) as error:
-            raise ArtifactError(f"{self.folder / CONFIG}, section data: {error}") from error
+        where = f"The section data of {self.folder / CONFIG}"
+        return reading.validated(
+            dict(self.config["data"]), DataConfig, where, ArtifactError, context=TRAINED
+        )
 
     def build(self, device: torch.device) -> Family:
         """The trained model, in evaluation mode.
@@ -79,17 +118,53 @@ class Artifact:
             FamilyError: the family is not installed here.
         """
         section = dict(self.config["model"])
+        kind = registry.find(section["name"])
         try:
-            config = registry.find(section["name"]).model_validate(section, context=TRAINED)
+            config = kind.model_validate(section, context=TRAINED)
+            faults = config.faults(self.image) or list(self._misfits(config))
+            if faults:
+                raise ArtifactError(f"The weights in {self.folder} do not fit its config:", faults)
             family = config.build(self.image)
             weights = load_file(self.weights)
             _leave_out(family, weights)
             family.load_state_dict(weights, strict=True)
-        except (RuntimeError, ValidationError, SafetensorError) as error:
+        except ValidationError as error:
             raise ArtifactError(
-                f"The weights in {self.folder} do not fit its config: {error}"
+                f"The model in {self.folder / CONFIG} cannot be built:", reading.faults_of(error)
             ) from error
+        except _UNBUILDABLE as error:
+            raise ArtifactError(
+                f"The weights in {self.folder} do not fit its config: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if broken := [name for name, each in weights.items() if not _is_finite(each)]:
+            raise ArtifactError(
+                f"The weights in {self.folder} are damaged: {broken[0]} holds numbers that are not "
+                f"finite, as do {len(broken) - 1} others. Train or get the model again."
+            )
         return family.eval().requires_grad_(False).to(device)
+
+    def _misfits(self, config: FamilyConfig) -> Iterator[str]:
+        """Where names and shapes of the weights are others than those of the model.
+
+        Compared before memory is taken: the model, without numbers in it, with the file's header.
+        """
+        try:
+            with torch.device("meta"):
+                family = config.build(self.image)
+        except _UNBUILDABLE:
+            return  # it cannot be built so, or not at all: building it says which
+        with safe_open(self.weights, "pt") as file:
+            stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        _leave_out(family, stored)
+        expected = family.state_dict()
+        for name in sorted({*stored, *expected}):
+            here = list(stored[name].get_shape()) if name in stored else "absent"
+            there = list(expected[name].shape) if name in expected else "absent"
+            if here != there:
+                yield f"{name}: {here} in {self.weights.name}, {there} in the model"
+            elif (stored[name].get_dtype() in _FLOATS) != expected[name].is_floating_point():
+                yield f"{name}: {stored[name].get_dtype()} in {self.weights.name}"
 
 
 def save(
@@ -105,7 +180,7 @@ def save(
     with replaced_folder(folder, written_names(folder)) as staging:
         tensors = {name: value.contiguous() for name, value in weights.items()}
         write_with(staging / WEIGHTS, partial(save_file, tensors))
-        write_text(staging / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+        write_text(staging / CONFIG, yaml_text.dump(config))
         write_json(staging / IMAGE, image.model_dump(mode="json"))
         finite = {name: value for name, value in metrics.items() if abs(value) < float("inf")}
         write_json(staging / METRICS, finite)
@@ -189,13 +264,16 @@ def load(path: Path | str) -> Artifact:
         raise ArtifactError(
             f"The artifact {folder} is damaged: get it again, or export anew.", faults
         )
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    config = reading.read_yaml(folder / CONFIG, ArtifactError)
+    reading.validated(config, _TrainedConfig, folder / CONFIG, ArtifactError)
     require_vouched(folder, config)
-    image = ImageSpec.model_validate(_read_json(folder / IMAGE))
+    values = reading.read_object(folder / IMAGE, ArtifactError)
+    image = reading.validated(values, ImageSpec, folder / IMAGE, ArtifactError)
+    metrics = reading.read_object(folder / METRICS, ArtifactError)
+    if wrong := [name for name, value in metrics.items() if type(value) not in (int, float)]:
+        raise ArtifactError(f"{folder / METRICS} is damaged: {wrong[0]} is not a number.")
     weights = folder / (EXPORTED_WEIGHTS if EXPORTED_WEIGHTS in listed else WEIGHTS)
-    return Artifact(
-        folder, config, image, _read_json(folder / METRICS), sha256(folder / INDEX), weights
-    )
+    return Artifact(folder, config, image, metrics, sha256(folder / INDEX), weights)
 
 
 def require_vouched(folder: Path, config: Any, *, with_losses: bool = False) -> None:
@@ -219,19 +297,18 @@ def read_index(folder: Path) -> dict[str, str]:
         ArtifactError: the index cannot be read, is of a newer schema, or lists too few files or
             one that is outside of the folder.
     """
-    index = _read_json(folder / INDEX)
-    version = index.get("schema_version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    values = reading.read_object(folder / INDEX, ArtifactError)
+    index = reading.validated(values, _Index, folder / INDEX, ArtifactError)
+    if index.schema_version > SCHEMA_VERSION:
         raise ArtifactError(
-            f"{folder} is of artifact schema {version}, this SynthCube {__version__} reads up to "
-            f"{SCHEMA_VERSION}: it was written by {index.get('synthcube')}; upgrade."
+            f"{folder} is of artifact schema {index.schema_version}, this SynthCube {__version__} "
+            f"reads up to {SCHEMA_VERSION}: it was written by {index.synthcube}; upgrade."
         )
-    files = index.get("files")
-    listed = {str(name): str(digest) for name, digest in dict(files or {}).items()}
+    listed = index.files
     weights = EXPORTED_WEIGHTS if EXPORTED_WEIGHTS in listed else WEIGHTS
     needed = {weights, CONFIG, IMAGE, METRICS}
     faults = [f"{name} is not listed" for name in sorted(needed - set(listed))]
-    faults += [f"{name} is not a name of a file" for name in listed if Path(name).name != name]
+    faults += [f"{name} is not a name of a file" for name in listed if not _NAME.fullmatch(name)]
     if faults:
         raise ArtifactError(f"{folder / INDEX} is damaged: get it again, or export anew.", faults)
     return listed
@@ -271,18 +348,12 @@ def _part(section: Any, name: str) -> Any:
     return section.get(name) if isinstance(section, Mapping) else None
 
 
-def _leave_out(family: Family, weights: Mapping[str, torch.Tensor]) -> None:
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return math.isfinite(tensor.sum(dtype=torch.float64).item())
+
+
+def _leave_out(family: Family, weights: Mapping[str, Any]) -> None:
     """Remove the networks that only train, where an export has left out their weights."""
     for name in family.unaveraged:
         if not any(each.startswith(f"{name}.") for each in weights):
             setattr(family, name, None)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path} is not a JSON object.")
-    return value

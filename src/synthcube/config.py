@@ -21,11 +21,12 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from synthcube import registry, yaml_text
+from synthcube import reading, registry, yaml_text
+from synthcube.artifact import CONFIG, Artifact
 from synthcube.compute import ComputeConfig
 from synthcube.data.postprocessing import PostprocessingConfig
 from synthcube.data.transforms import DataConfig
-from synthcube.errors import ConfigError, SynthCubeError
+from synthcube.errors import ArtifactError, ConfigError, SynthCubeError
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.export.config import ExportConfig, Runtime
 from synthcube.export.croissant import CroissantConfig
@@ -174,6 +175,36 @@ def build(
     return config
 
 
+def trained_settings(trained: Artifact) -> dict[str, Any]:
+    """The config of a trained model, with what infer reads of it checked and filled up.
+
+    Of its postprocessing only that it is a list of sections: a user's own may take its place, so
+    that it is read when it is needed.
+
+    Raises:
+        ArtifactError: all that is wrong with a section.
+    """
+    settings = dict(trained.config)
+    steps = settings["sampling"].get("postprocessing", [])
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise ArtifactError(
+            f"{trained.folder / CONFIG}: sampling.postprocessing is not a list of sections."
+        )
+    sampled = {*SamplingConfig.model_fields} - {"postprocessing"}
+    computed = {"accelerator", "precision", "num_devices", "num_nodes"}
+    sections: tuple[tuple[str, type[Schema], set[str]], ...] = (
+        ("sampling", SamplingConfig, sampled),
+        ("compute", ComputeConfig, computed),
+    )
+    for section, kind, keys in sections:
+        values = {key: value for key, value in settings[section].items() if key in keys}
+        where = f"The section {section} of {trained.folder / CONFIG}"
+        known = reading.validated(values, kind, where, ArtifactError)
+        filled = known.model_dump(mode="json", include=keys)
+        settings[section] = {"postprocessing": [], **settings[section], **filled}
+    return settings
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a run's YAML, for editors; the section `model` is any known family's."""
     families = [registry.find(name) for name in registry.names()]
@@ -194,12 +225,7 @@ def json_schema() -> dict[str, Any]:
 
 def _parsed(path: Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
     """The values of a YAML file, and the lines that they are on."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"parameters_file (--config) {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"parameters_file (--config) {path}: this is not a text file.") from error
+    text = reading.read_text(path, ConfigError, name="parameters_file (--config)")
     return yaml_text.parse(text, str(path))
 
 

@@ -17,6 +17,7 @@ from PIL.Image import Image as Picture
 
 from synthcube import artifact, compute, runtime, storage
 from synthcube.artifact import Artifact
+from synthcube.config import trained_settings
 from synthcube.data.conditions import requested
 from synthcube.data.images import write_image
 from synthcube.data.loading import load_images
@@ -32,7 +33,7 @@ from synthcube.export.runtimes.substitution import substitute
 from synthcube.models import inference
 from synthcube.models.family import Reconstructs, Samples
 from synthcube.plugins import vouching as vouch_for_a_while
-from synthcube.schema import ImageSpec
+from synthcube.schema import MAX_IMAGES, ImageSpec
 
 _SHOWN = 64
 
@@ -155,13 +156,12 @@ class Generator:
         self.trained = trained
         self.device = device
         self.family: Any = trained.build(device)
-        settings: Mapping[str, Any] = trained.config
+        settings = trained_settings(trained)
         self._precision, _ = compute.precision(
-            precision or settings.get("compute", {}).get("precision", "auto"), device
+            precision or settings["compute"]["precision"], device
         )
-        sampled = settings.get("sampling", {})
-        self._batch_size = int(sampled.get("batch_size", 16))
-        self._after = Postprocessing(sampled.get("postprocessing", ()), trained.image)
+        self._batch_size = settings["sampling"]["batch_size"]
+        self._after = Postprocessing(settings["sampling"]["postprocessing"], trained.image)
 
     @property
     def image(self) -> ImageSpec:
@@ -196,8 +196,8 @@ class Generator:
             ConfigError: the model knows no such condition, or their number is not `n`.
             FamilyError: it does not make images out of nothing.
         """
-        if n < 1:
-            raise ConfigError(f"n is {n}: a number above 0 is needed.")
+        if not 1 <= n <= MAX_IMAGES:
+            raise ConfigError(f"n is {n}: 1 to {MAX_IMAGES} images are made at once.")
         if self.image.source_channels or not isinstance(self.family, Samples):
             raise FamilyError(
                 f"{self.family.config.name} does not make images out of nothing here: use "

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from synthcube import reading
 from synthcube.errors import ArtifactError
 
 TOLERANCE = 1e-5
@@ -73,6 +74,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ArtifactError: it cannot be read without running code from it, or holds no weights.
     """
+    reading.check_checkpoint(path, ArtifactError)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

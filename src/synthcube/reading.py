@@ -6,13 +6,15 @@ fault ends in one sentence, and nothing is read without a bound.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
 import os
 import stat
-from collections.abc import Collection, Iterable
+import zipfile
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -20,6 +22,7 @@ from pydantic import ValidationError
 
 from synthcube import yaml_text
 from synthcube.errors import ConfigError, SynthCubeError
+from synthcube.escapes import from_spreadsheet
 from synthcube.schema import Schema
 
 S = TypeVar("S", bound=Schema)
@@ -47,12 +50,25 @@ def open_file(path: Path, error: type[SynthCubeError], name: str = "") -> Binary
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as fault:  # ValueError: a NUL in the name
         reason = getattr(fault, "strerror", None) or str(fault)
-        raise error(f"{called} cannot be read: {reason}.") from fault
+        raise error(f"{called}: {reason}.") from fault
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        kind = "a folder" if Path(path).is_dir() else "a pipe, a device or a socket"
-        raise error(f"{called} is {kind}; a regular file is needed.")
+        kind = "Is a directory" if Path(path).is_dir() else "this is a pipe or a device"
+        raise error(f"{called}: {kind}; a regular file is needed.")
     return os.fdopen(handle, "rb")
+
+
+def check_checkpoint(path: Path, error: type[SynthCubeError]) -> None:
+    """Refuse a file that torch would wait for, or that unpacks to more than it is itself."""
+    with open_file(path, error) as file, contextlib.suppress(zipfile.BadZipFile):
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                packed = [each.filename for each in archive.infolist() if each.compress_type]
+            if packed:
+                raise error(
+                    f"{path} is a packed archive ({packed[0]}); torch.save packs nothing, so it is "
+                    "no checkpoint."
+                )
 
 
 def read_bytes(
@@ -110,17 +126,26 @@ def read_yaml(path: Path, error: type[SynthCubeError], *, name: str = "") -> dic
     text = read_text(path, error, name=name)
     try:
         value, _ = yaml_text.parse(text, f"{name} {path}".strip())
+        _check_plain(value)
     except ConfigError as fault:
         raise error(str(fault)) from fault
+    except ValueError as fault:
+        raise error(f"{f'{name} {path}'.strip()}: {fault}.") from fault
     if not isinstance(value, dict):
         raise error(f"{f'{name} {path}'.strip()}: this is not a mapping of keys to values.")
     return value
 
 
-def validated(value: Any, kind: type[S], where: object, error: type[SynthCubeError]) -> S:
+def validated(
+    value: Any,
+    kind: type[S],
+    where: object,
+    error: type[SynthCubeError],
+    context: Mapping[str, Any] | None = None,
+) -> S:
     """`value` as a `kind`."""
     try:
-        return kind.model_validate(value)
+        return kind.model_validate(value, context=context)
     except ValidationError as fault:
         raise error(f"{where} is damaged, or of another version:", faults_of(fault)) from fault
 
@@ -153,7 +178,7 @@ def read_rows(
         raise error(f"{path} is damaged: it has no single column {missing[0]}.")
     if any(len(cells) != len(header) for cells in lines):
         raise error(f"{path} is damaged: its rows are not as long as its header.")
-    return [dict(zip(header, cells, strict=True)) for cells in lines[1:]]
+    return [dict(zip(header, map(from_spreadsheet, cells), strict=True)) for cells in lines[1:]]
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -182,7 +207,7 @@ def _check_plain(value: Any) -> None:
             elif isinstance(item, str):
                 yaml_text.checked_text(item, "a value")
             elif isinstance(item, float) and not math.isfinite(item):
-                raise ValueError("a number is too large")
+                raise ValueError("a number is not finite")
             elif isinstance(item, int) and abs(item) > _LARGEST_INTEGER:
                 raise ValueError("a whole number is too large")
         if not inner:

@@ -31,7 +31,8 @@ MAX_VOXELS = 2**30
 LARGEST_INTENSITY = 1e30  # differences stay finite in float32
 SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 1e4  # from a nanometre to ten metres
 
-Side = Annotated[int, Field(ge=1, le=16384)]
+MAX_SIDE = 16384
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Channels = Annotated[int, Field(ge=1, le=4096)]
 Levels = Annotated[List[Channels], Field(min_length=1, max_length=16)]
 """Channels at each resolution of a network."""

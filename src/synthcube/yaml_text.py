@@ -78,8 +78,9 @@ def _value(
             key = _key(event, path, lines, where)
             if key in mapping:
                 raise ConfigError(f"{_at(event, where)}: the key {key!r} is there twice.")
-            lines[(*path, key)] = event.start_mark.line + 1
-            mapping[key] = _value(next(events), events, (*path, key), lines, where)
+            place = (*path, key)
+            lines[place] = event.start_mark.line + 1
+            mapping[key] = _value(next(events), events, place, lines, where)
         return mapping
     return _scalar(event, at)
 
@@ -111,8 +112,8 @@ def _scalar(event: Any, at: str) -> str | int | float | bool | None:
             f"{at}: {_short(text)} is one number to some readers of YAML and another, or a text, "
             'to others: write the number in full, such as 90 or 0.5, or the text in quotes, "1:30".'
         )
-    if _NOT_FINITE.fullmatch(text):
-        raise ConfigError(f"{at}: {text} is not a value that a key can have; a number is needed.")
+    if _NOT_FINITE.fullmatch(text):  # which every schema refuses, beside its other faults
+        return float(text.replace(".", "", 1))
     if _INTEGER.fullmatch(text):
         return _number(text, at, int(text, 0) if len(text) < 30 else math.inf)
     if _FLOAT.fullmatch(text):

@@ -31,11 +31,12 @@ from synthcube.errors import ImageError
 from synthcube.schema import FileFormat
 from synthcube.storage import write_with
 
+_BOMBS = (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError)
 # What decoders raise at damaged files. Not Exception: our own fault is not to pass for damage.
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, RuntimeError),
     TypeError,  # Pillow, at a TIFF whose tags have the wrong type
-    *(zlib.error, struct.error, PIL.Image.DecompressionBombError),
+    *(zlib.error, struct.error),
     *(HeaderDataError, HeaderTypeError, ImageDataError, ImageFileError, WrapStructError),
 )
 _TOLERANCE_MM = 1e-3  # between the affines of one image's files: float32 in their headers
@@ -134,15 +135,21 @@ def _read_file(path: Path) -> Channels:
     suffix = image_suffix(path)
     if not suffix:
         raise ImageError(f"{path} is not a known image; its name ends in {', '.join(SUFFIXES)}.")
-    if not path.is_file():
+    if not path.exists():
         raise ImageError(f"{path} is missing.")
-    if not path.stat().st_size:
+    if path.is_file() and not path.stat().st_size:
         raise ImageError(f"{path} is empty (0 bytes); copy or export it again.")
     try:
         # decoders warn and log in their own words; whatever matters is said below, once
         with warnings.catch_warnings(), LoggingOutputSuppressor(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
+            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             file = read_nifti(path) if suffix.startswith(".nii") else read_raster(path)
+    except _BOMBS as error:
+        raise ImageError(
+            f"{path} has more than {PIL.Image.MAX_IMAGE_PIXELS} pixels, as a file would that is "
+            "made to fill the memory: cut it into smaller pictures."
+        ) from error
     except _DAMAGE as error:
         raise ImageError(f"{path} {_reason(error, suffix)}; copy or export it again.") from error
     _check_finite(path, file.voxels)

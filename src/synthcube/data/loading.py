@@ -16,6 +16,8 @@ from synthcube.runtime import told
 
 log = logging.getLogger("synthcube")
 
+_GREY_LEVEL = 2 / 255  # of a picture of 8 bits, in [-1, 1]
+
 
 def load_images(manifest: Manifest, config: DataConfig, cache: Path) -> ImageCache:
     """The preprocessed images of `manifest`, in its order; made only where they are not kept yet.
@@ -36,6 +38,7 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
     preprocessing = Preprocessing(config)
     faults: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
+    contrasts = _Contrasts()
     log.info("Preprocessing %d images (kept for next time) ...", len(manifest.rows))
     for row in told(manifest.rows, len(manifest.rows), "Preprocessing images"):
         where = str(row.channels[0])
@@ -47,8 +50,15 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
             faults.append(text if names_it else f"{where}: {text}")
             continue
         shapes[where] = tuple(prepared.tensor.shape)
+        contrasts.add(prepared)
         if not faults:
             yield prepared
+    if config.intensity_range and not faults and (lost := contrasts.faults()):
+        raise ImageError(
+            f"data.intensity_range {list(config.intensity_range)} leaves nothing to see in any "
+            f"image of {manifest.path}:",
+            lost,
+        )
     faults += shape_faults(shapes)
     if faults:
         count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
@@ -57,6 +67,34 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
             "(synthcube prepare --verify leaves them out):",
             capped(faults),
         )
+
+
+class _Contrasts:
+    """What each channel of all images spans, before intensities are brought to [-1, 1] and after.
+
+    A fixed range may leave one image all black; where it does so to all of them, it is a mistake.
+    """
+
+    def __init__(self) -> None:
+        self.before: list[tuple[float, float]] = []
+        self.after: list[float] = []
+
+    def add(self, image: Prepared) -> None:
+        low, high = image.tensor.flatten(1).aminmax(dim=1)
+        after = (high - low).tolist()
+        self.before = [
+            (min(a, c), max(b, d))
+            for (a, b), (c, d) in zip(self.before or image.found, image.found, strict=False)
+        ]
+        self.after = [max(pair) for pair in zip(self.after or after, after, strict=False)]
+
+    def faults(self) -> list[str]:
+        """One line for each channel that is left with less than a grey level in every image."""
+        return [
+            f"channel {index}: its intensities are {low:g} to {high:g}"
+            for index, ((low, high), after) in enumerate(zip(self.before, self.after, strict=True))
+            if low < high and after < _GREY_LEVEL
+        ]
 
 
 def shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:

@@ -8,19 +8,25 @@ and refuses or silently straightens a sheared affine. For sound files both give 
 from __future__ import annotations
 
 import gzip
+import io
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
 
-from synthcube.data.channels import Array, Channels
+from synthcube.data.channels import Array, Channels, check_declared
 from synthcube.errors import ImageError
+from synthcube.reading import open_file
+from synthcube.schema import affine_fault
 
 MAX_CHANNELS_4D = 4
 """A fourth axis that is longer is taken for a time series, not for channels."""
 
 _HEADER_SIZES = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # the first field of the file
+_MAX_EXTENSIONS = 1 << 26  # bytes before the voxels
+_MAX_TRAILING = 1 << 20  # bytes after them, which every reader ignores
 _MILLIMETRES = "mm"
 _SCANNER = 1  # form code: millimetres in the coordinates of the scanner
 _INTEGERS = (np.uint8, np.int16, np.int32)
@@ -33,14 +39,10 @@ def read_nifti(path: Path) -> Channels:
         ImageError: it is no NIfTI, complex, a time series, or its affine is singular.
         Exception: whatever a damaged file makes gzip or nibabel raise.
     """
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        raw = gzip.decompress(raw)  # to the end, so that its checksum is compared
-    sizes = (int.from_bytes(raw[:4], order) for order in ("little", "big"))
-    kind = next((_HEADER_SIZES[size] for size in sizes if size in _HEADER_SIZES), None)
-    if kind is None:
-        raise ImageError(f"{path} is not a NIfTI image, whatever its name says.")
-    image = kind.from_bytes(raw)
+    with open_file(path, ImageError) as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        image = _read_image(path, gzip.GzipFile(fileobj=file) if packed else file)
     proxy: Any = image.dataobj
     coloured = bool(proxy.dtype.names)
     if proxy.dtype.kind == "c":
@@ -53,6 +55,36 @@ def read_nifti(path: Path) -> Channels:
     )
     voxels = np.ascontiguousarray(_channels_first(path, data), dtype=np.float32)
     return Channels(voxels, affine, eight_bit=False, integer=whole or coloured, raster=False)
+
+
+def _read_image(path: Path, file: BinaryIO | gzip.GzipFile) -> Any:
+    """The image in an unpacked file, of which no more is read than its header says."""
+    start = file.read(max(_HEADER_SIZES))
+    sizes = (int.from_bytes(start[:4], order) for order in ("little", "big"))
+    size, kind = next(
+        ((size, _HEADER_SIZES[size]) for size in sizes if size in _HEADER_SIZES), (0, None)
+    )
+    if kind is None:
+        raise ImageError(f"{path} is not a NIfTI image, whatever its name says.")
+    header = kind.header_class.from_fileobj(io.BytesIO(start[:size]))
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    if min(shape, default=0) < 0:
+        raise ImageError(f"{path} has a damaged header: its shape is {shape}.")
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= _MAX_EXTENSIONS:
+        raise ImageError(f"{path} has a damaged header: its voxels begin at byte {offset:g}.")
+    check_declared(path, shape, dtype.itemsize)
+    expected = int(offset) + math.prod(shape) * dtype.itemsize
+    raw = start + file.read(max(0, expected - len(start)))
+    rest = _MAX_TRAILING
+    while rest > 0 and (piece := file.read(1 << 16)):  # to the end: its checksum is compared
+        rest -= len(piece)
+    if rest <= 0:
+        raise ImageError(
+            f"{path} holds far more than the image of shape {shape} that its header describes; "
+            "export it again."
+        )
+    return kind.from_bytes(raw)
 
 
 def nifti_bytes(voxels: Array, affine: Array, integer: bool) -> bytes:
@@ -75,15 +107,15 @@ def nifti_bytes(voxels: Array, affine: Array, integer: bool) -> bytes:
 
 
 def check_affine(path: Path, affine: Array) -> None:
-    """Refuse what is not an invertible 4x4 matrix.
+    """Refuse what is not an invertible 4x4 matrix, or makes voxels of an impossible size.
 
     Raises:
         ImageError: with the matrix.
     """
-    sound = affine.shape == (4, 4) and bool(np.isfinite(affine).all())
-    if not sound or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    if fault := affine_fault(affine.tolist()):
         raise ImageError(
-            f"{path} has an affine that cannot be inverted, {affine.tolist()}; correct its header."
+            f"{path} has an affine that cannot be used, {affine.tolist()}: {fault}; correct its "
+            "header."
         )
 
 

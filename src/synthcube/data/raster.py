@@ -14,8 +14,9 @@ import PIL.Image
 import PIL.ImageOps
 import SimpleITK as sitk
 
-from synthcube.data.channels import Array, Channels
+from synthcube.data.channels import Array, Channels, check_declared
 from synthcube.errors import ImageError
+from synthcube.reading import open_file
 
 PICTURE_AFFINE = ((-1.0, 0, 0, 0), (0, -1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
 """By convention, as in SimpleITK and TorchIO: x to the patient's left, y to the back, 1 mm."""
@@ -36,10 +37,15 @@ def read_raster(path: Path) -> Channels:
         ImageError: an animation, pages that differ, or colours that are not grey, RGB or RGBA.
         Exception: whatever a damaged file makes Pillow or SimpleITK raise.
     """
-    with PIL.Image.open(path, formats=("PNG", "JPEG", "TIFF")) as picture:
+    with (
+        open_file(path, ImageError) as file,
+        PIL.Image.open(file, formats=("PNG", "JPEG", "TIFF")) as picture,
+    ):
         pages = getattr(picture, "n_frames", 1)
         if picture.format == "PNG" and pages > 1:
             raise ImageError(f"{path} is an animation of {pages} pictures; store one per file.")
+        channels = len(picture.getbands())
+        check_declared(path, (*picture.size, pages, channels), 1)
         if _has_deep_colour(picture):
             picture.load()  # finds out if it was cut short
             stack = _deep_colour(path)
@@ -74,6 +80,7 @@ def _stack(path: Path, picture: PIL.Image.Image, pages: int) -> Array:
     frames = []
     for page in range(pages):
         picture.seek(page)
+        check_declared(path, (*picture.size, pages, len(picture.getbands())), 1)
         mode = _MODES.get(picture.mode)
         if mode is None:
             raise ImageError(

@@ -16,16 +16,16 @@ from synthcube.data.images import Image
 from synthcube.data.named_transforms import AugmentationConfig, TransformConfig
 from synthcube.data.resampling import Affine, cropped_or_padded, resampled
 from synthcube.errors import ImageError
-from synthcube.schema import List, Pair, Side, Spacing, size_fault
+from synthcube.schema import LARGEST_SPACING, MAX_SIDE, SMALLEST_SPACING, List, Pair, size_fault
 
 
 class DataConfig(ConditionFields):
     """How images are read, brought to one shape and range, split and augmented."""
 
-    spacing_mm: Annotated[List[Spacing], Field(min_length=2, max_length=3)] | None = Field(
+    spacing_mm: List[Annotated[float, Field(le=LARGEST_SPACING)]] | None = Field(
         default=None, description="Resample to this voxel size; null keeps the source's."
     )
-    size: Annotated[List[Side], Field(min_length=2, max_length=3)] | None = Field(
+    size: List[Annotated[int, Field(le=MAX_SIDE)]] | None = Field(
         default=None, description="Voxels along each axis; null: all images already agree."
     )
     fit: Literal["resize", "crop_or_pad"] = Field(
@@ -76,8 +76,16 @@ class DataConfig(ConditionFields):
                 raise ValueError(f"{name} {list(pair)}: the first must be below the second")
         if min(self.percentiles) < 0 or max(self.percentiles) > 100:
             raise ValueError(f"percentiles {list(self.percentiles)} must lie in 0 to 100")
+        for name, values in (("size", self.size), ("spacing_mm", self.spacing_mm)):
+            if values is not None and (len(values) not in (2, 3) or min(values) <= 0):
+                raise ValueError(f"{name} {list(values)}: two or three positive values are needed")
         if self.size and (fault := size_fault(self.size)):
             raise ValueError(f"size: {fault}")
+        if self.spacing_mm and min(self.spacing_mm) < SMALLEST_SPACING:
+            raise ValueError(
+                f"spacing_mm {list(self.spacing_mm)}: {SMALLEST_SPACING:g} to {LARGEST_SPACING:g} "
+                "mm are possible"
+            )
         return self
 
     @property
@@ -94,6 +102,7 @@ class Prepared:
     tensor: torch.Tensor  # (C, *spatial), float32 in [-1, 1]
     affine: npt.NDArray[np.float64]  # (4, 4), voxel index to RAS+ mm
     intensity_range: tuple[tuple[float, float], ...]  # per channel, in the source's units
+    found: tuple[tuple[float, float], ...] = ()  # likewise, the least and the greatest there was
 
 
 class Preprocessing:
@@ -117,12 +126,13 @@ class Preprocessing:
             ImageError: it is constant, or a transform cannot be applied to it.
         """
         tensor, affine = self.placed(image)
+        low, high = (end.tolist() for end in tensor.flatten(1).aminmax(dim=1))
         tensor, ranges = self._rescaled(
             tensor, eight_bit=image.file_format == "png" and self.keeps_intensities
         )
         if tensor.shape[-1] == 1:
             tensor = tensor[..., 0]
-        return Prepared(tensor.contiguous(), affine, ranges)
+        return Prepared(tensor.contiguous(), affine, ranges, tuple(zip(low, high, strict=True)))
 
     def placed(self, image: Image, *, may_be_constant: bool = False) -> tuple[torch.Tensor, Affine]:
         """All but the last step: (C, X, Y, Z) in the source's own units, and its affine.
@@ -153,6 +163,8 @@ class Preprocessing:
             wanted = (*spacing, own[2])[:3]  # of a single slice, the thickness is kept
             steps = [w / o if n > 1 else 1.0 for w, o, n in zip(wanted, own, shape, strict=True)]
             sides = [max(1, round(n / step)) for n, step in zip(shape, steps, strict=True)]
+            if fault := size_fault(sides, len(tensor)):
+                raise ImageError(f"data.spacing_mm {list(spacing)}: {fault}")
             tensor, affine = resampled(tensor, affine, sides, steps)
         if not size:
             return tensor, affine

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +12,10 @@ import torch
 from synthcube.data.table import read_table
 from synthcube.errors import ConfigError
 from synthcube.runtime import derived_seed
-from synthcube.schema import ConditionSpec
+from synthcube.schema import MAX_IMAGES, ConditionSpec
 
 Wish = dict[str, str]
 COUNT = "Count"
-_WHOLE = re.compile(r"[0-9]{1,18}")
 
 
 def parse_counts(text: str) -> int | dict[str, int]:
@@ -26,19 +24,18 @@ def parse_counts(text: str) -> int | dict[str, int]:
     Raises:
         ConfigError: it is neither.
     """
-    if _WHOLE.fullmatch(text.strip()) and int(text):
-        return int(text)
+    if (number := _count(text.strip())) > 0:
+        _check_number(number)
+        return number
     parts = [part.partition("=") for part in text.split(",")]
     counts = {name.strip(): number.strip() for name, _, number in parts}
-    if (
-        "" in counts
-        or len(counts) < len(parts)
-        or not all(_WHOLE.fullmatch(number) and int(number) for number in counts.values())
-    ):
+    numbers = {name: _count(count) for name, count in counts.items()}
+    if "" in counts or len(counts) < len(parts) or min(numbers.values()) < 1:
         raise ConfigError(
             f"num_images {text}: write a number above 0, or Hand=5,HeadCT=3 for so many of a class."
         )
-    return {name: int(number) for name, number in counts.items()}
+    _check_number(sum(numbers.values()))
+    return numbers
 
 
 def read_wishes(
@@ -59,6 +56,8 @@ def read_wishes(
         ConfigError, ManifestError: it cannot be read; counts of classes without one class column.
     """
     common = dict(_pair(text) for text in conditions)
+    if not table:
+        _check_number(num_images if isinstance(num_images, int) else sum(num_images.values()))
     if table:
         return [common | wish for wish in _rows(table)]
     if isinstance(num_images, int):
@@ -97,6 +96,19 @@ def complete(
     return filled
 
 
+def _count(text: str) -> int:
+    """The whole number that a text is; -1 where it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+
+
+def _check_number(number: int) -> None:
+    if number > MAX_IMAGES:
+        raise ConfigError(
+            f"{number} images are more than a command makes, at most {MAX_IMAGES}: run it several "
+            "times, with another seed and output_path each."
+        )
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
@@ -109,11 +121,13 @@ def _rows(path: Path) -> list[Wish]:
     faults = list(table.faults)
     wishes: list[Wish] = []
     for number, cells in table.records.items():
-        count = cells.pop(COUNT, "1") or "1"
-        if not _WHOLE.fullmatch(count):
-            faults.append(f"row {number}, column {COUNT}: {count!r} is not a whole number")
+        text = cells.pop(COUNT, "1") or "1"
+        count = _count(text)
+        if count < 0:
+            faults.append(f"row {number}, column {COUNT}: {text!r} is not a whole number")
             continue
-        wishes += [dict(cells) for _ in range(int(count))]
+        _check_number(len(wishes) + count)
+        wishes += [dict(cells) for _ in range(count)]
     if faults or not wishes:
         raise ConfigError(f"--conditions {path} asks for no image, or is faulty:", faults)
     return wishes

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import yaml
 
-from synthcube import __version__, addresses
+from synthcube import __version__, addresses, yaml_text
 from synthcube.artifact import PICTURE, Artifact
+from synthcube.errors import ConfigError
 from synthcube.escapes import markdown
 from synthcube.export.metadata import INTENDED_USE
 from synthcube.export.runtimes.formats import Converted
@@ -78,8 +79,8 @@ def header_of(card: str) -> dict[str, Any]:
     """The metadata at the top of a card; empty where there is none that can be read."""
     start, _, rest = card.partition("---\n")
     try:
-        found = yaml.safe_load(rest.partition("\n---")[0]) if not start.strip() else None
-    except yaml.YAMLError:
+        found, _ = yaml_text.parse("" if start.strip() else rest.partition("\n---")[0], "card")
+    except ConfigError:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import getpass
 import re
 import socket
@@ -11,9 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synthcube import addresses
+from synthcube import addresses, reading
 from synthcube.errors import ArtifactError, HubError
-from synthcube.escapes import from_spreadsheet
 from synthcube.export.config import TOKEN
 from synthcube.schema import ImageSpec
 
@@ -73,11 +71,7 @@ def subjects_of(folder: Path) -> list[dict[str, str]]:
     """
     for path in (folder / SPLIT, folder.parent / SPLIT):
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                return [
-                    {name: from_spreadsheet(cell or "") for name, cell in row.items()}
-                    for row in csv.DictReader(file)
-                ]
+            return reading.read_rows(path, ("SubjectID", "Split"), ArtifactError)
     return []
 
 

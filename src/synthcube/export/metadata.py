@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from synthcube import __version__, runtime
+from synthcube import __version__, reading, runtime
 from synthcube.artifact import Artifact
 from synthcube.errors import ArtifactError, ConfigError
 from synthcube.export.config import VERSION
@@ -78,13 +77,12 @@ def version_of(folder: Path) -> str:
     Raises:
         ArtifactError: metadata.json is missing or does not say.
     """
-    try:
-        version = json.loads((folder / METADATA).read_text(encoding="utf-8"))["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    version = reading.read_object(folder / METADATA, ArtifactError).get("version")
+    if not isinstance(version, str) or not VERSION.fullmatch(version):
         raise ArtifactError(
             f"{folder / METADATA} does not say the model's version: export it again."
-        ) from error
-    return str(version)
+        )
+    return version
 
 
 def _tensor(trained: Artifact, channels: int, what: str) -> dict[str, Any]:

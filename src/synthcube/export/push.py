@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synthcube import addresses, artifact, runtime
+from synthcube import addresses, artifact, reading, runtime
 from synthcube.addresses import Address
 from synthcube.errors import HubError
 from synthcube.export import hub
@@ -105,7 +105,7 @@ def _card(folder: Path) -> str:
         HubError: there is none, or none that states a license.
     """
     path = folder / artifact.CARD
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = reading.read_text(path, HubError) if path.is_file() else ""
     if not header_of(text).get("license"):
         raise HubError(
             f"{path} states no license, without which nobody may use the model: say which, as in "

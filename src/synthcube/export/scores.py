@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from synthcube import reading
 from synthcube.errors import EvaluationError
 
 _MARK = "synthcube_evaluation"
@@ -59,13 +58,8 @@ def read_results(path: Path) -> Results:
     Raises:
         EvaluationError: it is none, or holds no number.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EvaluationError(f"--evaluation {path}: {error.strerror}.") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EvaluationError(f"--evaluation {path}: this is no YAML file.") from error
-    if not isinstance(found, dict) or _MARK not in found:
+    found = reading.read_yaml(path, EvaluationError, name="--evaluation")
+    if _MARK not in found:
         raise EvaluationError(
             f"--evaluation {path}: this is not what synthcube evaluate wrote (results.yaml)."
         )

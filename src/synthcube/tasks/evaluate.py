@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from synthcube import __version__, artifact, compute, config, runtime, storage
+from synthcube import __version__, artifact, compute, config, runtime, storage, yaml_text
 from synthcube.config import RunConfig
 from synthcube.data.manifest import Manifest, read_manifest, require_outside
 from synthcube.errors import EvaluationError, OutputError, SynthCubeError
@@ -87,7 +85,7 @@ def evaluate(
     results = {**header, **{section.name: section.plain() for section in sections}}
     if report:
         write_report(storage.make_folder(report, "report"), header, sections)
-    storage.write_mounted(output, yaml.safe_dump(results, sort_keys=False, width=100))
+    storage.write_mounted(output, yaml_text.dump(results))
     return output
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
-from synthcube import artifact, storage
+from synthcube import artifact, reading, storage, yaml_text
 from synthcube.artifact import Artifact
 from synthcube.errors import ArtifactError, ConfigError, OutputError
 from synthcube.export import identities
@@ -114,7 +113,7 @@ def _texts(public: Artifact, story: Story, version: str) -> dict[str, str]:
     """The files that are written anew, by name."""
     about = metadata(public, version=version, license_id=story.license_id, results=story.results)
     return {
-        artifact.CONFIG: yaml.safe_dump(dict(public.config), sort_keys=False),
+        artifact.CONFIG: yaml_text.dump(public.config),
         artifact.IMAGE: _json(public.image.model_dump(mode="json")),
         artifact.METRICS: _json(dict(public.metrics)),
         METADATA: _json(about),
@@ -140,12 +139,7 @@ def _datasets(names: Sequence[str]) -> tuple[str, ...]:
 def _notes(path: Path | str | None) -> str:
     if isinstance(path, str):
         return path
-    try:
-        return path.read_text(encoding="utf-8") if path else ""
-    except OSError as error:
-        raise ConfigError(f"--notes {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--notes {path}: this is not a text file.") from error
+    return reading.read_text(path, ConfigError, name="--notes") if path else ""
 
 
 def _counts(rows: Sequence[Mapping[str, str]]) -> tuple[int, int]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from synthcube import __version__, runtime, storage
+from synthcube import __version__, reading, runtime, storage
 from synthcube.artifact import Artifact
 from synthcube.data.images import write_image
 from synthcube.data.manifest import write_manifest
@@ -52,7 +51,7 @@ def claim(out: Path, trained: Artifact, request: dict[str, Any], precision: str)
     storage.make_folder(out, "output_path")
     existing = out / PROVENANCE
     if existing.exists():
-        before = json.loads(existing.read_text(encoding="utf-8"))
+        before = reading.read_object(existing, OutputError, limit=reading.MAX_LIST_BYTES)
         same = ("request", "artifact_sha256", "precision")
         if any(before.get(key) != provenance[key] for key in same):
             raise OutputError(
@@ -83,6 +82,7 @@ def finish(
         spacing_mm=spec.spacing_mm,
     )  # fmt: skip
     write_manifest(out / MANIFEST, rows)
-    provenance = json.loads((out / PROVENANCE).read_text(encoding="utf-8"))
+    limit = reading.MAX_LIST_BYTES
+    provenance = reading.read_object(out / PROVENANCE, OutputError, limit=limit)
     storage.write_json(out / PROVENANCE, provenance | {"complete": True})
     return out / GRID

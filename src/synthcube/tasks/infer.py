@@ -158,7 +158,7 @@ class _Asked:
 
 def _settings(trained: Artifact, config_path: Path | None) -> tuple[dict[str, Any], set[str]]:
     """The training's settings, those in the YAML over them; and which keys of compute it has."""
-    settings = dict(trained.config)
+    settings = config.trained_settings(trained)
     given: dict[str, Any] = {}
     if config_path:
         given = config.load(config_path, trained=True).model_dump(mode="json", exclude_unset=True)

@@ -9,6 +9,7 @@ import torch
 
 from synthcube import artifact, storage, yaml_text
 from synthcube.artifact import Artifact
+from synthcube.config import trained_settings
 from synthcube.errors import OutputError
 from synthcube.export.registration import registration_steps
 from synthcube.models.family import Samples
@@ -65,8 +66,9 @@ def _written_names(folder: Path) -> list[str]:
 
 def _parameters(trained: Artifact) -> dict[str, Any]:
     """What the model does unless its owner says otherwise."""
-    sampling = {name: trained.config["sampling"][name] for name in ("num_images", "batch_size")}
-    common = {"seed": trained.config["seed"], "sampling": sampling}
+    settings = trained_settings(trained)
+    sampling = {name: settings["sampling"][name] for name in ("num_images", "batch_size")}
+    common = {"seed": settings["seed"], "sampling": sampling}
     if trained.image.source_channels:
         return {"task": "translate", **common}
     if isinstance(trained.build(torch.device("cpu")), Samples):

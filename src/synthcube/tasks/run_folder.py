@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import logging
 import os
@@ -14,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from synthcube import artifact, storage
+from synthcube import artifact, reading, storage, yaml_text
 from synthcube.config import RunConfig
 from synthcube.data.manifest import write_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, OutputError
-from synthcube.escapes import from_spreadsheet
 from synthcube.training import checkpoints
 
 log = logging.getLogger("synthcube")
@@ -164,8 +161,11 @@ def claim(run: Path) -> None:
 def recorded(run: Path) -> dict[str, Any]:
     """The config that a run was trained with last; empty where there is none."""
     path = run / CONFIG
-    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    return found or {}
+    found = reading.read_yaml(path, OutputError) if path.exists() else {}
+    for section in ("model", "data", "training", "sampling", "compute"):
+        if not isinstance(found.get(section, {}), dict):
+            raise OutputError(f"{path} is damaged: {section} is not a section.")
+    return found
 
 
 def check_unchanged(
@@ -225,7 +225,7 @@ def record(run: Path, settings: RunConfig, data: DataModule, environment: dict[s
         for row, split in zip(data.manifest.rows, data.splits, strict=True)
     ]
     _check_same_split(run / SPLIT, rows)
-    storage.write_text(run / CONFIG, yaml.safe_dump(settings.dump(), sort_keys=False))
+    storage.write_text(run / CONFIG, yaml_text.dump(settings.dump()))
     write_manifest(run / SPLIT, rows)
     storage.write_json(run / ENVIRONMENT, environment)
 
@@ -234,10 +234,8 @@ def _check_same_split(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """A run is continued on the images it was started with: subjects must not change sides."""
     if not path.exists():
         return
-    with path.open(newline="", encoding="utf-8") as file:
-        before = [
-            (from_spreadsheet(row["SubjectID"]), row["Split"]) for row in csv.DictReader(file)
-        ]
+    recorded_rows = reading.read_rows(path, ("SubjectID", "Split"), OutputError)
+    before = [(row["SubjectID"], row["Split"]) for row in recorded_rows]
     if before != [(row["SubjectID"], row["Split"]) for row in rows]:
         raise ConfigError(
             f"output_path {path.parent} was trained on other subjects ({len(before)} images then, "

@@ -13,6 +13,7 @@ from synthcube import artifact, compute, config, runtime, storage
 from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest, require_outside
 from synthcube.data.module import DataModule
+from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ImageError
 from synthcube.tasks import forecast, origins, run_folder
 from synthcube.training import Plan, TrainingConfig, checkpoints, fit, start, strategies
@@ -81,6 +82,8 @@ def _train(
     )  # fmt: skip
     if faults := settings.model.faults(data.image):
         raise ImageError("The images do not fit the model:", faults)
+    # infer would refuse it, after all the training
+    Postprocessing(settings.sampling.postprocessing, data.image)
     if rank == 0:
         run_folder.record(run, settings, data, runtime.environment_record(device, precision))
     need = forecast.need_of(settings, data.image, precision, device)

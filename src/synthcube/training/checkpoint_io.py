@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch.utils._pytree import tree_leaves, tree_map
 
-from synthcube import runtime
+from synthcube import reading, runtime
 from synthcube.errors import ArtifactError
 from synthcube.storage import link_or_copy, write_with
 from synthcube.training.shortage import is_shortage
@@ -88,6 +88,7 @@ def load(path: Path, map_location: Any = "cpu", *, mapped: bool = False) -> dict
     Raises:
         ArtifactError: it cannot be read.
     """
+    reading.check_checkpoint(path, ArtifactError)
     try:
         content: dict[str, Any] = torch.load(
             path, map_location=map_location, weights_only=True, mmap=mapped

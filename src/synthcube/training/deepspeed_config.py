@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from synthcube import reading
 from synthcube.compute import ComputeConfig, devices_used
 from synthcube.errors import ConfigError
 from synthcube.training.config import TrainingConfig
@@ -121,11 +121,9 @@ def require_usable(compute: ComputeConfig, training: TrainingConfig, device: tor
 def _read(path: Any) -> tuple[dict[str, Any], str]:
     """DeepSpeed's file, and what is wrong with it."""
     try:
-        config = json.loads(Path(str(path)).read_text(encoding="utf-8"))
-    except OSError as error:
-        return {}, f"{error.strerror}"
-    except ValueError as error:
-        return {}, f"this is not JSON: {error}"
+        config = reading.read_json(Path(str(path)), ConfigError)
+    except ConfigError as error:
+        return {}, str(error)
     sections = ("zero_optimization", "optimizer", "scheduler")
     if not isinstance(config, dict) or not all(
         isinstance(config.get(each, {}), dict) for each in sections

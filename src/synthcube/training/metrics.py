@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import io
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from synthcube import reading
+from synthcube.errors import OutputError
 from synthcube.storage import explained, write_with
 
 FIRST = ("epoch", "step")
@@ -23,8 +27,7 @@ class MetricsTable(Logger):
         self.path = path
         self.columns: list[str] = list(FIRST)
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.columns = next(csv.reader(file), self.columns)
+            self.columns = next(self._lines(), self.columns)
 
     @property
     def name(self) -> str:
@@ -67,9 +70,19 @@ class MetricsTable(Logger):
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdecimal()]
-        return [{name: value or "" for name, value in row.items() if name} for row in rows]
+        lines = self._lines()
+        header = next(lines, [])
+        # of a killed run the last row may be short
+        rows = [dict(itertools.zip_longest(header, line[: len(header)])) for line in lines]
+        rows = [{name: cell or "" for name, cell in row.items() if name} for row in rows]
+        return [row for row in rows if _is_step(row.get("step", ""))]
+
+    def _lines(self) -> Iterator[list[str]]:
+        text = reading.read_text(self.path, OutputError, limit=reading.MAX_LIST_BYTES)
+        try:
+            yield from csv.reader(io.StringIO(text, newline=""))
+        except csv.Error as error:
+            raise OutputError(f"{self.path} is not a valid CSV: {error}.") from error
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         def write(path: Path) -> None:
@@ -79,6 +92,10 @@ class MetricsTable(Logger):
                 writer.writerows(rows)
 
         write_with(self.path, write)
+
+
+def _is_step(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20
 
 
 def _is_of_epoch(row: Mapping[str, str]) -> bool:

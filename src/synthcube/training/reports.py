@@ -12,8 +12,8 @@ from typing import Any
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 
-from synthcube import runtime
-from synthcube.errors import ConfigError, SynthCubeError
+from synthcube import reading, runtime
+from synthcube.errors import ConfigError, OutputError, SynthCubeError
 from synthcube.storage import make_folder, write_json
 from synthcube.training.loggers import LoggerConfig
 
@@ -197,8 +197,8 @@ _OPEN: dict[str, Callable[..., tuple[Any, str]]] = {
 
 def _known_runs(folder: Path) -> dict[str, str]:
     path = folder / _RUNS
-    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    return known
+    known = reading.read_object(path, OutputError) if path.exists() else {}
+    return {name: text for name, text in known.items() if isinstance(text, str)}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

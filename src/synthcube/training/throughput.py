@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -14,10 +13,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
+from pydantic import ConfigDict, Field
 
-from synthcube import runtime
+from synthcube import reading, runtime
 from synthcube.data.module import DataModule
 from synthcube.errors import OutputError
+from synthcube.schema import MAX_COUNT, Schema
 from synthcube.storage import write_json
 from synthcube.training.config import TrainingConfig
 
@@ -30,6 +31,23 @@ _NAMES = {
     "rest": "start and rest",
 }  # fmt: skip
 _DATA_LIMIT, _WRITING_LIMIT, _AIM = 0.05, 0.10, 0.05  # shares of the time
+
+
+class _Part(Schema):
+    """What one run of a training spent."""
+
+    model_config = ConfigDict(extra="allow")
+
+    steps: int = Field(ge=0, le=MAX_COUNT, description="Steps taken.")
+    seconds: dict[str, float] = Field(description="By part.")
+
+
+class _File(Schema):
+    """throughput.json; the total is computed anew."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    parts: list[_Part] = Field(description="Of each run of the training.")
 
 
 class Ledger(Profiler):
@@ -240,10 +258,10 @@ def writing_advice(seconds: Mapping[str, float], training: TrainingConfig) -> li
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
     try:
-        earlier: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    except (OSError, ValueError, KeyError):
+        found = reading.validated(reading.read_object(path, OutputError), _File, path, OutputError)
+    except OutputError:
         return []
-    return earlier
+    return [part.model_dump() for part in found.parts]
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

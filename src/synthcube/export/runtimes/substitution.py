@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from synthcube import reading
 from synthcube.errors import ArtifactError
 from synthcube.export.config import Runtime
 from synthcube.export.runtimes.formats import FORMATS, Converted, Input, record_name
@@ -31,10 +31,8 @@ def converted(folder: Path, runtime: Runtime) -> Converted:
             f"{folder} was not converted for {runtime}: write a folder that is, with `synthcube "
             f"export -m {folder} -o FOLDER --runtime {runtime}`."
         )
-    try:
-        return Converted.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise ArtifactError(f"{path} is damaged: get it again, or export anew.") from error
+    values = reading.read_object(path, ArtifactError)
+    return reading.validated(values, Converted, path, ArtifactError)
 
 
 def substitute(model: nn.Module, folder: Path, runtime: Runtime) -> None:

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from synthcube import storage
+from synthcube import reading, storage
 from synthcube.data.manifest import read_manifest
 from synthcube.errors import EvaluationError
 
@@ -61,7 +59,7 @@ def evaluate(
             report=local_outputs_path / "report" if local_outputs_path else None,
         )  # fmt: skip
         text = results.read_text(encoding="utf-8")
-    check_anonymous(yaml.safe_load(text), [predictions, labels])
+        check_anonymous(reading.read_yaml(results, EvaluationError), [predictions, labels])
     storage.write_mounted(output_path, text)
     return output_path
 

@@ -6,7 +6,6 @@ Without its index a folder counts for nothing: its preparation was cut short.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,13 +13,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, Field
 
-from synthcube import storage
+from synthcube import reading, storage
 from synthcube.data.manifest import FILE_NAME
 from synthcube.errors import ManifestError, OutputError
+from synthcube.schema import Schema
 
 IMAGES, INDEX = "images", "prepared.json"
 VOXELS = "voxels.json"  # a list of digests alone, to be shown to others
+
+
+class _Image(Schema):
+    """An image of the index."""
+
+    subject: str = Field(description="Whose it is.")
+    voxels: str = Field(description="voxel_digest of the raw image.")
+
+
+class _Index(Schema):
+    """prepared.json; what else is recorded there is for people."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    images: dict[str, _Image] = Field(default={}, description="By its path in the folder.")
+    files: dict[str, str] = Field(description="SHA-256 of each file.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +69,7 @@ def claim(folder: Path, name: str) -> list[str]:
     if not storage.contents(folder):
         return []
     index = folder / INDEX
-    listed = [INDEX, *_read(index)["files"]] if index.is_file() else []
+    listed = [INDEX, *_read(index).files] if index.is_file() else []
     found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     if strange := sorted({*found} - {*listed}):
         raise OutputError(
@@ -104,10 +121,8 @@ def read_sources(index: Path) -> list[Source]:
     Raises:
         ManifestError: it is missing or no index.
     """
-    images = _read(index).get("images", {})
-    return [
-        Source(path, str(each["subject"]), str(each["voxels"])) for path, each in images.items()
-    ]
+    images = _read(index).images
+    return [Source(path, each.subject, each.voxels) for path, each in images.items()]
 
 
 def read_digests(path: Path) -> list[str]:
@@ -116,7 +131,7 @@ def read_digests(path: Path) -> list[str]:
     Raises:
         ManifestError: it is no such list.
     """
-    found = _json(path)
+    found = reading.read_json(path, ManifestError, limit=reading.MAX_LIST_BYTES)
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
         raise ManifestError(f"{path} is not a list of digests, as prepare writes {VOXELS}.")
     return found
@@ -129,29 +144,22 @@ def changed_files(folder: Path) -> list[str]:
         ManifestError: there is no index.
     """
     folder = storage.recovered_folder(folder)
-    listed = _read(folder / INDEX).get("files", {})
+    listed = _read(folder / INDEX).files
     faults = []
     for name, digest in listed.items():
-        if not (folder / name).is_file():
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            faults.append(f"{folder / INDEX} lists {name}, which is not in its folder")
+        elif not (folder / name).is_file():
             faults.append(f"{folder / name} is missing")
         elif storage.sha256(folder / name) != digest:
             faults.append(f"{folder / name} has changed since it was prepared (SHA-256 differs)")
     return faults
 
 
-def _read(index: Path) -> dict[str, Any]:
+def _read(index: Path) -> _Index:
     if not index.is_file():
         raise ManifestError(
             f"{index.parent} was not prepared, or its preparation was cut short: it has no {INDEX}."
         )
-    found = _json(index)
-    if not isinstance(found, dict) or "files" not in found:
-        raise ManifestError(f"{index} is not the index of prepared images.")
-    return found
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path} cannot be read: {error}") from error
+    values = reading.read_object(index, ManifestError, limit=reading.MAX_LIST_BYTES)
+    return reading.validated(values, _Index, index, ManifestError)
