@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,30 @@ def fill(disk: Path) -> None:
                 file.flush()
     except OSError:
         pass
+
+
+def test_wherever_a_training_fills_the_disk_it_says_so(
+    small_disk: Path, tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    """torch, the table, the split and the pictures each fail in their own way."""
+    whole = tmp_path / "whole"
+    train(tiny_config(), phantoms, whole)
+    size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    blamed = set()
+    for number in range(10):
+        run = small_disk / "run"
+        fill(small_disk)
+        with (small_disk / "filler").open("r+b") as file:
+            file.truncate(file.seek(0, 2) - size * number // 10)
+        with pytest.raises(OutputError, match=r"Cannot write .*: the disk is full\.") as raised:
+            train(tiny_config(), phantoms, run)
+        blamed.add(Path(str(raised.value).split()[-15].strip(":")).suffix)
+        (small_disk / "filler").unlink()
+        left = [path.name for path in run.rglob(".synthcube-*")]
+        assert not left
+        assert train(tiny_config(), phantoms, run)
+        shutil.rmtree(run)
+    assert {".ckpt"} < blamed
 
 
 def test_a_full_disk_leaves_the_last_good_state(
