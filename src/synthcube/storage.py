@@ -269,7 +269,9 @@ def write_mounted(path: Path, text: str) -> None:
     A mount cannot be replaced, and the folder that it is in may not be writable. Where there is
     no such file, its folder is made as well.
     """
-    if not path.exists():
+    if path.exists():
+        sweep(path.parent)
+    else:
         make_folder(path.parent)
     try:
         write_text(path, text)

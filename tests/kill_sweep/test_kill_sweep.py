@@ -2,7 +2,7 @@
 
 The second call must succeed, leave the very files that an undisturbed call leaves, and nothing
 else; what was good before must be readable in between. Points are taken evenly from all of a
-command's; SYNTHCUBE_KILL_SWEEP=all takes every one.
+command's; SYNTHCUBE_KILL_SWEEP=all takes every one, a number so many of each.
 """
 
 from __future__ import annotations
@@ -244,7 +244,9 @@ def test_a_kill_before_any_change(
 
 
 def chosen(number: int, points: int) -> list[int]:
-    if os.environ.get("SYNTHCUBE_KILL_SWEEP") == "all" or number <= points:
+    if wish := os.environ.get("SYNTHCUBE_KILL_SWEEP", ""):
+        points = number if wish == "all" else int(wish)
+    if number <= points:
         return list(range(number))
     return sorted({round(i * (number - 1) / (points - 1)) for i in range(points)})
 
