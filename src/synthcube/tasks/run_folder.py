@@ -106,7 +106,7 @@ def take(run: Path, rank: int, held: ExitStack) -> None:
         return
     claim(run)
     held.enter_context(locked(run))
-    for name in ("checkpoints", "samples", "logs"):
+    for name in ("artifact", "checkpoints", "samples", "logs"):
         storage.sweep(run / name)
     storage.settle(run / "artifact")
 
