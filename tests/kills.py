@@ -55,7 +55,7 @@ class Kill:
     def _is_below(self, path: object) -> bool:
         if isinstance(path, bytes):
             path = os.fsdecode(path)
-        return isinstance(path, str | Path) and os.path.abspath(path).startswith(self.root)
+        return isinstance(path, str | Path) and str(Path(path).absolute()).startswith(self.root)
 
 
 def killed_before(number: int, root: Path, work: Callable[[], object]) -> bool:

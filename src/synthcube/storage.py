@@ -275,7 +275,9 @@ def write_mounted(path: Path, text: str) -> None:
     A mount cannot be replaced, and the folder that it is in may not be writable. Where there is
     no such file, its folder is made as well.
     """
-    if not path.exists():
+    if path.exists():
+        sweep(path.parent)
+    else:
         make_folder(path.parent)
     try:
         write_text(path, text)
@@ -338,7 +340,10 @@ def settle(target: Path) -> None:
     if not following.is_dir():
         return
     with explained(target), scratch_folder(target) as outdated:
-        for path in _files(following):
+        files = _files(following)
+        for parent in {target / path.parent.relative_to(following) for path in files}:
+            sweep(parent)  # of a call before this one that was killed here
+        for path in files:
             place = target / path.relative_to(following)
             if path.name != _OBSOLETE:
                 place.parent.mkdir(parents=True, exist_ok=True)

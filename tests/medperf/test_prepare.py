@@ -144,10 +144,10 @@ def test_the_same_again_gives_the_same_and_never_the_input(prepared, new_site, h
 
 def test_two_outputs_are_needed(site) -> None:
     site.labels = site.data
-    with pytest.raises(OutputError, match="output_path .* is also output_labels_path"):
+    with pytest.raises(OutputError, match=r"output_path .* is also output_labels_path"):
         site.prepare()
     site.labels = site.data / "labels"
-    with pytest.raises(OutputError, match="output_path .* holds output_labels_path"):
+    with pytest.raises(OutputError, match=r"output_path .* holds output_labels_path"):
         site.prepare()
 
 

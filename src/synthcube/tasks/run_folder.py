@@ -8,7 +8,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def take(run: Path, rank: int, held: ExitStack) -> None:
         return
     claim(run)
     held.enter_context(locked(run))
-    for name in ("checkpoints", "samples", "logs"):
+    for name in ("artifact", "checkpoints", "samples", "logs"):
         storage.sweep(run / name)
     storage.settle(run / "artifact")
 
@@ -117,28 +117,21 @@ def locked(run: Path) -> Iterator[None]:
         OutputError: another training is in it.
     """
     path = run / LOCK
-    try:
-        file = path.open("r+" if path.exists() else "w+", encoding="utf-8")
-    except OSError as error:
-        log.warning("%s cannot be locked against a second training: %s.", run, error.strerror)
-        yield
-        return
-    with file:
+    with ExitStack() as held:
         try:
+            file = held.enter_context(path.open("r+b" if path.exists() else "w+b", buffering=0))
             # Of the process alone: a loader that outlives it must not hold the folder.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+            file.truncate()
+            file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n".encode())
+        except BlockingIOError as error:
             raise OutputError(
-                f"output_path {run} is being trained by another process ({file.read().strip()}): "
-                "wait for its end, or give another folder."
+                f"output_path {run} is being trained by another process "
+                f"({file.read().decode(errors='replace').strip()}): wait for its end, or give "
+                "another folder."
             ) from error
-        except OSError as error:
+        except OSError as error:  # read-only, of another user, or on a disk that is full
             log.warning("%s cannot be locked against a second training: %s.", run, error.strerror)
-        else:
-            with suppress(OSError):
-                file.truncate()
-                file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
-                file.flush()
         yield
 
 
