@@ -178,6 +178,9 @@ def test_a_logger_that_is_not_installed_is_refused_with_its_extra(
         ([{"name": "tensorboard", "arguments": {"save_dir": "/tmp"}}], "no argument 'save_dir'"),
         ([{"name": "wandb", "arguments": {"projekt": "a"}}], "no argument 'projekt'; .*project"),
         ([{"name": "mlflow", "arguments": {"run_id": "a"}}], "no argument 'run_id'; .*run_name"),
+        ([{"name": "wandb", "arguments": {"save_code": True}}], "no argument 'save_code'"),
+        ([{"name": "tensorboard", "arguments": {"filename_suffix": "/../../a"}}],
+         "filename_suffix is '/../../a': the end of a name is needed, no path"),
         (
             [{"name": "mlflow", "arguments": {"tracking_uri": "https://me:secret@host"}}],
             "holds a password",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import socket
 from pathlib import Path
@@ -14,7 +15,7 @@ from huggingface_hub import constants
 import synthcube
 from synthcube import addresses, artifact
 from synthcube.data.phantom import write_phantoms
-from synthcube.errors import HubError
+from synthcube.errors import ArtifactError, HubError
 from synthcube.export.card import header_of
 from synthcube.export.pull import located
 
@@ -97,6 +98,22 @@ def test_package_and_evaluate_take_an_address(published, cli, first_stage, tmp_p
     card = (tmp_path / "again" / "README.md").read_text()
     assert "| fidelity | frechet_distance |" in card
     assert "12 predictions, 12 labels, in features of random-projection" in card
+
+
+def test_a_strangers_code_is_refused(published, cli, first_stage, tmp_path) -> None:
+    folder = tmp_path / "model"  # as it was published
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["sampling"]["postprocessing"] = [{"name": "their_code.steps:Step"}]
+    text = yaml.safe_dump(settings).encode()
+    index = json.loads((folder / "artifact.json").read_text())
+    index["files"]["config.yaml"] = hashlib.sha256(text).hexdigest()
+    change(published, config_yaml=text, artifact_json=json.dumps(index).encode())
+    for words in (["infer", "-n", 1], ["export"], ["package"]):
+        code, _, err = cli(*words, "-m", ADDRESS, "-o", tmp_path / "out")
+        assert code == 2
+        assert "their_code.steps:Step is code that does not belong to SynthCube" in err
+    with pytest.raises(ArtifactError, match="--trust their_code, or its folder"):
+        synthcube.from_pretrained(NAME)
 
 
 def test_only_what_the_index_lists_is_downloaded(published) -> None:

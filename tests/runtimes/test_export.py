@@ -199,6 +199,45 @@ def test_a_damaged_conversion_is_refused(name, converted, cli, tmp_path) -> None
     assert f"{name} has changed since it was written" in err
 
 
+@pytest.mark.parametrize(
+    "location", ["../secret.bin", "/etc/hostname", "link.bin", "*/_ORT_MEM_ADDR_/*"]
+)
+@pytest.mark.parametrize("place", ["initializer", "constant"])
+def test_a_graph_that_reads_other_files_is_refused(place, location, converted, cli, tmp_path):
+    import onnx
+
+    folder = tmp_path / "model"
+    shutil.copytree(converted("dcgan", "onnx"), folder)
+    (tmp_path / "secret.bin").write_bytes(bytes(64))
+    (folder / "link.bin").symlink_to("../secret.bin")
+    path = folder / "onnx.generator.onnx"
+    graph = onnx.load(path)
+    weights = onnx.TensorProto(
+        name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL
+    )
+    for key, value in (("offset", "0"), ("location", location), ("length", "16")):
+        weights.external_data.add(key=key, value=value)
+    if place == "initializer":
+        graph.graph.initializer.append(weights)
+    else:
+        graph.graph.node.append(onnx.helper.make_node("Constant", [], ["w"], value=weights))
+    path.write_bytes(graph.SerializeToString())
+    artifact.write_index(folder)
+    code, _, err = cli("infer", "-m", folder, "-o", tmp_path / "out", "--runtime", "onnx")
+    assert code == 2
+    assert f"takes its weights from {location}: only onnx.generator.onnx.data beside it" in err
+
+
+def test_a_graph_that_is_none_is_refused(converted, cli, tmp_path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(converted("dcgan", "onnx"), folder)
+    (folder / "onnx.generator.onnx").write_bytes(b":" + b"\xff" * 20)
+    artifact.write_index(folder)
+    code, _, err = cli("infer", "-m", folder, "-o", tmp_path / "out", "--runtime", "onnx")
+    assert code == 2
+    assert "onnx.generator.onnx is damaged: get it again" in err
+
+
 def test_a_runtime_that_nobody_knows(first_stage, cli, tmp_path) -> None:
     words = ("export", "-m", first_stage("dcgan"), "-o", tmp_path / "model")
     code, _, err = cli(*words, "--runtime", "tensorrt")

@@ -59,6 +59,7 @@ def begin(plugin_folders: Sequence[Path] = (), trusted: Sequence[str] = ()) -> N
     """
     from synthcube import plugins, runtime
 
+    runtime.keep_out_current_folder()
     runtime.calm_threads()
     runtime.name_user()
     runtime.open_log()

@@ -11,6 +11,7 @@ from synthcube.runtime.libraries import (
     import_monai,
     keep_conversions_local,
     keep_loggers_local,
+    keep_out_current_folder,
     name_user,
     quiet_lightning,
 )
@@ -23,7 +24,8 @@ from synthcube.runtime.seeds import derived_seed
 __all__ = [
     "PUBLIC_HUB", "cache_folder", "calm_threads", "derived_seed", "environment_record",
     "fix_cublas", "free_memory", "import_monai", "is_offline", "is_terminal",
-    "keep_caches_private", "keep_conversions_local", "keep_loggers_local", "launched_processes",
+    "keep_caches_private", "keep_conversions_local", "keep_loggers_local",
+    "keep_out_current_folder", "launched_processes",
     "local_rank", "name_user", "num_cores", "open_log", "process_rank", "quiet_lightning",
     "ready_hub", "resident_bytes", "told", "uses_xet", "versions", "workers_that_fit",
 ]  # fmt: skip

@@ -53,6 +53,14 @@ def name_user() -> None:
         os.environ["USER"] = "synthcube"
 
 
+def keep_out_current_folder() -> None:
+    """Let no file of the current folder take the place of a module in processes to come.
+
+    Python 3.10 does not know of it.
+    """
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+
 def keep_loggers_local() -> None:
     """Keep what MLflow and W&B would report to their makers on this machine, and let MLflow write
     to a folder; to be called before they are imported.

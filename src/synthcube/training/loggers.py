@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
-from collections.abc import Callable
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, model_validator
 from typing_extensions import Self
 
-from synthcube import names, runtime
+from synthcube import names
 from synthcube.schema import Schema
 
-# What SynthCube sets itself: the place in the run folder, the way to resume, what is shared.
-_OURS = {
-    "self", "kwargs", "save_dir", "root_dir", "log_dir", "dir", "version", "sub_dir", "id",
-    "run_id", "resume", "resume_from", "fork_from", "reinit", "force", "mode", "settings",
-    "experiment", "anonymous", "log_model", "log_graph", "checkpoint_name", "add_file_policy",
-    "purge_step", "config", "config_exclude_keys", "config_include_keys", "allow_val_change",
-    "monitor_gym", "tensorboard", "sync_tensorboard", "default_hp_metric",
+# Of Lightning's loggers, TensorBoard's SummaryWriter and wandb.init. The place in the run folder,
+# the way to resume and what is shared SynthCube decides; nothing here sends or opens other files.
+_ARGUMENTS = {
+    "tensorboard": {"comment", "filename_suffix", "flush_secs", "max_queue", "prefix"},
+    "wandb": {
+        "entity", "group", "job_type", "name", "notes", "offline", "prefix", "project", "tags",
+    },
+    "mlflow": {
+        "artifact_location", "experiment_name", "prefix", "run_name", "synchronous", "tags",
+        "tracking_uri",
+    },
 }  # fmt: skip
 
 
@@ -50,39 +52,18 @@ class LoggerConfig(Schema):
                 f"{self.name} is not installed here: pip install 'synthcube[{self.name}]', or "
                 f"leave it out of training.loggers; metrics.csv is written without it"
             )
-        if self.arguments:
-            known = {name for kind in _takers(self.name) for name in _arguments(kind)} - _OURS
-            known |= {"offline", "prefix"} if self.name == "wandb" else set()
-            known -= {"name"} if self.name == "tensorboard" else set()
-            unknown = [name for name in self.arguments if name not in known]
-            if unknown:
-                raise ValueError(
-                    f"{self.name} takes no argument {', '.join(map(repr, unknown))}; it takes "
-                    f"{', '.join(sorted(known))}"
-                )
+        known = _ARGUMENTS[self.name]
+        if unknown := [name for name in self.arguments if name not in known]:
+            raise ValueError(
+                f"{self.name} takes no argument {', '.join(map(repr, unknown))}; it takes "
+                f"{', '.join(sorted(known))}"
+            )
+        suffix = str(self.arguments.get("filename_suffix", ""))
+        if {"/", "\\"} & set(suffix):
+            raise ValueError(f"filename_suffix is {suffix!r}: the end of a name is needed, no path")
         if urlsplit(str(self.arguments.get("tracking_uri", ""))).password:
             raise ValueError(
                 "tracking_uri holds a password, and the config is shared with the model: set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
             )
         return self
-
-
-def _takers(name: str) -> tuple[Callable[..., Any], ...]:
-    """What gets the arguments: Lightning's logger, and what it hands them on to."""
-    runtime.keep_loggers_local()
-    from lightning.pytorch import loggers
-
-    if name == "tensorboard":
-        from torch.utils.tensorboard import SummaryWriter
-
-        return loggers.TensorBoardLogger, SummaryWriter
-    if name == "wandb":
-        import wandb
-
-        return (wandb.init,)
-    return (loggers.MLFlowLogger,)
-
-
-def _arguments(kind: Callable[..., Any]) -> list[str]:
-    return list(inspect.signature(kind).parameters)

@@ -14,6 +14,7 @@ import torch
 
 from synthcube import runtime
 from synthcube.errors import ConfigError
+from synthcube.export.runtimes.external_data import check_locations
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -70,14 +71,14 @@ class Session:
     """A converted network, on the CPU, with the threads that torch has."""
 
     def __init__(self, folder: Path, stem: str) -> None:
+        path = folder / f"{stem}.onnx"
+        check_locations(path)
         ort = _onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = ort.InferenceSession(
-            folder / f"{stem}.onnx", options, providers=["CPUExecutionProvider"]
-        )
+        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         # An input that no result depends on is not there any more.
         self._names = {each.name for each in self._session.get_inputs()}
 
