@@ -282,7 +282,7 @@ def test_what_no_checkpoint_can_be_continued_with_is_refused(
 def test_a_signal_before_the_first_step_ends_at_once() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     with (
-        pytest.raises(PreemptedError, match=r"^SIGUSR1 came before there was anything to save"),
+        pytest.raises(PreemptedError, match=r"^SIGUSR1 came between steps: nothing is lost"),
         Preemption(["SIGUSR1"]).listening(),
     ):
         os.kill(os.getpid(), signal.SIGUSR1)

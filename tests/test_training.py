@@ -31,7 +31,8 @@ def test_the_run_folder_holds_everything(tiny_config, phantoms: Path, tmp_path: 
     assert train(tiny_config(), phantoms, run) == run / "artifact"
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert found == {
-        "config.yaml", "split.csv", "metrics.csv", "environment.json", "throughput.json",
+        "config.yaml", "split.csv", "images.json", "metrics.csv", "environment.json",
+        "throughput.json",
         "samples/epoch_0001.png", "samples/epoch_0002.png",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt",
         "artifact/artifact.json", "artifact/config.yaml", "artifact/image.json",

@@ -175,8 +175,13 @@ def save(
     weights: Mapping[str, torch.Tensor],
     metrics: Mapping[str, float],
     picture: Path | None = None,
+    checkpoint: str = "",
 ) -> None:
-    """Write the artifact in one step, in place of an older one."""
+    """Write the artifact in one step, in place of an older one.
+
+    Args:
+        checkpoint: fingerprint of the checkpoint that the weights are of.
+    """
     with replaced_folder(folder, written_names(folder)) as staging:
         tensors = {name: value.contiguous() for name, value in weights.items()}
         write_with(staging / WEIGHTS, partial(save_file, tensors))
@@ -187,7 +192,7 @@ def save(
         write_json(staging / VERSIONS, runtime.versions())
         if picture and picture.exists():
             shutil.copyfile(picture, staging / PICTURE)
-        write_index(staging)
+        write_index(staging, checkpoint=checkpoint)
 
 
 def written_names(folder: Path) -> list[str]:
@@ -200,11 +205,12 @@ def written_names(folder: Path) -> list[str]:
         return [INDEX]
 
 
-def write_index(folder: Path, names: Iterable[str] | None = None) -> None:
+def write_index(folder: Path, names: Iterable[str] | None = None, *, checkpoint: str = "") -> None:
     """List the files of an artifact folder with their hashes.
 
     Args:
         names: of them, where others may lie beside them.
+        checkpoint: fingerprint of the one that the weights are of, in a run.
     """
     unlisted = (INDEX, CARD)
     found = folder.iterdir() if names is None else (folder / name for name in names)
@@ -217,6 +223,7 @@ def write_index(folder: Path, names: Iterable[str] | None = None) -> None:
             for path in files
             if path.name[0] != "." and path.name not in unlisted
         },
+        **({"checkpoint": checkpoint} if checkpoint else {}),
     }
     write_json(folder / INDEX, index)
 

@@ -27,12 +27,9 @@ def guard_start(words: Sequence[str]) -> None:
             signals that preempt it; other commands end by them as every program does.
     """
     command = next((word for word in words if not word.startswith("-")), "")
-    handlers = {signal.SIGINT: _interrupt}
-    if command == "train":
-        handlers |= dict.fromkeys(PREEMPTING, _preempt)
-    for number, handler in handlers.items():
+    for number in (signal.SIGINT, *(PREEMPTING if command == "train" else ())):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, handler)
+            signal.signal(number, _interrupt if number == signal.SIGINT else _preempt)
 
 
 def release(numbers: Iterable[int] = (signal.SIGINT, *PREEMPTING)) -> None:

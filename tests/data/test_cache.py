@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthcube.data import digests
 from synthcube.data.cache import ImageCache, cache_key, open_cache
 from synthcube.data.transforms import Prepared
 from synthcube.errors import ImageError, OutputError
@@ -162,15 +164,33 @@ def test_key_follows_content_not_time_or_name(files: list[list[Path]], tmp_path:
     assert cache_key(files, {}, tmp_path / "fresh root") == cache_key(files, {}, root)
 
 
-def test_unchanged_files_are_not_read_again(files: list[list[Path]], tmp_path: Path) -> None:
-    """Content that changes behind size and time is not seen: that is what the memo costs."""
+def test_unchanged_files_are_not_read_again(
+    files: list[list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "root"
     key = cache_key(files, {}, root)
-    stat = files[0][0].stat()
-    files[0][0].write_bytes(b"y" * stat.st_size)
-    os.utime(files[0][0], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    read: list[Path] = []
+    monkeypatch.setattr(digests, "_digest", read.append)
     assert cache_key(files, {}, root) == key
-    assert cache_key(files, {}, tmp_path / "other root") != key
+    assert not read
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["another file", "in its place"])
+def test_a_file_of_equal_size_and_time_is_read_anew(
+    replaced: bool, files: list[list[Path]], tmp_path: Path
+) -> None:
+    """As `cp --preserve` or `rsync --times` leave it; nobody can set the time of the change."""
+    root = tmp_path / "root"
+    key = cache_key(files, {}, root)
+    path = files[0][0]
+    stat = path.stat()
+    time.sleep(0.02)  # the clock of a file system ticks slowly
+    other = tmp_path / "other.png" if replaced else path
+    other.write_bytes(b"y" * stat.st_size)
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(path)
+    assert path.stat().st_mtime_ns == stat.st_mtime_ns
+    assert cache_key(files, {}, root) != key
 
 
 @pytest.mark.parametrize("text", ["{broken", "[1, 2]", "", "7"])

@@ -12,7 +12,11 @@ from synthcube.storage import make_folder, write_json
 
 
 def content_digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
-    """Content hashes; a file of unchanged path, size and time is not read again."""
+    """Content hashes; a file that is the same to the file system is not read again.
+
+    Its times are that of its content, which anybody may set, and that of its change, which nobody
+    may.
+    """
     memo_path = root / "digests.json"
     try:
         memo = dict(json.loads(memo_path.read_text(encoding="utf-8")))
@@ -23,7 +27,9 @@ def content_digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
     for path in paths:
         try:
             stat = path.stat()
-            name = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+            name = "|".join(
+                map(str, (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+            )
             found[path] = memo.get(name) or fresh.setdefault(name, _digest(path))
         except OSError:
             found[path] = os.urandom(16).hex()  # in no cache; reading the image says why

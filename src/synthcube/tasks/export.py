@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -79,6 +80,8 @@ def export(
         trained,
         config=identities.public_config(trained.config),
         image=identities.public_image(trained.image, {row.get("SubjectID", "") for row in rows}),
+        # JSON of others may hold NaN, which is a number for no reader of ours.
+        metrics={name: value for name, value in trained.metrics.items() if math.isfinite(value)},
     )
     family = trained.build(torch.device("cpu"))
     num_images, num_subjects = _counts(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import re
@@ -14,9 +15,10 @@ from typing import Any
 
 import torch
 
-from synthcube import artifact, reading, storage, yaml_text
+from synthcube import artifact, reading, runtime, storage, yaml_text
 from synthcube.config import RunConfig
-from synthcube.data.manifest import write_manifest
+from synthcube.data.digests import content_digests
+from synthcube.data.manifest import Manifest, capped, write_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, OutputError
 from synthcube.training import checkpoints
@@ -26,6 +28,8 @@ log = logging.getLogger("synthcube")
 CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
 LOCK = ".synthcube.lock"
 _WRITTEN = (CONFIG, "artifact", "samples", "metrics.csv", "throughput.json", "logs")
+IMAGES = "images.json"
+"""A digest of the files of each image, in the order of SPLIT."""
 # Keys that may differ from the run that is continued: they change no step already taken.
 _FREE = (
     "training.max_epochs.", "training.max_minutes.", "training.sample_every_n_epochs.",
@@ -42,8 +46,7 @@ _FIXED = r"model\.(name|.*optimizer\.name)|training\.(freeze|start_.*)"
 
 def save_artifact(run: Path, settings: RunConfig, data: DataModule) -> None:
     """Write what the best checkpoint of a run holds, or else its last, as an artifact."""
-    best = run / "checkpoints" / checkpoints.BEST
-    source = best if best.exists() else run / "checkpoints" / checkpoints.LAST
+    source = _source(run)
     epochs, steps = checkpoints.reached(source)
     pictures = sorted((run / "samples").glob("*.png"))
     artifact.save(
@@ -53,7 +56,31 @@ def save_artifact(run: Path, settings: RunConfig, data: DataModule) -> None:
         weights=_single(checkpoints.weights(source)),
         metrics={"epochs": epochs, "steps": steps, **checkpoints.monitored(source)},
         picture=pictures[-1] if pictures else None,
+        checkpoint=checkpoints.fingerprint(source),
     )
+
+
+def has_current_artifact(run: Path, settings: RunConfig) -> bool:
+    """Whether the artifact of a run is of its checkpoint and its config as they are now.
+
+    It is not where a training was killed after its last checkpoint, over an older artifact.
+    """
+    folder = run / "artifact"
+    try:
+        index = json.loads((folder / artifact.INDEX).read_text(encoding="utf-8"))
+        written = (folder / artifact.CONFIG).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(index, dict)
+        and index.get("checkpoint") == checkpoints.fingerprint(_source(run))
+        and written == yaml_text.dump(settings.dump())
+    )
+
+
+def _source(run: Path) -> Path:
+    best = run / "checkpoints" / checkpoints.BEST
+    return best if best.exists() else run / "checkpoints" / checkpoints.LAST
 
 
 def _single(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -87,6 +114,12 @@ def checkpoint(run: Path, resume: str) -> Path | None:
     if not Path(resume).is_file():
         raise ConfigError(
             f"--resume {resume}: there is no such checkpoint; use auto, never, or the path of one."
+        )
+    if lack := checkpoints.lack(Path(resume)):
+        raise ConfigError(
+            f"--resume {resume}: {lack}. Only a checkpoint of synthcube train can be continued: "
+            "checkpoints/last.ckpt of a run. To start a new training from the weights of a model, "
+            "set training.start_from to its folder (a run, an exported or an imported model)."
         )
     return Path(resume)
 
@@ -202,11 +235,18 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def record(run: Path, settings: RunConfig, data: DataModule, environment: dict[str, Any]) -> None:
-    """Write config, split and environment.
+def record(
+    run: Path, settings: RunConfig, data: DataModule, environment: dict[str, Any], *,
+    continued: bool, accept_changes: bool,
+) -> None:  # fmt: skip
+    """Write config, split, digests of the images, and environment.
+
+    Args:
+        continued: whether something was trained in this run before.
 
     Raises:
-        ConfigError: the run was trained on other subjects.
+        ConfigError: the run was trained on other subjects; or on other content of their files, and
+            that is not accepted.
     """
     rows = [
         {
@@ -218,8 +258,12 @@ def record(run: Path, settings: RunConfig, data: DataModule, environment: dict[s
         for row, split in zip(data.manifest.rows, data.splits, strict=True)
     ]
     _check_same_split(run / SPLIT, rows)
+    digests = _digests(data.manifest)
+    if continued:
+        _check_same_content(run / IMAGES, data.manifest, digests, accept_changes)
     storage.write_text(run / CONFIG, yaml_text.dump(settings.dump()))
     write_manifest(run / SPLIT, rows)
+    storage.write_json(run / IMAGES, digests)
     storage.write_json(run / ENVIRONMENT, environment)
 
 
@@ -233,4 +277,36 @@ def _check_same_split(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         raise ConfigError(
             f"output_path {path.parent} was trained on other subjects ({len(before)} images then, "
             f"{len(rows)} now); give another one, or the same data."
+        )
+
+
+def _digests(manifest: Manifest) -> list[str]:
+    digests = content_digests(
+        [path for row in manifest.rows for path in row.channels], runtime.cache_folder()
+    )
+    return ["-".join(digests[path] for path in row.channels) for row in manifest.rows]
+
+
+def _check_same_content(
+    path: Path, manifest: Manifest, digests: Sequence[str], accept_changes: bool
+) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # of an older version, which did not write it
+    if not isinstance(before, list) or len(before) != len(digests):
+        return
+    changed = [
+        ", ".join(map(str, row.channels))
+        for row, old, new in zip(manifest.rows, before, digests, strict=True)
+        if old != new
+    ]
+    if changed and accept_changes:
+        log.warning("Continuing on changed images: %s", "; ".join(capped(changed)))
+    elif changed:
+        count = "1 image has" if len(changed) == 1 else f"{len(changed)} images have"
+        raise ConfigError(
+            f"{count} changed since output_path {path.parent} was trained on them; restore them, "
+            "give another output_path, or --accept_changes to go on with these:",
+            capped(changed),
         )

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from synthcube import artifact, compute, config, runtime, storage
+from synthcube import compute, config, runtime, storage
 from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest, require_outside
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
-from synthcube.errors import ImageError
+from synthcube.errors import ConfigError, ImageError
 from synthcube.tasks import forecast, origins, run_folder
 from synthcube.training import Plan, TrainingConfig, checkpoints, fit, start, strategies
 from synthcube.training.early_stop import stopped_early
@@ -59,6 +59,7 @@ def _train(
     storage.require_separate({"output_path": run}, _inputs(settings, data_path))
     run_folder.take(run, rank, held)
     checkpoint = run_folder.checkpoint(run, resume)
+    end = _end(run, checkpoint, settings.training)
     # Where nothing was trained yet, a config that was refused may be mended.
     before = run_folder.recorded(run) if checkpoint or (run / "artifact").exists() else {}
     settings = origins.pinned(settings, before)
@@ -85,18 +86,19 @@ def _train(
     # infer would refuse it, after all the training
     Postprocessing(settings.sampling.postprocessing, data.image)
     if rank == 0:
-        run_folder.record(run, settings, data, runtime.environment_record(device, precision))
+        run_folder.record(
+            run, settings, data, runtime.environment_record(device, precision),
+            continued=bool(before), accept_changes=accept_changes,
+        )  # fmt: skip
     need = forecast.need_of(settings, data.image, precision, device)
     with forecast.shortage_explained(need, run):
-        if not (checkpoint and (end := _end(checkpoint, settings.training))):
+        if end:
+            log.info("This training is complete; %s to continue it.", end)
+        else:
             if rank == 0:
                 forecast.foretell(need)
             _fit(run, settings, data, precision, device, checkpoint, preemption, accept_changes)
-        else:
-            log.info("This training is complete; %s to continue it.", end)
-            if (run / "artifact" / artifact.INDEX).exists():
-                return None if rank else run / "artifact"
-        if rank == 0:
+        if rank == 0 and not (end and run_folder.has_current_artifact(run, settings)):
             run_folder.save_artifact(run, settings, data)
     return None if rank else run / "artifact"
 
@@ -111,12 +113,26 @@ def _inputs(settings: RunConfig, data_path: Path) -> dict[str, Path | None]:
     return {"data_path": data_path, **models}
 
 
-def _end(checkpoint: Path, training: TrainingConfig) -> str:
-    """What to change so that a complete training goes on; empty where it goes on as it is."""
+def _end(run: Path, checkpoint: Path | None, training: TrainingConfig) -> str:
+    """What to change so that a complete training goes on; empty where it goes on as it is.
+
+    Raises:
+        ConfigError: it is complete, and not that of this run.
+    """
+    if checkpoint is None:
+        return ""
     if checkpoints.is_complete(checkpoint, training):
-        return "raise training.max_epochs, or max_minutes,"
-    reason = stopped_early(checkpoint, training)
-    return f"{reason}; raise that patience" if reason else ""
+        end = "raise training.max_epochs, or max_minutes,"
+    elif reason := stopped_early(checkpoint, training):
+        end = f"{reason}; raise that patience"
+    else:
+        return ""
+    if checkpoint.parent.resolve() != (run / "checkpoints").resolve():
+        raise ConfigError(
+            f"--resume {checkpoint}: its training is complete; {end} to continue it. Its model is "
+            "in the run folder that it is of, which synthcube infer and training.start_from take."
+        )
+    return end
 
 
 def _join(settings: RunConfig, num_devices: int) -> int:

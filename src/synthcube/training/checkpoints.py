@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +82,32 @@ def reached(path: Path) -> tuple[int, int]:
     content = load(path, mapped=True)
     epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     return int(epochs), int(content["global_step"])
+
+
+def lack(path: Path) -> str:
+    """Why a file is no checkpoint to continue a training from; empty where it is one."""
+    if path.suffix == ".safetensors":
+        return "these are weights alone, without the state of a training"
+    if not zipfile.is_zipfile(path):
+        return "this is not a file of PyTorch, or it is cut short"
+    content: object = load(path, mapped=True)
+    if isinstance(content, dict) and {"loops", "callbacks", "global_step"} <= content.keys():
+        return ""
+    return "it holds weights, or something else, without the state of a training"
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of a checkpoint, of the sizes and check sums that its own directory lists.
+
+    Gigabytes of weights are not read for it.
+    """
+    with zipfile.ZipFile(path) as file:
+        # The folder that all are in is named after the temporary file that was written.
+        records = [
+            (record.filename.partition("/")[2], record.file_size, record.CRC)
+            for record in file.infolist()
+        ]
+    return hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
 
 def position(path: Path) -> tuple[int, int]:

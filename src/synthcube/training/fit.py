@@ -65,6 +65,7 @@ def fit(family: Family, plan: Plan) -> dict[str, float]:
         )
         with _reported(trainer, table, ledger, plan), plan.preemption.patient():
             trainer.fit(family, datamodule=plan.data, ckpt_path=plan.checkpoint, weights_only=True)
+    plan.preemption.stop_if_heard()  # after the last step, when nobody asked any more
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 

@@ -52,6 +52,7 @@ class Preemption:
                 self._repetition.cancel()
             for each, handler in before.items():
                 signal.signal(each, handler)
+            interruption.release(interruption.PREEMPTING)
 
     def listen(self) -> None:
         """Take the signals, also back from somebody who took them from us."""
@@ -64,8 +65,7 @@ class Preemption:
         """Inside, a signal is remembered instead of stopping at once."""
         before, self._patient = self._patient, True
         try:
-            if self.heard:  # and somebody has kept it to himself
-                raise self._stopped()
+            self.stop_if_heard()
             yield
         finally:
             self._patient = before
@@ -93,6 +93,14 @@ class Preemption:
             self._raised = self._stopped()
             raise self._raised
 
+    def stop_if_heard(self) -> None:
+        """
+        Raises:
+            PreemptedError: a signal came, and was remembered only, or its error was swallowed.
+        """
+        if self.heard:
+            raise self._stopped()
+
     def _stopped(self) -> PreemptedError:
         return PreemptedError(f"{self.heard} came between steps: nothing is lost. {_AGAIN}")
 
@@ -101,7 +109,8 @@ class Preemption:
         if not isinstance(lost.exc_value, PreemptedError):
             return False
         number, self.heard = signal.Signals[str(self.heard)], None
-        self._repetition = threading.Timer(0.01, signal.raise_signal, [number])
+        main = threading.main_thread().ident
+        self._repetition = threading.Timer(0.01, signal.pthread_kill, [main, number])
         self._repetition.start()
         return True
 
