@@ -11,12 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from monai.networks import nets
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from typing_extensions import Self
 
-from synthcube.losses import wide
+from synthcube.losses import at_least_float32
 from synthcube.models.autoencoder import Autoencoder, AutoencoderConfig
-from synthcube.models.nets.tiling import decoded
+from synthcube.models.family import size_faults
+from synthcube.models.nets.tiling import decode_in_tiles
 from synthcube.optimization import OptimizerConfig
 from synthcube.schema import ImageSpec, List
 
@@ -34,27 +35,22 @@ class AutoencoderKLConfig(AutoencoderConfig):
         description="Channels at each level, full resolution first; each level after the first "
         "halves every side.",
     )
-    num_res_blocks: int = Field(default=1, ge=1, description="Residual blocks at each level.")
-    latent_channels: int = Field(default=4, ge=1, description="Channels of the latent.")
-    kl_weight: float = Field(
+    num_res_blocks: PositiveInt = Field(default=1, description="Residual blocks at each level.")
+    latent_channels: PositiveInt = Field(default=4, description="Channels of the latent.")
+    kl_weight: NonNegativeFloat = Field(
         default=1e-6,
-        ge=0,
         description="Weight of the divergence, summed over the latent, from a standard normal "
         "distribution.",
     )
-    attention_from: int | None = Field(
+    attention_from: NonNegativeInt | None = Field(
         default=None,
-        ge=0,
         description="First level with self-attention (0 is full resolution); null: none.",
     )
-    num_norm_groups: int = Field(
-        default=32,
-        ge=1,
-        description="Most groups of a group norm; lowered to divide model.channels.",
+    num_norm_groups: PositiveInt = Field(
+        default=32, description="Most groups of a group norm; lowered to divide model.channels."
     )
-    decode_voxels: int = Field(
+    decode_voxels: PositiveInt = Field(
         default=128**3,
-        ge=1,
         description="Most voxels that are decoded at once; levels of a larger image are decoded in "
         "tiles, to the same image with less memory in two to four times the time.",
     )
@@ -72,13 +68,7 @@ class AutoencoderKLConfig(AutoencoderConfig):
         )
 
     def faults(self, image: ImageSpec) -> list[str]:
-        found = super().faults(image)
-        if any(side % self.factor for side in image.size):
-            found.append(
-                f"data.size {list(image.size)}: every side must be a multiple of {self.factor}, "
-                f"because model.channels has {len(self.channels)} levels"
-            )
-        return found
+        return super().faults(image) + size_faults(image, self.factor, len(self.channels))
 
     def network_settings(self, image: ImageSpec) -> dict[str, Any]:
         """Arguments of MONAI's AutoencoderKL for such images."""
@@ -99,7 +89,7 @@ class AutoencoderKLConfig(AutoencoderConfig):
 
     @property
     def factor(self) -> int:
-        """How many times smaller the latent is than the image, along each axis."""
+        """How many times shorter each side of the latent is than that of the image."""
         return 1 << (len(self.channels) - 1)
 
 
@@ -110,16 +100,14 @@ class AutoencoderKL(Autoencoder):
 
     def __init__(self, config: AutoencoderKLConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
-        self.network = nets.AutoencoderKL(
-            **config.network_settings(image),
-            use_flash_attention=True,
-        )
+        settings = config.network_settings(image)
+        self.network = nets.AutoencoderKL(**settings, use_flash_attention=True)
 
     def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        mean, std = (wide(each) for each in self.network.encode(image))
-        made = wide(self.network.decode(mean + std * torch.randn_like(std)))
-        error, divergence = self.criterion(made, image), kl_divergence(mean, std)
-        return made, {
+        mean, std = (at_least_float32(latent) for latent in self.network.encode(image))
+        reconstruction = at_least_float32(self.network.decode(mean + std * torch.randn_like(std)))
+        error, divergence = self.criterion(reconstruction, image), kl_divergence(mean, std)
+        return reconstruction, {
             "loss": error + self.config.kl_weight * divergence,
             "reconstruction": error,
             "kl": divergence,
@@ -144,15 +132,16 @@ class AutoencoderKL(Autoencoder):
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         at_once = max(1, self.config.decode_voxels // math.prod(self.image.size))
-        made = [self._decoded(each) for each in latent.split(at_once)]
-        return torch.cat(made).float().clamp(-1, 1)
-
-    def _decoded(self, latent: torch.Tensor) -> torch.Tensor:
-        latent = self.network.post_quant_conv(latent)
-        return decoded(self.network.decoder, latent, self.config.decode_voxels)
+        images = []
+        for part in latent.split(at_once):
+            features = self.network.post_quant_conv(part)
+            decoder = self.network.decoder
+            images.append(decode_in_tiles(decoder, features, self.config.decode_voxels))
+        return torch.cat(images).float().clamp(-1, 1)
 
 
 def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """From N(mean, std^2) to N(0, 1): summed over the latent, averaged over the batch."""
-    each = 0.5 * (mean.square() + std.square() - 1) - std.log()
-    return each.flatten(1).sum(dim=1).mean()
+    """Divergence of N(mean, std^2), (B, ...) each, from N(0, 1): summed over the latent, averaged
+    over the batch."""
+    nats = 0.5 * (mean.square() + std.square() - 1) - std.log()
+    return nats.flatten(1).sum(dim=1).mean()

@@ -1,6 +1,6 @@
 """Denoising diffusion in pixel space: Ho et al., "Denoising Diffusion Probabilistic Models" (2020).
 
-What is predicted, weighted and drawn: synthcube.models.diffusion.
+The process is that of synthcube.models.diffusion.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing_extensions import Self
 
 from synthcube.losses import loss_faults
 from synthcube.models.diffusion import DiffusionFields
-from synthcube.models.family import Family, FamilyConfig, noise
+from synthcube.models.family import Family, FamilyConfig
 from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.models.nets.unet import UNetFields, outputs_of
+from synthcube.models.samplers import noise
 from synthcube.schema import Batch, Condition, ImageSpec
 
 
@@ -66,6 +67,6 @@ class DDPM(Family):
         return outputs_of(self.network, legacy, self.image, generator)
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
-        start = noise(generators, self.image).to(self.device)
+        start = noise(generators, (self.image.channels, *self.image.size)).to(self.device)
         predict = guided(self.network, condition, self.config.guidance, self.image.channels)
         return self.process.sample(predict, start, generators).clamp(-1, 1)

@@ -1,6 +1,6 @@
 """Rectified flow in pixel space: straight paths from noise to image, the default family.
 
-Liu et al., "Flow Straight and Fast" (ICLR 2023); what is learned and drawn: synthcube.models.flow.
+Liu et al., "Flow Straight and Fast" (ICLR 2023); the process is that of synthcube.models.flow.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pydantic import Field
 from typing_extensions import Self
 
 from synthcube.losses import loss_faults
-from synthcube.models.family import Family, FamilyConfig, noise
+from synthcube.models.family import Family, FamilyConfig
 from synthcube.models.flow import FlowFields
 from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.models.nets.unet import UNetFields
+from synthcube.models.samplers import noise
 from synthcube.schema import Batch, Condition, ImageSpec
 
 
@@ -60,6 +61,6 @@ class RectifiedFlow(Family):
         )
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
-        start = noise(generators, self.image).to(self.device)
+        start = noise(generators, (self.image.channels, *self.image.size)).to(self.device)
         predict = guided(self.network, condition, self.config.guidance)
         return self.process.sample(predict, start, generators).clamp(-1, 1)

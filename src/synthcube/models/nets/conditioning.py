@@ -1,4 +1,4 @@
-"""What conditions become inside a network, and guidance by them.
+"""Conditions inside a network: their embedding, and guidance by them.
 
 Classifier-free guidance: Ho and Salimans, "Classifier-Free Diffusion Guidance" (2022).
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 from torch import nn
 
 from synthcube.schema import Condition, ConditionSpec, Schema
@@ -21,25 +21,20 @@ class GuidanceFields(Schema):
     """The part of a config that says how strictly a model follows its conditions."""
 
     condition_dropout: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
+        default=0.1, ge=0, lt=1,
         description="Share of the images that are learned without their conditions, for guidance.",
-    )
-    guidance: float = Field(
+    )  # fmt: skip
+    guidance: NonNegativeFloat = Field(
         default=1.0,
-        ge=0,
         description="How strictly conditions are followed: 1 as learned, more exaggerates them at "
         "twice the cost, 0 ignores them.",
     )
 
 
 class ConditionEmbedding(nn.Module):
-    """Classes and numbers as one vector: the sum of an embedding of each; NaN has its own.
+    """K classes and numbers as one vector of length `dim`: the sum of an embedding of each.
 
-    Args:
-        specs: the conditions, K of them.
-        dim: length of the vector.
+    An unknown value, NaN, has an embedding of its own.
     """
 
     def __init__(self, specs: Sequence[ConditionSpec], dim: int) -> None:
@@ -51,7 +46,8 @@ class ConditionEmbedding(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(B, K), NaN where not known, to (B, dim)."""
-        parts = [each(values[:, i]) for i, each in enumerate(self.embeddings)]
+        columns = values.unbind(dim=1)
+        parts = [embed(column) for embed, column in zip(self.embeddings, columns, strict=True)]
         return torch.stack(parts).sum(dim=0)
 
 
@@ -87,19 +83,13 @@ class _Number(nn.Module):
         return torch.where(value.isnan()[:, None], self.unknown, self.layers(features))
 
 
-def without(condition: Condition) -> Condition:
-    """The same with no value known."""
-    values = torch.full_like(condition["values"], math.nan)
-    return Condition(values=values, source=condition["source"])
-
-
 def dropped(condition: Condition, probability: float) -> Condition:
-    """The same, where each image's values are unknown with that probability."""
+    """A condition in which all values of an image are unknown, with that probability."""
     values = condition["values"]
     if not probability or not values.shape[1]:
         return condition
-    gone = torch.rand(len(values), 1, device=values.device) < probability
-    return Condition(values=values.masked_fill(gone, math.nan), source=condition["source"])
+    unknown = torch.rand(len(values), 1, device=values.device) < probability
+    return Condition(values=values.masked_fill(unknown, math.nan), source=condition["source"])
 
 
 def guided(
@@ -108,24 +98,27 @@ def guided(
     guidance: float,
     num_guided: int | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """`predict(x_t, time, condition)` as a function of x_t and time, with guidance.
+    """A network as a function of x_t and time alone, under a condition, with guidance.
 
-    Follows the conditions `guidance` times as far from the unconditional prediction; only the
-    first `num_guided` channels of it, because a variance must not be exaggerated.
+    It goes `guidance` times as far from the unconditional prediction as the conditional one is.
+
+    Args:
+        predict: (x_t, time, condition) to a prediction.
+        num_guided: first channels that are guided, because a variance must not be exaggerated;
+            None: all.
     """
-    if guidance == 1 or not condition["values"].shape[1]:
+    values, source = condition["values"], condition["source"]
+    if guidance == 1 or not values.shape[1]:
         return lambda x_t, time: predict(x_t, time, condition)
-    free = without(condition)
-    both = Condition(
-        values=torch.cat([condition["values"], free["values"]]),
-        source=torch.cat([condition["source"]] * 2),
-    )
+    unknown = torch.full_like(values, math.nan)
+    both = Condition(values=torch.cat([values, unknown]), source=torch.cat([source, source]))
 
     def prediction(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        followed, ignored = predict(torch.cat([x_t, x_t]), torch.cat([time, time]), both).chunk(2)
-        mixed = ignored + guidance * (followed - ignored)
+        output = predict(torch.cat([x_t, x_t]), torch.cat([time, time]), both)
+        conditional, unconditional = output.chunk(2)
+        mixed = unconditional + guidance * (conditional - unconditional)
         if num_guided is None or num_guided == mixed.shape[1]:
             return mixed
-        return torch.cat([mixed[:, :num_guided], followed[:, num_guided:]], dim=1)
+        return torch.cat([mixed[:, :num_guided], conditional[:, num_guided:]], dim=1)
 
     return prediction
