@@ -61,7 +61,7 @@ def generator_term(fake: torch.Tensor, name: AdversarialLoss) -> torch.Tensor:
 def discriminator_term(
     real: torch.Tensor, fake: torch.Tensor, name: AdversarialLoss
 ) -> torch.Tensor:
-    """Loss of the discriminator: a scalar, from its logits (B, ...) of real and generated images."""
+    """Loss of the discriminator: a scalar, from logits (B, ...) of real and generated images."""
     real, fake = at_least_float32(real), at_least_float32(fake)
     if name == "non_saturating":
         return functional.softplus(-real).mean() + functional.softplus(fake).mean()

@@ -211,7 +211,7 @@ class Diffusion:
         return share
 
     def _posterior(self, step: torch.Tensor, ndim: int) -> tuple[torch.Tensor, ...]:
-        """Of x_{t-1} given x_t: log of its least and of its most variance, weight of x_0 in its mean.
+        """Of x_{t-1} given x_t: log of its least and most variance, weight of x_0 in its mean.
 
         Each (B, 1, ...).
         """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -59,9 +59,7 @@ SAMPLERS = {
 
 def of_process(process: Process) -> tuple[str, ...]:
     """Names of the samplers that can sample a process."""
-    return tuple(
-        name for name, sampler in SAMPLERS.items() if getattr(sampler, process) is not None
-    )
+    return tuple(name for name in SAMPLERS if getattr(SAMPLERS[name], process) is not None)
 
 
 def described(process: Process) -> str:
@@ -78,7 +76,8 @@ def build(name: str, process: Process, **settings: Any) -> Any:
 
 
 if TYPE_CHECKING:
-    FlowSampler = DiffusionSampler = str
+    FlowSampler: TypeAlias = str
+    DiffusionSampler: TypeAlias = str
 else:
     FlowSampler = Literal[of_process("flow")]
     DiffusionSampler = Literal[of_process("diffusion")]

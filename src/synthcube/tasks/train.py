@@ -132,7 +132,7 @@ def _fit(
         log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
     family.fit_statistics(data.every_image(), data.rows("train"))
     if not checkpoint:
-        # After `fit_statistics`: what that measures of the images, the weights have learned of others.
+        # After `fit_statistics`: the weights were trained with the statistics of other images.
         start.take_weights(family, settings.training)
     fit(
         family,

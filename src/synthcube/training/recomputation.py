@@ -22,8 +22,7 @@ def recompute_blocks(family: Family) -> int:
 
     Blocks are the modules that a network has in a row (elements of a ModuleList or Sequential),
     with two weighted layers at least and no such row inside; and all others of these classes.
-    Modules that keep
-    something beside weights are left out: it would be moved twice in a step.
+    Modules that keep something beside weights are left out: it would be moved twice in a step.
 
     Raises:
         ConfigError: there is no block.

@@ -3,7 +3,8 @@
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (CVPR 2018),
 without its learned weights; the features are those of EfficientNet-Lite0 (Tan and Le, ICML 2019),
 trained on ImageNet, whose weights come with the extra ``synthcube[perceptual]``: nothing is
-downloaded. Volumes are compared slice by slice in three planes, as in MAISI (Guo et al., WACV 2025).
+downloaded. Volumes are compared slice by slice in three planes, as MAISI does (Guo et al., WACV
+2025).
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ def minibatch_std(x: torch.Tensor, group_size: int) -> torch.Tensor:
 
 
 class MappingNetwork(nn.Module):
-    """From z and conditions to w, (B, dim) each; its learning rate is a hundredth of the others'."""
+    """From z and conditions to w, (B, dim) each; its layers learn a hundredth as fast."""
 
     def __init__(self, conditions: Sequence[ConditionSpec], dim: int, num_layers: int) -> None:
         super().__init__()
