@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from pydantic import Field
+from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -48,7 +49,7 @@ class DiscriminatorFields(Schema):
         return True
 
 
-def generator_term(fake: torch.Tensor, name: AdversarialLoss) -> torch.Tensor:
+def generator_term(fake: Tensor, name: AdversarialLoss) -> Tensor:
     """Loss of the generator: a scalar, from the discriminator's logits (B, ...) of its images."""
     fake = at_least_float32(fake)
     if name == "non_saturating":
@@ -58,9 +59,7 @@ def generator_term(fake: torch.Tensor, name: AdversarialLoss) -> torch.Tensor:
     return -fake.mean()
 
 
-def discriminator_term(
-    real: torch.Tensor, fake: torch.Tensor, name: AdversarialLoss
-) -> torch.Tensor:
+def discriminator_term(real: Tensor, fake: Tensor, name: AdversarialLoss) -> Tensor:
     """Loss of the discriminator: a scalar, from logits (B, ...) of real and generated images."""
     real, fake = at_least_float32(real), at_least_float32(fake)
     if name == "non_saturating":
@@ -70,9 +69,7 @@ def discriminator_term(
     return functional.relu(1 - real).mean() + functional.relu(1 + fake).mean()
 
 
-def r1_penalty(
-    discriminator: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor
-) -> torch.Tensor:
+def r1_penalty(discriminator: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     """Squared gradient of the logits (B,) by the images (B, C, *spatial), averaged over the batch.
 
     Without autocast: differentiated twice, bfloat16 has too few digits.
@@ -83,9 +80,7 @@ def r1_penalty(
     return slope.square().flatten(1).sum(dim=1).mean()
 
 
-def path_lengths(
-    generator: Callable[[torch.Tensor], torch.Tensor], styles: torch.Tensor
-) -> torch.Tensor:
+def path_lengths(generator: Callable[[Tensor], Tensor], styles: Tensor) -> Tensor:
     """Lengths (B,) of the gradient of images by their styles (B, L, dim), in random directions."""
     with torch.autocast(styles.device.type, enabled=False):
         image = generator(styles)
@@ -94,7 +89,7 @@ def path_lengths(
     return slope.square().sum(dim=2).mean(dim=1).sqrt()
 
 
-def sliced_wasserstein(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def sliced_wasserstein(one: Tensor, other: Tensor) -> Tensor:
     """Distance of two batches of images, (B, C, *spatial) each: 0 where they are the same set.
 
     Mean over fixed random directions of the distance between the sorted projections, in the
@@ -106,7 +101,7 @@ def sliced_wasserstein(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     directions = torch.randn(one.shape[1], _NUM_PROJECTIONS, generator=generator).to(one)
     directions = directions / directions.norm(dim=0)
     sorted_one, sorted_other = ((x @ directions).sort(dim=0).values for x in (one, other))
-    distance: torch.Tensor = (sorted_one - sorted_other).abs().mean()
+    distance: Tensor = (sorted_one - sorted_other).abs().mean()
     return distance
 
 
@@ -124,11 +119,11 @@ class AdversarialFamily(Family):
         self.discriminator: torch.nn.Module | None = None
 
     @abstractmethod
-    def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def generator_loss(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Scalars by name, of which ``loss`` is minimised; and the generated images."""
 
     @abstractmethod
-    def discriminator_loss(self, batch: Batch, generated: torch.Tensor) -> dict[str, torch.Tensor]:
+    def discriminator_loss(self, batch: Batch, generated: Tensor) -> dict[str, Tensor]:
         """Scalars by name, of which ``loss`` is minimised; `generated` has no gradient."""
 
     def optimizer_configs(self) -> tuple[OptimizerConfig, OptimizerConfig]:
@@ -210,7 +205,7 @@ class AdversarialFamily(Family):
                 )
         return described
 
-    def _learn(self, optimizer: LightningOptimizer, loss: torch.Tensor, steps: bool) -> None:
+    def _learn(self, optimizer: LightningOptimizer, loss: Tensor, steps: bool) -> None:
         """Backward pass and, if `steps`, a step of an optimizer that is toggled on; then off."""
         self.manual_backward(loss / self.accumulate)
         if steps:

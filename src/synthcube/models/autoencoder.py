@@ -16,6 +16,7 @@ import torch
 from monai.losses import JukeboxLoss
 from monai.networks.nets import PatchDiscriminator
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.losses import LossConfig, Losses, WeightedLosses, at_least_float32, loss_faults
@@ -39,9 +40,9 @@ class SpectralLoss(JukeboxLoss):
     the loss is at most the mean squared difference of the images.
     """
 
-    def _get_fft_amplitude(self, images: torch.Tensor) -> torch.Tensor:
+    def _get_fft_amplitude(self, images: Tensor) -> Tensor:
         # MONAI's square root has no gradient where an amplitude is 0, as in an empty image: NaN.
-        transformed: torch.Tensor = torch.fft.fftn(
+        transformed: Tensor = torch.fft.fftn(
             at_least_float32(images), s=self.fft_signal_size, dim=self.fft_dim, norm=self.fft_norm
         )
         return transformed.abs()
@@ -138,7 +139,7 @@ class Autoencoder(AdversarialFamily):
             self.train_against(config.build_discriminator(image))
 
     @abstractmethod
-    def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def autoencode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The reconstruction, (B, C, *spatial), float32; and scalars by name, as of ``loss``."""
 
     def legacy_network(self) -> torch.nn.Module:
@@ -154,10 +155,10 @@ class Autoencoder(AdversarialFamily):
         """The discriminator, for weights of monai-generative; see legacy.ImportsDiscriminator."""
         return None if self.discriminator is None else ImportedDiscriminator(self)
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         return self._reconstruction_loss(batch["image"])[0]
 
-    def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def generator_loss(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         terms, reconstruction = self._reconstruction_loss(batch["image"])
         if self.trains_discriminator():
             loss = generator_term(self._logits(reconstruction), self.config.adversarial_loss)
@@ -165,16 +166,14 @@ class Autoencoder(AdversarialFamily):
             terms["loss"] = terms["loss"] + self.config.adversarial_weight * loss
         return terms, reconstruction
 
-    def discriminator_loss(self, batch: Batch, generated: torch.Tensor) -> dict[str, torch.Tensor]:
+    def discriminator_loss(self, batch: Batch, generated: Tensor) -> dict[str, Tensor]:
         real, fake = self._logits(batch["image"]), self._logits(generated)
         return {"loss": discriminator_term(real, fake, self.config.adversarial_loss)}
 
     def trains_discriminator(self) -> bool:
         return self.global_step >= self.config.adversarial_from_step
 
-    def _reconstruction_loss(
-        self, image: torch.Tensor
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def _reconstruction_loss(self, image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         reconstruction, terms = self.autoencode(image)
         if self._spectral is not None:
             terms["spectral"] = self._spectral(reconstruction, image)
@@ -186,9 +185,9 @@ class Autoencoder(AdversarialFamily):
             terms["loss"] = terms["loss"] + self.config.perceptual_weight * terms["perceptual"]
         return terms, reconstruction
 
-    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+    def _logits(self, image: Tensor) -> Tensor:
         discriminator: Any = self.discriminator
-        logits: torch.Tensor = discriminator(image)[-1]
+        logits: Tensor = discriminator(image)[-1]
         return logits
 
 
@@ -208,7 +207,7 @@ class ImportedDiscriminator:
 
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Outputs of every layer for one random input, the logits last."""
         image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
         ours, theirs = (

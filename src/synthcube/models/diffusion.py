@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.losses import LossConfig, Losses, WeightedLosses, at_least_float32
@@ -130,7 +131,7 @@ class Diffusion:
         self.bounded = bounded
         self.noise_schedule = fields.noise_schedule(bounded=bounded)
 
-    def loss(self, predict: Predict, x_0: torch.Tensor) -> dict[str, torch.Tensor]:
+    def loss(self, predict: Predict, x_0: Tensor) -> dict[str, Tensor]:
         """The scalar ``loss``, and its parts where the variance is learned.
 
         Args:
@@ -148,26 +149,30 @@ class Diffusion:
             target = x_0
         output = at_least_float32(predict(x_t, step.float()))
         prediction, variance = output[:, : x_0.shape[1]], output[:, x_0.shape[1] :]
-        if self.fields.min_snr_gamma is None:
-            error = self.criterion(prediction, target)
-        else:  # image by image, because losses take no weights of images
-            pairs = zip(prediction.split(1), target.split(1), strict=True)
-            errors = torch.stack([self.criterion(*pair) for pair in pairs])
-            error = (self.loss_weights(step) * errors).mean()
+        error = self.error(prediction, target, step)
         if self.fields.variance != "learned":
             return {"loss": error}
         bound = self.variational_bound(x_0, x_t, step, prediction.detach(), variance)
         return {"loss": error + _BOUND_WEIGHT * bound, "error": error, "bound": bound}
 
     def sample(
-        self, predict: Predict, start: torch.Tensor, generators: Sequence[torch.Generator]
-    ) -> torch.Tensor:
+        self, predict: Predict, start: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Data out of standard normal noise of the same shape, not clipped."""
         solver = self.fields.solver(bounded=self.bounded)
         steps = self.fields.sampling_steps
         return samplers.integrate(solver, predict, start, generators, steps)
 
-    def loss_weights(self, step: torch.Tensor) -> torch.Tensor:
+    def error(self, prediction: Tensor, target: Tensor, step: Tensor) -> Tensor:
+        """The losses between two (B, C, *spatial), weighted by the step (B,) of each image."""
+        if self.fields.min_snr_gamma is None:
+            return self.criterion(prediction, target)
+        # Image by image, because losses take no weights of images.
+        pairs = zip(prediction.split(1), target.split(1), strict=True)
+        errors = torch.stack([self.criterion(*pair) for pair in pairs])
+        return (self.loss_weights(step) * errors).mean()
+
+    def loss_weights(self, step: Tensor) -> Tensor:
         """Weight of the loss at each step, (B,) to (B,): Hang et al., with `min_snr_gamma`."""
         snr = self._signal_share(step)
         snr = snr / (1 - snr)
@@ -177,13 +182,8 @@ class Diffusion:
         return snr.clamp(max=self.fields.min_snr_gamma) / per_unit[self.fields.prediction]
 
     def variational_bound(
-        self,
-        x_0: torch.Tensor,
-        x_t: torch.Tensor,
-        step: torch.Tensor,
-        prediction: torch.Tensor,
-        variance: torch.Tensor,
-    ) -> torch.Tensor:
+        self, x_0: Tensor, x_t: Tensor, step: Tensor, prediction: Tensor, variance: Tensor
+    ) -> Tensor:
         """The variational bound in bits for each voxel: Nichol and Dhariwal, equations 4 to 6.
 
         Step 0 is left out, because no noise is drawn there.
@@ -205,12 +205,12 @@ class Diffusion:
         bits = torch.where(noisy, nats, 0.0).mean() / math.log(2)
         return bits * self.fields.num_train_steps
 
-    def _signal_share(self, step: torch.Tensor) -> torch.Tensor:
+    def _signal_share(self, step: Tensor) -> Tensor:
         """Share of the data in the variance of x_t: alpha-bar of Ho et al., (B,)."""
-        share: torch.Tensor = self.noise_schedule.alphas_cumprod.to(step.device)[step]
+        share: Tensor = self.noise_schedule.alphas_cumprod.to(step.device)[step]
         return share
 
-    def _posterior(self, step: torch.Tensor, ndim: int) -> tuple[torch.Tensor, ...]:
+    def _posterior(self, step: Tensor, ndim: int) -> tuple[Tensor, ...]:
         """Of x_{t-1} given x_t: log of its least and most variance, weight of x_0 in its mean.
 
         Each (B, 1, ...).
@@ -224,7 +224,7 @@ class Diffusion:
         tables = (least, beta.log(), x_0_weight)
         return tuple(table.float().to(step.device)[step].view(shape) for table in tables)
 
-    def _x_0(self, x_t: torch.Tensor, step: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+    def _x_0(self, x_t: Tensor, step: Tensor, prediction: Tensor) -> Tensor:
         """The data that a prediction stands for, as the sampler takes them."""
         share = self._signal_share(step).view(-1, *[1] * (x_t.ndim - 1))
         signal, noise = share.sqrt(), (1 - share).sqrt()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkab
 import lightning.pytorch as pl
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.means import EpochMeans
@@ -121,7 +122,7 @@ class Family(pl.LightningModule, ABC):
         self.accumulate = 1
         self.gradient_clip_norm: float | None = None
         self.means = {"train": EpochMeans(), "validation": EpochMeans()}
-        self.latest_terms: dict[str, torch.Tensor] = {}
+        self.latest_terms: dict[str, Tensor] = {}
         """The losses that the last training step logged, by train/name."""
 
     @property
@@ -143,10 +144,10 @@ class Family(pl.LightningModule, ABC):
         """
 
     @abstractmethod
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars by name; ``loss`` is minimised, the others are logged beside it."""
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._logged_loss(batch, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -178,14 +179,14 @@ class Family(pl.LightningModule, ABC):
             schedule["frequency"] = self.trainer.check_val_every_n_epoch if validates else 1
         return {"optimizer": built, "lr_scheduler": schedule}
 
-    def log_terms(self, terms: dict[str, torch.Tensor], batch: Batch, stage: str) -> None:
+    def log_terms(self, terms: dict[str, Tensor], batch: Batch, stage: str) -> None:
         """Log each scalar as stage/name, averaged over the epoch and over processes."""
         named = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
         if stage == "train":
             self.latest_terms.update(named)
         self.means[stage].add(named, len(batch["index"]))
 
-    def _logged_loss(self, batch: Batch, stage: str) -> torch.Tensor:
+    def _logged_loss(self, batch: Batch, stage: str) -> Tensor:
         terms = self.loss(batch)
         self.log_terms(terms, batch, stage)
         return terms["loss"]
@@ -195,7 +196,7 @@ class Family(pl.LightningModule, ABC):
 class Samples(Protocol):
     """Generates images out of noise."""
 
-    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         """One image for each generator: (B, C, *spatial) in [-1, 1], following `condition`.
 
         Image i depends on generator i and row i of the condition alone, so that neither the batch
@@ -208,7 +209,7 @@ class Samples(Protocol):
 class Reconstructs(Protocol):
     """Maps an image through a bottleneck and back."""
 
-    def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
+    def reconstruct(self, image: Tensor) -> Tensor:
         """(B, C, *spatial) in [-1, 1] to the same shape and range."""
         ...
 
@@ -221,11 +222,11 @@ class Encodes(Protocol):
         """(c, *smaller spatial) of the latent of one image."""
         ...
 
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
+    def encode(self, image: Tensor) -> Tensor:
         """(B, C, *spatial) in [-1, 1] to (B, *latent_shape): the most likely latent, no sample."""
         ...
 
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+    def decode(self, latent: Tensor) -> Tensor:
         """(B, *latent_shape) to (B, C, *spatial) in [-1, 1]."""
         ...
 
@@ -242,10 +243,10 @@ class Quantizes(Protocol):
         """Size of the codebook: codes are 0 to this number, exclusive."""
         ...
 
-    def encode_codes(self, image: torch.Tensor) -> torch.Tensor:
+    def encode_codes(self, image: Tensor) -> Tensor:
         """(B, C, *spatial) in [-1, 1] to (B, *code_shape), int64."""
         ...
 
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+    def decode_codes(self, codes: Tensor) -> Tensor:
         """(B, *code_shape), int64, to (B, C, *spatial) in [-1, 1]."""
         ...

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, ValidationError
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube import artifact, registry
@@ -134,7 +135,7 @@ class FirstStage(torch.nn.Module):
         for name in family.unaveraged:
             setattr(family, name, None)  # was for its own training
         self.family: Any = family.eval().requires_grad_(False)
-        self.compressed: torch.Tensor | None = None
+        self.compressed: Tensor | None = None
         """Every image of the manifest, compressed, by row."""
 
     def train(self, mode: bool = True) -> Self:
@@ -176,7 +177,7 @@ class TwoStageFamily(Family):
         self.first_stage = FirstStage(config.build_first_stage(image))
 
     @abstractmethod
-    def compress(self, image: torch.Tensor) -> torch.Tensor:
+    def compress(self, image: Tensor) -> Tensor:
         """Latents or codes (B, ...) of images (B, C, *spatial), without gradient."""
 
     def fit_statistics(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
@@ -188,10 +189,10 @@ class TwoStageFamily(Family):
         fits = compressed.numel() * compressed.element_size() <= _ON_DEVICE_BYTES
         self.first_stage.compressed = compressed.to(self.device) if fits else compressed
 
-    def measure(self, compressed: torch.Tensor) -> None:
+    def measure(self, compressed: Tensor) -> None:
         """Called once before the training, with all training images, compressed."""
 
-    def compressed(self, batch: Batch) -> torch.Tensor:
+    def compressed(self, batch: Batch) -> Tensor:
         """The images of a batch, compressed, on its device."""
         stored = self.first_stage.compressed
         if stored is None or batch["augmented"]:
@@ -200,7 +201,7 @@ class TwoStageFamily(Family):
         return stored[index.to(stored.device)].to(index.device)
 
     @torch.no_grad()
-    def _compress(self, batch: Batch) -> torch.Tensor:
+    def _compress(self, batch: Batch) -> Tensor:
         # In full precision, so that an image is compressed alike once for all and in a step.
         with torch.autocast(self.device.type, enabled=False):
             return self.compress(batch["image"].to(self.device))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from synthcube.losses import LossConfig, Losses, WeightedLosses, at_least_float32
 from synthcube.models import samplers
@@ -57,7 +58,7 @@ class Flow:
         self.fields = fields
         self.criterion = WeightedLosses(fields.losses, spatial_dims)
 
-    def loss(self, predict: Predict, x_0: torch.Tensor) -> dict[str, torch.Tensor]:
+    def loss(self, predict: Predict, x_0: Tensor) -> dict[str, Tensor]:
         """The scalar ``loss`` between predicted and true velocity, at random times.
 
         Args:
@@ -72,8 +73,8 @@ class Flow:
         return {"loss": self.criterion(at_least_float32(velocity), x_1 - x_0)}
 
     def sample(
-        self, predict: Predict, start: torch.Tensor, generators: Sequence[torch.Generator]
-    ) -> torch.Tensor:
+        self, predict: Predict, start: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Data out of standard normal noise of the same shape, not clipped."""
         steps = self.fields.num_sampling_steps
         return samplers.integrate(self.fields.solver(), predict, start, generators, steps)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from synthcube import compute, runtime
 from synthcube.models.family import Reconstructs, Samples
@@ -24,8 +25,8 @@ def generate(
     values: npt.NDArray[np.float32],
     precision: str,
     device: torch.device,
-    source: torch.Tensor | None = None,
-) -> torch.Tensor:
+    source: Tensor | None = None,
+) -> Tensor:
     """One image for each seed, as one batch: (len(seeds), C, *spatial) in [-1, 1] on the CPU.
 
     Args:
@@ -41,8 +42,8 @@ def generate(
 
 
 def reconstruct(
-    family: Reconstructs, originals: torch.Tensor, precision: str, device: torch.device
-) -> torch.Tensor:
+    family: Reconstructs, originals: Tensor, precision: str, device: torch.device
+) -> Tensor:
     """The reconstruction of every image, as one batch: (B, C, *spatial) in [-1, 1] on the CPU."""
     with compute.inference(precision, device):
         images = family.reconstruct(originals.to(device))

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
-Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Predict = Callable[[Tensor, Tensor], Tensor]
 """A network under its condition: (x_t (B, C, *spatial), time (B,)) to its prediction."""
 
 Process = Literal["flow", "diffusion"]
@@ -86,10 +87,10 @@ else:
 def integrate(
     scheduler: Any,
     predict: Predict,
-    start: torch.Tensor,
+    start: Tensor,
     generators: Sequence[torch.Generator],
     num_steps: int,
-) -> torch.Tensor:
+) -> Tensor:
     """Carry noise to images along a scheduler of diffusers.
 
     Args:
@@ -113,7 +114,7 @@ def integrate(
     return x_t
 
 
-def noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> torch.Tensor:
+def noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
     """Standard normal noise, (B, *shape), one row from each generator, on the CPU.
 
     Drawn on the CPU whatever the device, so that a seed means the same image everywhere.

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from monai.networks import nets
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.losses import at_least_float32
@@ -103,7 +104,7 @@ class AutoencoderKL(Autoencoder):
         settings = config.network_settings(image)
         self.network = nets.AutoencoderKL(**settings, use_flash_attention=True)
 
-    def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def autoencode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         mean, std = (at_least_float32(latent) for latent in self.network.encode(image))
         reconstruction = at_least_float32(self.network.decode(mean + std * torch.randn_like(std)))
         error, divergence = self.criterion(reconstruction, image), kl_divergence(mean, std)
@@ -115,22 +116,22 @@ class AutoencoderKL(Autoencoder):
 
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
         theirs: Any = legacy
         return self.network.reconstruct(image), theirs.reconstruct(image)
 
-    def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
+    def reconstruct(self, image: Tensor) -> Tensor:
         return self.decode(self.encode(image))
 
     def latent_shape(self) -> tuple[int, ...]:
         factor = self.config.factor
         return (self.config.latent_channels, *(side // factor for side in self.image.size))
 
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
+    def encode(self, image: Tensor) -> Tensor:
         return self.network.encode(image)[0].float()
 
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+    def decode(self, latent: Tensor) -> Tensor:
         at_once = max(1, self.config.decode_voxels // math.prod(self.image.size))
         images = []
         for part in latent.split(at_once):
@@ -140,7 +141,7 @@ class AutoencoderKL(Autoencoder):
         return torch.cat(images).float().clamp(-1, 1)
 
 
-def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
     """Divergence of N(mean, std^2), (B, ...) each, from N(0, 1): summed over the latent, averaged
     over the batch."""
     nats = 0.5 * (mean.square() + std.square() - 1) - std.log()

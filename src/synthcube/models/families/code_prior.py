@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from monai.networks.nets import DecoderOnlyTransformer
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
 from torch.nn import functional
 from typing_extensions import Self
 
@@ -85,8 +86,8 @@ class CodeTransformer(DecoderOnlyTransformer):
             block.attn.causal_mask = torch.empty(0)
 
     def forward(  # type: ignore[override]  # MONAI's takes a context instead
-        self, codes: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
+        self, codes: Tensor, values: Tensor
+    ) -> Tensor:
         """Logits (B, n + 1, codes) of each code given those before it.
 
         Args:
@@ -101,7 +102,7 @@ class CodeTransformer(DecoderOnlyTransformer):
         x = self.embedding_dropout(tokens + self.position_embeddings.embedding(positions))
         for block in self.blocks:
             x = block(x)
-        logits: torch.Tensor = self.to_logits(x)
+        logits: Tensor = self.to_logits(x)
         return logits
 
 
@@ -123,18 +124,18 @@ class CodePrior(TwoStageFamily):
             embedding_dropout_rate=config.dropout,
         )
 
-    def compress(self, image: torch.Tensor) -> torch.Tensor:
-        codes: torch.Tensor = self.first_stage.family.encode_codes(image)
+    def compress(self, image: Tensor) -> Tensor:
+        codes: Tensor = self.first_stage.family.encode_codes(image)
         return codes.flatten(1).int()  # half the memory of int64
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         codes = self.compressed(batch).long()
         condition = dropped(batch["condition"], self.config.condition_dropout)
         logits = self.network(codes[:, :-1], condition["values"])
         error = functional.cross_entropy(at_least_float32(logits).flatten(0, 1), codes.flatten())
         return {"loss": error, "perplexity": error.detach().exp()}
 
-    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         # One number for each code of an image, drawn before anything is computed.
         uniform = torch.stack([
             torch.rand(self.length, generator=generator, dtype=torch.float64)
@@ -153,13 +154,11 @@ class CodePrior(TwoStageFamily):
                 code = draw_codes(logits, column, self.config.temperature, self.config.top_k)
                 codes = torch.cat([codes, code[:, None]], dim=1)
         shape = self.first_stage.family.code_shape()
-        image: torch.Tensor = self.first_stage.family.decode_codes(codes.view(-1, *shape))
+        image: Tensor = self.first_stage.family.decode_codes(codes.view(-1, *shape))
         return image.float().clamp(-1, 1)
 
 
-def draw_codes(
-    logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_k: int | None
-) -> torch.Tensor:
+def draw_codes(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None) -> Tensor:
     """Codes (B,) by inverting the cumulative distribution of logits (B, K) at `uniform` (B,).
 
     Args:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from monai.networks.layers.factories import Conv
 from pydantic import Field, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 from typing_extensions import Self
@@ -54,7 +54,9 @@ class DCGANConfig(DiscriminatorFields, FamilyConfig):
     discriminator_optimizer: OptimizerConfig = Field(
         default=_ADAM, description="Optimizer of the discriminator."
     )
-    latent_dim: PositiveInt = Field(default=100, description="Length of z.")
+    latent_dim: PositiveInt = Field(
+        default=100, description="Length of the random vector of an image."
+    )
     channels: Annotated[List[int], Field(min_length=1)] = Field(
         default=(64, 128, 256, 512),
         description="Channels of the generator at each level, finest first; each level doubles "
@@ -115,14 +117,14 @@ class DCGAN(AdversarialFamily):
         condition = dropped(batch["condition"], self.config.condition_dropout)
         return Batch({**batch, "condition": condition})
 
-    def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def generator_loss(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         values = batch["condition"]["values"]
         latent = torch.randn(len(values), self.config.latent_dim, device=self.device)
         generated = self.generator(latent, values)
         logits = self._logits(generated, values)
         return {"loss": generator_term(logits, self.config.adversarial_loss)}, generated
 
-    def discriminator_loss(self, batch: Batch, generated: torch.Tensor) -> dict[str, torch.Tensor]:
+    def discriminator_loss(self, batch: Batch, generated: Tensor) -> dict[str, Tensor]:
         values = batch["condition"]["values"]
         # Not as one batch: a batch norm would tell them apart by their shared statistics.
         real, fake = self._logits(batch["image"], values), self._logits(generated, values)
@@ -132,20 +134,20 @@ class DCGAN(AdversarialFamily):
             "fake": fake.mean(),
         }
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         # A row has the same latent at every validation, on whatever process.
         generators = [torch.Generator().manual_seed(row) for row in batch["index"].tolist()]
         generated = self.sample(generators, batch["condition"])
         return {"loss": sliced_wasserstein(generated, batch["image"])}
 
-    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         latent = noise(generators, (self.config.latent_dim,)).to(self.device)
-        images: torch.Tensor = self.generator(latent, condition["values"])
+        images: Tensor = self.generator(latent, condition["values"])
         return images
 
-    def _logits(self, images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def _logits(self, images: Tensor, values: Tensor) -> Tensor:
         assert self.discriminator is not None
-        logits: torch.Tensor = self.discriminator(images, values)
+        logits: Tensor = self.discriminator(images, values)
         return logits
 
 
@@ -172,13 +174,13 @@ class Generator(nn.Module):
         )
         _initialise(self.project, *self.doublings)
 
-    def forward(self, latent: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, latent: Tensor, values: Tensor) -> Tensor:
         """(B, latent_dim) under conditions (B, K) to (B, C, *spatial) in [-1, 1], float32."""
         x = self.project(latent).view(latent.shape[0], -1, *self.start)
         embedded = (self.embed(values),) if self.embed else ()
         for norm, double in zip(self.norms, self.doublings, strict=True):
             x = double(functional.relu(norm(x, *embedded)))
-        images: torch.Tensor = at_least_float32(x).tanh()
+        images: Tensor = at_least_float32(x).tanh()
         return images
 
 
@@ -212,13 +214,13 @@ class Discriminator(nn.Module):
                 ):
                     spectral_norm(module)
 
-    def forward(self, images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor, values: Tensor) -> Tensor:
         """Logits (B,) of (B, C, *spatial) under conditions (B, K)."""
         x = functional.leaky_relu(self.halvings[0](images), self.slope)
         for halve, norm in zip(list(self.halvings)[1:], self.norms, strict=True):
             x = functional.leaky_relu(norm(halve(x)), self.slope)
         features = x.flatten(1)
-        logits: torch.Tensor = self.head(features).squeeze(1)
+        logits: Tensor = self.head(features).squeeze(1)
         if self.embed and self.project:
             # On features in their places: the paper's sum over places cannot tell left from right.
             logits = logits + (self.project(self.embed(values)) * features).sum(1)

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.losses import loss_faults
@@ -90,34 +91,34 @@ class LatentDiffusion(TwoStageFamily):
         self.register_buffer("latent_mean", torch.tensor(0.0))
         self.register_buffer("latent_std", torch.tensor(1.0))
 
-    def compress(self, image: torch.Tensor) -> torch.Tensor:
-        latent: torch.Tensor = self.first_stage.family.encode(image)
+    def compress(self, image: Tensor) -> Tensor:
+        latent: Tensor = self.first_stage.family.encode(image)
         return latent.float()
 
-    def measure(self, compressed: torch.Tensor) -> None:
+    def measure(self, compressed: Tensor) -> None:
         std, mean = torch.std_mean(compressed.double())
         self.get_buffer("latent_mean").copy_(mean)
         # Latents without any spread carry nothing: they are left as they are.
         self.get_buffer("latent_std").copy_(std if std > 0 else torch.ones_like(std))
 
-    def normalised(self, latent: torch.Tensor) -> torch.Tensor:
+    def normalised(self, latent: Tensor) -> Tensor:
         """Latents of the first stage, (B, c, *spatial), scaled for the process."""
         return (latent - self.get_buffer("latent_mean")) / self.get_buffer("latent_std")
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         condition = dropped(batch["condition"], self.config.condition_dropout)
         return self.process.loss(
             lambda x_t, time: self.network(x_t, time, condition),
             self.normalised(self.compressed(batch)),
         )
 
-    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         shape = (self.latent.channels, *self.latent.size)
         start = noise(generators, shape).to(self.device)
         predict = guided(self.network, condition, self.config.guidance, self.latent.channels)
         scaled = self.process.sample(predict, start, generators)
         latent = scaled * self.get_buffer("latent_std") + self.get_buffer("latent_mean")
-        image: torch.Tensor = self.first_stage.family.decode(latent)
+        image: Tensor = self.first_stage.family.decode(latent)
         return image.float().clamp(-1, 1)
 
 

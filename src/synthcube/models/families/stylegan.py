@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.errors import ConfigError
@@ -132,7 +133,7 @@ class StyleGANConfig(DiscriminatorFields, FamilyConfig):
         elapsed = epoch - stage * self.stage_epochs
         return Growth(stage, min(1.0, 2 * elapsed / self.stage_epochs) if stage else 1.0)
 
-    def shrunk(self, image: torch.Tensor, growth: Growth) -> torch.Tensor:
+    def shrunk(self, image: Tensor, growth: Growth) -> Tensor:
         """Real images (B, C, *spatial) at the size of the stage, as blurred as alpha makes them."""
         for _ in range(self.last_stage - growth.stage):
             image = halved(image)
@@ -145,9 +146,9 @@ class StyleGAN(AdversarialFamily):
     """Noise of every layer comes from the random generator of its image."""
 
     config: StyleGANConfig
-    w_mean: torch.Tensor
-    path_length: torch.Tensor
-    grown: torch.Tensor
+    w_mean: Tensor
+    path_length: Tensor
+    grown: Tensor
 
     def __init__(self, config: StyleGANConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
@@ -204,7 +205,7 @@ class StyleGAN(AdversarialFamily):
                 self._growth.stage + 1, len(self.config.channels),
             )  # fmt: skip
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Distance of the real images to generated ones under their conditions, always the same.
 
         While the networks grow, `loss` is 2 more for each size that is missing, which is more than
@@ -216,7 +217,7 @@ class StyleGAN(AdversarialFamily):
         missing = self.config.last_stage - (stage - 1 + alpha)
         return {"loss": distance + 2 * missing, "sliced_wasserstein": distance}
 
-    def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def generator_loss(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         discriminator: Any = self.discriminator
         values = batch["condition"]["values"]
         generated = self._generate(self._styles(values))
@@ -229,7 +230,7 @@ class StyleGAN(AdversarialFamily):
             terms["loss"] = terms["loss"] + self.config.path_length_weight * every * penalty
         return terms, generated
 
-    def discriminator_loss(self, batch: Batch, generated: torch.Tensor) -> dict[str, torch.Tensor]:
+    def discriminator_loss(self, batch: Batch, generated: Tensor) -> dict[str, Tensor]:
         discriminator: Any = self.discriminator
         values = batch["condition"]["values"]
         image = self.config.shrunk(batch["image"], self._growth)
@@ -244,7 +245,7 @@ class StyleGAN(AdversarialFamily):
             terms["loss"] = terms["loss"] + self.config.r1_weight / 2 * every * terms["r1"]
         return terms
 
-    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         stage, alpha = self.grown.tolist()
         growth = Growth(int(stage), alpha)
         shapes = [(self.config.latent_dim,), *self.generator.noise_shapes(growth.stage)]
@@ -252,20 +253,20 @@ class StyleGAN(AdversarialFamily):
         w = self.mapping(z, condition["values"])
         w = self.w_mean + self.config.truncation * (w - self.w_mean)
         styles = w[:, None].expand(-1, self.generator.num_styles, -1)
-        image: torch.Tensor = self.generator(styles, noises, growth)
+        image: Tensor = self.generator(styles, noises, growth)
         for _ in range(self.config.last_stage - growth.stage):
             image = doubled(image)
         return image.float().clamp(-1, 1)
 
-    def _generate(self, styles: torch.Tensor) -> torch.Tensor:
+    def _generate(self, styles: Tensor) -> Tensor:
         noises = [
             torch.randn(len(styles), *shape, device=styles.device, dtype=styles.dtype)
             for shape in self.generator.noise_shapes(self._growth.stage)
         ]
-        images: torch.Tensor = self.generator(styles, noises, self._growth)
+        images: Tensor = self.generator(styles, noises, self._growth)
         return images
 
-    def _styles(self, values: torch.Tensor) -> torch.Tensor:
+    def _styles(self, values: Tensor) -> Tensor:
         """Styles of new images, (B, num_styles, dim), some of which change on the way."""
         number, used = len(values), 2 * (self._growth.stage + 1)
         z = torch.randn(2, number, self.config.latent_dim, device=self.device).to(self.w_mean)
@@ -273,7 +274,7 @@ class StyleGAN(AdversarialFamily):
         decay = min(_MEAN_DECAY, (1 + self._step) / (10 + self._step))
         mean = _over_processes(w.detach().mean(dim=0)).to(self.w_mean)
         self.w_mean.lerp_(mean, 1 - decay)
-        styles: torch.Tensor = w[:, None].expand(-1, self.generator.num_styles, -1)
+        styles: Tensor = w[:, None].expand(-1, self.generator.num_styles, -1)
         if not self.config.style_mixing:
             return styles
         mixed = torch.rand(number, 1, device=self.device) < self.config.style_mixing
@@ -282,16 +283,16 @@ class StyleGAN(AdversarialFamily):
         other = self.mapping(z[1], values)[:, None]
         return torch.where((mixed & (layer >= crossing))[..., None], other, styles)
 
-    def _path_length_penalty(self, values: torch.Tensor) -> torch.Tensor:
+    def _path_length_penalty(self, values: Tensor) -> Tensor:
         """Squared distance of path lengths from their mean; on half the batch, for memory."""
         styles = self._styles(values[: (len(values) + 1) // 2])
         lengths = path_lengths(self._generate, styles)
         self.path_length.lerp_(_over_processes(lengths.detach().mean()), 1 - _LENGTH_DECAY)
-        penalty: torch.Tensor = (lengths - self.path_length.clone()).square().mean()
+        penalty: Tensor = (lengths - self.path_length.clone()).square().mean()
         return penalty
 
 
-def _over_processes(value: torch.Tensor) -> torch.Tensor:
+def _over_processes(value: Tensor) -> Tensor:
     """Mean over all processes, so that all keep the same buffers."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(value)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from monai.networks import nets
 from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.losses import at_least_float32
@@ -90,7 +91,7 @@ class VQVAE(Autoencoder):
         super().__init__(config, image)
         self.network = nets.VQVAE(**config.network_settings(image))
 
-    def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def autoencode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         z = self.network.encode(image)
         if self.network.quantizer.training:  # which a frozen one is not
             self._revive_codes(z.detach())
@@ -110,21 +111,21 @@ class VQVAE(Autoencoder):
 
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
         return self.network(image)[0], legacy(image)[0]
 
-    def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
+    def reconstruct(self, image: Tensor) -> Tensor:
         return self.decode_codes(self.encode_codes(image))
 
     def latent_shape(self) -> tuple[int, ...]:
         return (self.config.embedding_dim, *self.code_shape())
 
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
+    def encode(self, image: Tensor) -> Tensor:
         """The latent before it is quantised."""
         return self.network.encode(image).float()
 
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+    def decode(self, latent: Tensor) -> Tensor:
         """The image of the codes that are nearest to the latent."""
         return self.decode_codes(self._nearest(latent))
 
@@ -134,21 +135,21 @@ class VQVAE(Autoencoder):
     def num_codes(self) -> int:
         return self.config.num_embeddings
 
-    def encode_codes(self, image: torch.Tensor) -> torch.Tensor:
+    def encode_codes(self, image: Tensor) -> Tensor:
         return self._nearest(self.encode(image))
 
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        image: torch.Tensor = self.network.decode(self.network.quantizer.embed(codes))
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        image: Tensor = self.network.decode(self.network.quantizer.embed(codes))
         return image.float().clamp(-1, 1)
 
-    def _nearest(self, z: torch.Tensor) -> torch.Tensor:
+    def _nearest(self, z: Tensor) -> Tensor:
         # MONAI's index_quantize would move the codebook too.
         with torch.autocast(z.device.type, enabled=False):
-            codes: torch.Tensor = self.network.quantizer.quantizer.quantize(z.float())[2]
+            codes: Tensor = self.network.quantizer.quantizer.quantize(z.float())[2]
         return codes
 
     @torch.no_grad()
-    def _revive_codes(self, z: torch.Tensor) -> None:
+    def _revive_codes(self, z: Tensor) -> None:
         """Replace unused codes by encoder outputs; before the first step that is all of them."""
         quantizer = self.network.quantizer.quantizer
         outputs = z.float().movedim(1, -1).reshape(-1, self.config.embedding_dim)
@@ -163,7 +164,7 @@ class VQVAE(Autoencoder):
         )
 
 
-def codebook_usage(codes: torch.Tensor, num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def codebook_usage(codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """Perplexity of the codes of a batch (1 to `num_codes`), and the share of codes among them.
 
     The perplexity is the number of codes that, used equally often, would have the same entropy.

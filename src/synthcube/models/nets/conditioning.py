@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import nn
+from torch import Tensor, nn
 
 from synthcube.schema import Condition, ConditionSpec, Schema
 
@@ -44,7 +44,7 @@ class ConditionEmbedding(nn.Module):
             for spec in specs
         )
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, values: Tensor) -> Tensor:
         """(B, K), NaN where not known, to (B, dim)."""
         columns = values.unbind(dim=1)
         parts = [embed(column) for embed, column in zip(self.embeddings, columns, strict=True)]
@@ -58,9 +58,9 @@ class _ClassEmbedding(nn.Module):
         self.table = nn.Embedding(num_classes + 1, dim)
         nn.init.normal_(self.table.weight, std=0.1)
 
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
+    def forward(self, value: Tensor) -> Tensor:
         known = torch.nan_to_num(value, nan=float(self.num_classes)).long()
-        embedded: torch.Tensor = self.table(known)
+        embedded: Tensor = self.table(known)
         return embedded
 
 
@@ -76,7 +76,7 @@ class _Number(nn.Module):
         )
         self.unknown = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
+    def forward(self, value: Tensor) -> Tensor:
         number = torch.nan_to_num(value)[:, None]
         angles = number * self.get_buffer("octaves")
         features = torch.cat([number, angles.sin(), angles.cos()], dim=1)
@@ -93,11 +93,11 @@ def dropped(condition: Condition, probability: float) -> Condition:
 
 
 def guided(
-    predict: Callable[[torch.Tensor, torch.Tensor, Condition], torch.Tensor],
+    predict: Callable[[Tensor, Tensor, Condition], Tensor],
     condition: Condition,
     guidance: float,
     num_guided: int | None = None,
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+) -> Callable[[Tensor, Tensor], Tensor]:
     """A network as a function of x_t and time alone, under a condition, with guidance.
 
     It goes `guidance` times as far from the unconditional prediction as the conditional one is.
@@ -113,7 +113,7 @@ def guided(
     unknown = torch.full_like(values, math.nan)
     both = Condition(values=torch.cat([values, unknown]), source=torch.cat([source, source]))
 
-    def prediction(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    def prediction(x_t: Tensor, time: Tensor) -> Tensor:
         output = predict(torch.cat([x_t, x_t]), torch.cat([time, time]), both)
         conditional, unconditional = output.chunk(2)
         mixed = unconditional + guidance * (conditional - unconditional)

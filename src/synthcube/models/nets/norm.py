@@ -10,7 +10,7 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from synthcube.losses import at_least_float32
 
@@ -48,14 +48,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     torch.nn.SyncBatchNorm does the same, on GPUs only.
     """
 
-    def _check_input_dim(self, x: torch.Tensor) -> None:
+    def _check_input_dim(self, x: Tensor) -> None:
         """Any rank will do."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) to the same."""
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not (self.training and distributed and torch.distributed.get_world_size() > 1):
-            normalised: torch.Tensor = super().forward(x)
+            normalised: Tensor = super().forward(x)
             return normalised
         axes = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
@@ -75,7 +75,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         return normalised
 
     @torch.no_grad()
-    def _update(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+    def _update(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None:
             return
         if self.num_batches_tracked is not None:
@@ -105,7 +105,7 @@ class ConditionalNorm(nn.Module):
         nn.init.normal_(self.affine.weight, 0.0, 0.02)
         nn.init.zeros_(self.affine.bias)
 
-    def forward(self, x: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         """(B, C, *spatial) under (B, dim) to (B, C, *spatial)."""
         scale_and_shift = self.affine(embedded).view(x.shape[0], -1, *[1] * (x.ndim - 2))
         scale, shift = scale_and_shift.chunk(2, dim=1)
@@ -116,17 +116,17 @@ class _Sum(torch.autograd.Function):
     """Sum over all processes; its gradient is summed too."""
 
     @staticmethod
-    def forward(_: Any, value: torch.Tensor) -> torch.Tensor:
+    def forward(_: Any, value: Tensor) -> Tensor:
         total = value.clone()
         torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(_: Any, gradient: Tensor) -> Tensor:
         return _Sum.forward(None, gradient)
 
 
-def _summed(value: torch.Tensor) -> torch.Tensor:
+def _summed(value: Tensor) -> Tensor:
     apply: Any = _Sum.apply  # torch leaves it without types
-    total: torch.Tensor = apply(value)
+    total: Tensor = apply(value)
     return total

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from synthcube.errors import FamilyError
@@ -51,7 +52,7 @@ def load_efficientnet() -> tuple[Any, Path]:
     return network.eval().requires_grad_(False), path
 
 
-def enlarged(images: torch.Tensor) -> torch.Tensor:
+def enlarged(images: Tensor) -> Tensor:
     """Images (N, C, H, W), scaled up so that the shorter side is at least 64."""
     height, width = images.shape[2:]
     scale = _SMALLEST_SIDE / min(height, width)
@@ -71,7 +72,7 @@ class PerceptualDistance:
         require_efficientnet("model.perceptual_weight", "set it to 0")
         self.network: Any = load_efficientnet()[0]
 
-    def __call__(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def __call__(self, one: Tensor, other: Tensor) -> Tensor:
         """Two (B, C, *spatial) in [-1, 1] to a scalar; 0 where they are the same.
 
         Of a volume, a few slices of each plane are drawn at random, the same of both.
@@ -89,7 +90,7 @@ class PerceptualDistance:
             distances.append(self._distance(*slices))
         return torch.stack(distances).mean()
 
-    def _distance(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def _distance(self, one: Tensor, other: Tensor) -> Tensor:
         number = len(one)
         distances = [
             (features[:number] - features[number:]).square().sum(dim=1).mean()
@@ -97,7 +98,7 @@ class PerceptualDistance:
         ]
         return torch.stack(distances).mean()
 
-    def _features(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def _features(self, x: Tensor) -> list[Tensor]:
         network = self.network
         x = network._swish(network._bn0(network._conv_stem(x)))
         features = []
@@ -108,7 +109,7 @@ class PerceptualDistance:
         return features
 
 
-def _photographs(images: torch.Tensor) -> torch.Tensor:
+def _photographs(images: Tensor) -> Tensor:
     """Input of the network, (N, 3, H, W): RGB stays, other channels are grey images."""
     if images.shape[1] != 3:
         images = images.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)

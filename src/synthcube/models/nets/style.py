@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from synthcube.losses import at_least_float32
@@ -46,7 +46,7 @@ class EqualizedLinear(nn.Module):
         self.scale = rate / math.sqrt(num_in)
         self.rate = rate
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, num_in) to (B, num_out)."""
         return functional.linear(x, self.weight * self.scale, self.bias * self.rate)
 
@@ -64,7 +64,7 @@ class EqualizedConv(nn.Module):
         self.scale = 1 / math.sqrt(num_in * kernel**rank)
         self.blur = Blur(rank, padding=(kernel + 1) // 2) if halve else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, num_in, *spatial) to (B, num_out, *spatial), or to half of each side."""
         weight = self.weight * self.scale
         kernel = weight.shape[-1]
@@ -87,7 +87,7 @@ class Blur(nn.Module):
         self.rank, self.padding = rank, padding
         self.register_buffer("taps", torch.tensor(_TAPS) * gain, persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) to (B, C, *longer)."""
         channels, taps = x.shape[1], self.get_buffer("taps").to(x)
         # Axis by axis and channel by channel: on a CPU ten times faster than pooling three times.
@@ -99,24 +99,24 @@ class Blur(nn.Module):
         return x
 
 
-def convolution(x: torch.Tensor, *, transposed: bool = False) -> Callable[..., torch.Tensor]:
+def convolution(x: Tensor, *, transposed: bool = False) -> Callable[..., Tensor]:
     """torch's convolution for as many axes as `x` has, (B, C, *spatial)."""
     name = "conv_transpose" if transposed else "conv"
-    function: Callable[..., torch.Tensor] = getattr(functional, f"{name}{x.ndim - 2}d")
+    function: Callable[..., Tensor] = getattr(functional, f"{name}{x.ndim - 2}d")
     return function
 
 
-def activate(x: torch.Tensor) -> torch.Tensor:
+def activate(x: Tensor) -> Tensor:
     """Leaky ReLU, scaled so that it about keeps the variance."""
     return functional.leaky_relu(x, 0.2) * math.sqrt(2)
 
 
-def normalized(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+def normalized(x: Tensor, eps: float = 1e-8) -> Tensor:
     """Rows of (B, dim), each scaled to a mean square of 1."""
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
 
 
-def doubled(x: torch.Tensor) -> torch.Tensor:
+def doubled(x: Tensor) -> Tensor:
     """Images (B, C, *spatial) with every side twice as long, by linear interpolation.
 
     On the grid of twice the size, its weights are [1, 3, 3, 1] / 4.
@@ -125,9 +125,9 @@ def doubled(x: torch.Tensor) -> torch.Tensor:
     return functional.interpolate(x, scale_factor=2, mode=mode, align_corners=False)
 
 
-def halved(x: torch.Tensor) -> torch.Tensor:
+def halved(x: Tensor) -> Tensor:
     """Images (B, C, *spatial) with every side half as long: the mean of 2 along each axis."""
-    pool: Callable[..., torch.Tensor] = getattr(functional, f"avg_pool{x.ndim - 2}d")
+    pool: Callable[..., Tensor] = getattr(functional, f"avg_pool{x.ndim - 2}d")
     return pool(x, 2)
 
 
@@ -162,10 +162,10 @@ class ResidualDiscriminator(nn.Module):
         self.logit = EqualizedLinear(dim, 1)
         self.embedding = ConditionEmbedding(image.conditions, dim) if image.conditions else None
 
-    def forward(self, image: torch.Tensor, values: torch.Tensor, growth: Growth) -> torch.Tensor:
+    def forward(self, image: Tensor, values: Tensor, growth: Growth) -> Tensor:
         """(B, C, *size of the stage) and condition values (B, K) to (B,)."""
         stage, alpha = growth
-        x: torch.Tensor = activate(self.from_image[str(stage)](image))
+        x: Tensor = activate(self.from_image[str(stage)](image))
         if stage:
             x = self.blocks[stage - 1](x)
             if alpha < 1:
@@ -176,7 +176,7 @@ class ResidualDiscriminator(nn.Module):
         if self.group_size > 1:
             x = torch.cat([x, minibatch_std(x, self.group_size)], dim=1)
         x = activate(self.features(activate(self.conv(x)).flatten(1)))
-        logit: torch.Tensor = self.logit(x)[:, 0]
+        logit: Tensor = self.logit(x)[:, 0]
         if self.embedding is not None:
             logit = logit + (self.embedding(values) * x).sum(dim=1) / math.sqrt(x.shape[1])
         return logit
@@ -191,13 +191,13 @@ class ResidualBlock(nn.Module):
         self.second = EqualizedConv(rank, num_in, num_out, halve=True)
         self.skip = EqualizedConv(rank, num_in, num_out, kernel=1, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        changed: torch.Tensor = activate(self.second(activate(self.first(x))))
-        kept: torch.Tensor = self.skip(halved(x))
+    def forward(self, x: Tensor) -> Tensor:
+        changed: Tensor = activate(self.second(activate(self.first(x))))
+        kept: Tensor = self.skip(halved(x))
         return (changed + kept) * math.sqrt(0.5)
 
 
-def minibatch_std(x: torch.Tensor, group_size: int) -> torch.Tensor:
+def minibatch_std(x: Tensor, group_size: int) -> Tensor:
     """Mean standard deviation over an image's group: (B, C, *spatial) to (B, 1, *spatial).
 
     The size of a group is the divisor of the batch that is nearest to `group_size`, and at least 2
@@ -223,7 +223,7 @@ class MappingNetwork(nn.Module):
             EqualizedLinear(num_in, dim, rate=0.01) for num_in in sides[:-1]
         )
 
-    def forward(self, z: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, z: Tensor, values: Tensor) -> Tensor:
         """z (B, dim) and condition values (B, K), NaN where not known, to w, never in 16 bits."""
         with torch.autocast(z.device.type, enabled=False):
             x = normalized(z)
@@ -262,7 +262,7 @@ class ModulatedConv(nn.Module):
         # and the gain makes up for the zeros.
         self.blur = Blur(rank, padding=1, gain=2) if double else None
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x (B, num_in, *spatial), w (B, dim) to (B, num_out, *spatial)."""
         axes = (1,) * (x.ndim - 2)
         weight = self.weight * self.scale
@@ -289,7 +289,7 @@ class StyledLayer(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(num_out, *(1,) * rank))
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
         """x (B, C, *spatial), w (B, dim), noise (B, 1, *spatial of the result)."""
         x = self.conv(x, w)
         return activate(x + (self.noise_strength * noise + self.bias).to(x.dtype))
@@ -303,9 +303,9 @@ class ToImage(nn.Module):
         self.conv = ModulatedConv(rank, num_in, num_out, dim, kernel=1, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(num_out, *(1,) * rank))
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x (B, C, *spatial), w (B, dim) to (B, image channels, *spatial) in w's precision."""
-        added: torch.Tensor = self.conv(x, w).to(w.dtype) + self.bias
+        added: Tensor = self.conv(x, w).to(w.dtype) + self.bias
         return added
 
 
@@ -345,9 +345,7 @@ class StyleGenerator(nn.Module):
             for number in range(2 * stage + 1)
         ]
 
-    def forward(
-        self, w: torch.Tensor, noises: Sequence[torch.Tensor], growth: Growth
-    ) -> torch.Tensor:
+    def forward(self, w: Tensor, noises: Sequence[Tensor], growth: Growth) -> Tensor:
         """w (B, num_styles, dim), noises as in noise_shapes, to (B, C, *size of the stage).
 
         The range is [-1, 1] by training, not by force. At alpha 0 the image is the doubled one
@@ -355,7 +353,7 @@ class StyleGenerator(nn.Module):
         """
         styles = w.unbind(dim=1)
         x = self.layers[0](self.start.expand(w.shape[0], *self.start.shape), styles[0], noises[0])
-        image: torch.Tensor = self.to_image[0](x, styles[1])
+        image: Tensor = self.to_image[0](x, styles[1])
         for stage in range(1, growth.stage + 1):
             for number in (2 * stage - 1, 2 * stage):
                 x = self.layers[number](x, styles[number], noises[number])

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.networks.blocks import SpatialAttentionBlock, Upsample
-from torch import nn
+from torch import Tensor, nn
 
 
-def decode_in_tiles(decoder: nn.Module, x: torch.Tensor, max_voxels: int) -> torch.Tensor:
+def decode_in_tiles(decoder: nn.Module, x: Tensor, max_voxels: int) -> Tensor:
     """Output of MONAI's decoder for x: (B, c, *spatial) to (B, C, *larger).
 
     From the first upsampling to more than `max_voxels` on, its blocks run tile by tile, which
@@ -36,7 +36,7 @@ def decode_in_tiles(decoder: nn.Module, x: torch.Tensor, max_voxels: int) -> tor
                 break
     last = blocks[split:]
     if not last or any(isinstance(block, SpatialAttentionBlock) for block in last):
-        whole: torch.Tensor = decoder(x)
+        whole: Tensor = decoder(x)
         return whole
     x = _run(blocks[:split], x)
     factor, halo = reach(last)
@@ -91,7 +91,7 @@ class _Tile(tuple[Window, ...]):
         """Index of the core in a whole output that is `factor` times larger than the input."""
         return (..., *(slice(w.core_start * factor, w.core_stop * factor) for w in self))
 
-    def core_of(self, output: torch.Tensor) -> torch.Tensor:
+    def core_of(self, output: Tensor) -> Tensor:
         """The core of an output, or of features of any size, for this tile."""
         factor = output.shape[2] // (self[0].stop - self[0].start)
         inside = (
@@ -101,15 +101,15 @@ class _Tile(tuple[Window, ...]):
         return output[index]
 
 
-def _run(blocks: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor:
+def _run(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
     for block in blocks:
         x = block(x)
     return x
 
 
 def _run_in_tiles(
-    blocks: Sequence[nn.Module], x: torch.Tensor, side: int, halo: int, factor: int
-) -> torch.Tensor:
+    blocks: Sequence[nn.Module], x: Tensor, side: int, halo: int, factor: int
+) -> Tensor:
     size = x.shape[2:]
     lines = [windows(length, side, halo) for length in size]
     tiles = [_Tile(line) for line in itertools.product(*lines)]
@@ -134,7 +134,7 @@ class _SharedNorms:
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         layers = itertools.chain.from_iterable(block.modules() for block in blocks)
         self.norms = [layer for layer in layers if isinstance(layer, nn.GroupNorm)]
-        self._statistics: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._statistics: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._tile = _Tile()
 
     @contextmanager
@@ -147,7 +147,7 @@ class _SharedNorms:
             for hook in hooks:
                 hook.remove()
 
-    def gather(self, tiles: Sequence[_Tile], run: Callable[[_Tile], torch.Tensor]) -> None:
+    def gather(self, tiles: Sequence[_Tile], run: Callable[[_Tile], Tensor]) -> None:
         """Compute the statistics of every norm, in the order in which the norms are used."""
         for _ in self.norms:
             of_tiles: list[Any] = []
@@ -162,7 +162,7 @@ class _SharedNorms:
             variance = (squares / count - mean.square()).clamp(min=0)
             self._statistics[norms[0]] = (mean.float(), variance.float())
 
-    def _stop(self, norm: Any, inputs: tuple[torch.Tensor]) -> None:
+    def _stop(self, norm: Any, inputs: tuple[Tensor]) -> None:
         if norm in self._statistics:
             return
         core = self._tile.core_of(inputs[0]).float()
@@ -171,7 +171,7 @@ class _SharedNorms:
         variance, mean, count = variance.double(), mean.double(), grouped.shape[-1]
         raise _GatheredError(norm, count, count * mean, count * (variance + mean.square()))
 
-    def _normalised(self, norm: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> Any:
+    def _normalised(self, norm: Any, inputs: tuple[Tensor], output: Tensor) -> Any:
         x = inputs[0]  # (B, C, *spatial)
         mean, variance = (
             statistic.repeat_interleave(x.shape[1] // norm.num_groups, dim=1)

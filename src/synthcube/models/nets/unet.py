@@ -10,6 +10,7 @@ import torch
 from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import DiffusionModelUNet
 from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
 
 from synthcube.models.family import size_faults
 from synthcube.models.nets.conditioning import ConditionEmbedding
@@ -96,18 +97,18 @@ class ConditionalUNet(DiffusionModelUNet):
             self.class_embedding = embedding
 
     def forward(  # type: ignore[override]  # MONAI's has other arguments after the first two
-        self, x_t: torch.Tensor, time: torch.Tensor, condition: Condition
-    ) -> torch.Tensor:
+        self, x_t: Tensor, time: Tensor, condition: Condition
+    ) -> Tensor:
         """x_t (B, C, *spatial) at time (B,), under a condition, to (B, C_out, *spatial)."""
         source = condition["source"].to(x_t)
         x = torch.cat([x_t, source], dim=1) if source.shape[1] else x_t
-        predicted: torch.Tensor = super().forward(x, time, class_labels=condition["values"])
+        predicted: Tensor = super().forward(x, time, class_labels=condition["values"])
         return predicted
 
 
 def outputs_of(
     network: ConditionalUNet, legacy: torch.nn.Module, image: ImageSpec, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Outputs of both networks for the same random input; see legacy.Imports."""
     channels = image.channels + len(image.source_channels)
     x_t = torch.randn(2, channels, *image.size, generator=generator)
@@ -119,7 +120,7 @@ def outputs_of(
     return network(image_part, time, condition), legacy(x_t, time, class_labels=classes)
 
 
-def _choose_attention(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+def _choose_attention(network: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Use the plain product instead of torch's fused one for few tokens in bfloat16 on a CPU.
 
     Measured with the default network: 0.71 against 0.88 CPU-s a training step. In float32, on a
