@@ -33,7 +33,7 @@ def train(family: str, size: tuple[int, ...], batch_size: int, folder: Path) -> 
     training = TrainingConfig(max_epochs=1, batch_size=batch_size, sample_every_n_epochs=0)
     config = registry.find(family)(name=family)
     module = config.build(data.image)
-    module.begin(data.every_image(), data.rows("train"))
+    module.fit_statistics(data.every_image(), data.rows("train"))
     compute = ComputeConfig(accelerator="cpu")
     device = torch.device("cpu")
     fit(module, Plan(data, training, compute, folder / "run", 0, "32-true", device))

@@ -188,8 +188,8 @@ def known_losses() -> dict[str, Any]:
     return {**inherited, "plain_mean": plain_mean, **kinds}
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """`x` in float32, or in float64 where it is in that: what a loss is computed in."""
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float32, in which losses are computed; float64 stays."""
     import torch
 
     return x if x.dtype == torch.float64 else x.float()

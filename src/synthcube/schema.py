@@ -36,6 +36,17 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Channels = Annotated[int, Field(ge=1, le=4096)]
 Levels = Annotated[List[Channels], Field(min_length=1, max_length=16)]
 """Channels at each resolution of a network."""
+Width = Annotated[int, Field(ge=1, le=65536)]
+"""Channels of a layer, or entries of a vector."""
+Depth = Annotated[int, Field(ge=1, le=256)]
+"""Layers or blocks, one after the other."""
+Level = Annotated[int, Field(ge=0, le=16)]
+"""Index of a resolution of a network; 0 is the full one."""
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+StepNumber = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Voxels = Annotated[int, Field(ge=1, le=MAX_VOXELS)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+"""Weight of a term of a loss."""
 Spacing = Annotated[float, Field(ge=SMALLEST_SPACING, le=LARGEST_SPACING)]
 Intensity = Annotated[float, Field(ge=-LARGEST_INTENSITY, le=LARGEST_INTENSITY)]
 Pair = Annotated[tuple[Intensity, Intensity], Strict(False)]

@@ -112,7 +112,7 @@ def same_latents(monkeypatch: pytest.MonkeyPatch) -> None:
         seeds = batch["index"].tolist()
         latents = [torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         made = self.generator(torch.stack(latents), batch["condition"]["values"])
-        return {"loss": generator_term(self._judged(made, made[:, :0, 0, 0]), "hinge")}, made
+        return {"loss": generator_term(self._logits(made, made[:, :0, 0, 0]), "hinge")}, made
 
     monkeypatch.setattr(DCGAN, "generator_loss", generator_loss)
 

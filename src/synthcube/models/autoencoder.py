@@ -1,13 +1,9 @@
-"""What the autoencoders share: terms of the loss beside the distance of image and reconstruction.
+"""What autoencoders share: losses beside the distance of image and reconstruction.
 
 Each is off unless it has a weight. Adversarial, from the patches of an image: Isola et al. (CVPR
-2017), as in VQ-GAN (Esser et al., "Taming Transformers", CVPR 2021). Spectral: Jukebox (2020).
-Perceptual: LPIPS (Zhang et al., CVPR 2018). Used together in the KL-autoencoder of latent
-diffusion (Rombach et al., CVPR 2022).
-
-
-Distance of two images in the amplitudes of their frequencies: Dhariwal et al., "Jukebox" (2020),
-section 3.3.
+2017), as in VQ-GAN (Esser et al., "Taming Transformers", CVPR 2021). Spectral: Dhariwal et al.,
+"Jukebox" (2020), section 3.3. Perceptual: LPIPS (Zhang et al., CVPR 2018). Used together in the
+KL-autoencoder of latent diffusion (Rombach et al., CVPR 2022).
 """
 
 from __future__ import annotations
@@ -20,9 +16,10 @@ import torch
 from monai.losses import JukeboxLoss
 from monai.networks.nets import PatchDiscriminator
 from pydantic import Field
+from torch import Tensor
 from typing_extensions import Self
 
-from synthcube.losses import LossConfig, Losses, WeightedLosses, loss_faults, wide
+from synthcube.losses import LossConfig, Losses, WeightedLosses, at_least_float32, loss_faults
 from synthcube.models.adversarial import (
     AdversarialFamily,
     AdversarialLoss,
@@ -31,9 +28,9 @@ from synthcube.models.adversarial import (
     generator_term,
 )
 from synthcube.models.family import FamilyConfig
-from synthcube.models.nets.norm import with_shared_norms
-from synthcube.models.nets.perceptual import PerceptualDistance, require_perceptual
-from synthcube.schema import MAX_COUNT, Batch, ImageSpec
+from synthcube.models.nets.norm import share_statistics
+from synthcube.models.nets.perceptual import PerceptualDistance, require_efficientnet
+from synthcube.schema import Batch, Depth, ImageSpec, StepNumber, Weight, Width
 
 
 class SpectralLoss(JukeboxLoss):
@@ -43,10 +40,10 @@ class SpectralLoss(JukeboxLoss):
     the loss is at most the mean squared difference of the images.
     """
 
-    def _get_fft_amplitude(self, images: torch.Tensor) -> torch.Tensor:
+    def _get_fft_amplitude(self, images: Tensor) -> Tensor:
         # MONAI's square root has no gradient where an amplitude is 0, as in an empty image: NaN.
-        transformed: torch.Tensor = torch.fft.fftn(
-            wide(images), s=self.fft_signal_size, dim=self.fft_dim, norm=self.fft_norm
+        transformed: Tensor = torch.fft.fftn(
+            at_least_float32(images), s=self.fft_signal_size, dim=self.fft_dim, norm=self.fft_norm
         )
         return transformed.abs()
 
@@ -58,53 +55,41 @@ class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
         default=(LossConfig(name="l1"),),
         description="Losses between image and reconstruction, added up with their weights.",
     )
-    adversarial_weight: float = Field(
+    adversarial_weight: Weight = Field(
         default=0.0,
-        ge=0,
-        le=1e6,
-        description="Weight of the discriminator's verdict on the reconstructions, which sharpens "
-        "them; 0.01 is a good start, 0 trains without a discriminator.",
+        description="Weight of the adversarial loss of the reconstructions, which sharpens them; "
+        "0.01 is a good start, 0 trains without a discriminator.",
     )
-    adversarial_from_step: int = Field(
-        default=1000,
-        ge=0,
-        le=MAX_COUNT,
-        description="Steps that are trained before the discriminator joins.",
+    adversarial_from_step: StepNumber = Field(
+        default=1000, description="Steps that are trained before the discriminator joins."
     )
     adversarial_loss: AdversarialLoss = Field(
-        default="least_squares", description="What generator and discriminator play for."
+        default="least_squares", description="Loss of generator and discriminator."
     )
-    discriminator_channels: int = Field(
-        default=32, ge=1, le=4096, description="Channels of the discriminator's first layer."
+    discriminator_channels: Width = Field(
+        default=32, description="Channels of the discriminator's first layer."
     )
-    num_discriminator_layers: int = Field(
+    num_discriminator_layers: Depth = Field(
         default=3,
-        ge=1,
-        le=16,
         description="Most layers of the discriminator, each of which doubles the side of the "
-        "patches that it judges; lowered for small images.",
+        "patches that it sees; lowered for small images.",
     )
     discriminator_norm: Literal["instance", "batch"] = Field(
         default="instance",
         description="Norm of the discriminator: of each image alone, or over a batch, as "
         "monai-generative's had it.",
     )
-    perceptual_weight: float = Field(
+    perceptual_weight: Weight = Field(
         default=0.0,
-        ge=0,
-        le=1e6,
-        description="Weight of the distance in the features of a network that knows photographs; "
+        description="Weight of the distance in the features of a network trained on photographs; "
         "needs the extra synthcube[perceptual].",
     )
-    spectral_weight: float = Field(
-        default=0.0,
-        ge=0,
-        le=1e6,
-        description="Weight of the distance between the amplitudes of the frequencies.",
+    spectral_weight: Weight = Field(
+        default=0.0, description="Weight of the distance between the amplitudes of the frequencies."
     )
 
     def faults(self, image: ImageSpec) -> list[str]:
-        return [*super().faults(image), *loss_faults(self.losses, image)]
+        return loss_faults(self.losses, image)
 
     def optimizes_by_hand(self) -> bool:
         return self.adversarial_weight > 0
@@ -115,14 +100,14 @@ class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
 
     def resolved(self) -> Self:
         if self.perceptual_weight:
-            require_perceptual()
+            require_efficientnet("model.perceptual_weight", "set it to 0")
         return super().resolved()
 
     def build_discriminator(self, image: ImageSpec) -> torch.nn.Module:
-        """Judges patches of such images."""
+        """The discriminator of patches of such images."""
         settings = self.discriminator_settings(image)
         channels = settings.pop("num_channels")
-        return with_shared_norms(PatchDiscriminator(channels=channels, **settings))
+        return share_statistics(PatchDiscriminator(channels=channels, **settings))
 
     def discriminator_settings(self, image: ImageSpec) -> dict[str, Any]:
         """Arguments of monai-generative's PatchDiscriminator for such images."""
@@ -138,9 +123,9 @@ class AutoencoderConfig(DiscriminatorFields, FamilyConfig):
 
 
 class Autoencoder(AdversarialFamily):
-    """Trains on its own terms, and on the shared ones that have a weight.
+    """Trains on its own losses, and on the shared ones that have a weight.
 
-    ``loss``, which is validated, is without the adversarial term: it means the same in every epoch.
+    ``loss``, which is validated, is without the adversarial loss: it means the same in every epoch.
     """
 
     config: AutoencoderConfig
@@ -151,10 +136,10 @@ class Autoencoder(AdversarialFamily):
         self._spectral = SpectralLoss(image.rank) if config.spectral_weight else None
         self._perceptual: PerceptualDistance | None = None
         if config.adversarial_weight:
-            self.oppose(config.build_discriminator(image))
+            self.train_against(config.build_discriminator(image))
 
     @abstractmethod
-    def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def autoencode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The reconstruction, (B, C, *spatial), float32; and scalars by name, as of ``loss``."""
 
     def legacy_network(self) -> torch.nn.Module:
@@ -167,47 +152,47 @@ class Autoencoder(AdversarialFamily):
         return network
 
     def discriminator_import(self) -> ImportedDiscriminator | None:
-        """See legacy.ImportsDiscriminator."""
+        """The discriminator, for weights of monai-generative; see legacy.ImportsDiscriminator."""
         return None if self.discriminator is None else ImportedDiscriminator(self)
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return self._judged(batch["image"])[1]
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return self._reconstruction_loss(batch["image"])[0]
 
-    def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        made, terms = self._judged(batch["image"])
-        if self.discriminates():
-            adversarial = generator_term(self._logits(made), self.config.adversarial_loss)
-            terms["adversarial"] = adversarial
-            terms["loss"] = terms["loss"] + self.config.adversarial_weight * adversarial
-        return terms, made
+    def generator_loss(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        terms, reconstruction = self._reconstruction_loss(batch["image"])
+        if self.trains_discriminator():
+            loss = generator_term(self._logits(reconstruction), self.config.adversarial_loss)
+            terms["adversarial"] = loss
+            terms["loss"] = terms["loss"] + self.config.adversarial_weight * loss
+        return terms, reconstruction
 
-    def discriminator_loss(self, batch: Batch, made: torch.Tensor) -> dict[str, torch.Tensor]:
-        real, fake = self._logits(batch["image"]), self._logits(made)
+    def discriminator_loss(self, batch: Batch, generated: Tensor) -> dict[str, Tensor]:
+        real, fake = self._logits(batch["image"]), self._logits(generated)
         return {"loss": discriminator_term(real, fake, self.config.adversarial_loss)}
 
-    def discriminates(self) -> bool:
+    def trains_discriminator(self) -> bool:
         return self.global_step >= self.config.adversarial_from_step
 
-    def _judged(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        made, terms = self.autoencode(image)
+    def _reconstruction_loss(self, image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        reconstruction, terms = self.autoencode(image)
         if self._spectral is not None:
-            terms["spectral"] = self._spectral(made, image)
+            terms["spectral"] = self._spectral(reconstruction, image)
             terms["loss"] = terms["loss"] + self.config.spectral_weight * terms["spectral"]
         if self.config.perceptual_weight:
             # On first use: who samples from a trained model does not need its packages.
             self._perceptual = self._perceptual or PerceptualDistance()
-            terms["perceptual"] = self._perceptual(made, image)
+            terms["perceptual"] = self._perceptual(reconstruction, image)
             terms["loss"] = terms["loss"] + self.config.perceptual_weight * terms["perceptual"]
-        return made, terms
+        return terms, reconstruction
 
-    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+    def _logits(self, image: Tensor) -> Tensor:
         discriminator: Any = self.discriminator
-        logits: torch.Tensor = discriminator(image)[-1]
+        logits: Tensor = discriminator(image)[-1]
         return logits
 
 
 class ImportedDiscriminator:
-    """What legacy.Imports asks for, of an autoencoder's discriminator."""
+    """An autoencoder's discriminator as legacy.Imports describes it."""
 
     def __init__(self, family: Autoencoder) -> None:
         self.config, self.image = family.config, family.image
@@ -222,11 +207,11 @@ class ImportedDiscriminator:
 
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What every layer makes of the input, the last of which is the verdict."""
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs of every layer for one random input, the logits last."""
         image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
         ours, theirs = (
-            torch.cat([made.flatten() for made in network(image)])
+            torch.cat([output.flatten() for output in network(image)])
             for network in (self.network, legacy)
         )
         return ours, theirs

@@ -14,18 +14,17 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 from typing_extensions import Self
 
-from synthcube.losses import LossConfig, Losses, WeightedLosses, wide
-from synthcube.models.samplers import Predict, integrate
+from synthcube.losses import LossConfig, Losses, WeightedLosses, at_least_float32
+from synthcube.models import samplers
+from synthcube.models.samplers import SAMPLERS, DiffusionSampler, Predict
 from synthcube.schema import Schema
 
+# What diffusers calls these.
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 _PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x_0": "sample"}
-_VARIANCES = {
-    "fixed_small": "fixed_small", "fixed_large": "fixed_large", "learned": "learned_range",
-}  # fmt: skip
-_SAMPLING_STEPS = {"dpm-solver++": 20, "ddim": 50}
 # Improved DDPM's weight of the variational bound, which is to guide the variance alone.
 _BOUND_WEIGHT = 0.001
 
@@ -57,20 +56,20 @@ class DiffusionFields(Schema):
         description="Steps whose signal-to-noise ratio is above this (5 is usual) count less in "
         "the loss; null: all steps of `prediction` count alike.",
     )
-    sampler: Literal["dpm-solver++", "ddim", "ddpm"] = Field(
-        default="dpm-solver++", description="How images are drawn."
+    sampler: DiffusionSampler = Field(
+        default="dpm-solver++",
+        description=f"How images are drawn: {samplers.described('diffusion')}.",
     )
     num_sampling_steps: int | None = Field(
         default=None,
         ge=2,
         le=100_000,
-        description="Network calls for an image; null: 20 (dpm-solver++), 50 (ddim), "
-        "all training steps (ddpm).",
+        description="Steps of the sampler; null: 20, with ddim 50, with ddpm all of the training.",
     )
     variance: Literal["fixed_small", "fixed_large", "learned"] = Field(
         default="fixed_small",
-        description="Noise that sampler ddpm adds at a step: the least or the most that fits the "
-        "schedule, or as much between them as the network says.",
+        description="Variance of the noise that sampler ddpm adds: the least or the most that fits "
+        "the schedule, or what the network predicts between them.",
     )
 
     @model_validator(mode="after")
@@ -91,12 +90,12 @@ class DiffusionFields(Schema):
 
     @property
     def sampling_steps(self) -> int:
-        """Network calls for an image."""
-        default = _SAMPLING_STEPS.get(self.sampler, self.num_train_steps)
+        """Steps of the sampler for an image."""
+        default = SAMPLERS[self.sampler].num_steps or self.num_train_steps
         return self.num_sampling_steps or default
 
     def out_channels(self, channels: int) -> int:
-        """What a network must give for data of so many channels."""
+        """Channels of the network's output, for data of `channels`."""
         return 2 * channels if self.variance == "learned" else channels
 
     def process(self, spatial_dims: int, *, bounded: bool) -> Diffusion:
@@ -105,30 +104,19 @@ class DiffusionFields(Schema):
 
     def noise_schedule(self, *, bounded: bool = True) -> Any:
         """The scheduler of diffusers that noises training images and samples ancestrally."""
-        from diffusers import DDPMScheduler
-
-        return DDPMScheduler(
-            **self._shared(),
-            timestep_spacing="trailing",
-            variance_type=_VARIANCES[self.variance],
-            clip_sample=bounded,
-        )
+        learned = self.variance == "learned"
+        return samplers.build(
+            "ddpm", "diffusion", **self._schedule_settings(), clip_sample=bounded,
+            variance_type="learned_range" if learned else self.variance,
+        )  # fmt: skip
 
     def solver(self, *, bounded: bool = True) -> Any:
         """A fresh scheduler of diffusers for sampling."""
-        from diffusers import DPMSolverMultistepScheduler
-
         if self.sampler == "ddpm":
             return self.noise_schedule(bounded=bounded)
-        # DDIM is the first-order solver of this class. Steps even in log signal-to-noise ratio
-        # (Lu et al.) keep the spread of the data; even in time, 20 steps lose a fifth of it.
-        return DPMSolverMultistepScheduler(
-            **self._shared(),
-            solver_order=1 if self.sampler == "ddim" else 2,
-            use_lu_lambdas=True,
-        )
+        return samplers.build(self.sampler, "diffusion", **self._schedule_settings())
 
-    def _shared(self) -> dict[str, Any]:
+    def _schedule_settings(self) -> dict[str, Any]:
         return {
             "num_train_timesteps": self.num_train_steps,
             "beta_start": self.beta_start,
@@ -147,7 +135,7 @@ class Diffusion:
         self.bounded = bounded
         self.noise_schedule = fields.noise_schedule(bounded=bounded)
 
-    def loss(self, predict: Predict, x_0: torch.Tensor) -> dict[str, torch.Tensor]:
+    def loss(self, predict: Predict, x_0: Tensor) -> dict[str, Tensor]:
         """The scalar ``loss``, and its parts where the variance is learned.
 
         Args:
@@ -163,94 +151,87 @@ class Diffusion:
             target = self.noise_schedule.get_velocity(x_0, epsilon, step)
         elif self.fields.prediction == "x_0":
             target = x_0
-        output = wide(predict(x_t, step.float()))
+        output = at_least_float32(predict(x_t, step.float()))
         prediction, variance = output[:, : x_0.shape[1]], output[:, x_0.shape[1] :]
-        error = self._error(prediction, target, step)
+        error = self.error(prediction, target, step)
         if self.fields.variance != "learned":
             return {"loss": error}
-        bound = self.bound(x_0, x_t, step, prediction.detach(), variance)
+        bound = self.variational_bound(x_0, x_t, step, prediction.detach(), variance)
         return {"loss": error + _BOUND_WEIGHT * bound, "error": error, "bound": bound}
 
     def sample(
-        self,
-        predict: Predict,
-        start: torch.Tensor,
-        generators: Sequence[torch.Generator],
-    ) -> torch.Tensor:
+        self, predict: Predict, start: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Data out of standard normal noise of the same shape, not clipped."""
         solver = self.fields.solver(bounded=self.bounded)
-        return integrate(solver, predict, start, generators, self.fields.sampling_steps)
+        steps = self.fields.sampling_steps
+        return samplers.integrate(solver, predict, start, generators, steps)
 
-    def weights(self, step: torch.Tensor) -> torch.Tensor:
-        """(B,) of steps to (B,): what the loss of each is multiplied with, by Hang et al."""
-        gamma = self.fields.min_snr_gamma
-        if gamma is None:
-            return torch.ones_like(step, dtype=torch.float32)
-        kept: torch.Tensor = self.noise_schedule.alphas_cumprod.to(step.device)[step]
-        snr = kept / (1 - kept)
+    def error(self, prediction: Tensor, target: Tensor, step: Tensor) -> Tensor:
+        """The losses between two (B, C, *spatial), weighted by the step (B,) of each image."""
+        if self.fields.min_snr_gamma is None:
+            return self.criterion(prediction, target)
+        # Image by image, because losses take no weights of images.
+        pairs = zip(prediction.split(1), target.split(1), strict=True)
+        errors = torch.stack([self.criterion(*pair) for pair in pairs])
+        return (self.loss_weights(step) * errors).mean()
+
+    def loss_weights(self, step: Tensor) -> Tensor:
+        """Weight of the loss at each step, (B,) to (B,): Hang et al., with `min_snr_gamma`."""
+        snr = self._signal_share(step)
+        snr = snr / (1 - snr)
         # Their weight is of the error in x_0, which is that in epsilon by the signal-to-noise
         # ratio, and that in v by the ratio plus one.
         per_unit = {"x_0": torch.ones_like(snr), "epsilon": snr, "v": snr + 1}
-        return snr.clamp(max=gamma) / per_unit[self.fields.prediction]
+        return snr.clamp(max=self.fields.min_snr_gamma) / per_unit[self.fields.prediction]
 
-    def bound(
-        self,
-        x_0: torch.Tensor,
-        x_t: torch.Tensor,
-        step: torch.Tensor,
-        prediction: torch.Tensor,
-        variance: torch.Tensor,
-    ) -> torch.Tensor:
+    def variational_bound(
+        self, x_0: Tensor, x_t: Tensor, step: Tensor, prediction: Tensor, variance: Tensor
+    ) -> Tensor:
         """The variational bound in bits for each voxel: Nichol and Dhariwal, equations 4 to 6.
 
         Step 0 is left out, because no noise is drawn there.
 
         Args:
-            x_0, x_t: data, and what became of them at `step` (B,).
-            prediction: of the network, the half that predicts.
+            x_0: data, (B, C, *spatial).
+            x_t: the same, noised at `step` (B,).
+            prediction: the half of the network's output that predicts.
             variance: the other half: -1 is the least variance, 1 the most, and logarithms between.
         """
-        least, most, pull = self._posterior(step, x_0.ndim)
-        log_true, log_said = least, least + (variance + 1) / 2 * (most - least)
-        mean_error = pull * (x_0 - self._x_0(x_t, step, prediction))
+        log_true, log_most, x_0_weight = self._posterior(step, x_0.ndim)
+        log_predicted = log_true + (variance + 1) / 2 * (log_most - log_true)
+        mean_error = x_0_weight * (x_0 - self._x_0(x_t, step, prediction))
         nats = 0.5 * (
-            log_said - log_true + torch.expm1(log_true - log_said)
-            + mean_error**2 * torch.exp(-log_said)
+            log_predicted - log_true + torch.expm1(log_true - log_predicted)
+            + mean_error**2 * torch.exp(-log_predicted)
         )  # fmt: skip
         noisy = (step > 0).view(-1, *[1] * (x_0.ndim - 1))
         bits = torch.where(noisy, nats, 0.0).mean() / math.log(2)
         return bits * self.fields.num_train_steps
 
-    def _error(
-        self, prediction: torch.Tensor, target: torch.Tensor, step: torch.Tensor
-    ) -> torch.Tensor:
-        if self.fields.min_snr_gamma is None:
-            return self.criterion(prediction, target)
-        # Image by image, because losses do not take weights of images.
-        each = zip(prediction.split(1), target.split(1), strict=True)
-        errors = torch.stack([self.criterion(one, other) for one, other in each])
-        return (self.weights(step) * errors).mean()
+    def _signal_share(self, step: Tensor) -> Tensor:
+        """Share of the data in the variance of x_t: alpha-bar of Ho et al., (B,)."""
+        share: Tensor = self.noise_schedule.alphas_cumprod.to(step.device)[step]
+        return share
 
-    def _posterior(self, step: torch.Tensor, ndim: int) -> tuple[torch.Tensor, ...]:
-        """Log of the least and of the most variance of x_{t-1} given x_t; how x_0 moves its mean.
+    def _posterior(self, step: Tensor, ndim: int) -> tuple[Tensor, ...]:
+        """Of x_{t-1} given x_t: log of its least and most variance, weight of x_0 in its mean.
 
         Each (B, 1, ...).
         """
-        kept = self.noise_schedule.alphas_cumprod.double()
-        before = torch.cat([torch.ones_like(kept[:1]), kept[:-1]])
-        beta = 1 - kept / before
-        least = (beta * (1 - before) / (1 - kept)).clamp(min=1e-20).log()
-        pull = beta * before.sqrt() / (1 - kept)
+        signal = self.noise_schedule.alphas_cumprod.double()
+        before = torch.cat([torch.ones_like(signal[:1]), signal[:-1]])
+        beta = 1 - signal / before
+        least = (beta * (1 - before) / (1 - signal)).clamp(min=1e-20).log()
+        x_0_weight = beta * before.sqrt() / (1 - signal)
         shape = (-1, *[1] * (ndim - 1))
-        return tuple(
-            each.float().to(step.device)[step].view(shape) for each in (least, beta.log(), pull)
-        )
+        tables = (least, beta.log(), x_0_weight)
+        return tuple(table.float().to(step.device)[step].view(shape) for table in tables)
 
-    def _x_0(self, x_t: torch.Tensor, step: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+    def _x_0(self, x_t: Tensor, step: Tensor, prediction: Tensor) -> Tensor:
         """The data that a prediction stands for, as the sampler takes them."""
-        kept = self.noise_schedule.alphas_cumprod.to(step.device)[step]
-        kept = kept.view(-1, *[1] * (x_t.ndim - 1))
-        signal, noise = kept.sqrt(), (1 - kept).sqrt()
+        share = self._signal_share(step).view(-1, *[1] * (x_t.ndim - 1))
+        signal, noise = share.sqrt(), (1 - share).sqrt()
         x_0 = prediction
         if self.fields.prediction == "epsilon":
             x_0 = (x_t - noise * prediction) / signal

@@ -1,8 +1,8 @@
-"""The contract between the house and a family of generative models.
+"""The contract between a family of generative models and the rest of SynthCube.
 
-A family is one file in ``synthcube.models.families``: a config class that describes the model and
-builds it, and a module that gives the training loss. What else a model can do, it says by
-having the method of a protocol below: tasks ask with isinstance, never by name.
+A family is one file in ``synthcube.models.families``: a config class that describes a model and
+builds it, and a module that computes the training loss. What else a model can do is said by the
+methods of the protocols below: tasks ask with isinstance, never by name.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkab
 import lightning.pytorch as pl
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.means import EpochMeans
@@ -49,55 +50,80 @@ class FamilyConfig(Schema, ABC):
 
     @abstractmethod
     def build(self, image: ImageSpec) -> Family:
-        """The untrained model for images of that size and those channels."""
+        """The untrained model for images of this size and number of channels."""
 
     @classmethod
     @abstractmethod
     def tiny(cls) -> Self:
-        """The smallest instance, which trains in about a second on a CPU (images of 16 voxels)."""
+        """The smallest model, which trains in about a second on a CPU (images of 16 voxels)."""
 
     def resolved(self) -> Self:
-        """The same, with what it points at read into it: all that `build` will need.
+        """A copy that contains what `build` needs of the files that this config points at.
 
         Raises:
-            SynthCubeError: what it points at is not there, or does not fit.
+            SynthCubeError: a file is missing, or does not fit.
         """
         return self
 
     def optimizes_by_hand(self) -> bool:
-        """Whether it trains with an optimizer for each of several networks."""
+        """Whether several networks are trained, each with its own optimizer."""
         return False
 
     def shortened(self) -> tuple[dict[str, int], int]:
-        """Keys of this config, with values, at which a training has seen all its phases after a
-        few epochs, and after how many."""
+        """Settings with which a training passes all its phases soon, and after how many epochs."""
         return {}, 1
 
     def faults(self, image: ImageSpec) -> list[str]:
-        """Why these images do not fit this model, one sentence each; empty where they do."""
+        """Reasons why these images do not fit this model, one sentence each; empty if they fit."""
         return []
+
+    def source_faults(self, image: ImageSpec) -> list[str]:
+        """The reason why source images are refused, for families that cannot follow them."""
+        if not image.source_channels:
+            return []
+        return [
+            f"data.source_channels {list(image.source_channels)}: {self.name} makes images out of "
+            "noise alone; ddpm and rectified_flow follow source images"
+        ]
+
+
+def size_faults(
+    image: ImageSpec, factor: int, num_levels: int, *,
+    key: str = "model.channels", size_name: str = "data.size", least: int = 1,
+) -> list[str]:  # fmt: skip
+    """The reason why a network cannot make the sides `factor` times smaller; empty if it can.
+
+    Args:
+        num_levels: how many levels `key` has, which is why.
+        size_name: what the user knows the size by.
+        least: shortest side, in voxels, that may be left.
+    """
+    if all(side % factor == 0 and side >= least * factor for side in image.size):
+        return []
+    bound = f", and at least {least * factor}" if least > 1 else ""
+    return [
+        f"{size_name} {list(image.size)}: every side must be a multiple of {factor}{bound}, "
+        f"because {key} has {num_levels} levels"
+    ]
 
 
 class Family(pl.LightningModule, ABC):
     """Trains with one optimizer on :meth:`loss`; everything is in the model's range [-1, 1]."""
 
-    blocks: ClassVar[tuple[type[torch.nn.Module], ...]] = ()
-    """Classes whose inside may be computed twice, to save memory, beside those that are found."""
-
     unaveraged: ClassVar[tuple[str, ...]] = ()
-    """Modules that nothing is drawn with, of which no moving average is kept."""
+    """Submodules that are not needed for sampling, of which no moving average is kept."""
 
     def __init__(self, config: FamilyConfig, image: ImageSpec) -> None:
         super().__init__()
         self.config = config
         self.image = image
+        # The training sets these two, for families that optimize by hand: batches whose gradients
+        # make a step, and the largest norm of a gradient.
         self.accumulate = 1
-        """Batches whose gradients make a step, and the largest norm of a gradient: these two are
-        for families that optimize by hand, and set by the training."""
         self.gradient_clip_norm: float | None = None
         self.means = {"train": EpochMeans(), "validation": EpochMeans()}
-        self.latest_terms: dict[str, torch.Tensor] = {}
-        """What the last training step logged, by train/name."""
+        self.latest_terms: dict[str, Tensor] = {}
+        """The losses that the last training step logged, by train/name."""
 
     @property
     def optimizer_names(self) -> tuple[str, ...]:
@@ -106,22 +132,22 @@ class Family(pl.LightningModule, ABC):
 
     @property
     def differentiates_twice(self) -> bool:
-        """Whether a gradient is part of the loss, as that of a penalty on slopes is."""
+        """Whether the loss contains a gradient, as a gradient penalty does."""
         return False
 
-    def begin(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
-        """Called before the first step, of a resumed run too.
+    def fit_statistics(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
+        """Measure the images before the first step, also of a resumed run.
 
         Args:
             batches: all images of the manifest, in its order, not augmented.
-            train_rows: which of them are trained on.
+            train_rows: the rows of the training images among them.
         """
 
     @abstractmethod
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars by name; ``loss`` is minimised, the others are logged beside it."""
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._logged_loss(batch, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -153,14 +179,14 @@ class Family(pl.LightningModule, ABC):
             schedule["frequency"] = self.trainer.check_val_every_n_epoch if validates else 1
         return {"optimizer": built, "lr_scheduler": schedule}
 
-    def log_terms(self, terms: dict[str, torch.Tensor], batch: Batch, stage: str) -> None:
-        """Log each as stage/name, averaged over the epoch and over processes."""
+    def log_terms(self, terms: dict[str, Tensor], batch: Batch, stage: str) -> None:
+        """Log each scalar as stage/name, averaged over the epoch and over processes."""
         named = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
         if stage == "train":
             self.latest_terms.update(named)
         self.means[stage].add(named, len(batch["index"]))
 
-    def _logged_loss(self, batch: Batch, stage: str) -> torch.Tensor:
+    def _logged_loss(self, batch: Batch, stage: str) -> Tensor:
         terms = self.loss(batch)
         self.log_terms(terms, batch, stage)
         return terms["loss"]
@@ -170,7 +196,7 @@ class Family(pl.LightningModule, ABC):
 class Samples(Protocol):
     """Generates images out of noise."""
 
-    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         """One image for each generator: (B, C, *spatial) in [-1, 1], following `condition`.
 
         Image i depends on generator i and row i of the condition alone, so that neither the batch
@@ -183,7 +209,7 @@ class Samples(Protocol):
 class Reconstructs(Protocol):
     """Maps an image through a bottleneck and back."""
 
-    def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
+    def reconstruct(self, image: Tensor) -> Tensor:
         """(B, C, *spatial) in [-1, 1] to the same shape and range."""
         ...
 
@@ -196,11 +222,11 @@ class Encodes(Protocol):
         """(c, *smaller spatial) of the latent of one image."""
         ...
 
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, C, *spatial) in [-1, 1] to (B, *latent_shape), the most likely one, not a sample."""
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, C, *spatial) in [-1, 1] to (B, *latent_shape): the most likely latent, no sample."""
         ...
 
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+    def decode(self, latent: Tensor) -> Tensor:
         """(B, *latent_shape) to (B, C, *spatial) in [-1, 1]."""
         ...
 
@@ -210,26 +236,17 @@ class Quantizes(Protocol):
     """Compresses images to a smaller grid of codes, and back."""
 
     def code_shape(self) -> tuple[int, ...]:
-        """Codes along each spatial axis."""
+        """Number of codes along each spatial axis."""
         ...
 
     def num_codes(self) -> int:
-        """Codes are 0 to this number, exclusive."""
+        """Size of the codebook: codes are 0 to this number, exclusive."""
         ...
 
-    def encode_codes(self, image: torch.Tensor) -> torch.Tensor:
+    def encode_codes(self, image: Tensor) -> Tensor:
         """(B, C, *spatial) in [-1, 1] to (B, *code_shape), int64."""
         ...
 
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+    def decode_codes(self, codes: Tensor) -> Tensor:
         """(B, *code_shape), int64, to (B, C, *spatial) in [-1, 1]."""
         ...
-
-
-def noise(generators: Sequence[torch.Generator], image: ImageSpec) -> torch.Tensor:
-    """Standard normal noise, (B, C, *spatial), one image from each generator, on the CPU.
-
-    Drawn on the CPU whatever the device, so that a seed means the same image everywhere.
-    """
-    shape = (image.channels, *image.size)
-    return torch.stack([torch.randn(shape, generator=each) for each in generators])

@@ -1,4 +1,4 @@
-"""Straight paths from noise to data, in any space: what is learned of them, and how to follow one.
+"""Rectified flow: straight paths from noise to data, of images or of latents.
 
 Liu et al., "Flow Straight and Fast" (ICLR 2023); times from a logit-normal as in Esser et al.,
 "Scaling Rectified Flow Transformers" (ICML 2024).
@@ -7,13 +7,15 @@ Liu et al., "Flow Straight and Fast" (ICLR 2023); times from a logit-normal as i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from synthcube.losses import LossConfig, Losses, WeightedLosses, wide
-from synthcube.models.samplers import Predict, integrate
+from synthcube.losses import LossConfig, Losses, WeightedLosses, at_least_float32
+from synthcube.models import samplers
+from synthcube.models.samplers import FlowSampler, Predict
 from synthcube.schema import Schema
 
 # The network's time embedding was made for the steps of a diffusion, 0 to 1000.
@@ -33,17 +35,15 @@ class FlowFields(Schema):
         default=(LossConfig(name="mse"),),
         description="Losses between predicted and true velocity, added up with their weights.",
     )
-    sampler: Literal["dpm-solver++", "euler", "heun"] = Field(
-        default="dpm-solver++",
-        description="Solver of the flow: dpm-solver++ (second order, one network call a step), "
-        "euler (first order) or heun (second order, two calls a step).",
+    sampler: FlowSampler = Field(
+        default="dpm-solver++", description=f"Solver of the flow: {samplers.described('flow')}."
     )
     num_sampling_steps: int = Field(
         default=20, ge=2, le=100_000, description="Steps of the solver."
     )
 
     def out_channels(self, channels: int) -> int:
-        """What a network must give for data of so many channels."""
+        """Channels of the network's output, for data of `channels`."""
         return channels
 
     def process(self, spatial_dims: int, *, bounded: bool) -> Flow:
@@ -52,19 +52,7 @@ class FlowFields(Schema):
 
     def solver(self) -> Any:
         """A fresh scheduler of diffusers; its times are t * 1000."""
-        from diffusers import (
-            DPMSolverMultistepScheduler,
-            FlowMatchEulerDiscreteScheduler,
-            FlowMatchHeunDiscreteScheduler,
-        )
-
-        if self.sampler == "euler":
-            return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIME_SCALE)
-        if self.sampler == "heun":
-            return FlowMatchHeunDiscreteScheduler(num_train_timesteps=TIME_SCALE)
-        return DPMSolverMultistepScheduler(
-            num_train_timesteps=TIME_SCALE, prediction_type="flow_prediction", use_flow_sigmas=True
-        )
+        return samplers.build(self.sampler, "flow", num_train_timesteps=TIME_SCALE)
 
 
 class Flow:
@@ -74,7 +62,7 @@ class Flow:
         self.fields = fields
         self.criterion = WeightedLosses(fields.losses, spatial_dims)
 
-    def loss(self, predict: Predict, x_0: torch.Tensor) -> dict[str, torch.Tensor]:
+    def loss(self, predict: Predict, x_0: Tensor) -> dict[str, Tensor]:
         """The scalar ``loss`` between predicted and true velocity, at random times.
 
         Args:
@@ -86,14 +74,11 @@ class Flow:
         t = torch.sigmoid(self.fields.time_mean + self.fields.time_std * logit)
         weight = t.view(-1, *[1] * (x_0.ndim - 1))
         velocity = predict((1 - weight) * x_0 + weight * x_1, t * TIME_SCALE)
-        return {"loss": self.criterion(wide(velocity), x_1 - x_0)}
+        return {"loss": self.criterion(at_least_float32(velocity), x_1 - x_0)}
 
     def sample(
-        self,
-        predict: Predict,
-        start: torch.Tensor,
-        generators: Sequence[torch.Generator],
-    ) -> torch.Tensor:
+        self, predict: Predict, start: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Data out of standard normal noise of the same shape, not clipped."""
         steps = self.fields.num_sampling_steps
-        return integrate(self.fields.solver(), predict, start, generators, steps)
+        return samplers.integrate(self.fields.solver(), predict, start, generators, steps)

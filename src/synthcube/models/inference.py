@@ -1,13 +1,13 @@
-"""From a trained model to true images: one seed each, in batches, with their provenance."""
+"""A trained model run on a device: the seed of each image, generation, reconstruction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from synthcube import compute, runtime
 from synthcube.models.family import Reconstructs, Samples
@@ -15,7 +15,7 @@ from synthcube.schema import Condition
 
 
 def image_seeds(seed: int, num_images: int) -> list[int]:
-    """The seed of each image: a longer list begins with the shorter one."""
+    """The seed of each image, in [0, 2**63): a longer list begins with the shorter one."""
     return [runtime.derived_seed(seed, "image", index) for index in range(num_images)]
 
 
@@ -25,27 +25,26 @@ def generate(
     values: npt.NDArray[np.float32],
     precision: str,
     device: torch.device,
-    source: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """One image for each seed, (len(seeds), C, *spatial) in [-1, 1] on the CPU, made at once.
+    source: Tensor | None = None,
+) -> Tensor:
+    """One image for each seed, as one batch: (len(seeds), C, *spatial) in [-1, 1] on the CPU.
 
     Args:
-        values: what each image follows, (len(seeds), K); see Condition.
+        values: the conditions of each image, (len(seeds), K); see Condition.
         source: the images to translate, (len(seeds), S, *spatial) in [-1, 1].
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     source = torch.zeros(len(seeds), 0) if source is None else source
     condition = Condition(values=torch.from_numpy(values).to(device), source=source.to(device))
     with compute.inference(precision, device):
-        made = family.sample(generators, condition)
-    return made.float().cpu()
+        images = family.sample(generators, condition)
+    return images.float().cpu()
 
 
 def reconstruct(
-    family: Reconstructs, originals: torch.Tensor, precision: str, device: torch.device
-) -> torch.Tensor:
-    """The reconstruction of every image, (B, C, *spatial) in [-1, 1] on the CPU, made at once."""
+    family: Reconstructs, originals: Tensor, precision: str, device: torch.device
+) -> Tensor:
+    """The reconstruction of every image, as one batch: (B, C, *spatial) in [-1, 1] on the CPU."""
     with compute.inference(precision, device):
-        made: Any = family.reconstruct(originals.to(device))
-    reconstructed: torch.Tensor = made.float().cpu()
-    return reconstructed
+        images = family.reconstruct(originals.to(device))
+    return images.float().cpu()

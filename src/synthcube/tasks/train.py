@@ -164,9 +164,9 @@ def _fit(
         checkpoints.check_fits(checkpoint, family)
         epochs, steps = checkpoints.reached(checkpoint)
         log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
-    family.begin(data.every_image(), data.rows("train"))
+    family.fit_statistics(data.every_image(), data.rows("train"))
     if not checkpoint:
-        # After `begin`: what that measures of the images, the weights have learned of others.
+        # After `fit_statistics`: the weights were trained with the statistics of other images.
         start.take_weights(family, settings.training)
     fit(
         family,

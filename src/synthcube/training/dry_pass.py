@@ -23,10 +23,10 @@ def trained_terms(trial: Family, batch: Batch) -> list[str]:
         with torch.no_grad():
             return list(trial.loss(batch))
     # With gradients: some terms are made of them.
-    terms, made = trial.generator_loss(trial.presented(batch))
+    terms, made = trial.generator_loss(trial.prepared(batch))
     judged = trial.discriminator_loss(batch, made.detach())
     names = list(terms)
-    if trial.discriminates():
+    if trial.trains_discriminator():
         names += [f"discriminator_{name}" for name in judged]
     return names
 

@@ -22,13 +22,12 @@ def recompute_blocks(family: Family) -> int:
 
     Blocks are the modules that a network has in a row (elements of a ModuleList or Sequential),
     with two weighted layers at least and no such row inside; and all others of these classes.
-    A family that has blocks of another kind names their classes in `blocks`. Modules that keep
-    something beside weights are left out: it would be moved twice in a step.
+    Modules that keep something beside weights are left out: it would be moved twice in a step.
 
     Raises:
         ConfigError: there is no block.
     """
-    kinds = tuple({type(each) for each in _rows(family) if _is_block(each)} | {*family.blocks})
+    kinds = tuple({type(each) for each in _rows(family) if _is_block(each)})
     wrapped = 0
     for parent in list(_trained_modules(family)):
         for name, child in list(parent.named_children()):

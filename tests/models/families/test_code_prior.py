@@ -13,7 +13,7 @@ from synthcube import config
 from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError
-from synthcube.models.families.code_prior import CodePrior, CodePriorConfig, chosen
+from synthcube.models.families.code_prior import CodePrior, CodePriorConfig, draw_codes
 from synthcube.schema import Batch, Condition
 from synthcube.tasks.train import train
 
@@ -31,7 +31,7 @@ def prior(first_stage, data: DataModule) -> CodePrior:
     settings = CodePriorConfig.tiny().model_copy(update=changed).resolved()
     torch.manual_seed(0)
     family = settings.build(data.image)
-    family.begin(data.every_image(), data.rows("train"))
+    family.fit_statistics(data.every_image(), data.rows("train"))
     return family
 
 
@@ -77,7 +77,7 @@ def test_codes_are_drawn_with_their_probabilities() -> None:
     logits = torch.tensor([0.5, -1.0, 2.0, 0.0])
     drawn = torch.rand(40_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for temperature, top_k in ((1.0, None), (0.5, None), (2.0, 2), (1.0, 1), (1.0, 9)):
-        codes = chosen(logits.expand(len(drawn), -1), drawn, temperature, top_k)
+        codes = draw_codes(logits.expand(len(drawn), -1), drawn, temperature, top_k)
         expected = (logits / temperature).softmax(0)
         if top_k:
             kept = torch.zeros(4).scatter(0, logits.topk(min(top_k, 4)).indices, 1.0)
@@ -90,7 +90,7 @@ def test_codes_are_drawn_with_their_probabilities() -> None:
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
 def test_the_ends_of_the_distribution_are_possible_codes(draw: float) -> None:
     logits = torch.tensor([[-math.inf, 1.0, 3.0, -math.inf]])
-    code = chosen(logits, torch.tensor([draw], dtype=torch.float64), 1.0, None).item()
+    code = draw_codes(logits, torch.tensor([draw], dtype=torch.float64), 1.0, None).item()
     assert code == (1 if draw == 0 else 2)
 
 

@@ -43,7 +43,7 @@ def resolved(first_stage) -> LatentDiffusionConfig:
 
 def begun(settings: LatentDiffusionConfig, data: DataModule) -> Any:
     family = settings.build(data.image)
-    family.begin(data.every_image(), data.rows("train"))
+    family.fit_statistics(data.every_image(), data.rows("train"))
     return family.train()
 
 

@@ -15,9 +15,9 @@ from synthcube import yaml_text
 from synthcube.errors import ConfigError
 from synthcube.models.adversarial import (
     AdversarialFamily,
+    path_lengths,
+    r1_penalty,
     sliced_wasserstein,
-    slope_lengths,
-    squared_slope,
 )
 from synthcube.models.families.stylegan import StyleGAN, StyleGANConfig
 from synthcube.models.nets.style import (
@@ -28,7 +28,7 @@ from synthcube.models.nets.style import (
     ModulatedConv,
     doubled,
     halved,
-    spread,
+    minibatch_std,
 )
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
 from synthcube.tasks.train import train
@@ -135,7 +135,7 @@ def test_doubling_is_zeros_between_voxels_and_the_blur(rank: int) -> None:
 @pytest.mark.parametrize(("number", "size"), [(8, 4), (6, 3), (7, 7), (1, 1), (2, 2), (10, 5)])
 def test_the_spread_of_a_group_is_its_mean_standard_deviation(number: int, size: int) -> None:
     x = torch.randn(number, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = spread(x, group_size=4)
+    found = minibatch_std(x, group_size=4)
     assert found.shape == (number, 1, 4, 4)
     for first in range(number // size):
         group = x[first :: number // size]
@@ -148,18 +148,18 @@ def test_r1_of_a_linear_discriminator_is_the_squared_length_of_its_weights() -> 
     slope = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     images = torch.randn(5, 1, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        penalty = squared_slope(lambda x: x.flatten(1) @ slope.flatten(), images)
+        penalty = r1_penalty(lambda x: x.flatten(1) @ slope.flatten(), images)
     torch.testing.assert_close(penalty, slope.square().sum(), rtol=1e-6, atol=0)
     (gradient,) = torch.autograd.grad(penalty, slope)
     torch.testing.assert_close(gradient, 2 * slope)
-    curved = squared_slope(lambda x: x.square().flatten(1).sum(dim=1) / 2, images)
+    curved = r1_penalty(lambda x: x.square().flatten(1).sum(dim=1) / 2, images)
     torch.testing.assert_close(curved, images.square().flatten(1).sum(dim=1).mean())
 
 
 def test_path_length_of_a_linear_generator() -> None:
     styles = torch.randn(4, 3, 9, requires_grad=True)
     torch.manual_seed(5)
-    lengths = slope_lengths(lambda w: 2 * w.sum(dim=(1, 2)).view(4, 1, 1, 1), styles)
+    lengths = path_lengths(lambda w: 2 * w.sum(dim=(1, 2)).view(4, 1, 1, 1), styles)
     torch.manual_seed(5)
     expected = 2 * torch.randn(4, 1, 1, 1).abs().flatten() * math.sqrt(9)
     torch.testing.assert_close(lengths, expected)

@@ -12,13 +12,15 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from monai.networks import nets
 from pydantic import Field
+from torch import Tensor
 from typing_extensions import Self
 
-from synthcube.losses import wide
+from synthcube.losses import at_least_float32
 from synthcube.models.autoencoder import Autoencoder, AutoencoderConfig
-from synthcube.models.nets.tiling import decoded
+from synthcube.models.family import size_faults
+from synthcube.models.nets.tiling import decode_in_tiles
 from synthcube.optimization import OptimizerConfig
-from synthcube.schema import MAX_VOXELS, ImageSpec, Levels
+from synthcube.schema import Depth, ImageSpec, Level, Levels, Voxels, Weight, Width
 
 
 class AutoencoderKLConfig(AutoencoderConfig):
@@ -34,33 +36,22 @@ class AutoencoderKLConfig(AutoencoderConfig):
         description="Channels at each level, full resolution first; each level after the first "
         "halves every side.",
     )
-    num_res_blocks: int = Field(
-        default=1, ge=1, le=64, description="Residual blocks at each level."
-    )
-    latent_channels: int = Field(default=4, ge=1, le=4096, description="Channels of the latent.")
-    kl_weight: float = Field(
+    num_res_blocks: Depth = Field(default=1, description="Residual blocks at each level.")
+    latent_channels: Width = Field(default=4, description="Channels of the latent.")
+    kl_weight: Weight = Field(
         default=1e-6,
-        ge=0,
-        le=1e6,
         description="Weight of the divergence, summed over the latent, from a standard normal "
         "distribution.",
     )
-    attention_from: int | None = Field(
+    attention_from: Level | None = Field(
         default=None,
-        ge=0,
-        le=16,
         description="First level with self-attention (0 is full resolution); null: none.",
     )
-    num_norm_groups: int = Field(
-        default=32,
-        ge=1,
-        le=4096,
-        description="Most groups of a group norm; lowered to divide model.channels.",
+    num_norm_groups: Width = Field(
+        default=32, description="Most groups of a group norm; lowered to divide model.channels."
     )
-    decode_voxels: int = Field(
+    decode_voxels: Voxels = Field(
         default=128**3,
-        ge=1,
-        le=MAX_VOXELS,
         description="Most voxels that are decoded at once; levels of a larger image are decoded in "
         "tiles, to the same image with less memory in two to four times the time.",
     )
@@ -78,13 +69,7 @@ class AutoencoderKLConfig(AutoencoderConfig):
         )
 
     def faults(self, image: ImageSpec) -> list[str]:
-        found = super().faults(image)
-        if any(side % self.factor for side in image.size):
-            found.append(
-                f"data.size {list(image.size)}: every side must be a multiple of {self.factor}, "
-                f"because model.channels has {len(self.channels)} levels"
-            )
-        return found
+        return super().faults(image) + size_faults(image, self.factor, len(self.channels))
 
     def network_settings(self, image: ImageSpec) -> dict[str, Any]:
         """Arguments of MONAI's AutoencoderKL for such images."""
@@ -105,7 +90,7 @@ class AutoencoderKLConfig(AutoencoderConfig):
 
     @property
     def factor(self) -> int:
-        """How many times smaller the latent is than the image, along each axis."""
+        """How many times shorter each side of the latent is than that of the image."""
         return 1 << (len(self.channels) - 1)
 
 
@@ -116,16 +101,14 @@ class AutoencoderKL(Autoencoder):
 
     def __init__(self, config: AutoencoderKLConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
-        self.network = nets.AutoencoderKL(
-            **config.network_settings(image),
-            use_flash_attention=True,
-        )
+        settings = config.network_settings(image)
+        self.network = nets.AutoencoderKL(**settings, use_flash_attention=True)
 
-    def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        mean, std = (wide(each) for each in self.network.encode(image))
-        made = wide(self.network.decode(mean + std * torch.randn_like(std)))
-        error, divergence = self.criterion(made, image), kl_divergence(mean, std)
-        return made, {
+    def autoencode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        mean, std = (at_least_float32(latent) for latent in self.network.encode(image))
+        reconstruction = at_least_float32(self.network.decode(mean + std * torch.randn_like(std)))
+        error, divergence = self.criterion(reconstruction, image), kl_divergence(mean, std)
+        return reconstruction, {
             "loss": error + self.config.kl_weight * divergence,
             "reconstruction": error,
             "kl": divergence,
@@ -133,32 +116,33 @@ class AutoencoderKL(Autoencoder):
 
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
         theirs: Any = legacy
         return self.network.reconstruct(image), theirs.reconstruct(image)
 
-    def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
+    def reconstruct(self, image: Tensor) -> Tensor:
         return self.decode(self.encode(image))
 
     def latent_shape(self) -> tuple[int, ...]:
         factor = self.config.factor
         return (self.config.latent_channels, *(side // factor for side in self.image.size))
 
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
+    def encode(self, image: Tensor) -> Tensor:
         return self.network.encode(image)[0].float()
 
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+    def decode(self, latent: Tensor) -> Tensor:
         at_once = max(1, self.config.decode_voxels // math.prod(self.image.size))
-        made = [self._decoded(each) for each in latent.split(at_once)]
-        return torch.cat(made).float().clamp(-1, 1)
+        images = []
+        for part in latent.split(at_once):
+            features = self.network.post_quant_conv(part)
+            decoder = self.network.decoder
+            images.append(decode_in_tiles(decoder, features, self.config.decode_voxels))
+        return torch.cat(images).float().clamp(-1, 1)
 
-    def _decoded(self, latent: torch.Tensor) -> torch.Tensor:
-        latent = self.network.post_quant_conv(latent)
-        return decoded(self.network.decoder, latent, self.config.decode_voxels)
 
-
-def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """From N(mean, std^2) to N(0, 1): summed over the latent, averaged over the batch."""
-    each = 0.5 * (mean.square() + std.square() - 1) - std.log()
-    return each.flatten(1).sum(dim=1).mean()
+def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
+    """Divergence of N(mean, std^2), (B, ...) each, from N(0, 1): summed over the latent, averaged
+    over the batch."""
+    nats = 0.5 * (mean.square() + std.square() - 1) - std.log()
+    return nats.flatten(1).sum(dim=1).mean()

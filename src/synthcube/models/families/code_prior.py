@@ -13,14 +13,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from monai.networks.nets import DecoderOnlyTransformer
 from pydantic import Field, model_validator
+from torch import Tensor
 from torch.nn import functional
 from typing_extensions import Self
 
-from synthcube.losses import wide
+from synthcube.losses import at_least_float32
 from synthcube.models.family import Quantizes
 from synthcube.models.first_stage import TwoStageConfig, TwoStageFamily
 from synthcube.models.nets.conditioning import ConditionEmbedding, GuidanceFields, dropped, guided
-from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
+from synthcube.schema import Batch, Condition, ConditionSpec, Depth, ImageSpec, Width
 
 _SPREAD = 0.02
 
@@ -33,11 +34,9 @@ class CodePriorConfig(GuidanceFields, TwoStageConfig):
     protocol: ClassVar[type] = Quantizes
 
     name: Literal["code_prior"] = Field(default="code_prior", description="Family of the model.")
-    dim: int = Field(default=128, ge=1, le=16384, description="Length of a token's vector.")
-    num_layers: int = Field(default=6, ge=1, le=256, description="Transformer blocks.")
-    num_heads: int = Field(
-        default=4, ge=1, le=1024, description="Attention heads; they divide `dim`."
-    )
+    dim: Width = Field(default=128, description="Length of a token's vector.")
+    num_layers: Depth = Field(default=6, description="Transformer blocks.")
+    num_heads: Width = Field(default=4, description="Attention heads; they divide `dim`.")
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the embedded codes' entries that is dropped."
     )
@@ -47,11 +46,8 @@ class CodePriorConfig(GuidanceFields, TwoStageConfig):
         le=1000,
         description="Below 1 likely codes are drawn more often, above 1 less.",
     )
-    top_k: int | None = Field(
-        default=None,
-        ge=1,
-        le=65536,
-        description="Draw among so many of the likeliest codes; null: all.",
+    top_k: Width | None = Field(
+        default=None, description="Draw among so many of the likeliest codes; null: all."
     )
 
     @model_validator(mode="after")
@@ -65,46 +61,41 @@ class CodePriorConfig(GuidanceFields, TwoStageConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        first = cls.tiny_first_stage()
         # Cold, so that small changes of untrained logits change codes.
-        return cls(dim=8, num_layers=1, num_heads=2, temperature=0.1, first_stage_config=first)
-
-    def faults(self, image: ImageSpec) -> list[str]:
-        faults = self.first_stage_faults(image)
-        if image.source_channels:
-            faults.append(
-                f"data.source_channels {list(image.source_channels)}: {self.name} makes images out "
-                "of noise alone; ddpm and rectified_flow follow source images"
-            )
-        return faults
+        return cls(
+            dim=8, num_layers=1, num_heads=2, temperature=0.1,
+            first_stage_config=cls.tiny_first_stage(),
+        )  # fmt: skip
 
 
 class CodeTransformer(DecoderOnlyTransformer):
-    """MONAI's, with a token before the first, and with the conditions added to every token."""
+    """MONAI's transformer with a start token, and with the conditions added to every token."""
 
     def __init__(self, conditions: Sequence[ConditionSpec], **settings: Any) -> None:
         super().__init__(**settings, use_flash_attention=True)
         self.start = torch.nn.Parameter(torch.randn(settings["attn_layers_dim"]) * _SPREAD)
         for table in (self.token_embeddings, self.position_embeddings.embedding):
-            # As in GPT. Torch's spread of 1 drowns the conditions: with it, and with them on the
-            # first token alone, shapes unseen cost 1.77 instead of 1.47 nats a code.
+            # As in GPT. With torch's spread of 1 the conditions are lost: with it, and with
+            # conditions on the first token alone, unseen shapes cost 1.77, not 1.47 nats a code.
             torch.nn.init.normal_(table.weight, std=_SPREAD)
         self.conditions = (
             ConditionEmbedding(conditions, settings["attn_layers_dim"]) if conditions else None
         )
         blocks: Any = self.blocks
         for block in blocks:
-            # Neither is used here: a norm that no gradient reaches, and a mask of length^2.
+            # Not used here: a norm that no gradient reaches, and a mask of length^2 entries.
             block.norm_cross_attn = torch.nn.Identity()
             del block.attn.causal_mask
             block.attn.causal_mask = torch.empty(0)
 
     def forward(  # type: ignore[override]  # MONAI's takes a context instead
-        self, codes: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
-        """The first codes (B, n), n < length, under conditions (B, K), to logits (B, n + 1, codes).
+        self, codes: Tensor, values: Tensor
+    ) -> Tensor:
+        """Logits (B, n + 1, codes) of each code given those before it.
 
-        Logits i are of code i, given those before it.
+        Args:
+            codes: the first codes of images, (B, n) with n < length.
+            values: conditions (B, K).
         """
         start = self.start.expand(codes.shape[0], 1, -1)
         tokens = torch.cat([start, self.token_embeddings(codes)], dim=1)
@@ -114,7 +105,7 @@ class CodeTransformer(DecoderOnlyTransformer):
         x = self.embedding_dropout(tokens + self.position_embeddings.embedding(positions))
         for block in self.blocks:
             x = block(x)
-        logits: torch.Tensor = self.to_logits(x)
+        logits: Tensor = self.to_logits(x)
         return logits
 
 
@@ -136,47 +127,46 @@ class CodePrior(TwoStageFamily):
             embedding_dropout_rate=config.dropout,
         )
 
-    def compress(self, image: torch.Tensor) -> torch.Tensor:
-        codes: torch.Tensor = self.first_stage.family.encode_codes(image)
-        return codes.flatten(1).int()  # half the memory of what it is used as
+    def compress(self, image: Tensor) -> Tensor:
+        codes: Tensor = self.first_stage.family.encode_codes(image)
+        return codes.flatten(1).int()  # half the memory of int64
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         codes = self.compressed(batch).long()
         condition = dropped(batch["condition"], self.config.condition_dropout)
         logits = self.network(codes[:, :-1], condition["values"])
-        error = functional.cross_entropy(wide(logits).flatten(0, 1), codes.flatten())
+        error = functional.cross_entropy(at_least_float32(logits).flatten(0, 1), codes.flatten())
         return {"loss": error, "perplexity": error.detach().exp()}
 
-    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         # One number for each code of an image, drawn before anything is computed.
-        drawn = torch.stack(
-            [torch.rand(self.length, generator=each, dtype=torch.float64) for each in generators]
-        ).to(self.device)
+        uniform = torch.stack([
+            torch.rand(self.length, generator=generator, dtype=torch.float64)
+            for generator in generators
+        ]).to(self.device)  # fmt: skip
         predict = guided(
-            lambda codes, _, given: self.network(codes, given["values"])[:, -1].float(),
+            lambda codes, _, condition: self.network(codes, condition["values"])[:, -1].float(),
             condition,
             self.config.guidance,
         )
-        codes = torch.zeros(len(drawn), 0, dtype=torch.int64, device=self.device)
+        codes = torch.zeros(len(uniform), 0, dtype=torch.int64, device=self.device)
         # In bfloat16 the size of the batch would move a logit enough to change a code.
         with torch.autocast(self.device.type, enabled=False):
-            for place in range(self.length):
-                logits = predict(codes, drawn[:, place])
-                code = chosen(logits, drawn[:, place], self.config.temperature, self.config.top_k)
+            for column in uniform.unbind(dim=1):
+                logits = predict(codes, column)
+                code = draw_codes(logits, column, self.config.temperature, self.config.top_k)
                 codes = torch.cat([codes, code[:, None]], dim=1)
         shape = self.first_stage.family.code_shape()
-        image: torch.Tensor = self.first_stage.family.decode_codes(codes.view(-1, *shape))
+        image: Tensor = self.first_stage.family.decode_codes(codes.view(-1, *shape))
         return image.float().clamp(-1, 1)
 
 
-def chosen(
-    logits: torch.Tensor, drawn: torch.Tensor, temperature: float, top_k: int | None
-) -> torch.Tensor:
-    """Codes (B,) by inverting the cumulative distribution of logits (B, K) at `drawn` (B,).
+def draw_codes(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None) -> Tensor:
+    """Codes (B,) by inverting the cumulative distribution of logits (B, K) at `uniform` (B,).
 
     Args:
-        drawn: float64, uniform in [0, 1).
-        top_k: codes less likely than so many others are not drawn; null: none is left out.
+        uniform: float64 in [0, 1).
+        top_k: draw among so many of the likeliest codes; None: all.
     """
     logits = logits.double() / temperature
     if top_k is not None and top_k < logits.shape[1]:
@@ -184,5 +174,5 @@ def chosen(
         logits = logits.masked_fill(logits < least, -math.inf)
     cumulative = logits.softmax(dim=1).cumsum(dim=1)
     # Rounding may leave the last sum below 1: scaled by it, every draw meets a possible code.
-    level = drawn[:, None] * cumulative[:, -1:]
+    level = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, level, right=True)[:, 0]

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from monai.networks.layers.factories import Conv
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 from typing_extensions import Self
 
-from synthcube.losses import wide
+from synthcube.losses import at_least_float32
 from synthcube.models.adversarial import (
     AdversarialFamily,
     DiscriminatorFields,
@@ -28,11 +28,12 @@ from synthcube.models.adversarial import (
     generator_term,
     sliced_wasserstein,
 )
-from synthcube.models.family import FamilyConfig
+from synthcube.models.family import FamilyConfig, size_faults
 from synthcube.models.nets.conditioning import ConditionEmbedding, dropped
 from synthcube.models.nets.norm import ConditionalNorm, NormName, build_norm
+from synthcube.models.samplers import noise
 from synthcube.optimization import OptimizerConfig, SchedulerConfig
-from synthcube.schema import Batch, Condition, ImageSpec, Levels
+from synthcube.schema import Batch, Condition, ImageSpec, Levels, Width
 
 _ADAM = OptimizerConfig.model_validate({"name": "Adam", "lr": 2e-4, "betas": [0.5, 0.999]})
 # Kernel, stride and padding that halve every side exactly, or double it.
@@ -41,7 +42,7 @@ _EMBEDDING = 128
 
 
 class DCGANConfig(DiscriminatorFields, FamilyConfig):
-    """Strided convolutions against each other: one network makes images, one judges them."""
+    """Generator and discriminator of strided convolutions."""
 
     summary: ClassVar[str] = "generator against discriminator: an image in one pass"
 
@@ -53,7 +54,7 @@ class DCGANConfig(DiscriminatorFields, FamilyConfig):
     discriminator_optimizer: OptimizerConfig = Field(
         default=_ADAM, description="Optimizer of the discriminator."
     )
-    latent_dim: int = Field(default=100, ge=1, le=65536, description="Numbers an image is made of.")
+    latent_dim: Width = Field(default=100, description="Length of the random vector of an image.")
     channels: Levels = Field(
         default=(64, 128, 256, 512),
         description="Channels of the generator at each level, finest first; each level doubles "
@@ -77,12 +78,10 @@ class DCGANConfig(DiscriminatorFields, FamilyConfig):
         default=0.2, ge=0, lt=1, description="Slope of the discriminator's leaky ReLU below 0."
     )
     condition_dropout: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
+        default=0.1, ge=0, lt=1,
         description="Share of the images that are learned without their conditions, so that a "
         "condition may be left unknown.",
-    )
+    )  # fmt: skip
 
     def build(self, image: ImageSpec) -> DCGAN:
         return DCGAN(self, image)
@@ -95,67 +94,58 @@ class DCGANConfig(DiscriminatorFields, FamilyConfig):
         faults = []
         for key in ("channels", "discriminator_channels"):
             levels = len(getattr(self, key))
-            step, least = 2**levels, min(image.size)
-            if any(side % step for side in image.size) or least <= step:
-                faults.append(
-                    f"data.size {list(image.size)}: every side must be a multiple of {step}, and "
-                    f"at least {2 * step}, because model.{key} has {levels} levels"
-                )
-        if image.source_channels:
-            faults.append("data.source_channels: dcgan makes images of noise, not of other images")
-        return faults
+            faults += size_faults(image, 2**levels, levels, key=f"model.{key}", least=2)
+        return faults + self.source_faults(image)
 
 
 class DCGAN(AdversarialFamily):
-    """Makes an image of a latent in one pass; what is validated is a distance of sets of images."""
+    """An image from a latent in one pass; validated by a distance of sets of images."""
 
     config: DCGANConfig
 
     def __init__(self, config: DCGANConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
         self.generator = Generator(config, image)
-        self.oppose(Discriminator(config, image))
+        self.train_against(Discriminator(config, image))
         # Channels last: a quarter less time for a step on a CPU.
         last = torch.channels_last if image.rank == 2 else torch.channels_last_3d
         self.to(memory_format=last)
 
-    def presented(self, batch: Batch) -> Batch:
+    def prepared(self, batch: Batch) -> Batch:
         condition = dropped(batch["condition"], self.config.condition_dropout)
         return Batch({**batch, "condition": condition})
 
-    def generator_loss(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def generator_loss(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         values = batch["condition"]["values"]
         latent = torch.randn(len(values), self.config.latent_dim, device=self.device)
-        made = self.generator(latent, values)
-        logits = self._judged(made, values)
-        return {"loss": generator_term(logits, self.config.adversarial_loss)}, made
+        generated = self.generator(latent, values)
+        logits = self._logits(generated, values)
+        return {"loss": generator_term(logits, self.config.adversarial_loss)}, generated
 
-    def discriminator_loss(self, batch: Batch, made: torch.Tensor) -> dict[str, torch.Tensor]:
+    def discriminator_loss(self, batch: Batch, generated: Tensor) -> dict[str, Tensor]:
         values = batch["condition"]["values"]
         # Not as one batch: a batch norm would tell them apart by their shared statistics.
-        real, fake = self._judged(batch["image"], values), self._judged(made, values)
+        real, fake = self._logits(batch["image"], values), self._logits(generated, values)
         return {
             "loss": discriminator_term(real, fake, self.config.adversarial_loss),
             "real": real.mean(),
             "fake": fake.mean(),
         }
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
-        # A row has the same latent at every validation, whoever validates it.
-        seeds = batch["index"].tolist()
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        made = self.sample(generators, batch["condition"])
-        return {"loss": sliced_wasserstein(made, batch["image"])}
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        # A row has the same latent at every validation, on whatever process.
+        generators = [torch.Generator().manual_seed(row) for row in batch["index"].tolist()]
+        generated = self.sample(generators, batch["condition"])
+        return {"loss": sliced_wasserstein(generated, batch["image"])}
 
-    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
-        drawn = [torch.randn(self.config.latent_dim, generator=each) for each in generators]
-        latent = torch.stack(drawn).to(self.device)
-        images: torch.Tensor = self.generator(latent, condition["values"])
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
+        latent = noise(generators, (self.config.latent_dim,)).to(self.device)
+        images: Tensor = self.generator(latent, condition["values"])
         return images
 
-    def _judged(self, images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def _logits(self, images: Tensor, values: Tensor) -> Tensor:
         assert self.discriminator is not None
-        logits: torch.Tensor = self.discriminator(images, values)
+        logits: Tensor = self.discriminator(images, values)
         return logits
 
 
@@ -175,20 +165,20 @@ class Generator(nn.Module):
             else build_norm(config.norm, width)
             for width in widths
         )
-        # A bias before a norm would be taken out by it.
+        # A norm would take out the bias of the layer before it.
         self.doublings = nn.ModuleList(
-            [transposed(a, b, bias=False, **_HALVE) for a, b in _pairs(widths)]
+            [transposed(a, b, bias=False, **_HALVE) for a, b in pairwise(widths)]
             + [transposed(widths[-1], image.channels, **_HALVE)]
         )
         _initialise(self.project, *self.doublings)
 
-    def forward(self, latent: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, latent: Tensor, values: Tensor) -> Tensor:
         """(B, latent_dim) under conditions (B, K) to (B, C, *spatial) in [-1, 1], float32."""
         x = self.project(latent).view(latent.shape[0], -1, *self.start)
-        steer = (self.embed(values),) if self.embed else ()
+        embedded = (self.embed(values),) if self.embed else ()
         for norm, double in zip(self.norms, self.doublings, strict=True):
-            x = double(functional.relu(norm(x, *steer)))
-        images: torch.Tensor = wide(x).tanh()
+            x = double(functional.relu(norm(x, *embedded)))
+        images: Tensor = at_least_float32(x).tanh()
         return images
 
 
@@ -203,7 +193,7 @@ class Discriminator(nn.Module):
         self.slope = config.negative_slope
         self.halvings = nn.ModuleList(
             [convolution(image.channels, widths[0], **_HALVE)]
-            + [convolution(a, b, bias=norm == "none", **_HALVE) for a, b in _pairs(widths)]
+            + [convolution(a, b, bias=norm == "none", **_HALVE) for a, b in pairwise(widths)]
         )
         # Never evaluated, so without running statistics.
         self.norms = nn.ModuleList(
@@ -222,13 +212,13 @@ class Discriminator(nn.Module):
                 ):
                     spectral_norm(module)
 
-    def forward(self, images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor, values: Tensor) -> Tensor:
         """Logits (B,) of (B, C, *spatial) under conditions (B, K)."""
         x = functional.leaky_relu(self.halvings[0](images), self.slope)
         for halve, norm in zip(list(self.halvings)[1:], self.norms, strict=True):
             x = functional.leaky_relu(norm(halve(x)), self.slope)
         features = x.flatten(1)
-        logits: torch.Tensor = self.head(features).squeeze(1)
+        logits: Tensor = self.head(features).squeeze(1)
         if self.embed and self.project:
             # On features in their places: the paper's sum over places cannot tell left from right.
             logits = logits + (self.project(self.embed(values)) * features).sum(1)
@@ -236,15 +226,11 @@ class Discriminator(nn.Module):
 
 
 def _embedding(image: ImageSpec) -> nn.Module | None:
-    """Conditions (B, K) to vectors of unit variance: as they start, small, they are not heeded."""
+    """Conditions (B, K) to vectors of unit variance: small, as they start, they are ignored."""
     if not image.conditions:
         return None
     norm = nn.LayerNorm(_EMBEDDING, elementwise_affine=False)
     return nn.Sequential(ConditionEmbedding(image.conditions, _EMBEDDING), norm)
-
-
-def _pairs(widths: Sequence[int]) -> list[tuple[int, int]]:
-    return list(pairwise(widths))
 
 
 def _initialise(*layers: nn.Module) -> None:

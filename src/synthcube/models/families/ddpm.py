@@ -1,6 +1,6 @@
 """Denoising diffusion in pixel space: Ho et al., "Denoising Diffusion Probabilistic Models" (2020).
 
-What is predicted, weighted and drawn: synthcube.models.diffusion.
+The process is that of synthcube.models.diffusion.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.losses import loss_faults
 from synthcube.models.diffusion import DiffusionFields
-from synthcube.models.family import Family, FamilyConfig, noise
+from synthcube.models.family import Family, FamilyConfig
 from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.models.nets.unet import UNetFields, outputs_of
+from synthcube.models.samplers import noise
 from synthcube.schema import Batch, Condition, ImageSpec
 
 
@@ -51,7 +53,7 @@ class DDPM(Family):
         self.network = config.build_network(image, config.out_channels(image.channels))
         self.process = config.process(image.rank, bounded=True)
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         condition = dropped(batch["condition"], self.config.condition_dropout)
         return self.process.loss(
             lambda x_t, time: self.network(x_t, time, condition), batch["image"]
@@ -62,10 +64,10 @@ class DDPM(Family):
 
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         return outputs_of(self.network, legacy, self.image, generator)
 
-    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
-        start = noise(generators, self.image).to(self.device)
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
+        start = noise(generators, (self.image.channels, *self.image.size)).to(self.device)
         predict = guided(self.network, condition, self.config.guidance, self.image.channels)
         return self.process.sample(predict, start, generators).clamp(-1, 1)

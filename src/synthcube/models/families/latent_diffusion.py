@@ -12,15 +12,17 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.losses import loss_faults
 from synthcube.models.diffusion import DiffusionFields
-from synthcube.models.family import Encodes, noise
+from synthcube.models.family import Encodes
 from synthcube.models.first_stage import TwoStageConfig, TwoStageFamily
 from synthcube.models.flow import FlowFields
 from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.models.nets.unet import UNetFields
+from synthcube.models.samplers import noise
 from synthcube.schema import Batch, Condition, ImageSpec
 
 
@@ -64,24 +66,19 @@ class LatentDiffusionConfig(UNetFields, GuidanceFields, TwoStageConfig):
         )  # fmt: skip
 
     def faults(self, image: ImageSpec) -> list[str]:
-        faults = self.first_stage_faults(image)
-        if image.source_channels:
-            faults.append(
-                f"data.source_channels {list(image.source_channels)}: {self.name} makes images out "
-                "of noise alone; ddpm and rectified_flow follow source images"
-            )
+        faults = super().faults(image)
         if not faults:
             with torch.device("meta"):  # its shape is all that matters
                 shape = self.build_first_stage(image).latent_shape()
             latent = latent_spec(image, shape)
             faults = self.network_faults(latent, f"latents of data.size {list(image.size)}")
-            found = loss_faults(self.objective.losses, latent)
-            faults += [each.replace("model.", "model.objective.", 1) for each in found]
+            of_losses = loss_faults(self.objective.losses, latent)
+            faults += [fault.replace("model.", "model.objective.", 1) for fault in of_losses]
         return faults
 
 
 class LatentDiffusion(TwoStageFamily):
-    """What ddpm and rectified_flow do with images, done with latents of mean 0 and spread 1."""
+    """ddpm or rectified_flow among latents that are scaled to mean 0 and standard deviation 1."""
 
     config: LatentDiffusionConfig
 
@@ -94,37 +91,38 @@ class LatentDiffusion(TwoStageFamily):
         self.register_buffer("latent_mean", torch.tensor(0.0))
         self.register_buffer("latent_std", torch.tensor(1.0))
 
-    def compress(self, image: torch.Tensor) -> torch.Tensor:
-        latent: torch.Tensor = self.first_stage.family.encode(image)
+    def compress(self, image: Tensor) -> Tensor:
+        latent: Tensor = self.first_stage.family.encode(image)
         return latent.float()
 
-    def measure(self, made: torch.Tensor) -> None:
-        std, mean = torch.std_mean(made.double())
+    def measure(self, compressed: Tensor) -> None:
+        std, mean = torch.std_mean(compressed.double())
         self.get_buffer("latent_mean").copy_(mean)
         # Latents without any spread carry nothing: they are left as they are.
         self.get_buffer("latent_std").copy_(std if std > 0 else torch.ones_like(std))
 
-    def normalised(self, latent: torch.Tensor) -> torch.Tensor:
-        """Latents of the first stage as the process sees them."""
+    def normalised(self, latent: Tensor) -> Tensor:
+        """Latents of the first stage, (B, c, *spatial), scaled for the process."""
         return (latent - self.get_buffer("latent_mean")) / self.get_buffer("latent_std")
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         condition = dropped(batch["condition"], self.config.condition_dropout)
         return self.process.loss(
             lambda x_t, time: self.network(x_t, time, condition),
             self.normalised(self.compressed(batch)),
         )
 
-    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
-        start = noise(generators, self.latent).to(self.device)
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
+        shape = (self.latent.channels, *self.latent.size)
+        start = noise(generators, shape).to(self.device)
         predict = guided(self.network, condition, self.config.guidance, self.latent.channels)
-        made = self.process.sample(predict, start, generators)
-        latent = made * self.get_buffer("latent_std") + self.get_buffer("latent_mean")
-        image: torch.Tensor = self.first_stage.family.decode(latent)
+        scaled = self.process.sample(predict, start, generators)
+        latent = scaled * self.get_buffer("latent_std") + self.get_buffer("latent_mean")
+        image: Tensor = self.first_stage.family.decode(latent)
         return image.float().clamp(-1, 1)
 
 
 def latent_spec(image: ImageSpec, shape: Sequence[int]) -> ImageSpec:
-    """What a network among latents of that shape, (c, *spatial), must know of them."""
+    """The description of latents of a shape, (c, *spatial), for a network among them."""
     size, channels = tuple(shape[1:]), shape[0]
     return image.model_copy(update={"size": size, "channels": channels, "source_channels": ()})

@@ -1,6 +1,6 @@
 """Rectified flow in pixel space: straight paths from noise to image, the default family.
 
-Liu et al., "Flow Straight and Fast" (ICLR 2023); what is learned and drawn: synthcube.models.flow.
+Liu et al., "Flow Straight and Fast" (ICLR 2023); the process is that of synthcube.models.flow.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.losses import loss_faults
-from synthcube.models.family import Family, FamilyConfig, noise
+from synthcube.models.family import Family, FamilyConfig
 from synthcube.models.flow import FlowFields
 from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.models.nets.unet import UNetFields
+from synthcube.models.samplers import noise
 from synthcube.schema import Batch, Condition, ImageSpec
 
 
@@ -53,13 +55,13 @@ class RectifiedFlow(Family):
         self.network = config.build_network(image)
         self.process = config.process(image.rank, bounded=True)
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         condition = dropped(batch["condition"], self.config.condition_dropout)
         return self.process.loss(
             lambda x_t, time: self.network(x_t, time, condition), batch["image"]
         )
 
-    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> torch.Tensor:
-        start = noise(generators, self.image).to(self.device)
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
+        start = noise(generators, (self.image.channels, *self.image.size)).to(self.device)
         predict = guided(self.network, condition, self.config.guidance)
         return self.process.sample(predict, start, generators).clamp(-1, 1)

@@ -11,12 +11,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from monai.networks import nets
 from pydantic import Field
+from torch import Tensor
 from typing_extensions import Self
 
-from synthcube.losses import wide
+from synthcube.losses import at_least_float32
 from synthcube.models.autoencoder import Autoencoder, AutoencoderConfig
+from synthcube.models.family import size_faults
 from synthcube.optimization import OptimizerConfig
-from synthcube.schema import ImageSpec, Levels
+from synthcube.schema import Depth, ImageSpec, Levels, Weight, Width
 
 # (stride, kernel, dilation, padding): halves every side exactly, and doubles it back.
 _HALVE = (2, 4, 1, 1)
@@ -32,21 +34,19 @@ class VQVAEConfig(AutoencoderConfig):
     channels: Levels = Field(
         default=(64, 128), description="Channels at each level; each level halves every side."
     )
-    num_res_layers: int = Field(default=2, ge=1, le=64, description="Residual units at each level.")
+    num_res_layers: Depth = Field(default=2, description="Residual units at each level.")
     num_embeddings: int = Field(default=256, ge=2, le=65536, description="Codes in the codebook.")
-    embedding_dim: int = Field(default=32, ge=1, le=4096, description="Length of a code.")
-    commitment_cost: float = Field(
-        default=0.25, ge=0, le=1e6, description="Weight of the encoder's distance to its codes."
+    embedding_dim: Width = Field(default=32, description="Length of a code.")
+    commitment_cost: Weight = Field(
+        default=0.25, description="Weight of the encoder's distance to its codes."
     )
     codebook_decay: float = Field(
         default=0.99, gt=0, lt=1, description="Decay of the codebook's moving average."
     )
-    revive_below: float = Field(
+    revive_below: Weight = Field(
         default=0.1,
-        ge=0,
-        le=1e6,
-        description="A code used less often than this in a step, on average, is put on a random "
-        "encoder output.",
+        description="A code used less often than this in a step, on average, is replaced by a "
+        "random encoder output.",
     )
 
     def build(self, image: ImageSpec) -> VQVAE:
@@ -78,14 +78,8 @@ class VQVAEConfig(AutoencoderConfig):
         )  # fmt: skip
 
     def faults(self, image: ImageSpec) -> list[str]:
-        step = 2 ** len(self.channels)
-        found = super().faults(image)
-        if any(side % step for side in image.size):
-            found.append(
-                f"data.size {list(image.size)}: every side must be a multiple of {step}, because "
-                f"model.channels has {len(self.channels)} levels"
-            )
-        return found
+        levels = len(self.channels)
+        return super().faults(image) + size_faults(image, 2**levels, levels)
 
 
 class VQVAE(Autoencoder):
@@ -97,12 +91,14 @@ class VQVAE(Autoencoder):
         super().__init__(config, image)
         self.network = nets.VQVAE(**config.network_settings(image))
 
-    def autoencode(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def autoencode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         z = self.network.encode(image)
         if self.network.quantizer.training:  # which a frozen one is not
             self._revive_codes(z.detach())
-        quantized, commitment, codes = self._quantize(z)
-        reconstruction = wide(self.network.decode(quantized))
+        # MONAI leaves autocast on for the CPU here, and a codebook averaged in bfloat16 drifts.
+        with torch.autocast(z.device.type, enabled=False):
+            quantized, commitment, codes = self.network.quantizer.quantizer(z.float())
+        reconstruction = at_least_float32(self.network.decode(quantized))
         error = self.criterion(reconstruction, image)
         perplexity, codes_used = codebook_usage(codes, self.config.num_embeddings)
         return reconstruction, {
@@ -115,21 +111,21 @@ class VQVAE(Autoencoder):
 
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
         return self.network(image)[0], legacy(image)[0]
 
-    def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
+    def reconstruct(self, image: Tensor) -> Tensor:
         return self.decode_codes(self.encode_codes(image))
 
     def latent_shape(self) -> tuple[int, ...]:
         return (self.config.embedding_dim, *self.code_shape())
 
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
+    def encode(self, image: Tensor) -> Tensor:
         """The latent before it is quantised."""
         return self.network.encode(image).float()
 
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+    def decode(self, latent: Tensor) -> Tensor:
         """The image of the codes that are nearest to the latent."""
         return self.decode_codes(self._nearest(latent))
 
@@ -139,28 +135,22 @@ class VQVAE(Autoencoder):
     def num_codes(self) -> int:
         return self.config.num_embeddings
 
-    def encode_codes(self, image: torch.Tensor) -> torch.Tensor:
+    def encode_codes(self, image: Tensor) -> Tensor:
         return self._nearest(self.encode(image))
 
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = self.network.decode(self.network.quantizer.embed(codes))
-        return made.float().clamp(-1, 1)
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        image: Tensor = self.network.decode(self.network.quantizer.embed(codes))
+        return image.float().clamp(-1, 1)
 
-    def _nearest(self, z: torch.Tensor) -> torch.Tensor:
+    def _nearest(self, z: Tensor) -> Tensor:
         # MONAI's index_quantize would move the codebook too.
         with torch.autocast(z.device.type, enabled=False):
-            codes: torch.Tensor = self.network.quantizer.quantizer.quantize(z.float())[2]
+            codes: Tensor = self.network.quantizer.quantizer.quantize(z.float())[2]
         return codes
 
-    def _quantize(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        # MONAI leaves autocast on for the CPU here, and a codebook averaged in bfloat16 drifts.
-        with torch.autocast(z.device.type, enabled=False):
-            quantized, commitment, codes = self.network.quantizer.quantizer(z.float())
-        return quantized, commitment, codes
-
     @torch.no_grad()
-    def _revive_codes(self, z: torch.Tensor) -> None:
-        """Put unused codes on encoder outputs; before the first step that is all of them."""
+    def _revive_codes(self, z: Tensor) -> None:
+        """Replace unused codes by encoder outputs; before the first step that is all of them."""
         quantizer = self.network.quantizer.quantizer
         outputs = z.float().movedim(1, -1).reshape(-1, self.config.embedding_dim)
         picked = outputs[torch.randint(len(outputs), (len(quantizer.ema_w),), device=z.device)]
@@ -174,13 +164,12 @@ class VQVAE(Autoencoder):
         )
 
 
-def codebook_usage(codes: torch.Tensor, num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def codebook_usage(codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """Perplexity of the codes of a batch (1 to `num_codes`), and the share of codes among them.
 
-    The perplexity is that of as many codes used equally often.
+    The perplexity is the number of codes that, used equally often, would have the same entropy.
     """
-    flat = codes.flatten()
     counts = torch.zeros(num_codes, device=codes.device)
-    counts = counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
-    share = counts / flat.numel()
+    counts = counts.scatter_add_(0, codes.flatten(), torch.ones_like(codes.flatten()).to(counts))
+    share = counts / codes.numel()
     return torch.special.entr(share).sum().exp(), (counts > 0).float().mean()

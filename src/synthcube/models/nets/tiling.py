@@ -16,13 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.networks.blocks import SpatialAttentionBlock, Upsample
-from torch import nn
-
-_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+from torch import Tensor, nn
 
 
-def decoded(decoder: nn.Module, x: torch.Tensor, max_voxels: int) -> torch.Tensor:
-    """What MONAI's decoder makes of x, (B, c, *spatial) to (B, C, *larger).
+def decode_in_tiles(decoder: nn.Module, x: Tensor, max_voxels: int) -> Tensor:
+    """Output of MONAI's decoder for x: (B, c, *spatial) to (B, C, *larger).
 
     From the first upsampling to more than `max_voxels` on, its blocks run tile by tile, which
     takes as many passes as there are group norms in them, each up to its norm, and one more. Where
@@ -38,7 +36,7 @@ def decoded(decoder: nn.Module, x: torch.Tensor, max_voxels: int) -> torch.Tenso
                 break
     last = blocks[split:]
     if not last or any(isinstance(block, SpatialAttentionBlock) for block in last):
-        whole: torch.Tensor = decoder(x)
+        whole: Tensor = decoder(x)
         return whole
     x = _run(blocks[:split], x)
     factor, halo = reach(last)
@@ -47,19 +45,19 @@ def decoded(decoder: nn.Module, x: torch.Tensor, max_voxels: int) -> torch.Tenso
 
 
 def reach(blocks: Sequence[nn.Module]) -> tuple[int, int]:
-    """How much larger the blocks make an image, and how far they see, in voxels of their input."""
-    factor, seen = 1, 0.0
+    """How much larger blocks make an image, and how far they see, in voxels of their input."""
+    factor, radius = 1, 0.0
     for block in blocks:
         if isinstance(block, Upsample):
             factor *= 2
         for layer in block.modules():
-            if isinstance(layer, _CONVOLUTIONS) and max(layer.kernel_size) == 3:
-                seen += 1 / factor
-    return factor, math.ceil(seen)
+            if isinstance(layer, (nn.Conv2d, nn.Conv3d)) and max(layer.kernel_size) == 3:
+                radius += 1 / factor
+    return factor, math.ceil(radius)
 
 
 class Window(NamedTuple):
-    """A tile along one axis, [start, stop), of which [core_start, core_stop) is its own part."""
+    """A tile along one axis, [start, stop), whose core, [core_start, core_stop), is kept."""
 
     start: int
     stop: int
@@ -86,48 +84,48 @@ class _Tile(tuple[Window, ...]):
     """A window along each axis; gives indices of tensors (B, C, *spatial)."""
 
     def cut(self) -> tuple[Any, ...]:
-        """The tile, of the whole input."""
-        return (..., *(slice(each.start, each.stop) for each in self))
+        """Index of the tile in the whole input."""
+        return (..., *(slice(window.start, window.stop) for window in self))
 
     def core(self, factor: int) -> tuple[Any, ...]:
-        """Its own part, of a whole that is `factor` times larger than the input."""
-        return (..., *(slice(e.core_start * factor, e.core_stop * factor) for e in self))
+        """Index of the core in a whole output that is `factor` times larger than the input."""
+        return (..., *(slice(w.core_start * factor, w.core_stop * factor) for w in self))
 
-    def core_of(self, made: torch.Tensor) -> torch.Tensor:
-        """Its own part of what was made of the tile, of any size."""
-        factor = made.shape[2] // (self[0].stop - self[0].start)
-        inside = [
-            slice((e.core_start - e.start) * factor, (e.core_stop - e.start) * factor) for e in self
-        ]
-        core: tuple[Any, ...] = (..., *inside)
-        return made[core]
+    def core_of(self, output: Tensor) -> Tensor:
+        """The core of an output, or of features of any size, for this tile."""
+        factor = output.shape[2] // (self[0].stop - self[0].start)
+        inside = (
+            slice((w.core_start - w.start) * factor, (w.core_stop - w.start) * factor) for w in self
+        )
+        index: tuple[Any, ...] = (..., *inside)
+        return output[index]
 
 
-def _run(blocks: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor:
+def _run(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
     for block in blocks:
         x = block(x)
     return x
 
 
 def _run_in_tiles(
-    blocks: Sequence[nn.Module], x: torch.Tensor, tile: int, halo: int, factor: int
-) -> torch.Tensor:
+    blocks: Sequence[nn.Module], x: Tensor, side: int, halo: int, factor: int
+) -> Tensor:
     size = x.shape[2:]
-    lines = [windows(length, tile, halo) for length in size]
-    tiles = [_Tile(each) for each in itertools.product(*lines)]
+    lines = [windows(length, side, halo) for length in size]
+    tiles = [_Tile(line) for line in itertools.product(*lines)]
     with _SharedNorms(blocks).applied() as norms:
-        norms.gather(tiles, lambda each: _run(blocks, x[each.cut()]))
+        norms.gather(tiles, lambda tile: _run(blocks, x[tile.cut()]))
         whole = x.new_empty(())
-        for each in tiles:
-            made = each.core_of(_run(blocks, x[each.cut()]))
+        for tile in tiles:
+            core = tile.core_of(_run(blocks, x[tile.cut()]))
             if not whole.ndim:
-                whole = made.new_empty(*made.shape[:2], *(side * factor for side in size))
-            whole[each.core(factor)] = made
+                whole = core.new_empty(*core.shape[:2], *(side * factor for side in size))
+            whole[tile.core(factor)] = core
     return whole
 
 
 class _GatheredError(Exception):
-    """Ends the pass of a tile where its statistics are found."""
+    """Ends the pass of a tile as soon as its statistics are known."""
 
 
 class _SharedNorms:
@@ -135,8 +133,8 @@ class _SharedNorms:
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         layers = itertools.chain.from_iterable(block.modules() for block in blocks)
-        self.norms = [each for each in layers if isinstance(each, nn.GroupNorm)]
-        self._statistics: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.norms = [layer for layer in layers if isinstance(layer, nn.GroupNorm)]
+        self._statistics: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._tile = _Tile()
 
     @contextmanager
@@ -149,37 +147,37 @@ class _SharedNorms:
             for hook in hooks:
                 hook.remove()
 
-    def gather(self, tiles: Sequence[_Tile], run: Callable[[_Tile], torch.Tensor]) -> None:
-        """Find the statistics of every norm, in the order in which they are used."""
+    def gather(self, tiles: Sequence[_Tile], run: Callable[[_Tile], Tensor]) -> None:
+        """Compute the statistics of every norm, in the order in which the norms are used."""
         for _ in self.norms:
-            found: list[Any] = []
+            of_tiles: list[Any] = []
             for self._tile in tiles:
                 try:
                     run(self._tile)
                 except _GatheredError as gathered:
-                    found.append(gathered.args)
-            norms, *sums = zip(*found, strict=True)
-            count, total, squares = (sum(each) for each in sums)
+                    of_tiles.append(gathered.args)
+            norms, *sums = zip(*of_tiles, strict=True)
+            count, total, squares = (sum(terms) for terms in sums)
             mean = total / count
             variance = (squares / count - mean.square()).clamp(min=0)
             self._statistics[norms[0]] = (mean.float(), variance.float())
 
-    def _stop(self, norm: Any, inputs: tuple[torch.Tensor]) -> None:
+    def _stop(self, norm: Any, inputs: tuple[Tensor]) -> None:
         if norm in self._statistics:
             return
         core = self._tile.core_of(inputs[0]).float()
         grouped = core.reshape(len(core), norm.num_groups, -1)
-        variance, mean = (each.double() for each in torch.var_mean(grouped, dim=-1, correction=0))
-        count = grouped.shape[-1]
+        variance, mean = torch.var_mean(grouped, dim=-1, correction=0)
+        variance, mean, count = variance.double(), mean.double(), grouped.shape[-1]
         raise _GatheredError(norm, count, count * mean, count * (variance + mean.square()))
 
-    def _normalised(self, norm: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> Any:
+    def _normalised(self, norm: Any, inputs: tuple[Tensor], output: Tensor) -> Any:
         x = inputs[0]  # (B, C, *spatial)
         mean, variance = (
-            each.repeat_interleave(x.shape[1] // norm.num_groups, dim=1)
-            for each in self._statistics[norm]
+            statistic.repeat_interleave(x.shape[1] // norm.num_groups, dim=1)
+            for statistic in self._statistics[norm]
         )  # (B, C) each
         scale = norm.weight.float() * (variance + norm.eps).rsqrt()
         shift = norm.bias.float() - mean * scale
-        scale, shift = (each.view(*each.shape, *[1] * (x.ndim - 2)) for each in (scale, shift))
-        return (x.float() * scale + shift).to(output.dtype)
+        shape = (*scale.shape, *[1] * (x.ndim - 2))
+        return (x.float() * scale.view(shape) + shift.view(shape)).to(output.dtype)
