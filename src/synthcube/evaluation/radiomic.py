@@ -13,27 +13,20 @@ import math
 import torch
 from torch.nn import functional
 
+DIMENSION = 30
 _PERCENTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 _LEVELS = 16
 # (rows, columns) to the second pixel of a pair: four directions at two distances
 _OFFSETS = {step: ((0, step), (step, 0), (step, step), (step, -step)) for step in (1, 3)}
 
 
-class RadiomicFeatures:
-    """A function: (N, 1, H, W) in [0, 1] to (N, 30)."""
-
-    dimension = 30
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Sides below 4 pixels are enlarged to 4."""
-        if min(images.shape[2:]) < 4:
-            images = functional.interpolate(images, size=[max(4, s) for s in images.shape[2:]])
-        x = images[:, 0].float()
-        co_occurrence = [_co_occurrence(x, offsets) for offsets in _OFFSETS.values()]
-        return torch.cat([_intensity(x), _gradients(x), *co_occurrence], dim=1)
-
-
-radiomic_features = RadiomicFeatures()
+def radiomic_features(images: torch.Tensor) -> torch.Tensor:
+    """(N, 1, H, W) in [0, 1] to (N, DIMENSION); sides below 4 pixels are enlarged to 4."""
+    if min(images.shape[2:]) < 4:
+        images = functional.interpolate(images, size=[max(4, s) for s in images.shape[2:]])
+    x = images[:, 0].float()
+    co_occurrence = [_co_occurrence(x, offsets) for offsets in _OFFSETS.values()]
+    return torch.cat([_intensity(x), _gradients(x), *co_occurrence], dim=1)
 
 
 def _intensity(x: torch.Tensor) -> torch.Tensor:
@@ -47,24 +40,26 @@ def _intensity(x: torch.Tensor) -> torch.Tensor:
     entropy = -torch.special.xlogy(share, share).sum(dim=1) / math.log(32)
     points = torch.tensor(_PERCENTILES, device=x.device)
     percentiles = torch.quantile(flat, points, dim=1).T
-    first = [flat.mean(dim=1), deviation, torch.tanh(skewness / 4), torch.log1p(kurtosis) / 4]
-    return torch.cat([torch.stack([*first, entropy], dim=1), percentiles], dim=1)
+    moments = [flat.mean(dim=1), deviation, torch.tanh(skewness / 4), torch.log1p(kurtosis) / 4]
+    return torch.cat([torch.stack([*moments, entropy], dim=1), percentiles], dim=1)
 
 
 def _gradients(x: torch.Tensor) -> torch.Tensor:
-    """(N, 6): size of the gradient and of the Laplacian."""
+    """(N, 6): magnitude of the gradient and of the Laplacian."""
     rows, columns = torch.gradient(x, dim=(1, 2))
-    size = (rows.square() + columns.square()).sqrt().flatten(1)
+    magnitude = (rows.square() + columns.square()).sqrt().flatten(1)
     laplacian = (
         x[:, 1:-1, :-2] + x[:, 1:-1, 2:] + x[:, :-2, 1:-1] + x[:, 2:, 1:-1] - 4 * x[:, 1:-1, 1:-1]
     )
     points = torch.tensor([0.5, 0.9, 0.99], device=x.device)
-    found = [size.mean(dim=1), size.std(dim=1, unbiased=False), laplacian.abs().mean(dim=(1, 2))]
-    return torch.cat([torch.stack(found, dim=1), torch.quantile(size, points, dim=1).T], dim=1)
+    spread = magnitude.std(dim=1, unbiased=False)
+    moments = [magnitude.mean(dim=1), spread, laplacian.abs().mean(dim=(1, 2))]
+    quantiles = torch.quantile(magnitude, points, dim=1).T
+    return torch.cat([torch.stack(moments, dim=1), quantiles], dim=1)
 
 
 def _co_occurrence(x: torch.Tensor, offsets: tuple[tuple[int, int], ...]) -> torch.Tensor:
-    """(N, 6), of the symmetric matrix over all offsets (Haralick et al., IEEE SMC 1973)."""
+    """(N, 6): the symmetric matrix over all offsets (Haralick et al., IEEE SMC 1973)."""
     levels = (x * _LEVELS).long().clamp(0, _LEVELS - 1)
     height, width = levels.shape[1:]
     pairs = []
@@ -79,10 +74,10 @@ def _co_occurrence(x: torch.Tensor, offsets: tuple[tuple[int, int], ...]) -> tor
     gap = (i[:, None] - i[None, :]).abs()
     mean = (p.sum(dim=2) * i).sum(dim=1)
     spread = (p.sum(dim=2) * i.square()).sum(dim=1) - mean.square()
-    together = (p * (i[:, None] * i[None, :])).sum(dim=(1, 2)) - mean.square()
+    covariance = (p * (i[:, None] * i[None, :])).sum(dim=(1, 2)) - mean.square()
     # a constant image correlates with itself fully
-    correlation = torch.where(spread > 1e-6, together / spread.clamp_min(1e-6), 1.0)
-    found = [
+    correlation = torch.where(spread > 1e-6, covariance / spread.clamp_min(1e-6), 1.0)
+    features = [
         (p * gap.square()).sum(dim=(1, 2)) / (_LEVELS - 1) ** 2,
         (p * gap).sum(dim=(1, 2)) / (_LEVELS - 1),
         (p / (1 + gap.square())).sum(dim=(1, 2)),
@@ -90,7 +85,7 @@ def _co_occurrence(x: torch.Tensor, offsets: tuple[tuple[int, int], ...]) -> tor
         correlation,
         -torch.special.xlogy(p, p).sum(dim=(1, 2)) / (2 * math.log(_LEVELS)),
     ]
-    return torch.stack(found, dim=1)
+    return torch.stack(features, dim=1)
 
 
 def _histogram(values: torch.Tensor, bins: int) -> torch.Tensor:
