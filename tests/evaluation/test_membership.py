@@ -14,8 +14,8 @@ from synthcube.data.loading import load_images
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.transforms import DataConfig
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.copies.membership import membership
-from synthcube.evaluation.images import open_sets
+from synthcube.evaluation.membership import membership
+from synthcube.evaluation.sets import open_sets
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
 
 CONFIG = EvaluationConfig()

@@ -1,4 +1,4 @@
-"""The report's page, Markdown and table of cases, read back."""
+"""The page and the table of cases, read back, and images as the page shows them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,45 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from synthcube.evaluation.report import CASES, MARKDOWN, PAGE, pictures, plots, words, write_report
-from synthcube.evaluation.results import Measure, Picture, Plot, Section, missing
+from synthcube.evaluation.report import plots
+from synthcube.evaluation.report.page import CASES, PAGE, write_report
+from synthcube.evaluation.results import Measure, Picture, Plot, Section, missing, upright
+
+
+def marked(shape: tuple[int, ...], *places: tuple[int, ...]) -> np.ndarray:
+    image = np.zeros(shape, np.float32)
+    for place in places:
+        image[place] = 10
+    return image
+
+
+def test_pictures_run_down_and_others_up() -> None:
+    image = marked((1, 4, 3), (0, 3, 0))  # x = 3, y = 0
+    shown = upright(image, [(0, 10)], raster=True)
+    assert shown.shape == (3, 4)
+    assert shown[0, 3] == 1
+    assert upright(image, [(0, 10)], raster=False)[2, 3] == 1
+
+
+def test_three_channels_are_colours_and_two_stand_side_by_side() -> None:
+    assert upright(np.zeros((3, 4, 5)), [(0, 1)] * 3, raster=True).shape == (5, 4, 3)
+    image = marked((2, 4, 5), (1, 0, 0))
+    shown = upright(image, [(0, 5), (0, 20)], raster=True)
+    assert shown.shape == (5, 8)
+    assert shown[0, 4] == 0.5  # in the range of its own channel
+
+
+def test_a_volume_is_three_slices_with_the_head_up() -> None:
+    volume = marked((1, 4, 6, 8), (0, 2, 3, 7))  # in the middle of x and y, at the top of z
+    shown = upright(volume, [(0, 10)], raster=False)
+    assert shown.shape == (8, 6 + 4 + 4)
+    assert [tuple(place) for place in np.argwhere(shown)] == [(0, 3), (0, 6 + 2)]
+
+
+def test_what_is_beyond_the_range_is_clipped_and_a_constant_is_black() -> None:
+    assert upright(np.full((1, 2, 2), 99.0), [(0, 10)], raster=True).max() == 1
+    assert upright(np.full((1, 2, 2), 5.0), [(5, 5)], raster=True).max() == 0
+
 
 HOSTILE = "<script>alert('x')</script>&\"'\x00\udcff\u202e|`.nii.gz"
 VOID = {"meta", "link", "img"}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synthcube.evaluation.report import PAGE, write_report
+from synthcube.evaluation.report.page import PAGE, write_report
 from synthcube.evaluation.results import Measure, Picture, Plot, Section, missing
 
 pytestmark = pytest.mark.browser

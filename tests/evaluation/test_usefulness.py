@@ -7,7 +7,7 @@ import pytest
 
 from synthcube.data.phantom import KINDS, phantom
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.usefulness.findings import usefulness
+from synthcube.evaluation.usefulness import usefulness
 
 CONFIG = EvaluationConfig()
 

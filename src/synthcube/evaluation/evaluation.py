@@ -10,7 +10,8 @@ import torch
 
 from synthcube.artifact import Artifact
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.extractors import Features, extract, load_extractor
+from synthcube.evaluation.extractors import load_extractor
+from synthcube.evaluation.features import Features, extract
 from synthcube.evaluation.fidelity import diversity, fidelity
 from synthcube.evaluation.membership import membership
 from synthcube.evaluation.memorisation import memorisation

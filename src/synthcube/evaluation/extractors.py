@@ -1,35 +1,37 @@
-"""Feature extractors by name, and the features of all images of a set in tables on disk."""
+"""Feature extractors by name: pretrained networks, averaged over the image, and radiomics."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+import io
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from synthcube.errors import ConfigError, ImageError
-from synthcube.evaluation import networks, radiomic
-from synthcube.evaluation.config import EvaluationConfig, ExtractorConfig, ExtractorName
-from synthcube.evaluation.float_rows import Array, Float32Rows, append_rows
-from synthcube.evaluation.sets import Bounds, ImageSet
-from synthcube.nets.efficientnet import require_efficientnet
-
-log = logging.getLogger("synthcube")
-
-Ints = npt.NDArray[np.int64]
+from synthcube.errors import ArtifactError, ConfigError
+from synthcube.evaluation import radiomic
+from synthcube.evaluation.config import ExtractorConfig, ExtractorName
+from synthcube.legacy import read_weights
+from synthcube.nets.efficientnet import enlarged, load_efficientnet, require_efficientnet
+from synthcube.storage import sha256
 
 _KEY = "evaluation.extractor"
-_PIXELS = 1 << 18  # of all slices that a network gets at once: 64 of 64x64
-_VOXELS = 1 << 22  # of all images that are read at once
-_MIDDLE = 0.8  # the outer slices of a volume are mostly empty
-# axis of (N, C, X, Y, Z) that is cut across, by the axes that lie in the plane
-_CUTS = {"yz": 2, "xz": 3, "xy": 4}
+_FAULTS_SHOWN = 3
+_BGR_MEAN = (0.406, 0.456, 0.485)
+_BOTTLENECK: dict[tuple[int, ...], int] = {
+    (3, 4, 6, 3): 50,
+    (3, 4, 23, 3): 101,
+    (3, 8, 36, 3): 152,
+    (3, 24, 36, 3): 200,
+}
+_BASIC: dict[tuple[int, ...], int] = {(1, 1, 1, 1): 10, (2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
+_KERAS_EPSILON = 1.001e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,16 @@ class Extractor:
     """Of the file of its weights; empty for none."""
     dimension: int
     """Numbers for each grey (or colour) image; several channels give as many times more."""
-    comparable: bool
-    """Whether others use the same features, so that numbers may stand beside theirs."""
-    volumes: bool
-    """Takes whole volumes, (N, 1, X, Y, Z), instead of slices."""
-    colours: bool
-    """Sees RGB together; otherwise each channel is a grey image."""
     compute: Callable[[torch.Tensor], torch.Tensor]
     """(N, C, *spatial) in [0, 1], C 3 for a network of photographs and 1 else, to (N, dimension)"""
+    network: Any = None
+    """With the weights that `compute` uses; None for none."""
+    comparable: bool = True
+    """Whether others use the same features, so that numbers may stand beside theirs."""
+    volumes: bool = False
+    """Takes whole volumes, (N, 1, X, Y, Z), instead of slices."""
+    colours: bool = True
+    """Sees RGB together; otherwise each channel is a grey image."""
 
     def __call__(self, images: torch.Tensor, colour: bool) -> torch.Tensor:
         """(N, C, *spatial), float32 in [0, 1], pictures with rows down, to (N, D), float32.
@@ -107,154 +111,208 @@ def load_extractor(
 ) -> Extractor:
     """The extractor that `config` names, ready on `device`.
 
-    Args:
-        rank: number of spatial axes of the images.
-
     Raises:
         ConfigError: as :func:`require_extractor`.
         FamilyError: a package is missing.
         ArtifactError: the weights are damaged, or belong to another network.
     """
     require_extractor(config, rank)
-    if config.name == "radiomic":
-        return Extractor(
-            config.name,
+    load: dict[ExtractorName, Callable[[Path], Extractor]] = {
+        "efficientnet-lite0": lambda _: efficientnet(),
+        "inception": inception,
+        "radimagenet": radimagenet,
+        "medicalnet": medicalnet,
+        "radiomic": lambda _: Extractor(
+            "radiomic",
             "Statistics of intensities, gradients and co-occurring grey levels: no weights; "
             "nobody else uses this extractor, so its numbers compare with no others.",
-            "", radiomic.DIMENSION, False, False, False, radiomic.radiomic_features,
-        )  # fmt: skip
-    if config.name == "efficientnet-lite0":
-        network = networks.efficientnet()
-    else:
-        load = {
-            "inception": networks.inception,
-            "radimagenet": networks.radimagenet,
-            "medicalnet": networks.medicalnet,
-        }[config.name]
-        network = load(Path(str(config.weights)))
-    volumes = config.name == "medicalnet"
+            "", radiomic.DIMENSION, radiomic.radiomic_features, comparable=False, colours=False,
+        ),
+    }  # fmt: skip
+    extractor = load[config.name](Path(config.weights or ""))
+    if extractor.network is not None:
+        extractor.network.to(device)
+    return extractor
+
+
+def efficientnet() -> Extractor:
+    """EfficientNet-Lite0: the 1280 channels before its classifier."""
+    network, path = load_efficientnet()
+    _fuse(network, ("_conv_stem", "_bn0"), ("_conv_head", "_bn1"))
+    for block in network._blocks:
+        _fuse(
+            block, ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")
+        )
+    network.to(memory_format=torch.channels_last)
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        x = enlarged(images * 2 - 1).contiguous(memory_format=torch.channels_last)
+        features: torch.Tensor = network.extract_features(x)
+        return features.mean(dim=(2, 3))
+
     return Extractor(
-        config.name, network.description, network.sha256, network.dimension, True, volumes,
-        not volumes, network.to(device),
+        "efficientnet-lite0",
+        "EfficientNet-Lite0 trained on the photographs of ImageNet, 1280 features before its "
+        "classifier; not the Inception of published FIDs.",
+        sha256(path), 1280, compute, network,
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureTable:
-    """Features of one plane of all images: one row for each slice, on disk."""
-
-    values: Float32Rows
-    """(N * s, D)."""
-    images: int
-    """N."""
-    slices: int
-    """s: those of an image follow each other; 1 for pictures and for whole volumes."""
-
-    @property
-    def dimension(self) -> int:
-        """D."""
-        return self.values.row_shape[0]
-
-    def rows(self) -> Array:
-        """(N * s, D), float32, a memory map."""
-        return self.values.mapped()
-
-    def owners(self) -> Ints:
-        """(N * s,): the image of each row."""
-        return np.repeat(np.arange(self.images), self.slices)
-
-    def rows_of(self, images: Ints) -> Ints:
-        """(len(images) * s,): the rows of those images, in their order."""
-        return (images[:, None] * self.slices + np.arange(self.slices)).reshape(-1)
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """The features of the images of one set."""
-
-    name: str
-    """That of the set."""
-    extractor: Extractor
-    planes: dict[str, FeatureTable]
-    """By the axes that lie in the plane: yz, xz and xy; or `image` alone, for pictures and for an
-    extractor that takes whole volumes."""
-
-    def of_images(self) -> Array:
-        """(N, D): one row for each image, the mean over its slices, planes side by side."""
-        planes = []
-        for table in self.planes.values():
-            rows = table.rows()
-            if table.slices > 1:
-                rows = rows.reshape(table.images, table.slices, table.dimension).mean(axis=1)
-            planes.append(rows)
-        return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=1)
-
-
-def extract(
-    images: ImageSet, extractor: Extractor, bounds: Bounds, config: EvaluationConfig,
-    folder: Path, device: torch.device | str = "cpu",
-) -> Features:  # fmt: skip
-    """Features of every image, written to `folder`; memory does not grow with their number.
-
-    Intensities are scaled so that `bounds` become 0 and 1, and clipped. Three channels of a
-    picture file are its colours; other channels are taken one by one, and their features stand side
-    by side. Of a volume, `slices_per_plane` slices of each plane are taken, evenly spaced in its
-    middle 80 percent, unless the extractor takes it whole.
-
-    Args:
-        bounds: for each channel; those of the labels for all sets, so that a set that is too
-            bright shows in the features.
+def inception(path: Path) -> Extractor:
+    """InceptionV3 of the original FID (Heusel et al., NeurIPS 2017), as torch-fidelity has it.
 
     Raises:
-        ImageError: the extractor gives numbers that are not finite.
-        OutputError: `folder` is full.
+        ArtifactError: the file holds other weights than torch-fidelity and pytorch-fid distribute.
     """
-    planes: dict[str, FeatureTable] = {}
-    log.info("Features of %d images of %s (%s) ...", len(images), images.name, extractor.name)
-    colour = images.raster and images.shape[0] == 3
-    whole = images.rank == 2 or extractor.volumes
-    for name, axis in ({"image": 0} if whole else _CUTS).items():
-        path = folder / f"{images.name}-features-{name}.f32"
-        places = _places(images.shape[axis - 1], config.slices_per_plane) if axis else [0]
-        dimension = 0
-        with torch.inference_mode(), append_rows(path) as append:
-            for batch in _batches(images, bounds, axis, places):
-                features = extractor(batch.to(device), colour).float().cpu()
-                if not features.isfinite().all():
-                    raise ImageError(
-                        f"{images.name}: the features of {extractor.name} are not finite; its "
-                        "weights are damaged, or belong to another network."
-                    )
-                dimension = features.shape[1]
-                append(features.numpy())
-        planes[name] = FeatureTable(Float32Rows(path, (dimension,)), len(images), len(places))
-    return Features(images.name, extractor, planes)
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    # torch-fidelity would unpickle the file; it gets one written here, from tensors alone
+    file = io.BytesIO()
+    torch.save(read_weights(path), file)
+    file.seek(0)
+    try:
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], file)
+    except RuntimeError as error:
+        raise _other_network(path, "the InceptionV3 of torch-fidelity", str(error)) from error
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = network((images * 255).round().to(torch.uint8))[0]
+        return features
+
+    return Extractor(
+        "inception",
+        "InceptionV3 trained on the photographs of ImageNet, 2048 features: that of most "
+        "published FIDs.",
+        sha256(path), 2048, compute, network,
+    )  # fmt: skip
 
 
-def scaled(images: Array, bounds: Bounds) -> Array:
-    """(N, C, *spatial) to the same in [0, 1]: `bounds` of each channel become 0 and 1."""
-    shape = (1, len(bounds), *[1] * (images.ndim - 2))
-    low, high = (np.array(ends, np.float32).reshape(shape) for ends in zip(*bounds, strict=True))
-    unit: Array = (images - low) / np.maximum(high - low, np.float32(1e-12))
-    return np.clip(unit, 0, 1, out=unit)
+def radimagenet(path: Path) -> Extractor:
+    """ResNet50 of RadImageNet (Mei et al., Radiology: AI 2022): the file of its authors
+    (ResNet50.pt), or the file of MONAI's perceptual loss (RadImageNet-ResNet50_notop.pth). They
+    are two trainings: each gets images as it was trained with, at the size they have.
+
+    Raises:
+        ArtifactError: the weights of another network.
+    """
+    from monai.networks.nets.resnet import resnet50
+
+    network = resnet50(
+        spatial_dims=2, n_input_channels=3, conv1_t_stride=2, feed_forward=False,
+        bias_downsample=False,
+    )  # fmt: skip
+    weights = {_resnet_name(name): value for name, value in read_weights(path).items()}
+    keras = "conv1.bias" in weights
+    if keras:
+        _turn_into_keras(network)
+    _load_weights(network, weights, path, "RadImageNet's ResNet50")
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        bgr = enlarged(images)[:, [2, 1, 0]]
+        mean = torch.tensor(_BGR_MEAN, device=images.device)[:, None, None]
+        features: torch.Tensor = network(bgr - mean if keras else bgr * 2 - 1)
+        return features
+
+    source = "MONAI's conversion" if keras else "its authors' PyTorch weights"
+    return Extractor(
+        "radimagenet",
+        f"ResNet50 trained on the radiological images of RadImageNet, 2048 features ({source}).",
+        sha256(path), 2048, compute, network,
+    )  # fmt: skip
 
 
-def _places(length: int, number: int) -> list[int]:
-    margin = (1 - _MIDDLE) / 2 * (length - 1)
-    places = np.linspace(margin, length - 1 - margin, min(number, length))
-    return [int(place) for place in np.unique(places.round())]
+def medicalnet(path: Path) -> Extractor:
+    """3D ResNet of MedicalNet (Chen et al., "Med3D", arXiv 1904.00625), as deep as its weights.
+
+    Raises:
+        ArtifactError: the weights of another network.
+    """
+    from monai.networks.nets.resnet import ResNetFeatures
+
+    weights = {_resnet_name(name): value for name, value in read_weights(path).items()}
+    bottleneck = "layer1.0.conv3.weight" in weights
+    blocks = tuple(
+        len({name.split(".")[1] for name in weights if name.startswith(f"layer{layer}.")})
+        for layer in (1, 2, 3, 4)
+    )
+    depth = (_BOTTLENECK if bottleneck else _BASIC).get(blocks)
+    if depth is None:
+        raise _other_network(path, "a ResNet of MedicalNet", f"it has {blocks} blocks in 4 layers")
+    network = ResNetFeatures(f"resnet{depth}", pretrained=False)
+    _load_weights(network, weights, path, f"MedicalNet's ResNet{depth}")
+
+    def compute(volumes: torch.Tensor) -> torch.Tensor:
+        mean, deviation = volumes.mean((1, 2, 3, 4), True), volumes.std((1, 2, 3, 4), keepdim=True)
+        features: torch.Tensor = network((volumes - mean) / deviation.clamp_min(1e-6))[-1]
+        return features.mean(dim=(2, 3, 4))
+
+    dimension = 2048 if bottleneck else 512
+    return Extractor(
+        "medicalnet",
+        f"3D ResNet{depth} trained on the CT and MR volumes of MedicalNet, {dimension} features; "
+        "every volume is standardised, so its brightness and contrast have no effect.",
+        sha256(path), dimension, compute, network, volumes=True, colours=False,
+    )  # fmt: skip
 
 
-def _batches(
-    images: ImageSet, bounds: Bounds, axis: int, places: list[int]
-) -> Iterator[torch.Tensor]:
-    """(n, C, *spatial) of all images or their slices, in order, rows down, in [0, 1]."""
-    voxels = int(np.prod(images.shape[1:]))
-    for _, block in images.batches(max(1, min(128, _VOXELS // (voxels * images.shape[0])))):
-        x = torch.from_numpy(scaled(block, bounds))
-        if axis:
-            x = x.index_select(axis, torch.tensor(places)).movedim(axis, 1).flatten(0, 1)
-        if x.ndim == 4:
-            x = x.transpose(2, 3)
-        pixels = int(np.prod(x.shape[1:]))
-        yield from x.split(max(1, min(128, _PIXELS // pixels)))
+def _fuse(module: Any, *pairs: tuple[str, str]) -> None:
+    """Merge norms into their convolutions, and padding into those that can pad by themselves: the
+    same numbers to 1e-4, in half the time."""
+    for conv, norm in pairs:
+        if hasattr(module, conv):
+            fused: Any = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+            padding = getattr(getattr(fused, "static_padding", None), "padding", (0, 1, 0, 1))
+            if len(set(padding)) == 1:
+                fused.padding, fused.static_padding = (padding[0],) * 2, nn.Identity()
+            setattr(module, conv, fused)
+            setattr(module, norm, nn.Identity())
+    module._swish = nn.ReLU6(inplace=True)
+
+
+def _turn_into_keras(network: nn.Module) -> None:
+    """Add biases everywhere, and move the stride to the first convolution of a block."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.bias = nn.Parameter(torch.zeros(module.out_channels))
+            if re.fullmatch(r"layer[234]\.0\.conv[12]", name):
+                module.stride = (2, 2) if name.endswith("conv1") else (1, 1)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.eps = _KERAS_EPSILON
+
+
+def _resnet_name(name: str) -> str:
+    """torchvision's name of a weight of a ResNet that was saved in a Sequential or in parallel."""
+    name = re.sub(r"^(module|backbone|model|encoder)\.", "", name)
+    name = re.sub(r"^0\.", "conv1.", re.sub(r"^1\.", "bn1.", name))
+    return re.sub(r"^([4-7])\.", lambda match: f"layer{int(match[1]) - 3}.", name)
+
+
+def _load_weights(
+    network: nn.Module, weights: dict[str, torch.Tensor], path: Path, expected: str
+) -> None:
+    """Load every weight of the network, with none left over except those of a classifier."""
+    needed = network.state_dict()
+    counters = {name for name in needed if name.endswith("num_batches_tracked")}
+    weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+    faults = [
+        f"{name} is missing" for name in needed if name not in weights and name not in counters
+    ]
+    faults += [f"{name} is unknown" for name in weights if name not in needed]
+    faults += [
+        f"{name} is {list(weights[name].shape)} and not {list(value.shape)}"
+        for name, value in needed.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if faults:
+        num_more = len(faults) - _FAULTS_SHOWN
+        more = f", and {num_more} more" if num_more > 0 else ""
+        raise _other_network(path, expected, ", ".join(faults[:_FAULTS_SHOWN]) + more)
+    network.load_state_dict({name: weights.get(name, value) for name, value in needed.items()})
+    network.eval().requires_grad_(False)
+
+
+def _other_network(path: Path, expected: str, reason: str) -> ArtifactError:
+    short = " ".join(reason.split())[:300]
+    return ArtifactError(
+        f"evaluation.extractor.weights: {path} does not hold the weights of {expected}: {short}"
+    )

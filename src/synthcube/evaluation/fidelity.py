@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from synthcube.evaluation.arrays import Array, Floats, Ints, Mask
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.extractors import Features, FeatureTable, scaled
+from synthcube.evaluation.features import Features, FeatureTable, scaled
 from synthcube.evaluation.fidelity_metrics import (
     PRECISION_RECALL,
     fit_normal,
@@ -26,9 +26,6 @@ from synthcube.evaluation.sets import Bounds, ImageSet, subject_numbers
 from synthcube.evaluation.similarity import WINDOW, num_scales, structural_similarity
 from synthcube.runtime import derived_seed
 
-Array = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 Tables = tuple[FeatureTable, FeatureTable]
 """Of predictions and labels."""
 Subjects = tuple[Ints, Ints]
@@ -199,7 +196,7 @@ def _kernel(tables: Tables, subjects: Subjects, splits: Sequence[Split]) -> Meas
     return Measure(value, baseline, value - wide, value + wide, len(splits[0].half))
 
 
-def _members(table: FeatureTable, samples: Sequence[Ints]) -> npt.NDArray[np.bool_]:
+def _members(table: FeatureTable, samples: Sequence[Ints]) -> Mask:
     members = np.zeros((table.images * table.slices, len(samples)), np.bool_)
     for column, images in enumerate(samples):
         members[table.rows_of(images), column] = True

@@ -17,15 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from synthcube.evaluation.arrays import Array, Floats, Ints, Mask
 from synthcube.evaluation.neighbours import nearest
-
-Array = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Members = npt.NDArray[np.bool_]
 
 PRECISION_RECALL = ("precision", "recall", "density", "coverage")
 
@@ -97,7 +92,7 @@ class KernelDistance:
 
 def kernel_distances(
     predictions: Array, labels: Array, subjects: tuple[Ints, Ints],
-    samples: tuple[Members, Members, Members],
+    samples: tuple[Mask, Mask, Mask],
 ) -> tuple[list[KernelDistance], list[KernelDistance]]:  # fmt: skip
     """Two distances for each of R splits: of a sample of `predictions` from a half of `labels`, and
     of the other half from that half. Each kernel is computed once, whatever the number of splits.
@@ -132,7 +127,7 @@ class _KernelSample:
 
 
 def _kernel_sums(
-    x: Array, y: Array, of_x: Ints, of_y: Ints, in_y: Members, in_x: Members | None
+    x: Array, y: Array, of_x: Ints, of_y: Ints, in_y: Mask, in_x: Mask | None
 ) -> tuple[Floats, Floats]:
     """(N, R), (M, S): for each row of `x` the sum of its kernels with each sample of `y`, and the
     reverse; without pairs of one subject. `of_x`, `of_y`: subjects."""

@@ -6,12 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from synthcube.evaluation.arrays import Floats, Ints
 from synthcube.evaluation.results import Measure
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 NORMAL_97_5 = 1.959964
 """97.5th percentile of the standard normal distribution."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from synthcube import runtime, sampling
@@ -26,6 +25,7 @@ from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest
 from synthcube.data.transforms import DataConfig
 from synthcube.errors import ImageError, ManifestError, SynthCubeError
+from synthcube.evaluation.arrays import Floats, Ints
 from synthcube.evaluation.intervals import auc, auc_interval, share_interval
 from synthcube.evaluation.nearest_images import downsampled_copies, nearest_images
 from synthcube.evaluation.results import Measure, Plot, Section, missing
@@ -35,8 +35,6 @@ from synthcube.schema import Batch, Condition
 
 log = logging.getLogger("synthcube")
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 FEWEST = 8
 NUM_DRAWS = 8

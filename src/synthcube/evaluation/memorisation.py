@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from synthcube import runtime
 from synthcube.evaluation import neighbours
+from synthcube.evaluation.arrays import Array, Floats, Ints, Mask
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.intervals import auc, auc_interval, share_interval
 from synthcube.evaluation.nearest_images import (
@@ -31,10 +31,6 @@ from synthcube.evaluation.sets import ImageSet, Overlap, overlap
 
 log = logging.getLogger("synthcube")
 
-Array = npt.NDArray[np.float32]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 NO_COPIES = "No copies found at this threshold."
 FEWEST = 10

@@ -16,17 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.signal.windows import tukey
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from synthcube.errors import ImageError
-from synthcube.evaluation.float_rows import Array, Float32Rows, append_rows
+from synthcube.evaluation.arrays import Array, Float32Rows, Ints, append_rows
 from synthcube.evaluation.neighbours import nearest
 from synthcube.evaluation.sets import ImageSet
-
-Ints = npt.NDArray[np.int64]
 
 SHIFT = 1 / 16
 """Largest shift that is tried, as a share of each side."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-Array = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
+from synthcube.evaluation.arrays import Array, Ints
 
 _BLOCK_BYTES = 1 << 26  # of rows held at once, however long they are
 _SPARE = 8  # candidates beyond k whose distances are computed once more

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from synthcube import runtime
 from synthcube.data.manifest import Row, capped, image_suffix
 from synthcube.errors import ManifestError
 from synthcube.evaluation import similarity
+from synthcube.evaluation.arrays import Floats, Ints
 from synthcube.evaluation.intervals import mean_measure
 from synthcube.evaluation.results import Cell, Measure, Picture, Plot, Section, missing, upright
 from synthcube.evaluation.sets import ImageSet
 
-Floats = npt.NDArray[np.float64]
 Ranges = list[tuple[float, float]]
 Pairs = list[tuple[int, int]]
 """Places of prediction and label."""
@@ -245,7 +244,7 @@ def _unrelated(
 
 
 def _overall(
-    name: str, values: Floats, subjects: npt.NDArray[np.int64], baseline: float | None,
+    name: str, values: Floats, subjects: Ints, baseline: float | None,
     scales: int, seed: int,
 ) -> Measure:  # fmt: skip
     kept = np.isfinite(values)

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from synthcube.data.pictures import middle_planes
+from synthcube.evaluation.arrays import Array
 
-Array = npt.NDArray[np.float32]
 Cell = float | int | str | None
 
 _DIGITS = 6

@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from synthcube.data.images import Image, read_image
 from synthcube.data.manifest import Manifest, Row
 from synthcube.data.transforms import DataConfig, Preprocessing
 from synthcube.errors import EvaluationError, SynthCubeError
-from synthcube.evaluation.float_rows import Array, Float32Rows, append_rows
+from synthcube.evaluation.arrays import Array, Float32Rows, Floats, Ints, append_rows
 
 log = logging.getLogger("synthcube")
 
-Ints = npt.NDArray[np.int64]
 Bounds = tuple[tuple[float, float], ...]
 
 _SAMPLED_IMAGES = 1000  # images whose intensities give the range of a set
@@ -140,14 +138,14 @@ def open_sets(
     return sets, faults
 
 
-Placement = Callable[[Image], tuple[Array, npt.NDArray[np.float64]]]
+Placement = Callable[[Image], tuple[Array, Floats]]
 
 
 def _placement(data: DataConfig, *, may_be_constant: bool) -> Placement:
     """A function from an image to its voxels on the common grid, (C, *spatial), and its affine."""
     preprocessing, sources = Preprocessing(data), frozenset(data.source_channels)
 
-    def place(image: Image) -> tuple[Array, npt.NDArray[np.float64]]:
+    def place(image: Image) -> tuple[Array, Floats]:
         tensor, affine = preprocessing.placed(image, may_be_constant=may_be_constant)
         if sources and len(tensor) > len(sources):
             tensor = tensor[[i for i in range(len(tensor)) if i not in sources]]
@@ -170,7 +168,7 @@ class _Summary:
     samples: list[Array] = field(default_factory=list)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    def add(self, voxels: Array, affine: npt.NDArray[np.float64], raster: bool) -> None:
+    def add(self, voxels: Array, affine: Floats, raster: bool) -> None:
         if not self.shapes:
             self.raster = raster
             self.spacing_mm = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))

@@ -10,10 +10,9 @@ variances of images with a high mean.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-Floats = npt.NDArray[np.float64]
+from synthcube.evaluation.arrays import Floats
 
 WINDOW = 11
 """Voxels along each side of the window."""

@@ -12,19 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from synthcube import runtime
 from synthcube.data.conditions import LABEL, cell
 from synthcube.data.splitting import split_subjects
+from synthcube.evaluation.arrays import Floats, Ints
 from synthcube.evaluation.intervals import auc, mean_interval
 from synthcube.evaluation.results import Measure, Plot, Section
 from synthcube.evaluation.sets import ImageSet, overlap
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _NOT_CLASSES = ("Seed", "Source")
 _MOST_CLASSES = 20

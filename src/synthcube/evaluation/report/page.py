@@ -19,6 +19,7 @@ import PIL.Image
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from synthcube.evaluation.arrays import Array
 from synthcube.evaluation.report import plots
 from synthcube.evaluation.report.text import (
     NONE,
@@ -30,7 +31,7 @@ from synthcube.evaluation.report.text import (
     spoken,
     value_text,
 )
-from synthcube.evaluation.results import Array, Picture, Section, plain
+from synthcube.evaluation.results import Picture, Section, plain
 from synthcube.storage import explained, make_folder, write_text
 
 PAGE, CASES = "report.html", "cases.csv"

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup, escape
 
+from synthcube.evaluation.arrays import Floats
 from synthcube.evaluation.report.text import clean, number
 from synthcube.evaluation.results import Plot
-
-Floats = npt.NDArray[np.float64]
 
 WIDTH, HEIGHT = 400, 250
 TOP, RIGHT, BOTTOM = 10, 18, 40

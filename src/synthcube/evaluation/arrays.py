@@ -1,4 +1,4 @@
-"""Arrays of float32 that lie on disk, row after row, and are read a few rows at a time."""
+"""Types of arrays, and arrays of float32 on disk that are read a few rows at a time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import numpy.typing as npt
 from synthcube.storage import explained
 
 Array = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
