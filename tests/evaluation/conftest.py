@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from synthcube.data.manifest import Manifest, Row
-from synthcube.evaluation.float_rows import Float32Rows
+from synthcube.evaluation.arrays import Float32Rows
 from synthcube.evaluation.sets import ImageSet
 
 

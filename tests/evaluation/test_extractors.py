@@ -12,13 +12,15 @@ import torch
 
 from synthcube.data.manifest import Manifest, Row
 from synthcube.errors import ArtifactError, ConfigError, FamilyError, ImageError
+from synthcube.evaluation.arrays import Float32Rows
 from synthcube.evaluation.config import EvaluationConfig, ExtractorConfig
-from synthcube.evaluation.extractors import Extractor, extract, load_extractor, scaled
+from synthcube.evaluation.extractors import Extractor, load_extractor
+from synthcube.evaluation.features import extract, scaled
 from synthcube.evaluation.sets import ImageSet
 from synthcube.nets.efficientnet import load_efficientnet
 from synthcube.storage import sha256
 
-OFFLINE = ("efficientnet-lite0", "radiomic", "radiomic")
+OFFLINE = ("efficientnet-lite0", "radiomic")
 
 
 def pictures(number: int = 3, channels: int = 1, side: int = 32) -> torch.Tensor:
@@ -83,19 +85,14 @@ def test_without_its_package_the_extra_is_named(monkeypatch):
         load_extractor(ExtractorConfig(), rank=2)
 
 
-def test_random_weights_are_the_same_on_every_machine():
-    extractor = load_extractor(ExtractorConfig(name="radiomic"), rank=2)
-    assert extractor.sha256.startswith("c01a5ae97c2ba526")
-
-
 @pytest.mark.parametrize(
     ("name", "comparable"),
-    [("efficientnet-lite0", True), ("radiomic", False), ("radiomic", False)],
+    [("efficientnet-lite0", True), ("radiomic", False)],
 )
 def test_what_compares_with_other_peoples_numbers(name, comparable):
     facts = load_extractor(ExtractorConfig(name=name), rank=2).record
     assert facts["comparable"] is comparable
-    assert ("no one else" in facts["what"]) is not comparable
+    assert ("nobody else" in facts["what"]) is not comparable
 
 
 def test_radiomic_features_of_known_images():
@@ -131,8 +128,8 @@ def test_radimagenet_takes_the_names_of_its_weights(tmp_path, prefix):
     extractor = load_extractor(ExtractorConfig(name="radimagenet", weights=str(path)), rank=2)
     from monai.networks.nets.resnet import ResNet
 
-    assert isinstance(extractor.compute.network, ResNet)
-    loaded = extractor.compute.network.state_dict()
+    assert isinstance(extractor.network, ResNet)
+    loaded = extractor.network.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
     assert extractor.sha256 == sha256(path)
     with torch.inference_mode():
@@ -233,7 +230,7 @@ def test_wrong_weights_are_refused_with_their_names(tmp_path, name):
 
     assert "there is no file" in refusal(None, ConfigError)
     assert "cannot be read as plain weights" in refusal(b"damaged")
-    assert "holds not the weights of" in refusal({"a.weight": torch.zeros(2)})
+    assert "does not hold the weights of" in refusal({"a.weight": torch.zeros(2)})
     assert "cannot be read as plain weights" in refusal(torch.nn.Linear(2, 2))
 
 
@@ -243,13 +240,13 @@ def test_a_missing_and_a_strange_weight_are_named(tmp_path):
     weights["layer1.0.conv1.bias"] = torch.zeros(64)
     path = tmp_path / "weights.pt"
     torch.save(weights, path)
-    expected = "layer4.2.bn3.bias is missing, layer1.0.conv1.bias is too many"
+    expected = "layer4.2.bn3.bias is missing, layer1.0.conv1.bias is unknown"
     with pytest.raises(ArtifactError, match=expected):
         load_extractor(ExtractorConfig(name="radimagenet", weights=str(path)), rank=2)
 
 
 def test_inception_needs_its_package(tmp_path, monkeypatch):
-    monkeypatch.setattr("synthcube.evaluation.features.extractors.find_spec", lambda name: None)
+    monkeypatch.setattr("synthcube.evaluation.extractors.find_spec", lambda name: None)
     config = ExtractorConfig(name="inception", weights=str(tmp_path / "w.pth"))
     with pytest.raises(ConfigError, match="pip install torch-fidelity"):
         load_extractor(config, rank=2)
@@ -271,7 +268,7 @@ def test_inception_is_that_of_torch_fidelity(tmp_path, monkeypatch):
         expected = made((images.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8))[0]
     assert torch.equal(found, expected)
     torch.save({"a": torch.zeros(1)}, path)
-    with pytest.raises(ArtifactError, match="holds not the weights of the InceptionV3"):
+    with pytest.raises(ArtifactError, match="does not hold the weights of the InceptionV3"):
         load_extractor(ExtractorConfig(name="inception", weights=str(path)), rank=2)
 
 
@@ -284,7 +281,9 @@ def corners(images: torch.Tensor) -> torch.Tensor:
     return torch.stack([x[:, 0, 0], x[:, 0, 1], x[:, 1, 0], x.sum(dim=(1, 2))], dim=1)
 
 
-LOOK = Extractor("radiomic", "Pixels of a corner.", "", 4, False, False, False, corners)
+CORNERS = Extractor(
+    "radiomic", "Pixels of a corner.", "", 4, corners, comparable=False, colours=False
+)
 
 
 def test_intensities_are_those_of_the_bounds():
@@ -302,7 +301,7 @@ def test_each_channel_has_its_own_bounds():
 def test_rows_of_a_picture_run_down(image_set, tmp_path):
     """The first axis of a set runs to the right."""
     voxels = np.arange(12, dtype=np.float32).reshape(1, 1, 3, 4) / 20
-    table = extract(image_set("p", voxels), LOOK, UNIT, EvaluationConfig(), tmp_path).planes[
+    table = extract(image_set("p", voxels), CORNERS, UNIT, EvaluationConfig(), tmp_path).planes[
         "image"
     ]
     right, below = voxels[0, 0, 1, 0], voxels[0, 0, 0, 1]
@@ -312,7 +311,7 @@ def test_rows_of_a_picture_run_down(image_set, tmp_path):
 def test_a_volume_is_seen_in_three_planes(image_set, tmp_path):
     voxels = np.random.default_rng(0).random((3, 1, 11, 12, 13)).astype(np.float32)
     config = EvaluationConfig(slices_per_plane=3)
-    found = extract(image_set("v", voxels, raster=False), LOOK, UNIT, config, tmp_path)
+    found = extract(image_set("v", voxels, raster=False), CORNERS, UNIT, config, tmp_path)
     places = {"yz": (1, 5, 9), "xz": (1, 6, 10), "xy": (1, 6, 11)}
     for axis, (plane, cuts) in enumerate(places.items()):
         table = found.planes[plane]
@@ -324,7 +323,7 @@ def test_a_volume_is_seen_in_three_planes(image_set, tmp_path):
 
 def test_thin_volumes_have_fewer_slices(image_set, tmp_path):
     voxels = np.random.default_rng(0).random((2, 1, 9, 9, 3)).astype(np.float32)
-    found = extract(image_set("v", voxels), LOOK, UNIT, EvaluationConfig(), tmp_path)
+    found = extract(image_set("v", voxels), CORNERS, UNIT, EvaluationConfig(), tmp_path)
     assert [table.slices for table in found.planes.values()] == [7, 7, 3]
 
 
@@ -332,7 +331,7 @@ def test_a_volume_stays_whole_for_an_extractor_of_volumes(image_set, tmp_path):
     def volume_means(volumes: torch.Tensor) -> torch.Tensor:
         return volumes.mean(dim=(2, 3, 4))
 
-    whole = replace(LOOK, volumes=True, dimension=1, compute=volume_means)
+    whole = replace(CORNERS, volumes=True, dimension=1, compute=volume_means)
     voxels = np.random.default_rng(0).random((2, 2, 5, 6, 7)).astype(np.float32)
     found = extract(image_set("v", voxels), whole, UNIT * 2, EvaluationConfig(), tmp_path)
     assert list(found.planes) == ["image"]
@@ -342,7 +341,7 @@ def test_a_volume_stays_whole_for_an_extractor_of_volumes(image_set, tmp_path):
 @pytest.mark.parametrize("number", [1, 127, 128, 300])
 def test_every_image_is_there_once_and_in_order(image_set, tmp_path, number):
     voxels = np.random.default_rng(0).random((number, 1, 8, 8)).astype(np.float32)
-    rows = extract(image_set("p", voxels), LOOK, UNIT, EvaluationConfig(), tmp_path)
+    rows = extract(image_set("p", voxels), CORNERS, UNIT, EvaluationConfig(), tmp_path)
     assert np.allclose(rows.planes["image"].rows()[:, 3], voxels.sum(axis=(1, 2, 3)), rtol=1e-5)
 
 
@@ -356,7 +355,7 @@ def test_colours_of_pictures_only(image_set, tmp_path):
 
 
 def test_features_that_are_not_finite_are_refused(image_set, tmp_path):
-    broken = replace(LOOK, compute=lambda x: corners(x) * torch.nan)
+    broken = replace(CORNERS, compute=lambda x: corners(x) * torch.nan)
     images = image_set("p", np.zeros((2, 1, 8, 8), np.float32))
     with pytest.raises(ImageError, match="p: the features of radiomic are not finite"):
         extract(images, broken, UNIT, EvaluationConfig(), tmp_path)
@@ -381,10 +380,18 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         np.zeros((number, 64 * 64), np.float32).tofile(path)
         rows = tuple(Row((path,), str(i)) for i in range(number))
         images = ImageSet(
-            "p", Manifest(path, rows), (1, 64, 64), (1.0, 1.0, 1.0), True, 0, (), "", UNIT, path
+            "p",
+            Manifest(path, rows),
+            (1.0, 1.0, 1.0),
+            True,
+            0,
+            (),
+            "",
+            UNIT,
+            Float32Rows(path, (1, 64, 64)),
         )
         tracemalloc.start()
-        extract(images, LOOK, UNIT, EvaluationConfig(), tmp_path)
+        extract(images, CORNERS, UNIT, EvaluationConfig(), tmp_path)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]

@@ -15,6 +15,7 @@ from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.memorisation import (
     FEWEST,
     NO_COPIES,
+    calibrate,
     memorisation,
     share_measures,
 )
@@ -24,9 +25,9 @@ def test_no_more_false_alarms_than_allowed_on_average() -> None:
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(200):
-        found = calibrated(rng.normal(size=299), np.arange(299), 0.01, 0)
-        assert found is not None
-        shares.append(found.flagged(rng.normal(size=2000)).mean())
+        calibration = calibrate(rng.normal(size=299), np.arange(299), 0.01, 0)
+        assert calibration is not None
+        shares.append(calibration.flagged(rng.normal(size=2000)).mean())
     assert np.mean(shares) == pytest.approx(0.01, abs=0.002)
 
 
@@ -36,27 +37,27 @@ def test_false_alarms_are_counted_between_subjects() -> None:
     subjects = np.repeat(np.arange(20), 20)
     distances = rng.uniform(1, 2, 400)
     distances[:20] = rng.uniform(0.1, 0.2, 20)
-    found = calibrated(distances, subjects, 0.01, 0)
-    assert found is not None
-    assert found.false_alarms >= 0.05
-    assert "20 subjects" in found.reason
+    calibration = calibrate(distances, subjects, 0.01, 0)
+    assert calibration is not None
+    assert calibration.false_alarms >= 0.05
+    assert "20 subjects" in calibration.reason
 
 
 def test_few_images_or_one_subject_set_no_threshold() -> None:
-    assert calibrated(np.arange(FEWEST - 1.0), np.arange(FEWEST - 1), 0.01, 0) is None
-    assert calibrated(np.arange(50.0), np.zeros(50, int), 0.01, 0) is None
-    few = calibrated(np.arange(50.0), np.arange(50), 0.01, 0)
+    assert calibrate(np.arange(FEWEST - 1.0), np.arange(FEWEST - 1), 0.01, 0) is None
+    assert calibrate(np.arange(50.0), np.zeros(50, int), 0.01, 0) is None
+    few = calibrate(np.arange(50.0), np.arange(50), 0.01, 0)
     assert few is not None
     assert "99 are needed" in few.reason
     assert few.threshold == 0
 
 
 def test_the_share_beyond_chance_leaves_the_false_alarms_out() -> None:
-    found = calibrated(np.arange(1000.0), np.arange(1000), 0.05, 0)
-    assert found is not None
-    share, beyond = share_measures(np.arange(1000) < 240, found)
+    calibration = calibrate(np.arange(1000.0), np.arange(1000), 0.05, 0)
+    assert calibration is not None
+    share, beyond = share_measures(np.arange(1000) < 240, calibration)
     assert share.value == 0.24
-    chance = found.false_alarms
+    chance = calibration.false_alarms
     assert beyond.value == pytest.approx((0.24 - chance) / (1 - chance))
     assert beyond.low < beyond.value < beyond.high
 
@@ -104,7 +105,7 @@ def planted(fresh: np.ndarray, trained: np.ndarray, rate: float, kind: str, **ho
 def recovers(measures, rate: float, number: int) -> None:
     """Within three standard deviations of the planted copies and the false alarms together."""
     share, beyond = measures["near_copies_pixels"], measures["beyond_chance_pixels"]
-    chance = max(share.floor, CONFIG.copy_false_alarms)
+    chance = max(share.real_baseline, CONFIG.copy_false_alarms)
     slack = 3 * math.sqrt(chance * (1 - chance) / number) + 1 / number
     assert 0.95 * rate - 1e-9 <= share.value <= rate + chance + slack
     assert beyond.value == pytest.approx(rate, abs=chance + slack)
@@ -142,7 +143,7 @@ def test_without_copies_there_are_as_many_as_false_alarms(image_set) -> None:
     section = memorisation(*sets, None, config, 0)
     share = section.measures["near_copies_pixels"]
     spread = math.sqrt(0.05 * 0.95 / 400)
-    assert share.floor == pytest.approx(0.05, abs=3 * spread)
+    assert share.real_baseline == pytest.approx(0.05, abs=3 * spread)
     assert share.value == pytest.approx(0.05, abs=3 * 2**0.5 * spread)
     assert section.measures["beyond_chance_pixels"].low == 0
     nearer = section.measures["nearer_than_labels_pixels"]
@@ -268,7 +269,7 @@ def test_predictions_that_repeat_each_other_are_counted(image_set, drawn) -> Non
     measures = memorisation(*sets, None, CONFIG, 0).measures
     assert measures["exact_duplicates"].value == pytest.approx(21 / 200)
     assert measures["near_duplicates"].value >= 55 / 200
-    assert measures["near_duplicates"].floor < 0.05
+    assert measures["near_duplicates"].real_baseline < 0.05
 
 
 def test_constant_predictions_and_a_single_one(image_set, drawn) -> None:
@@ -291,4 +292,4 @@ def test_the_same_input_gives_the_same_numbers(image_set, drawn) -> None:
             image_set("train", drawn["train"])]  # fmt: skip
     first, second = (memorisation(*sets, None, CONFIG, 5).plain() for _ in range(2))
     assert first == second
-    assert not list(sets[0].path.parent.glob("tmp*"))
+    assert not list(sets[0].voxels.path.parent.glob("tmp*"))

@@ -156,8 +156,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [LONG], {"file": LONG, "nested": {LONG: [1, 2]}},
         [Plot(LONG, "histogram", values, LONG[:30], lines={LONG: 9.0}),
          Plot("Bars", "bars", {"one": [-1.0, 2e6], LONG: [3e-5, float("nan")]}, "", LONG[:30],
-              ("first", LONG)),
-         Plot("Dots", "dots", {"x": [1e-7, 2e-7], "y": [1e9, 1e9 + 1]}, "across", "up")],
+              ("first", LONG))],
         [Picture(LONG, images, (LONG, "second"), [[LONG] * 9, ["short"]])],
         [{"case": LONG, "psnr": 31.2, "note": None}] * 201,
     )  # fmt: skip

@@ -61,8 +61,8 @@ class EvaluationConfig(Schema):
     )  # fmt: skip
     pairs: bool | None = Field(
         default=None,
-        description="Whether predictions and labels match one by one, by Source or SubjectID (a "
-        "file's name where there is none); null: where they do.",
+        description="Whether predictions and labels match one by one, by Source, SubjectID or "
+        "file name; null: where they do.",
     )
     usefulness: bool = Field(
         default=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def match_pairs(predictions: ImageSet, labels: ImageSet, required: bool | None) 
 
     One of two rules is used for all of them, the first by which every prediction has a label and
     every label a prediction: the file that a prediction was made from (column Source of what
-    `synthcube infer` writes), or SubjectID, for which the file's name stands where it is missing.
+    `synthcube infer` writes), or SubjectID, which the file's name replaces where there is none.
 
     Args:
         required: False: never pair. True: they must match. None: predictions with a Source must
@@ -60,17 +59,13 @@ def match_pairs(predictions: ImageSet, labels: ImageSet, required: bool | None) 
         [[row.conditions["Source"]] if _has_source(row) else [] for row in predictions.rows],
         [[str(path) for path in row.channels] for row in labels.rows],
     )
-    by_subject = _Matching(
-        "SubjectID (or file name)",
-        [[_subject(row)] for row in predictions.rows],
-        [[_subject(row)] for row in labels.rows],
-    )
-    for matching in (by_source, by_subject):
+    by_name = _match_names(predictions, labels)
+    for matching in (by_source, by_name):
         if matching.complete:
             return matching.pairs
     if not required and not have_source:
         return None
-    best = max(by_source, by_subject, key=lambda matching: len(matching.pairs))
+    best = max(by_source, by_name, key=lambda matching: len(matching.pairs))
     raise ManifestError(
         f"{len(predictions)} predictions and {len(labels)} labels do not match one by "
         f"one (evaluation.pairs: false compares them as two sets); by {best.name}:",
@@ -82,15 +77,26 @@ def _has_source(row: Row) -> bool:
     return bool(row.conditions.get("Source"))
 
 
-def _subject(row: Row) -> str:
-    """SubjectID; where the manifest has none, the name of the file that the image was made from.
+def _match_names(predictions: ImageSet, labels: ImageSet) -> _Matching:
+    """Pairs of one SubjectID, where the labels have one each and predictions use them; else pairs
+    of one file name: that of the file that a prediction was made from, if it was made from one."""
+    subjects = {row.subject for row in labels.rows}
+    if labels.has_subjects and len(subjects) == len(labels):
+        keys = [[row.subject] for row in predictions.rows]
+        if any(key in subjects for [key] in keys):
+            return _Matching("SubjectID", keys, [[row.subject] for row in labels.rows])
 
-    A number of a row is no subject: it would pair two files that are sorted differently.
-    """
-    if not re.fullmatch(r"row-\d+", row.subject):
-        return row.subject
-    path = Path(row.conditions["Source"]) if _has_source(row) else row.channels[0]
-    return path.name[: len(path.name) - len(image_suffix(path))]
+    def stem(path: Path) -> str:
+        return path.name[: len(path.name) - len(image_suffix(path))]
+
+    return _Matching(
+        "file name",
+        [
+            [stem(Path(row.conditions["Source"]) if _has_source(row) else row.channels[0])]
+            for row in predictions.rows
+        ],
+        [[*{stem(path) for path in row.channels}] for row in labels.rows],
+    )
 
 
 class _Matching:
