@@ -53,11 +53,11 @@ def test_features_of_an_image_do_not_hang_on_the_others(name):
 def test_channels_that_changed_places_are_seen(name):
     extractor = load_extractor(ExtractorConfig(name=name), rank=2)
     images = pictures(2, channels=2)
-    found, turned = extractor(images, False), extractor(images.flip(1), False)
+    features, turned = extractor(images, False), extractor(images.flip(1), False)
     size = extractor.dimension
-    assert found.shape == (2, 2 * size)
-    assert torch.allclose(found[:, :size], turned[:, size:], atol=1e-4)
-    assert not torch.allclose(found, turned, atol=1e-2)
+    assert features.shape == (2, 2 * size)
+    assert torch.allclose(features[:, :size], turned[:, size:], atol=1e-4)
+    assert not torch.allclose(features, turned, atol=1e-2)
 
 
 def test_colours_are_seen_together_where_the_network_knows_them():
@@ -74,8 +74,8 @@ def test_efficientnet_gives_the_features_of_its_package():
     images = pictures(2, channels=3, side=64)
     with torch.inference_mode():
         expected = network.extract_features(images * 2 - 1).mean(dim=(2, 3))
-        found = extractor(images, colour=True)
-    assert torch.allclose(found, expected, atol=1e-3)
+        features = extractor(images, colour=True)
+    assert torch.allclose(features, expected, atol=1e-3)
     assert extractor.sha256 == sha256(path)
 
 
@@ -166,28 +166,30 @@ def keras_resnet() -> torch.nn.Sequential:
     }
     num_in = 64
     for i, (planes, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
-        made = []
+        blocks_in_layer = []
         for block in range(blocks):
-            made.append(KerasBottleneck(num_in, planes, 1 + (i > 1 and not block), not block))
+            blocks_in_layer.append(
+                KerasBottleneck(num_in, planes, 1 + (i > 1 and not block), not block)
+            )
             num_in = 4 * planes
-        layers[f"layer{i}"] = torch.nn.Sequential(*made)
+        layers[f"layer{i}"] = torch.nn.Sequential(*blocks_in_layer)
     return torch.nn.Sequential(OrderedDict(layers))
 
 
 def test_radimagenet_of_monai_is_the_network_of_keras(tmp_path):
     torch.manual_seed(0)
-    made = keras_resnet().eval()
-    for module in made.modules():
+    reference = keras_resnet().eval()
+    for module in reference.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
     path = tmp_path / "RadImageNet-ResNet50_notop.pth"
-    torch.save(made.state_dict(), path)
+    torch.save(reference.state_dict(), path)
     extractor = load_extractor(ExtractorConfig(name="radimagenet", weights=str(path)), rank=2)
     images = pictures(2, channels=3, side=64)
     mean = torch.tensor([0.406, 0.456, 0.485])[:, None, None]
     with torch.inference_mode():
-        expected = made(images.flip(1) - mean).mean(dim=(2, 3))
+        expected = reference(images.flip(1) - mean).mean(dim=(2, 3))
         assert torch.allclose(extractor(images, colour=True), expected, rtol=1e-3, atol=1e-5)
     assert "MONAI" in extractor.what
 
@@ -197,17 +199,17 @@ def test_medicalnet_is_of_the_depth_of_its_weights(tmp_path, depth):
     from monai.networks.nets.resnet import ResNetFeatures
 
     torch.manual_seed(0)
-    made = ResNetFeatures(f"resnet{depth}", pretrained=False)
+    reference = ResNetFeatures(f"resnet{depth}", pretrained=False)
     path = tmp_path / "medicalnet.pth"
-    torch.save({"state_dict": {f"module.{k}": v for k, v in made.state_dict().items()}}, path)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in reference.state_dict().items()}}, path)
     extractor = load_extractor(ExtractorConfig(name="medicalnet", weights=str(path)), rank=3)
     assert f"ResNet{depth} " in extractor.what
     volumes = torch.rand(2, 1, 16, 16, 16)
     with torch.inference_mode():
-        found = extractor(volumes, colour=False)
-        expected = made.eval()((volumes[1:] - volumes[1].mean()) / volumes[1].std())[-1]
-    assert found.shape == (2, 2048 if depth == 50 else 512)
-    assert torch.allclose(found[1], expected.mean(dim=(2, 3, 4))[0], atol=1e-4)
+        features = extractor(volumes, colour=False)
+        expected = reference.eval()((volumes[1:] - volumes[1].mean()) / volumes[1].std())[-1]
+    assert features.shape == (2, 2048 if depth == 50 else 512)
+    assert torch.allclose(features[1], expected.mean(dim=(2, 3, 4))[0], atol=1e-4)
 
 
 def test_medicalnet_refuses_pictures(tmp_path):
@@ -258,15 +260,15 @@ def test_inception_is_that_of_torch_fidelity(tmp_path, monkeypatch):
         patch.setattr(package, "load_state_dict_from_url", lambda *a, **k: {})
         patch.setattr(torch.nn.Module, "load_state_dict", lambda *a, **k: None)
         torch.manual_seed(0)
-        made = package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        reference = package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     path = tmp_path / "inception.pth"
-    torch.save(made.state_dict(), path)
+    torch.save(reference.state_dict(), path)
     extractor = load_extractor(ExtractorConfig(name="inception", weights=str(path)), rank=2)
     images = pictures(2)
     with torch.inference_mode():
-        found = extractor(images, colour=False)
-        expected = made((images.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8))[0]
-    assert torch.equal(found, expected)
+        features = extractor(images, colour=False)
+        expected = reference((images.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8))[0]
+    assert torch.equal(features, expected)
     torch.save({"a": torch.zeros(1)}, path)
     with pytest.raises(ArtifactError, match="does not hold the weights of the InceptionV3"):
         load_extractor(ExtractorConfig(name="inception", weights=str(path)), rank=2)
@@ -293,9 +295,9 @@ def test_intensities_are_those_of_the_bounds():
 
 def test_each_channel_has_its_own_bounds():
     images = np.ones((2, 2, 3, 3), np.float32)
-    found = scaled(images, ((0, 2), (-1, 1)))
-    assert found[:, 0].tolist() == np.full((2, 3, 3), 0.5).tolist()
-    assert (found[:, 1] == 1).all()
+    features = scaled(images, ((0, 2), (-1, 1)))
+    assert features[:, 0].tolist() == np.full((2, 3, 3), 0.5).tolist()
+    assert (features[:, 1] == 1).all()
 
 
 def test_rows_of_a_picture_run_down(image_set, tmp_path):
@@ -311,10 +313,10 @@ def test_rows_of_a_picture_run_down(image_set, tmp_path):
 def test_a_volume_is_seen_in_three_planes(image_set, tmp_path):
     voxels = np.random.default_rng(0).random((3, 1, 11, 12, 13)).astype(np.float32)
     config = EvaluationConfig(slices_per_plane=3)
-    found = extract(image_set("v", voxels, raster=False), CORNERS, UNIT, config, tmp_path)
+    features = extract(image_set("v", voxels, raster=False), CORNERS, UNIT, config, tmp_path)
     places = {"yz": (1, 5, 9), "xz": (1, 6, 10), "xy": (1, 6, 11)}
     for axis, (plane, cuts) in enumerate(places.items()):
-        table = found.planes[plane]
+        table = features.planes[plane]
         assert table.owners().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         assert table.rows_of(np.array([2, 0])).tolist() == [6, 7, 8, 0, 1, 2]
         sums = voxels.take(cuts, axis=2 + axis).sum(axis=tuple({2, 3, 4} - {2 + axis}))[:, 0]
@@ -323,8 +325,8 @@ def test_a_volume_is_seen_in_three_planes(image_set, tmp_path):
 
 def test_thin_volumes_have_fewer_slices(image_set, tmp_path):
     voxels = np.random.default_rng(0).random((2, 1, 9, 9, 3)).astype(np.float32)
-    found = extract(image_set("v", voxels), CORNERS, UNIT, EvaluationConfig(), tmp_path)
-    assert [table.slices for table in found.planes.values()] == [7, 7, 3]
+    features = extract(image_set("v", voxels), CORNERS, UNIT, EvaluationConfig(), tmp_path)
+    assert [table.slices for table in features.planes.values()] == [7, 7, 3]
 
 
 def test_a_volume_stays_whole_for_an_extractor_of_volumes(image_set, tmp_path):
@@ -333,9 +335,9 @@ def test_a_volume_stays_whole_for_an_extractor_of_volumes(image_set, tmp_path):
 
     whole = replace(CORNERS, volumes=True, dimension=1, compute=volume_means)
     voxels = np.random.default_rng(0).random((2, 2, 5, 6, 7)).astype(np.float32)
-    found = extract(image_set("v", voxels), whole, UNIT * 2, EvaluationConfig(), tmp_path)
-    assert list(found.planes) == ["image"]
-    assert np.allclose(found.planes["image"].rows(), voxels.mean(axis=(2, 3, 4)), rtol=1e-5)
+    features = extract(image_set("v", voxels), whole, UNIT * 2, EvaluationConfig(), tmp_path)
+    assert list(features.planes) == ["image"]
+    assert np.allclose(features.planes["image"].rows(), voxels.mean(axis=(2, 3, 4)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("number", [1, 127, 128, 300])
@@ -350,8 +352,8 @@ def test_colours_of_pictures_only(image_set, tmp_path):
     voxels = np.random.default_rng(0).random((1, 3, 64, 64)).astype(np.float32)
     for raster, dimension in ((True, 1280), (False, 3840)):
         images = image_set("p", voxels, raster=raster)
-        found = extract(images, extractor, UNIT * 3, EvaluationConfig(), tmp_path)
-        assert found.planes["image"].dimension == dimension
+        features = extract(images, extractor, UNIT * 3, EvaluationConfig(), tmp_path)
+        assert features.planes["image"].dimension == dimension
 
 
 def test_features_that_are_not_finite_are_refused(image_set, tmp_path):
@@ -364,12 +366,12 @@ def test_features_that_are_not_finite_are_refused(image_set, tmp_path):
 def test_the_same_images_give_the_same_features(image_set, tmp_path):
     extractor = load_extractor(ExtractorConfig(), rank=2)
     voxels = np.random.default_rng(0).random((3, 1, 32, 32)).astype(np.float32)
-    found = [
+    features = [
         extract(image_set("p", voxels), extractor, UNIT, EvaluationConfig(), tmp_path)
         .planes["image"].rows().copy()
         for _ in range(2)
     ]  # fmt: skip
-    assert np.array_equal(*found)
+    assert np.array_equal(*features)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):

@@ -116,7 +116,7 @@ def test_kernel_it_is_that_of_torchmetrics(monkeypatch, pieces):
     predictions, labels = table(50, shift=0.5), table(70)
     value, baseline = two(predictions, labels, 30)
     x, y, other = (
-        torch.from_numpy(each) for each in (predictions[:30], labels[:30], labels[30:60])
+        torch.from_numpy(rows) for rows in (predictions[:30], labels[:30], labels[30:60])
     )
     assert value.value == pytest.approx(float(poly_mmd(y, x)), rel=1e-4)
     assert baseline.value == pytest.approx(float(poly_mmd(y, other)), rel=1e-3, abs=1e-5)

@@ -76,12 +76,12 @@ def copied(images: np.ndarray, kind: str, noise: float = 2.0) -> np.ndarray:
     rng = np.random.default_rng(9)
     if kind == "mirrored":
         return np.stack(
-            [np.flip(each, 1 + i % (each.ndim - 1)) for i, each in enumerate(images)]
+            [np.flip(image, 1 + i % (image.ndim - 1)) for i, image in enumerate(images)]
         ).copy()
     if kind == "noised":
         return np.rint((images + rng.normal(0, noise, images.shape)).clip(0, 255))
     if kind == "shifted":
-        return np.stack([moved(each, 1 + i % 2) for i, each in enumerate(images)])
+        return np.stack([moved(image, 1 + i % 2) for i, image in enumerate(images)])
     return images.copy()
 
 
@@ -95,11 +95,11 @@ def moved(image: np.ndarray, by: int) -> np.ndarray:
 
 
 def planted(fresh: np.ndarray, trained: np.ndarray, rate: float, kind: str, **how) -> np.ndarray:
-    made = fresh.copy()
+    predictions = fresh.copy()
     number = round(rate * len(fresh))
     if number:
-        made[:number] = copied(trained[:number], kind, **how)
-    return made
+        predictions[:number] = copied(trained[:number], kind, **how)
+    return predictions
 
 
 def recovers(measures, rate: float, number: int) -> None:
@@ -120,16 +120,16 @@ def drawn():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rate", RATES)
 def test_planted_phantoms_are_recovered(image_set, drawn, kind, rate) -> None:
-    made = image_set("predictions", planted(drawn["fresh"], drawn["train"], rate, kind))
+    predictions = image_set("predictions", planted(drawn["fresh"], drawn["train"], rate, kind))
     section = memorisation(
-        made, image_set("labels", drawn["held"]), image_set("train", drawn["train"]), None,
+        predictions, image_set("labels", drawn["held"]), image_set("train", drawn["train"]), None,
         CONFIG, 0,
     )  # fmt: skip
     recovers(section.measures, rate, 200)
     number = round(rate * 200)
     assert section.facts["num_exact_copies"] == (number if kind == "exact" else 0)
-    found = [case["nearest_pixels"].split("/")[-1] for case in section.cases[:number]]
-    right = sum(name == f"{i:05d}.png" for i, name in enumerate(found))
+    files = [case["nearest_pixels"].split("/")[-1] for case in section.cases[:number]]
+    right = sum(name == f"{i:05d}.png" for i, name in enumerate(files))
     assert right >= 0.95 * number
     if kind == "mirrored":
         assert section.facts["num_mirrored_near_copies"] >= number
@@ -153,8 +153,8 @@ def test_without_copies_there_are_as_many_as_false_alarms(image_set) -> None:
 
 def test_no_copies_are_said_to_be_found_at_this_threshold(image_set) -> None:
     rng = np.random.default_rng(0)
-    made, held, train = (rng.uniform(0, 255, (n, 1, 16, 16)) for n in (20, 150, 100))
-    sets = [image_set(n, v) for n, v in (("made", made), ("labels", held), ("train", train))]
+    predictions, held, train = (rng.uniform(0, 255, (n, 1, 16, 16)) for n in (20, 150, 100))
+    sets = [image_set(n, v) for n, v in (("made", predictions), ("labels", held), ("train", train))]
     section = memorisation(*sets, None, CONFIG, 0)
     if section.facts["num_near_copies_pixels"] == 0:
         assert f"In pixels: {NO_COPIES}" in section.notes
@@ -167,12 +167,12 @@ def test_no_copies_are_said_to_be_found_at_this_threshold(image_set) -> None:
 def test_planted_volumes_are_recovered(image_set, kind) -> None:
     train, held, fresh = (phantoms(n, s, (16, 16, 16)) for s, n in enumerate((40, 120, 40)))
     if kind == "shifted":
-        made = fresh.copy()
-        made[:8] = np.stack([moved(each, 1) for each in train[:8]])
+        predictions = fresh.copy()
+        predictions[:8] = np.stack([moved(image, 1) for image in train[:8]])
     else:
-        made = planted(fresh, train, 0.2, kind)
+        predictions = planted(fresh, train, 0.2, kind)
     sets = [image_set(n, v, raster=False)
-            for n, v in (("made", made), ("labels", held), ("train", train))]  # fmt: skip
+            for n, v in (("made", predictions), ("labels", held), ("train", train))]  # fmt: skip
     section = memorisation(*sets, None, CONFIG, 0)
     recovers(section.measures, 0.2, 40)
     assert len(section.pictures[0].rows) == 8
@@ -183,11 +183,11 @@ def test_planted_volumes_are_recovered(image_set, kind) -> None:
 @pytest.mark.parametrize("rate", [0.0, *RATES])
 def test_planted_hands_are_recovered(image_set, mednist: Path, kind, rate) -> None:
     files = sorted((mednist / "Hand").glob("*.jpeg"))[:1200]
-    images = np.stack([np.asarray(PIL.Image.open(each), np.float32).T[None] for each in files])
+    images = np.stack([np.asarray(PIL.Image.open(image), np.float32).T[None] for image in files])
     images = images[np.random.default_rng(0).permutation(len(images))]
     train, held, fresh = images[:600], images[600:900], images[900:]
-    made = planted(fresh, train, rate, kind, noise=10)
-    sets = [image_set(n, v) for n, v in (("made", made), ("labels", held), ("train", train))]
+    predictions = planted(fresh, train, rate, kind, noise=10)
+    sets = [image_set(n, v) for n, v in (("made", predictions), ("labels", held), ("train", train))]
     section = memorisation(*sets, None, CONFIG, 0)
     share = section.measures["near_copies_pixels"]
     assert share.value == pytest.approx(rate, abs=0.03)
@@ -196,16 +196,16 @@ def test_planted_hands_are_recovered(image_set, mednist: Path, kind, rate) -> No
 
 
 def test_features_find_copies_too(image_set, drawn) -> None:
-    made = planted(drawn["fresh"], drawn["train"], 0.2, "noised")
+    predictions = planted(drawn["fresh"], drawn["train"], 0.2, "noised")
     project = np.random.default_rng(3).normal(size=(32 * 32, 64)).astype(np.float32) / 32
     tables = {
         name: voxels.reshape(200, -1).astype(np.float32) @ project
         for name, voxels in (
-            ("predictions", made), ("labels", drawn["held"]), ("train_data", drawn["train"]),
+            ("predictions", predictions), ("labels", drawn["held"]), ("train_data", drawn["train"]),
         )
     }  # fmt: skip
     section = memorisation(
-        image_set("predictions", made), image_set("labels", drawn["held"]),
+        image_set("predictions", predictions), image_set("labels", drawn["held"]),
         image_set("train", drawn["train"]), tables, CONFIG, 0,
     )  # fmt: skip
     share = section.measures["near_copies_features"]
@@ -217,9 +217,9 @@ def test_features_find_copies_too(image_set, drawn) -> None:
 def test_labels_among_the_training_data_calibrate_nothing(image_set, drawn, caplog) -> None:
     held = drawn["held"].copy()
     held[7] = drawn["train"][3]
-    made = planted(drawn["fresh"], drawn["train"], 0.05, "exact")
+    predictions = planted(drawn["fresh"], drawn["train"], 0.05, "exact")
     section = memorisation(
-        image_set("predictions", made), image_set("labels", held),
+        image_set("predictions", predictions), image_set("labels", held),
         image_set("train", drawn["train"]), None, CONFIG, 0,
     )  # fmt: skip
     plain = section.plain()
@@ -261,10 +261,10 @@ def test_few_held_out_images_are_said_to_be_few(image_set, drawn) -> None:
 
 
 def test_predictions_that_repeat_each_other_are_counted(image_set, drawn) -> None:
-    made = drawn["fresh"].copy()
-    made[:20] = made[100]
-    made[20:40] = copied(made[120:140], "noised", noise=1)
-    sets = [image_set("made", made), image_set("labels", drawn["held"]),
+    predictions = drawn["fresh"].copy()
+    predictions[:20] = predictions[100]
+    predictions[20:40] = copied(predictions[120:140], "noised", noise=1)
+    sets = [image_set("made", predictions), image_set("labels", drawn["held"]),
             image_set("train", drawn["train"])]  # fmt: skip
     measures = memorisation(*sets, None, CONFIG, 0).measures
     assert measures["exact_duplicates"].value == pytest.approx(21 / 200)

@@ -29,34 +29,34 @@ def sources(labels, order):
 
 
 def test_translations_find_the_file_they_were_made_from(image_set, labels) -> None:
-    made = image_set(
+    predictions = image_set(
         "made", VOXELS, subjects=["x", "x", "x"], conditions=sources(labels, (2, 0, 1))
     )
-    assert match_pairs(made, labels, None) == [(0, 2), (1, 0), (2, 1)]
-    assert match_pairs(made, labels, False) is None
+    assert match_pairs(predictions, labels, None) == [(0, 2), (1, 0), (2, 1)]
+    assert match_pairs(predictions, labels, False) is None
 
 
 def test_a_source_elsewhere_is_found_by_subject_then_by_name(image_set, labels) -> None:
     elsewhere = [{"Source": f"/mnt/data/{name}.nii.gz"} for name in ("t2", "t3", "t1")]
-    made = image_set("made", VOXELS, subjects=["b", "c", "a"], conditions=elsewhere)
-    assert match_pairs(made, labels, None) == [(0, 1), (1, 2), (2, 0)]
+    predictions = image_set("made", VOXELS, subjects=["b", "c", "a"], conditions=elsewhere)
+    assert match_pairs(predictions, labels, None) == [(0, 1), (1, 2), (2, 0)]
     names = [{"Source": f"/mnt/data/0000{i}.png"} for i in (1, 2, 0)]
-    made = image_set("named", VOXELS, subjects=["s", "s", "s"], conditions=names)
-    assert match_pairs(made, labels, None) == [(0, 1), (1, 2), (2, 0)]
+    predictions = image_set("named", VOXELS, subjects=["s", "s", "s"], conditions=names)
+    assert match_pairs(predictions, labels, None) == [(0, 1), (1, 2), (2, 0)]
 
 
 def test_images_out_of_noise_are_not_paired_by_their_running_numbers(image_set) -> None:
     numbers = ["00000", "00001", "00002"]
     labels = image_set("labels", VOXELS, subjects=numbers)
-    made = image_set("made", VOXELS, subjects=numbers, conditions=[{"Seed": "1"}] * 3)
-    assert match_pairs(made, labels, None) is None
-    assert match_pairs(made, labels, True) == [(0, 0), (1, 1), (2, 2)]
+    predictions = image_set("made", VOXELS, subjects=numbers, conditions=[{"Seed": "1"}] * 3)
+    assert match_pairs(predictions, labels, None) is None
+    assert match_pairs(predictions, labels, True) == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_another_tools_folder_is_paired_where_all_names_match(image_set, labels) -> None:
     files = ["00002.nii.gz", "00000.nii.gz", "00001.nii.gz"]
-    made = image_set("made", VOXELS, files=files)
-    assert match_pairs(made, labels, None) == [(0, 2), (1, 0), (2, 1)]
+    predictions = image_set("made", VOXELS, files=files)
+    assert match_pairs(predictions, labels, None) == [(0, 2), (1, 0), (2, 1)]
     files[0] = "other.nii.gz"
     assert match_pairs(image_set("unlike", VOXELS, files=files), labels, None) is None
 
@@ -65,21 +65,21 @@ def test_row_numbers_are_no_subjects(image_set) -> None:
     """Two CSVs without SubjectID that are sorted differently."""
     numbers = [f"row-{i + 2}" for i in range(3)]
     labels = image_set("labels", VOXELS, subjects=numbers, files=["c.png", "a.png", "b.png"])
-    made = image_set(
+    predictions = image_set(
         "made", VOXELS, subjects=numbers, files=["00002-row-2.png", "00003-row-3.png", "x.png"],
         conditions=[{"Source": f"/in/{name}.png"} for name in "abc"],
     )  # fmt: skip
-    assert match_pairs(made, labels, None) == [(0, 1), (1, 2), (2, 0)]
+    assert match_pairs(predictions, labels, None) == [(0, 1), (1, 2), (2, 0)]
 
 
 def test_all_that_is_missing_extra_or_ambiguous_is_named_at_once(image_set) -> None:
     labels = image_set("labels", np.zeros((4, 1, 4, 4)), subjects=["a", "b", "c", "d"])
-    made = image_set(
+    predictions = image_set(
         "made", np.zeros((4, 1, 4, 4)), subjects=["a", "b", "b", "stranger"],
         conditions=[{"Source": f"/in/{name}.png"} for name in ("p", "q", "r", "s")],
     )  # fmt: skip
     with pytest.raises(ManifestError, match="do not match") as raised:
-        match_pairs(made, labels, None)
+        match_pairs(predictions, labels, None)
     text = str(raised.value)
     assert "by SubjectID" in text
     assert "made/00003.png has no label" in text
@@ -90,9 +90,9 @@ def test_all_that_is_missing_extra_or_ambiguous_is_named_at_once(image_set) -> N
 
 
 def test_wanted_pairs_that_are_none_are_refused(image_set, labels) -> None:
-    made = image_set("made", VOXELS, files=["x.png", "y.png", "z.png"])
+    predictions = image_set("made", VOXELS, files=["x.png", "y.png", "z.png"])
     with pytest.raises(ManifestError, match="3 predictions and 3 labels do not match"):
-        match_pairs(made, labels, True)
+        match_pairs(predictions, labels, True)
 
 
 def test_what_infer_writes_is_paired(cli, first_stage, phantoms, tmp_path) -> None:
@@ -107,10 +107,10 @@ def test_what_infer_writes_is_paired(cli, first_stage, phantoms, tmp_path) -> No
     manifests = {name: read_manifest(path) for name, path in paths.items()}
     sets, faults = open_sets(manifests, DataConfig(), work)
     assert not faults
-    made, labels = sets["predictions"], sets["labels"]
-    pairs = match_pairs(made, labels, None)
+    predictions, labels = sets["predictions"], sets["labels"]
+    pairs = match_pairs(predictions, labels, None)
     assert pairs == [(i, 11 - i) for i in range(12)]
-    section = compare_pairs(made, labels, pairs)
+    section = compare_pairs(predictions, labels, pairs)
     for case in section.cases:
         assert case["subject"] in str(case["prediction"])
     assert section.facts["data_range_is"] == "pictures of 8 bits"
@@ -200,8 +200,11 @@ def test_negative_intensities_are_counted_from_the_lowest(image_set) -> None:
     """Hounsfield units: around 0 the luminance term would be negative."""
     y = scene((1, 32, 32)) * 8 - 1000
     x = y + 40
-    labels, made = image_set("labels", y, raster=False), image_set("predictions", x, raster=False)
-    section = compare_pairs(made, labels, [(i, i) for i in range(4)])
+    labels, predictions = (
+        image_set("labels", y, raster=False),
+        image_set("predictions", x, raster=False),
+    )
+    section = compare_pairs(predictions, labels, [(i, i) for i in range(4)])
     (low, high), base = section.facts["data_range"][0], y.min()
     assert (low, high) == (y.min(), y.max())
     expected = structural_similarity(
@@ -231,8 +234,8 @@ def test_identical_pairs_have_no_psnr_but_a_reason(image_set) -> None:
     y = scene((1, 16, 16))
     x = y.copy()
     x[0] = worse(y)[0]
-    labels, made = image_set("labels", y), image_set("predictions", x)
-    section = compare_pairs(made, labels, [(i, i) for i in range(4)])
+    labels, predictions = image_set("labels", y), image_set("predictions", x)
+    section = compare_pairs(predictions, labels, [(i, i) for i in range(4)])
     plain = section.plain()["psnr_db"]
     assert plain["value"] == pytest.approx(section.cases[0]["psnr_db"], rel=1e-5)
     assert plain["count"] == 1
@@ -260,8 +263,8 @@ def test_constant_and_small_images(image_set) -> None:
 def test_pictures_show_label_prediction_and_difference(image_set) -> None:
     y = scene((1, 16, 20, 12))
     labels = image_set("labels", y, raster=False)
-    made = image_set("predictions", worse(y), raster=False)
-    (picture,) = compare_pairs(made, labels, [(i, i) for i in range(4)]).pictures
+    predictions = image_set("predictions", worse(y), raster=False)
+    (picture,) = compare_pairs(predictions, labels, [(i, i) for i in range(4)]).pictures
     assert [len(row) for row in picture.rows] == [3] * 6
     # slices of 20 by 12, 16 by 12 and 16 by 20 voxels (width by height), side by side
     assert picture.rows[0][0].shape == (20, 20 + 16 + 16)

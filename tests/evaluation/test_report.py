@@ -86,7 +86,7 @@ class Read(HTMLParser):
             self.texts.append((self.open[-1], data))
 
     def all(self, *names: str) -> list[dict[str, str | None]]:
-        return [told for tag, told in self.tags if tag in names]
+        return [attributes for tag, attributes in self.tags if tag in names]
 
     def said(self, *names: str) -> list[str]:
         return [text for tag, text in self.texts if tag in names]
@@ -149,10 +149,10 @@ def test_the_page_is_one_well_formed_file_that_asks_for_nothing(written: Path) -
     page = read(written)
     assert page.all("html") == [{"lang": "en"}]
     assert not page.all("script", "iframe", "object", "embed", "base", "form")
-    for _, told in page.tags:
-        assert not any(name.startswith("on") for name in told)
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href", "srcset", "xlink:href", "data", "action"):
-            assert (told.get(name) or "#").startswith(("#", "data:"))
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
     text = (written / PAGE).read_text(encoding="utf-8")
     assert "http:" not in text
     assert "https:" not in text
@@ -165,21 +165,20 @@ def test_headings_are_in_order_and_links_lead_somewhere(written: Path) -> None:
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
-    ids = [told["id"] for _, told in page.tags if "id" in told]
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(set(ids)) == len(ids)
-    assert {told["href"] for told in page.all("a")} == {f"#{each}" for each in ids}
+    assert {attributes["href"] for attributes in page.all("a")} == {f"#{anchor}" for anchor in ids}
 
 
 def test_what_is_seen_can_be_read_aloud(written: Path) -> None:
     page = read(written)
     assert len(page.all("img")) == 2
-    assert all(told["alt"] for told in page.all("img"))
-    assert all(told["scope"] for told in page.all("th"))
+    assert all(attributes["alt"] for attributes in page.all("img"))
+    assert all(attributes["scope"] for attributes in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table"))
-    for told in page.all("svg"):
-        assert told.get("aria-hidden") == "true" or (told["role"], bool(told["aria-label"])) == (
-            "img", True,
-        )  # fmt: skip
+    for attributes in page.all("svg"):
+        labelled = attributes.get("role") == "img" and attributes.get("aria-label")
+        assert attributes.get("aria-hidden") == "true" or labelled
 
 
 def test_the_summary_has_value_interval_baseline_count_and_reason(written: Path) -> None:
@@ -277,17 +276,21 @@ def test_a_histogram_counts_every_number_once() -> None:
     assert counts.sum(axis=1).tolist() == [500, 40]
     assert edges[-1] == 9.0
     np.testing.assert_array_equal(counts[1], np.histogram(series["b"], edges)[0])
-    told = {name: each.tolist() for name, each in series.items()}
-    page = Read(plots.figure(Plot("H", "histogram", told, lines={"limit": 9.0})))
+    numbers = {name: value.tolist() for name, value in series.items()}
+    page = Read(plots.figure(Plot("H", "histogram", numbers, lines={"limit": 9.0})))
     assert page.said("li") == ["a (500; 1 are not numbers)", "b (40)", "limit: 9"]
-    areas = [told["d"] or "" for told in page.all("path") if "area" in (told["class"] or "")]
+    areas = [
+        attributes["d"] or ""
+        for attributes in page.all("path")
+        if "area" in (attributes["class"] or "")
+    ]
     for path, numbers in zip(areas, counts, strict=False):
-        heights = [float(each) for each in re.findall(r"V([\d.]+)H", path)]
+        heights = [float(value) for value in re.findall(r"V([\d.]+)H", path)]
         bottom = float(path.rsplit("V", 1)[1])
         drawn = bottom - np.array(heights)
         np.testing.assert_allclose(drawn / drawn.sum(), numbers / numbers.sum(), atol=1e-3)
-    line = next(told for told in page.all("path") if told["class"] == "line l0")
-    right = max(float(each) for each in re.findall(r"H([\d.]+)", areas[0]))
+    line = next(attributes for attributes in page.all("path") if attributes["class"] == "line l0")
+    right = max(float(value) for value in re.findall(r"H([\d.]+)", areas[0]))
     assert float(re.match(r"M([\d.]+)", line["d"] or "").group(1)) == pytest.approx(right)
 
 
@@ -296,7 +299,7 @@ def test_a_histogram_counts_every_number_once() -> None:
 def test_plots_of_odd_ranges_hold_finite_numbers(kind: str, values: list[float]) -> None:
     page = Read(plots.figure(Plot("Odd", kind, {"a": values}, categories=("c",) * len(values))))
     assert page.all("svg")
-    assert not re.search(r"\b(nan|inf)\b", " ".join(str(told) for _, told in page.tags))
+    assert not re.search(r"\b(nan|inf)\b", " ".join(str(attributes) for _, attributes in page.tags))
 
 
 @pytest.mark.parametrize("kind", ["histogram", "bars"])
@@ -362,7 +365,7 @@ def _contrast(one: str, other: str) -> float:
 
 
 def _luminance(colour: str) -> float:
-    digits = colour[1:] if len(colour) == 7 else "".join(2 * each for each in colour[1:])
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * value for value in colour[1:])
     parts = np.array([int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)])
     linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])

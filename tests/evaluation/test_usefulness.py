@@ -13,20 +13,20 @@ def shapes(
     number: int, seed: int, size: tuple[int, ...] = (16, 16)
 ) -> tuple[np.ndarray, list[str]]:
     drawn = [phantom(i, size=size, seed=seed) for i in range(number)]
-    return np.stack([each.image.numpy() for each in drawn]), [each.label_name for each in drawn]
+    return np.stack([item.image.numpy() for item in drawn]), [item.label_name for item in drawn]
 
 
 @pytest.fixture
 def sides(image_set):
-    def make(size=(16, 16), number=90, raster=True, **made):
-        found = []
+    def make(size=(16, 16), number=90, raster=True, **changes):
+        sets = []
         for seed, name in enumerate(("predictions", "labels", "train")):
             voxels, classes = shapes(number, seed, size)
             settings = {"classes": classes, "raster": raster}
             if name == "predictions":
-                settings |= made
-            found.append(image_set(name, settings.pop("voxels", voxels), **settings))
-        return found
+                settings |= changes
+            sets.append(image_set(name, settings.pop("voxels", voxels), **settings))
+        return sets
 
     return make
 
@@ -62,42 +62,42 @@ def test_predictions_of_another_range_teach_less(sides) -> None:
 
 
 def test_without_training_data_half_of_the_labels_teach(sides) -> None:
-    made, labels, _ = sides()
-    section = usefulness(made, labels, None, 0)
+    predictions, labels, _ = sides()
+    section = usefulness(predictions, labels, None, 0)
     assert section.facts["real_training_images"] == "half of the labels"
     assert section.facts["num_training_images"] + section.facts["num_test_images"] == 90
-    assert section.plain() == usefulness(made, labels, None, 0).plain()
+    assert section.plain() == usefulness(predictions, labels, None, 0).plain()
 
 
 def test_labels_that_were_trained_on_do_not_test(image_set, sides) -> None:
-    made, labels, _ = sides()
+    predictions, labels, _ = sides()
     voxels, classes = shapes(90, 1)
     voxels[:30] = shapes(90, 2)[0][:30]
     labels = image_set("overlapping", voxels, classes=classes)
     train = image_set("again", shapes(90, 2)[0], classes=classes)
-    assert usefulness(made, labels, train, 0).facts["num_test_images"] == 60
+    assert usefulness(predictions, labels, train, 0).facts["num_test_images"] == 60
 
 
 def test_a_condition_of_infer_is_a_class_too(image_set) -> None:
     voxels, classes = shapes(60, 0)
     held, held_classes = shapes(60, 1)
-    made = image_set("made", voxels, conditions=[
-        {"Seed": str(i), "Kind": each} for i, each in enumerate(classes)])  # fmt: skip
+    predictions = image_set("made", voxels, conditions=[
+        {"Seed": str(i), "Kind": name} for i, name in enumerate(classes)])  # fmt: skip
     labels = image_set("labels", held, conditions=[
-        {"Age": str(i), "Kind": each} for i, each in enumerate(held_classes)])  # fmt: skip
-    section = usefulness(made, labels, None, 0)
+        {"Age": str(i), "Kind": name} for i, name in enumerate(held_classes)])  # fmt: skip
+    section = usefulness(predictions, labels, None, 0)
     assert section.facts["column"] == "Kind"
 
 
 def test_what_is_missing_is_the_reason(image_set, sides) -> None:
-    made, labels, train = sides()
+    predictions, labels, train = sides()
     bare = image_set("bare", shapes(90, 0)[0])
     assert "share no column" in usefulness(bare, labels, train, 0)
-    assert "share no column" in usefulness(made, bare, train, 0)
+    assert "share no column" in usefulness(predictions, bare, train, 0)
     voxels, classes = shapes(90, 0)
     kept = [i for i, name in enumerate(classes) if name != "ring"]
     some = image_set("some", voxels[kept], classes=[classes[i] for i in kept])
     assert "predictions have no image of ring" in usefulness(some, labels, train, 0)
     few = image_set("few", shapes(9, 1)[0], classes=shapes(9, 1)[1])
-    reason = usefulness(made, few, train, 0)
+    reason = usefulness(predictions, few, train, 0)
     assert "at least 5 real images to test on of each class are needed (disc: 3" in reason
