@@ -159,11 +159,7 @@ def efficientnet() -> Extractor:
 
 
 def inception(path: Path) -> Extractor:
-    """InceptionV3 of the original FID (Heusel et al., NeurIPS 2017), as torch-fidelity has it.
-
-    Raises:
-        ArtifactError: the file holds other weights than torch-fidelity and pytorch-fid distribute.
-    """
+    """InceptionV3 of the original FID (Heusel et al., NeurIPS 2017), as torch-fidelity has it."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     # torch-fidelity would unpickle the file; it gets one written here, from tensors alone
@@ -191,9 +187,6 @@ def radimagenet(path: Path) -> Extractor:
     """ResNet50 of RadImageNet (Mei et al., Radiology: AI 2022): the file of its authors
     (ResNet50.pt), or the file of MONAI's perceptual loss (RadImageNet-ResNet50_notop.pth). They
     are two trainings: each gets images as it was trained with, at the size they have.
-
-    Raises:
-        ArtifactError: the weights of another network.
     """
     from monai.networks.nets.resnet import resnet50
 
@@ -222,11 +215,7 @@ def radimagenet(path: Path) -> Extractor:
 
 
 def medicalnet(path: Path) -> Extractor:
-    """3D ResNet of MedicalNet (Chen et al., "Med3D", arXiv 1904.00625), as deep as its weights.
-
-    Raises:
-        ArtifactError: the weights of another network.
-    """
+    """3D ResNet of MedicalNet (Chen et al., "Med3D", arXiv 1904.00625), as deep as its weights."""
     from monai.networks.nets.resnet import ResNetFeatures
 
     weights = {_resnet_name(name): value for name, value in read_weights(path).items()}

@@ -183,11 +183,7 @@ def _between_without(sums: Floats, subjects: Ints, others: int) -> Floats:
 
 def radii(features: Array, subjects: Ints, k: int) -> Array:
     """(N,): the distance from each of (N, D) to the k-th nearest of other subjects; inf where
-    there are fewer.
-
-    Raises:
-        ValueError: k is not between 1 and N - 1.
-    """
+    there are fewer."""
     distances, _ = nearest(features, features, k, exclude_self=True, owners=(subjects, subjects))
     return distances[:, -1]
 

@@ -48,14 +48,9 @@ _ATTACKS = {"samples": "nearness to the predictions", "model": "how well the mod
 
 
 def membership(
-    predictions: ImageSet,
-    labels: ImageSet,
-    train_data: ImageSet,
-    seed: int,
-    trained: Artifact | None = None,
-    cache: Path | None = None,
-    device: torch.device | None = None,
-) -> Section:
+    predictions: ImageSet, labels: ImageSet, train_data: ImageSet, seed: int,
+    trained: Artifact | None = None, cache: Path | None = None, device: torch.device | None = None,
+) -> Section:  # fmt: skip
     """How well training images can be told from held-out ones; by chance, AUC is 0.5.
 
     From the predictions: an image is the more likely a training image, the more similar it is to
@@ -70,7 +65,11 @@ def membership(
         device: that the model computes on; the CPU by default.
     """
     section = Section("membership")
-    members, others = _balanced_sample(train_data, labels, seed)
+    count = min(len(train_data), len(labels))
+    members, others = (
+        _sample(np.arange(len(images)), count, seed, "membership", images.name)
+        for images in (train_data, labels)
+    )
     section.facts = {
         "num_training_images": len(members), "num_held_out": len(others),
         "false_positive_rate": _FALSE_POSITIVES,
@@ -79,7 +78,12 @@ def membership(
         "The real baseline is chance here. These two attacks are simple: where they fail, a better "
         "one may succeed, so chance is no proof that no patient can be recognised."
     ]
-    if reason := _invalid_reason(labels, train_data):
+    reason = ""
+    if shared := overlap(labels, train_data):
+        reason = f"the labels are not held out: {shared.anonymous()}"
+    elif count < FEWEST:
+        reason = f"at least {FEWEST} training and {FEWEST} held-out images are needed"
+    if reason:
         for attack in _ATTACKS:
             _add_missing(section, attack, reason)
         return section
@@ -90,10 +94,15 @@ def membership(
             for copies, rows in ((t, members), (held_out, others))
         )
     _add(section, "samples", (positive, negative), (subjects[0][members], subjects[1][others]))
-    members, others = (_scored_rows(rows, seed) for rows in (members, others))
-    scores = _model_scores_or_reason(
-        (train_data, labels), (members, others), seed, trained, cache, device
-    )
+    members, others = (_sample(rows, _MOST_SCORED, seed, "asked") for rows in (members, others))
+    scores: ModelScores | str = "the model was not given"
+    if trained is not None:
+        manifests = train_data.manifest, labels.manifest
+        try:
+            scores = model_scores(trained, manifests, (members, others), seed, cache, device)
+        except SynthCubeError as error:
+            log.warning("The model cannot score these images for membership: %s", error)
+            scores = "the model cannot score these images; the log says why"
     if isinstance(scores, str):
         _add_missing(section, "model", scores)
     else:
@@ -102,45 +111,10 @@ def membership(
     return section
 
 
-def _invalid_reason(labels: ImageSet, train_data: ImageSet) -> str:
-    if shared := overlap(labels, train_data):
-        return f"the labels are not held out: {shared.anonymous()}"
-    if min(len(labels), len(train_data)) < FEWEST:
-        return f"at least {FEWEST} training and {FEWEST} held-out images are needed"
-    return ""
-
-
-def _balanced_sample(train_data: ImageSet, labels: ImageSet, seed: int) -> tuple[Ints, Ints]:
-    """Places of as many training as held-out images, in their order."""
-    count = min(len(train_data), len(labels))
-    samples = []
-    for images in (train_data, labels):
-        rng = np.random.default_rng(runtime.derived_seed(seed, "membership", images.name))
-        samples.append(np.sort(rng.permutation(len(images))[:count]))
-    return samples[0], samples[1]
-
-
-def _scored_rows(rows: Ints, seed: int) -> Ints:
-    rng = np.random.default_rng(runtime.derived_seed(seed, "asked"))
-    return np.sort(rng.permutation(rows)[:_MOST_SCORED])
-
-
-def _model_scores_or_reason(
-    sets: tuple[ImageSet, ImageSet],
-    rows: tuple[Ints, Ints],
-    seed: int,
-    trained: Artifact | None,
-    cache: Path | None,
-    device: torch.device | None,
-) -> ModelScores | str:
-    if trained is None:
-        return "the model was not given"
-    try:
-        manifests = sets[0].manifest, sets[1].manifest
-        return model_scores(trained, manifests, rows, seed, cache, device)
-    except SynthCubeError as error:
-        log.warning("The model cannot score these images for membership: %s", error)
-        return "the model cannot score these images; the log says why"
+def _sample(rows: Ints, count: int, seed: int, *purpose: str) -> Ints:
+    """At most `count` of the rows, at random, in their order."""
+    rng = np.random.default_rng(runtime.derived_seed(seed, *purpose))
+    return np.sort(rng.permutation(rows)[:count])
 
 
 def _add_missing(section: Section, attack: str, reason: str) -> None:
@@ -191,13 +165,9 @@ class ModelScores:
 
 
 def model_scores(
-    trained: Artifact,
-    manifests: tuple[Manifest, Manifest],
-    rows: tuple[Ints, Ints],
-    seed: int,
-    cache: Path | None = None,
-    device: torch.device | None = None,
-) -> ModelScores | str:
+    trained: Artifact, manifests: tuple[Manifest, Manifest], rows: tuple[Ints, Ints], seed: int,
+    cache: Path | None = None, device: torch.device | None = None,
+) -> ModelScores | str:  # fmt: skip
     """Scores of those rows of each manifest; or the reason why this family has none.
 
     The images are preprocessed from their files as for the training.

@@ -42,13 +42,9 @@ _PAIRS_SHOWN = 8
 
 
 def memorisation(
-    predictions: ImageSet,
-    labels: ImageSet,
-    train_data: ImageSet,
-    features: Mapping[str, Array] | None,
-    config: EvaluationConfig,
-    seed: int,
-) -> Section:
+    predictions: ImageSet, labels: ImageSet, train_data: ImageSet,
+    features: Mapping[str, Array] | None, config: EvaluationConfig, seed: int,
+) -> Section:  # fmt: skip
     """Near-copies of training images among the predictions, and duplicates among predictions.
 
     In pixel space the distance is 1 minus the correlation of the images, blurred by a voxel of at
@@ -233,13 +229,9 @@ class CopySearch:
 
 
 def search(
-    nearest: TrainingDistances,
-    labels: ImageSet,
-    shared: Overlap,
-    exact: tuple[int, ...],
-    config: EvaluationConfig,
-    seed: int,
-) -> CopySearch:
+    nearest: TrainingDistances, labels: ImageSet, shared: Overlap, exact: tuple[int, ...],
+    config: EvaluationConfig, seed: int,
+) -> CopySearch:  # fmt: skip
     """The distances with the threshold that held-out images calibrate, or why they cannot."""
     invalid, calibration = "", None
     if shared:

@@ -112,33 +112,32 @@ class _Matching:
             sorted({place for key in keys for place in owners.get(key, ())})
             for keys in prediction_keys
         ]
-        self._counts = Counter(place for places in self._labels for place in places)
+        counts = Counter(place for places in self._labels for place in places)
         self.pairs = [
             (i, places[0])
             for i, places in enumerate(self._labels)
-            if len(places) == 1 and self._counts[places[0]] == 1
+            if len(places) == 1 and counts[places[0]] == 1
         ]
         self.complete = len(self.pairs) == len(prediction_keys) == len(label_keys)
 
     def faults(self, predictions: ImageSet, labels: ImageSet) -> list[str]:
+        predictions_of: dict[int, list[int]] = {}
+        for i, places in enumerate(self._labels):
+            for place in places:
+                predictions_of.setdefault(place, []).append(i)
+        of_labels = [predictions_of.get(place, []) for place in range(len(labels))]
         faults = []
-        for row, places in zip(predictions.rows, self._labels, strict=True):
-            if not places:
-                faults.append(f"prediction {row.channels[0]} has no label")
-            elif len(places) > 1:
-                names = ", ".join(str(labels.rows[place].channels[0]) for place in places[:3])
-                faults.append(f"prediction {row.channels[0]} fits {len(places)} labels: {names}")
-        for place, row in enumerate(labels.rows):
-            if not self._counts[place]:
-                faults.append(f"label {row.channels[0]} has no prediction")
-            elif self._counts[place] > 1:
-                matches = [
-                    str(predictions.rows[i].channels[0])
-                    for i, places in enumerate(self._labels)
-                    if place in places
-                ]
-                names = ", ".join(matches[:3])
-                faults.append(f"label {row.channels[0]} fits {len(matches)} predictions: {names}")
+        for kind, images, matches, other_kind, others in (
+            ("prediction", predictions, self._labels, "label", labels),
+            ("label", labels, of_labels, "prediction", predictions),
+        ):
+            for row, places in zip(images.rows, matches, strict=True):
+                if not places:
+                    faults.append(f"{kind} {row.channels[0]} has no {other_kind}")
+                elif len(places) > 1:
+                    names = ", ".join(str(others.rows[i].channels[0]) for i in places[:3])
+                    fits = f"fits {len(places)} {other_kind}s: {names}"
+                    faults.append(f"{kind} {row.channels[0]} {fits}")
         return faults
 
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -129,12 +129,11 @@ def open_sets(
         log.info("Reading %d images of %s ...", len(manifest.rows), name)
         is_real = name != "predictions"
         place = _placement(data if is_real else DataConfig(), may_be_constant=not is_real)
-        path, summary = folder / f"{name}.f32", _Summary()
-        set_faults = _copy_voxels(manifest, place, path, summary)
-        if set_faults:
-            faults += [f"{name}: {fault}" for fault in set_faults]
+        images = _read_set(name, manifest, place, folder / f"{name}.f32")
+        if isinstance(images, ImageSet):
+            sets[name] = images
         else:
-            sets[name] = summary.image_set(name, manifest, path)
+            faults += [f"{name}: {fault}" for fault in images]
     return sets, faults
 
 
@@ -155,47 +154,15 @@ def _placement(data: DataConfig, *, may_be_constant: bool) -> Placement:
     return place
 
 
-@dataclass(slots=True)
-class _Summary:
-    """What is known of a set once all its images have been read."""
-
-    shapes: list[tuple[int, ...]] = field(default_factory=list)
-    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
-    raster: bool = True
-    constant: int = 0
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-    digests: list[bytes] = field(default_factory=list)
-    samples: list[Array] = field(default_factory=list)
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-
-    def add(self, voxels: Array, affine: Floats, raster: bool) -> None:
-        if not self.shapes:
-            self.raster = raster
-            self.spacing_mm = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
-        self.shapes.append(voxels.shape)
-        self.constant += bool(voxels.min() == voxels.max())
-        self.digest.update(voxels.tobytes())
-        signless = (voxels + 0.0).tobytes()  # -0 becomes 0
-        self.digests.append(hashlib.blake2b(signless, digest_size=16).digest())
-        if len(self.samples) < _SAMPLED_IMAGES:
-            flat = voxels.reshape(voxels.shape[0], -1)
-            self.samples.append(flat[:, self.rng.integers(flat.shape[1], size=_SAMPLED_VOXELS)])
-
-    def image_set(self, name: str, manifest: Manifest, path: Path) -> ImageSet:
-        bounds = [
-            np.percentile(np.concatenate(values), _PERCENTILES)
-            for values in zip(*self.samples, strict=True)
-        ]
-        return ImageSet(
-            name, manifest, self.spacing_mm, self.raster, self.constant, tuple(self.digests),
-            self.digest.hexdigest(), tuple((float(low), float(high)) for low, high in bounds),
-            Float32Rows(path, self.shapes[0]),
-        )  # fmt: skip
-
-
-def _copy_voxels(manifest: Manifest, place: Placement, path: Path, summary: _Summary) -> list[str]:
-    """Write the voxels of all images to `path`; returns the faults of all of them."""
+def _read_set(name: str, manifest: Manifest, place: Placement, path: Path) -> ImageSet | list[str]:
+    """The set, its voxels written to `path`; or the faults of all images."""
     faults: list[str] = []
+    shapes: list[tuple[int, ...]] = []
+    spacing_mm: tuple[float, ...] = ()
+    raster, constant = True, 0
+    digest, digests = hashlib.sha256(), []
+    samples: list[Array] = []
+    rng = np.random.default_rng(0)
     with append_rows(path) as append:
         for row in manifest.rows:
             try:
@@ -205,16 +172,34 @@ def _copy_voxels(manifest: Manifest, place: Placement, path: Path, summary: _Sum
                 names_file = any(str(channel) in str(error) for channel in row.channels)
                 faults.append(str(error) if names_file else f"{row.channels[0]}: {error}")
                 continue
-            summary.add(voxels, affine, image.raster)
-            if voxels.shape == summary.shapes[0]:
+            if not shapes:
+                raster = image.raster
+                spacing_mm = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
+            shapes.append(voxels.shape)
+            if voxels.shape == shapes[0]:
                 append(voxels)
-    if faults:
+            constant += bool(voxels.min() == voxels.max())
+            digest.update(voxels.tobytes())
+            signless = (voxels + 0.0).tobytes()  # -0 becomes 0
+            digests.append(hashlib.blake2b(signless, digest_size=16).digest())
+            if len(samples) < _SAMPLED_IMAGES:
+                flat = voxels.reshape(voxels.shape[0], -1)
+                samples.append(flat[:, rng.integers(flat.shape[1], size=_SAMPLED_VOXELS)])
+    if faults := faults or _shape_faults(manifest, shapes):
         return faults
-    usual, _ = Counter(summary.shapes).most_common(1)[0]
+    bounds = [np.percentile(np.concatenate(v), _PERCENTILES) for v in zip(*samples, strict=True)]
+    return ImageSet(
+        name, manifest, spacing_mm, raster, constant, tuple(digests), digest.hexdigest(),
+        tuple((float(low), float(high)) for low, high in bounds), Float32Rows(path, shapes[0]),
+    )  # fmt: skip
+
+
+def _shape_faults(manifest: Manifest, shapes: list[tuple[int, ...]]) -> list[str]:
+    usual, _ = Counter(shapes).most_common(1)[0]
     return [
         f"{row.channels[0]}: shape {list(shape)}, the others {list(usual)} (channels first); "
         "data.size of the config (-c) brings real images to one size"
-        for row, shape in zip(manifest.rows, summary.shapes, strict=True)
+        for row, shape in zip(manifest.rows, shapes, strict=True)
         if shape != usual
     ]
 
@@ -316,12 +301,12 @@ class Overlap:
     def named(self, labels: ImageSet) -> str:
         """The same with the first names, for the log."""
         files = tuple(str(labels.rows[place].channels[0]) for place in self.images)
-        parts = []
-        for names in filter(None, (files, self.subjects)):
-            more = len(names) - _NAMES_SHOWN
-            rest = f" and {more} more" if more > 0 else ""
-            parts.append(", ".join(names[:_NAMES_SHOWN]) + rest)
-        return "; ".join(parts)
+        return "; ".join(
+            ", ".join(names[:_NAMES_SHOWN])
+            + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+            for names in (files, self.subjects)
+            if names
+        )
 
 
 def overlap(labels: ImageSet, train_data: ImageSet) -> Overlap:

@@ -171,13 +171,9 @@ def _equal_counts(
 
 
 def compare_classifiers(
-    section: Section,
-    scores: Mapping[str, Floats],
-    truth: Ints,
-    subjects: Ints,
-    names: Sequence[str],
-    seed: int,
-) -> None:
+    section: Section, scores: Mapping[str, Floats], truth: Ints, subjects: Ints,
+    names: Sequence[str], seed: int,
+) -> None:  # fmt: skip
     """Add to `section` the accuracy, recall and area under the curve of two classifiers.
 
     Args:
@@ -268,14 +264,9 @@ def _macro_auc(scores: Floats, truth: Ints) -> float:
 
 
 def probabilities(
-    images: ImageSet,
-    rows: Ints,
-    classes: Ints,
-    tested: ImageSet,
-    tested_rows: Ints,
-    num_classes: int,
-    seed: int,
-) -> Floats:
+    images: ImageSet, rows: Ints, classes: Ints, tested: ImageSet, tested_rows: Ints,
+    num_classes: int, seed: int,
+) -> Floats:  # fmt: skip
     """(len(tested_rows), num_classes): the probabilities that a small convolutional classifier,
     trained on `images`, gives `tested`; the same on every run.
 

@@ -20,17 +20,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from synthcube.evaluation.arrays import Array
-from synthcube.evaluation.report import plots
-from synthcube.evaluation.report.text import (
-    NONE,
-    cell_text,
-    clean,
-    flat,
-    number,
-    remark,
-    spoken,
-    value_text,
-)
+from synthcube.evaluation.report import plots, text
+from synthcube.evaluation.report.text import NONE, cell_text, clean, spoken
 from synthcube.evaluation.results import Picture, Section, plain
 from synthcube.storage import explained, make_folder, write_text
 
@@ -71,9 +62,9 @@ def render_page(header: dict[str, Any], sections: Sequence[Section]) -> str:
         finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
     )  # fmt: skip
     environment.filters |= {
-        "spoken": spoken, "number": number, "value_text": value_text, "remark": remark,
-        "cell_text": cell_text, "plot": plots.figure, "picture_rows": picture_rows,
-        "fact_groups": fact_groups, "case_table": case_table,
+        "spoken": spoken, "number": text.number, "value_text": text.value_text,
+        "remark": text.remark, "cell_text": cell_text, "plot": plots.figure,
+        "picture_rows": picture_rows, "fact_groups": fact_groups, "case_table": case_table,
     }  # fmt: skip
     return environment.get_template("page.html.j2").render(
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
@@ -134,7 +125,10 @@ def fact_groups(values: Mapping[str, Any], *, exact: bool) -> list[tuple[str, li
         if not isinstance(value, dict)
     ]
     groups = [
-        (title(name), [[key, cell_text(value, exact=True)] for key, value in flat(group).items()])
+        (
+            title(name),
+            [[key, cell_text(value, exact=True)] for key, value in text.flat(group).items()],
+        )
         for name, group in values.items()
         if isinstance(group, dict)
     ]
@@ -146,9 +140,6 @@ def picture_rows(picture: Picture) -> list[dict[str, Any]]:
 
     Each image is in the page with all its pixels, 8 bits of [0, 1]; what is not a number is black.
     The browser enlarges small ones by a whole factor.
-
-    Raises:
-        ValueError: an image is neither (H, W) nor (H, W, 3).
     """
     rows = []
     for place, images in enumerate(picture.rows):
