@@ -61,6 +61,15 @@ def test_another_tools_folder_is_paired_where_all_names_match(image_set, labels)
     assert match_pairs(image_set("unlike", VOXELS, files=files), labels, None) is None
 
 
+def test_several_images_of_a_subject_are_paired_by_file_name(image_set) -> None:
+    labels = image_set("labels", VOXELS, subjects=["a", "a", "b"])
+    predictions = image_set(
+        "predictions", VOXELS, subjects=["b", "a", "a"],
+        conditions=[{"Source": f"/mnt/data/0000{i}.png"} for i in (2, 0, 1)],
+    )  # fmt: skip
+    assert match_pairs(predictions, labels, None) == [(0, 2), (1, 0), (2, 1)]
+
+
 def test_row_numbers_are_no_subjects(image_set) -> None:
     """Two CSVs without SubjectID that are sorted differently."""
     numbers = [f"row-{i + 2}" for i in range(3)]

@@ -190,7 +190,8 @@ def test_results_that_are_none(content: bytes, text: str, cli, first_stage, tmp_
 
 def test_results_of_odd_shapes_are_read_as_far_as_they_go(first_stage, tmp_path: Path) -> None:
     path = tmp_path / "results.yaml"
-    odd = {"synthcube_evaluation": 2, "new": {"m": {"value": "1", "real_baseline": []}, "notes": "text"},
+    measure = {"value": "1", "real_baseline": []}
+    odd = {"synthcube_evaluation": 2, "new": {"m": measure, "notes": "text"},
            "images": [1], "extractor": "x", "other": 3, "bool": {"m": {"value": True}}}  # fmt: skip
     path.write_text(yaml.safe_dump(odd))
     out = export(first_stage("vqvae"), tmp_path / "out", evaluation=path)
