@@ -123,7 +123,6 @@ class Calibration:
     false_alarms: float
     """Share of held-out images below the threshold that those of other subjects set."""
     num_images: int
-    num_subjects: int
     reason: str
     """A caution; empty where there is none."""
 
@@ -162,7 +161,7 @@ def calibrate(distances: Floats, subjects: Ints, allowed: float, seed: int) -> C
         )
     false_alarms = _false_alarms(distances, subjects, allowed, seed)
     threshold = _threshold(distances, allowed)
-    return Calibration(threshold, false_alarms, total, num_subjects, reason)
+    return Calibration(threshold, false_alarms, total, reason)
 
 
 def _threshold(distances: Floats, allowed: float) -> float:
