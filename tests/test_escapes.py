@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image as Pillow
+from synthcube.evaluation.report.folder import write_report
 
 from synthcube import artifact
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.errors import ConfigError, HubError
 from synthcube.escapes import from_spreadsheet, hidden_in, markdown, spreadsheet, visible
-from synthcube.evaluation.report.folder import write_report
 from synthcube.evaluation.results import Measure, Section
 from synthcube.export import hub as hubs
 from synthcube.export.card import Story, model_card

@@ -19,7 +19,7 @@ from synthcube.data.manifest import FILE_NAME
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import OutputError
 
-LIGHT = "evaluation: {extractor: {name: random-projection}, num_repeats: 2}\n"
+LIGHT = "evaluation: {extractor: {name: radiomic}, num_repeats: 2}\n"
 
 
 @pytest.fixture
@@ -82,11 +82,11 @@ def test_results_are_plain_numbers_each_with_a_value_or_a_reason(judge, sides, t
     assert len(told) > 8
     assert all(each["value"] is not None or each["reason"] for each in told)
     assert found["images"]["predictions"]["count"] == 12
-    assert found["extractor"]["name"] == "random-projection"
+    assert found["extractor"]["name"] == "radiomic"
     assert found["extractor"]["comparable"] is False
-    assert len(found["extractor"]["sha256"]) == 64
+    assert found["extractor"]["sha256"] is None, "it has no weights"
     assert (tmp_path / "report" / "report.html").stat().st_size > 1000
-    assert (tmp_path / "report" / "report.md").exists()
+    assert (tmp_path / "report" / "cases.csv").exists()
 
 
 def test_nothing_of_the_site_is_in_the_results(judge, sides, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_the_run_of_a_training_stands_for_what_it_held_out(
     assert found["images"]["labels"]["count"] == len(kept) == 3
     assert found["images"]["train_data"]["count"] == 13
     assert found["paired"]["num_pairs"] == 3
-    assert found["extractor"]["name"] == "random-projection", "the run's own config"
+    assert found["extractor"]["name"] == "radiomic", "the run's own config"
     for path in (images / "images").iterdir():
         path.unlink()
         break

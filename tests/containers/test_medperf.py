@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PREPARATOR, EVALUATOR = ROOT / "mlcube" / "preparator", ROOT / "mlcube" / "evaluator"
 STRANGER = 12345
-EVALUATION = {"evaluation": {"extractor": {"name": "random-projection"}, "num_repeats": 2}}
+EVALUATION = {"evaluation": {"extractor": {"name": "radiomic"}, "num_repeats": 2}}
 
 Paths = Mapping[str, Path]
 Run = Callable[[list[tuple[str, Path, str]], dict[str, Any], Path], list[str]]

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from synthcube.evaluation.pairs.pairing import _Attempt
 
 from synthcube.data.conditions import condition_specs, condition_values
 from synthcube.data.manifest import Manifest, Row, read_manifest
 from synthcube.data.splitting import split_subjects
 from synthcube.data.transforms import DataConfig
-from synthcube.evaluation.pairs.pairing import _Attempt
 from synthcube.runtime import told
 from synthcube.tasks.medperf.evaluate import check_anonymous
 from synthcube.tasks.medperf.prepare import _report, _Side

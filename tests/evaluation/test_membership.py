@@ -13,12 +13,10 @@ from synthcube import artifact, registry
 from synthcube.data.loading import load_images
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.transforms import DataConfig
-from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.copies.membership import membership
-from synthcube.evaluation.images import open_sets
+from synthcube.evaluation.membership import membership
+from synthcube.evaluation.sets import open_sets
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
 
-CONFIG = EvaluationConfig()
 EYE = np.eye(4).tolist()
 
 
@@ -76,9 +74,9 @@ def sets(tmp_path: Path, **folders: Path):
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
     manifests = {name: read_manifest(folder) for name, folder in folders.items()}
-    found, faults = open_sets(manifests, DataConfig(), work)
+    loaded, faults = open_sets(manifests, DataConfig(), work)
     assert not faults
-    return found["predictions"], found["labels"], found["train_data"]
+    return loaded["predictions"], loaded["labels"], loaded["train_data"]
 
 
 @pytest.mark.parametrize(("name", "steps"), [("rectified_flow", 250), ("autoencoder_kl", 150)])
@@ -88,17 +86,17 @@ def test_a_model_that_knows_its_images_by_heart_gives_them_away(
     train = folder(tmp_path / "train", texture(8, 0))
     labels = folder(tmp_path / "labels", texture(8, 1))
     strangers = folder(tmp_path / "strangers", texture(8, 2))
-    made = folder(tmp_path / "made", texture(8, 3))
+    predictions = folder(tmp_path / "made", texture(8, 3))
     learned(name, train, tmp_path / "model", steps)
     model = artifact.load(tmp_path / "model")
     cache = tmp_path / "cache"
     known = membership(
-        *sets(tmp_path, predictions=made, labels=labels, train_data=train), CONFIG, 0, model, cache
+        *sets(tmp_path, predictions=predictions, labels=labels, train_data=train), 0, model, cache
     ).measures["auc_model"]
     assert known.value > 0.9
     assert known.low > 0.5
     fresh = membership(
-        *sets(tmp_path, predictions=made, labels=labels, train_data=strangers), CONFIG, 0, model,
+        *sets(tmp_path, predictions=predictions, labels=labels, train_data=strangers), 0, model,
         cache,
     ).measures["auc_model"]  # fmt: skip
     assert fresh.low <= 0.5 <= fresh.high
@@ -106,36 +104,36 @@ def test_a_model_that_knows_its_images_by_heart_gives_them_away(
 
 def test_copies_among_the_predictions_give_their_originals_away(image_set) -> None:
     train, held = texture(150, 0)[:, None], texture(150, 1)[:, None]
-    made = texture(300, 2)[:, None]
+    predictions = texture(300, 2)[:, None]
     t, held_out = image_set("train", train), image_set("labels", held)
-    fresh = membership(image_set("made", made), held_out, t, CONFIG, 0)
+    fresh = membership(image_set("made", predictions), held_out, t, 0)
     assert fresh.measures["auc_samples"].low <= 0.5 <= fresh.measures["auc_samples"].high
     assert fresh.measures["tpr_samples"].value < 0.05
-    made[:60] = train[:60]
-    leaky = membership(image_set("leaky", made), held_out, t, CONFIG, 0)
+    predictions[:60] = train[:60]
+    leaky = membership(image_set("leaky", predictions), held_out, t, 0)
     assert leaky.measures["auc_samples"].low > 0.55
     assert leaky.measures["tpr_samples"].value >= 0.4 - 1e-9
-    assert leaky.measures["tpr_samples"].floor == 0.01
+    assert leaky.measures["tpr_samples"].real_baseline == 0.01
     assert leaky.plain()["auc_model"] == {"value": None, "reason": "the model was not given"}
-    assert leaky.plain() == membership(image_set("leaky", made), held_out, t, CONFIG, 0).plain()
+    assert leaky.plain() == membership(image_set("leaky", predictions), held_out, t, 0).plain()
 
 
 def test_few_images_have_no_rate_at_one_percent(image_set) -> None:
-    train, held, made = (image_set(n, texture(20, i)[:, None])
+    train, held, predictions = (image_set(n, texture(20, i)[:, None])
                          for i, n in enumerate(("train", "labels", "made")))  # fmt: skip
-    plain = membership(made, held, train, CONFIG, 0).plain()
+    plain = membership(predictions, held, train, 0).plain()
     assert plain["auc_samples"]["value"] is not None
     assert plain["tpr_samples"]["value"] is None
     assert "at least 100 are needed" in plain["tpr_samples"]["reason"]
     few = image_set("few", texture(3, 5)[:, None])
-    assert membership(made, few, train, CONFIG, 0).plain()["auc_samples"]["value"] is None
+    assert membership(predictions, few, train, 0).plain()["auc_samples"]["value"] is None
 
 
 def test_labels_among_the_training_images_void_it(image_set) -> None:
     images = texture(20, 0)[:, None]
     section = membership(
         image_set("made", texture(20, 1)[:, None]), image_set("labels", images),
-        image_set("train", images), CONFIG, 0,
+        image_set("train", images), 0,
     ).plain()  # fmt: skip
     assert section["auc_samples"]["value"] is None
     assert "20 of them are training images" in section["auc_samples"]["reason"]
@@ -145,9 +143,9 @@ def test_labels_among_the_training_images_void_it(image_set) -> None:
 def test_a_family_without_a_loss_of_single_images_says_so(tmp_path: Path, name, reason) -> None:
     train, labels = (folder(tmp_path / n, texture(8, i)) for i, n in enumerate(("train", "labels")))
     learned(name, train, tmp_path / "model", 0)
-    given = sets(tmp_path, predictions=labels, labels=labels, train_data=train)
+    images = sets(tmp_path, predictions=labels, labels=labels, train_data=train)
     model = artifact.load(tmp_path / "model")
-    plain = membership(*given, CONFIG, 0, model, tmp_path / "cache").plain()
+    plain = membership(*images, 0, model, tmp_path / "cache").plain()
     assert plain["auc_model"]["value"] is None
     assert reason in plain["auc_model"]["reason"]
 
@@ -158,12 +156,12 @@ def test_classes_that_the_model_does_not_know_are_a_reason_and_no_crash(
     train = folder(tmp_path / "train", texture(8, 0), ["a", "b"])
     labels = folder(tmp_path / "labels", texture(8, 1), ["a", "c"])
     learned("rectified_flow", train, tmp_path / "model", 2, ("a", "b"))
-    given = sets(tmp_path, predictions=train, labels=labels, train_data=train)
+    images = sets(tmp_path, predictions=train, labels=labels, train_data=train)
     model = artifact.load(tmp_path / "model")
-    plain = membership(*given, CONFIG, 0, model, tmp_path / "cache").plain()
+    plain = membership(*images, 0, model, tmp_path / "cache").plain()
     assert plain["auc_model"]["value"] is None
-    assert "cannot be asked" in plain["auc_model"]["reason"]
+    assert "cannot score these images" in plain["auc_model"]["reason"]
     assert "column Label: c is none of the classes" in caplog.text
-    given = sets(tmp_path, predictions=train, labels=folder(
+    images = sets(tmp_path, predictions=train, labels=folder(
         tmp_path / "known", texture(8, 2), ["b", "a"]), train_data=train)  # fmt: skip
-    assert membership(*given, CONFIG, 0, model, tmp_path / "cache").measures["auc_model"].value
+    assert membership(*images, 0, model, tmp_path / "cache").measures["auc_model"].value

@@ -12,7 +12,55 @@ import pytest
 from synthcube.data.phantom import phantom
 from synthcube.errors import ImageError
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.evaluation.copies.memorisation import NO_COPIES, memorisation
+from synthcube.evaluation.memorisation import (
+    FEWEST,
+    NO_COPIES,
+    calibrate,
+    memorisation,
+    share_measures,
+)
+
+
+def test_no_more_false_alarms_than_allowed_on_average() -> None:
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(200):
+        calibration = calibrate(rng.normal(size=299), np.arange(299), 0.01, 0)
+        assert calibration is not None
+        shares.append(calibration.flagged(rng.normal(size=2000)).mean())
+    assert np.mean(shares) == pytest.approx(0.01, abs=0.002)
+
+
+def test_false_alarms_are_counted_between_subjects() -> None:
+    """A subject whose images are all near is flagged by the others' threshold."""
+    rng = np.random.default_rng(1)
+    subjects = np.repeat(np.arange(20), 20)
+    distances = rng.uniform(1, 2, 400)
+    distances[:20] = rng.uniform(0.1, 0.2, 20)
+    calibration = calibrate(distances, subjects, 0.01, 0)
+    assert calibration is not None
+    assert calibration.false_alarms >= 0.05
+    assert "20 subjects" in calibration.reason
+
+
+def test_few_images_or_one_subject_set_no_threshold() -> None:
+    assert calibrate(np.arange(FEWEST - 1.0), np.arange(FEWEST - 1), 0.01, 0) is None
+    assert calibrate(np.arange(50.0), np.zeros(50, int), 0.01, 0) is None
+    few = calibrate(np.arange(50.0), np.arange(50), 0.01, 0)
+    assert few is not None
+    assert "99 are needed" in few.reason
+    assert few.threshold == 0
+
+
+def test_the_share_beyond_chance_leaves_the_false_alarms_out() -> None:
+    calibration = calibrate(np.arange(1000.0), np.arange(1000), 0.05, 0)
+    assert calibration is not None
+    share, beyond = share_measures(np.arange(1000) < 240, calibration)
+    assert share.value == 0.24
+    chance = calibration.false_alarms
+    assert beyond.value == pytest.approx((0.24 - chance) / (1 - chance))
+    assert beyond.low < beyond.value < beyond.high
+
 
 CONFIG = EvaluationConfig()
 KINDS = ("exact", "mirrored", "noised", "shifted")
@@ -28,12 +76,12 @@ def copied(images: np.ndarray, kind: str, noise: float = 2.0) -> np.ndarray:
     rng = np.random.default_rng(9)
     if kind == "mirrored":
         return np.stack(
-            [np.flip(each, 1 + i % (each.ndim - 1)) for i, each in enumerate(images)]
+            [np.flip(image, 1 + i % (image.ndim - 1)) for i, image in enumerate(images)]
         ).copy()
     if kind == "noised":
         return np.rint((images + rng.normal(0, noise, images.shape)).clip(0, 255))
     if kind == "shifted":
-        return np.stack([moved(each, 1 + i % 2) for i, each in enumerate(images)])
+        return np.stack([moved(image, 1 + i % 2) for i, image in enumerate(images)])
     return images.copy()
 
 
@@ -47,17 +95,17 @@ def moved(image: np.ndarray, by: int) -> np.ndarray:
 
 
 def planted(fresh: np.ndarray, trained: np.ndarray, rate: float, kind: str, **how) -> np.ndarray:
-    made = fresh.copy()
+    predictions = fresh.copy()
     number = round(rate * len(fresh))
     if number:
-        made[:number] = copied(trained[:number], kind, **how)
-    return made
+        predictions[:number] = copied(trained[:number], kind, **how)
+    return predictions
 
 
 def recovers(measures, rate: float, number: int) -> None:
     """Within three standard deviations of the planted copies and the false alarms together."""
     share, beyond = measures["near_copies_pixels"], measures["beyond_chance_pixels"]
-    chance = max(share.floor, CONFIG.copy_false_alarms)
+    chance = max(share.real_baseline, CONFIG.copy_false_alarms)
     slack = 3 * math.sqrt(chance * (1 - chance) / number) + 1 / number
     assert 0.95 * rate - 1e-9 <= share.value <= rate + chance + slack
     assert beyond.value == pytest.approx(rate, abs=chance + slack)
@@ -72,16 +120,16 @@ def drawn():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rate", RATES)
 def test_planted_phantoms_are_recovered(image_set, drawn, kind, rate) -> None:
-    made = image_set("predictions", planted(drawn["fresh"], drawn["train"], rate, kind))
+    predictions = image_set("predictions", planted(drawn["fresh"], drawn["train"], rate, kind))
     section = memorisation(
-        made, image_set("labels", drawn["held"]), image_set("train", drawn["train"]), None,
+        predictions, image_set("labels", drawn["held"]), image_set("train", drawn["train"]), None,
         CONFIG, 0,
     )  # fmt: skip
     recovers(section.measures, rate, 200)
     number = round(rate * 200)
     assert section.facts["num_exact_copies"] == (number if kind == "exact" else 0)
-    found = [case["nearest_pixels"].split("/")[-1] for case in section.cases[:number]]
-    right = sum(name == f"{i:05d}.png" for i, name in enumerate(found))
+    files = [case["nearest_pixels"].split("/")[-1] for case in section.cases[:number]]
+    right = sum(name == f"{i:05d}.png" for i, name in enumerate(files))
     assert right >= 0.95 * number
     if kind == "mirrored":
         assert section.facts["num_mirrored_near_copies"] >= number
@@ -95,7 +143,7 @@ def test_without_copies_there_are_as_many_as_false_alarms(image_set) -> None:
     section = memorisation(*sets, None, config, 0)
     share = section.measures["near_copies_pixels"]
     spread = math.sqrt(0.05 * 0.95 / 400)
-    assert share.floor == pytest.approx(0.05, abs=3 * spread)
+    assert share.real_baseline == pytest.approx(0.05, abs=3 * spread)
     assert share.value == pytest.approx(0.05, abs=3 * 2**0.5 * spread)
     assert section.measures["beyond_chance_pixels"].low == 0
     nearer = section.measures["nearer_than_labels_pixels"]
@@ -105,8 +153,8 @@ def test_without_copies_there_are_as_many_as_false_alarms(image_set) -> None:
 
 def test_no_copies_are_said_to_be_found_at_this_threshold(image_set) -> None:
     rng = np.random.default_rng(0)
-    made, held, train = (rng.uniform(0, 255, (n, 1, 16, 16)) for n in (20, 150, 100))
-    sets = [image_set(n, v) for n, v in (("made", made), ("labels", held), ("train", train))]
+    predictions, held, train = (rng.uniform(0, 255, (n, 1, 16, 16)) for n in (20, 150, 100))
+    sets = [image_set(n, v) for n, v in (("made", predictions), ("labels", held), ("train", train))]
     section = memorisation(*sets, None, CONFIG, 0)
     if section.facts["num_near_copies_pixels"] == 0:
         assert f"In pixels: {NO_COPIES}" in section.notes
@@ -119,12 +167,12 @@ def test_no_copies_are_said_to_be_found_at_this_threshold(image_set) -> None:
 def test_planted_volumes_are_recovered(image_set, kind) -> None:
     train, held, fresh = (phantoms(n, s, (16, 16, 16)) for s, n in enumerate((40, 120, 40)))
     if kind == "shifted":
-        made = fresh.copy()
-        made[:8] = np.stack([moved(each, 1) for each in train[:8]])
+        predictions = fresh.copy()
+        predictions[:8] = np.stack([moved(image, 1) for image in train[:8]])
     else:
-        made = planted(fresh, train, 0.2, kind)
+        predictions = planted(fresh, train, 0.2, kind)
     sets = [image_set(n, v, raster=False)
-            for n, v in (("made", made), ("labels", held), ("train", train))]  # fmt: skip
+            for n, v in (("made", predictions), ("labels", held), ("train", train))]  # fmt: skip
     section = memorisation(*sets, None, CONFIG, 0)
     recovers(section.measures, 0.2, 40)
     assert len(section.pictures[0].rows) == 8
@@ -135,11 +183,11 @@ def test_planted_volumes_are_recovered(image_set, kind) -> None:
 @pytest.mark.parametrize("rate", [0.0, *RATES])
 def test_planted_hands_are_recovered(image_set, mednist: Path, kind, rate) -> None:
     files = sorted((mednist / "Hand").glob("*.jpeg"))[:1200]
-    images = np.stack([np.asarray(PIL.Image.open(each), np.float32).T[None] for each in files])
+    images = np.stack([np.asarray(PIL.Image.open(image), np.float32).T[None] for image in files])
     images = images[np.random.default_rng(0).permutation(len(images))]
     train, held, fresh = images[:600], images[600:900], images[900:]
-    made = planted(fresh, train, rate, kind, noise=10)
-    sets = [image_set(n, v) for n, v in (("made", made), ("labels", held), ("train", train))]
+    predictions = planted(fresh, train, rate, kind, noise=10)
+    sets = [image_set(n, v) for n, v in (("made", predictions), ("labels", held), ("train", train))]
     section = memorisation(*sets, None, CONFIG, 0)
     share = section.measures["near_copies_pixels"]
     assert share.value == pytest.approx(rate, abs=0.03)
@@ -148,16 +196,16 @@ def test_planted_hands_are_recovered(image_set, mednist: Path, kind, rate) -> No
 
 
 def test_features_find_copies_too(image_set, drawn) -> None:
-    made = planted(drawn["fresh"], drawn["train"], 0.2, "noised")
+    predictions = planted(drawn["fresh"], drawn["train"], 0.2, "noised")
     project = np.random.default_rng(3).normal(size=(32 * 32, 64)).astype(np.float32) / 32
     tables = {
         name: voxels.reshape(200, -1).astype(np.float32) @ project
         for name, voxels in (
-            ("predictions", made), ("labels", drawn["held"]), ("train_data", drawn["train"]),
+            ("predictions", predictions), ("labels", drawn["held"]), ("train_data", drawn["train"]),
         )
     }  # fmt: skip
     section = memorisation(
-        image_set("predictions", made), image_set("labels", drawn["held"]),
+        image_set("predictions", predictions), image_set("labels", drawn["held"]),
         image_set("train", drawn["train"]), tables, CONFIG, 0,
     )  # fmt: skip
     share = section.measures["near_copies_features"]
@@ -169,9 +217,9 @@ def test_features_find_copies_too(image_set, drawn) -> None:
 def test_labels_among_the_training_data_calibrate_nothing(image_set, drawn, caplog) -> None:
     held = drawn["held"].copy()
     held[7] = drawn["train"][3]
-    made = planted(drawn["fresh"], drawn["train"], 0.05, "exact")
+    predictions = planted(drawn["fresh"], drawn["train"], 0.05, "exact")
     section = memorisation(
-        image_set("predictions", made), image_set("labels", held),
+        image_set("predictions", predictions), image_set("labels", held),
         image_set("train", drawn["train"]), None, CONFIG, 0,
     )  # fmt: skip
     plain = section.plain()
@@ -213,15 +261,15 @@ def test_few_held_out_images_are_said_to_be_few(image_set, drawn) -> None:
 
 
 def test_predictions_that_repeat_each_other_are_counted(image_set, drawn) -> None:
-    made = drawn["fresh"].copy()
-    made[:20] = made[100]
-    made[20:40] = copied(made[120:140], "noised", noise=1)
-    sets = [image_set("made", made), image_set("labels", drawn["held"]),
+    predictions = drawn["fresh"].copy()
+    predictions[:20] = predictions[100]
+    predictions[20:40] = copied(predictions[120:140], "noised", noise=1)
+    sets = [image_set("made", predictions), image_set("labels", drawn["held"]),
             image_set("train", drawn["train"])]  # fmt: skip
     measures = memorisation(*sets, None, CONFIG, 0).measures
     assert measures["exact_duplicates"].value == pytest.approx(21 / 200)
     assert measures["near_duplicates"].value >= 55 / 200
-    assert measures["near_duplicates"].floor < 0.05
+    assert measures["near_duplicates"].real_baseline < 0.05
 
 
 def test_constant_predictions_and_a_single_one(image_set, drawn) -> None:
@@ -244,4 +292,4 @@ def test_the_same_input_gives_the_same_numbers(image_set, drawn) -> None:
             image_set("train", drawn["train"])]  # fmt: skip
     first, second = (memorisation(*sets, None, CONFIG, 5).plain() for _ in range(2))
     assert first == second
-    assert not list(sets[0].path.parent.glob("tmp*"))
+    assert not list(sets[0].voxels.path.parent.glob("tmp*"))

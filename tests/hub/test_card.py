@@ -24,12 +24,12 @@ RESULTS: dict[str, Any] = {
     "images": {"predictions": {"count": 40, "sha256": "0" * 64}, "labels": {"count": 30}},
     "extractor": {"name": "efficientnet-lite0", "dimensions": 1280},
     "fidelity": {
-        "kid": {"value": 0.0123456, "floor": 0.001, "low": 0.01, "high": 0.02, "count": 30},
+        "kid": {"value": 0.0123456, "real_baseline": 0.001, "low": 0.01, "high": 0.02, "count": 30},
         "fid": {"value": None, "reason": "30 images | too few"},
         "notes": ["Features of photographs."],
     },
     "memorisation": {
-        "copies": {"value": 0.0, "floor": 0.01, "count": 40},
+        "copies": {"value": 0.0, "real_baseline": 0.01, "count": 40},
         "nearness": {"value": 0.9, "reason": "the labels cannot calibrate it"},
         "threshold": 0.3,
         "odd": {"value": float("nan")},
@@ -75,7 +75,7 @@ def test_the_classes_of_the_hub_read_the_card(exported: Path) -> None:
     assert len(again) == 2
 
 
-def test_the_card_tells_numbers_with_their_floors(exported: Path) -> None:
+def test_the_card_tells_numbers_with_their_real_baselines(exported: Path) -> None:
     card = (exported / "README.md").read_text()
     assert "| fidelity | kid | 0.01235 | 0.001 | 0.01 to 0.02 | 30 |" in card
     assert "| fidelity | fid | 30 images \\| too few |  |  |  |" in card
@@ -190,7 +190,8 @@ def test_results_that_are_none(content: bytes, text: str, cli, first_stage, tmp_
 
 def test_results_of_odd_shapes_are_read_as_far_as_they_go(first_stage, tmp_path: Path) -> None:
     path = tmp_path / "results.yaml"
-    odd = {"synthcube_evaluation": 2, "new": {"m": {"value": "1", "floor": []}, "notes": "text"},
+    measure = {"value": "1", "real_baseline": []}
+    odd = {"synthcube_evaluation": 2, "new": {"m": measure, "notes": "text"},
            "images": [1], "extractor": "x", "other": 3, "bool": {"m": {"value": True}}}  # fmt: skip
     path.write_text(yaml.safe_dump(odd))
     out = export(first_stage("vqvae"), tmp_path / "out", evaluation=path)

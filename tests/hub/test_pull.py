@@ -87,7 +87,7 @@ def test_package_and_evaluate_take_an_address(published, cli, first_stage, tmp_p
         folder = tmp_path / f"phantoms{seed}"
         sides[option] = write_phantoms(folder, num=12, size=(16, 16), seed=seed).parent
     light = tmp_path / "light.yaml"
-    light.write_text("evaluation: {extractor: {name: random-projection}, num_repeats: 2}\n")
+    light.write_text("evaluation: {extractor: {name: radiomic}, num_repeats: 2}\n")
     words = [word for pair in sides.items() for word in pair]
     out = tmp_path / "results.yaml"
     code, _, err = cli("evaluate", *words, "-o", out, "-c", light, "-m", ADDRESS)
@@ -97,7 +97,7 @@ def test_package_and_evaluate_take_an_address(published, cli, first_stage, tmp_p
     assert code == 0, err
     card = (tmp_path / "again" / "README.md").read_text()
     assert "| fidelity | frechet_distance |" in card
-    assert "12 predictions, 12 labels, in features of random-projection" in card
+    assert "12 predictions, 12 labels, in features of radiomic" in card
 
 
 def test_a_strangers_code_is_refused(published, cli, first_stage, tmp_path) -> None:

@@ -18,7 +18,7 @@ def test_numbers_leave_and_cases_stay(prepared, conditional: Path, package_of) -
 
     prepared.predict(package_of(conditional), "conditions: prepared")
     parameters = prepared.folder / "evaluation.yaml"
-    parameters.write_text("evaluation: {extractor: {name: random-projection}, num_repeats: 2}")
+    parameters.write_text("evaluation: {extractor: {name: radiomic}, num_repeats: 2}")
     results, local = prepared.folder / "results.yaml", prepared.folder / "local"
     train_data = prepared.folder / "additional_files" / "train_data"
     write_phantoms(train_data, num=6, size=(16, 16), seed=1)

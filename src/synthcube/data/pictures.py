@@ -100,18 +100,23 @@ def _tile(image: torch.Tensor, raster: bool, spacing_mm: Sequence[float] | None)
     return _beside(_resized(plane, size) for plane in planes)
 
 
+def middle_planes(volume: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Middle sagittal, coronal and axial plane of an (X, Y, Z) volume, head or front up."""
+    x, y, z = (side // 2 for side in volume.shape)
+    return [plane.T[::-1] for plane in (volume[x], volume[:, y], volume[:, :, z])]
+
+
 def _planes(volume: npt.NDArray[Any], spacing: Sequence[float]) -> list[Pixels]:
     """Middle sagittal, coronal and axial plane of an (X, Y, Z) volume, all of one height."""
-    x, y, z = (side // 2 for side in volume.shape)
     extent = [side * step for side, step in zip(volume.shape, spacing, strict=True)]
-    cuts = ((volume[x], 1, 2), (volume[:, y], 0, 2), (volume[:, :, z], 0, 1))
+    cuts = list(zip(middle_planes(volume), (1, 0, 0), (2, 2, 1), strict=True))
     pixel = min(spacing)
     sizes = [_enlarged(extent[up], extent[right], pixel) for _, right, up in cuts]
     height = max(size[0] for size in sizes)
     planes = []
     for cut, right, up in cuts:
         width = max(1, round(height * extent[right] / extent[up]))
-        planes.append(_resized(_grey(cut.T[::-1]), (height, width)))
+        planes.append(_resized(_grey(cut), (height, width)))
     return planes
 
 

@@ -1,1 +1,1 @@
-"""Judging images that were made: how near they are to real ones, and what they give away."""
+"""Evaluation of generated images: how near they are to real ones, and what they reveal."""

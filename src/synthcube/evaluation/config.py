@@ -9,41 +9,39 @@ from typing_extensions import Self
 
 from synthcube.schema import Schema
 
-ExtractorName = Literal[
-    "efficientnet-lite0", "inception", "radimagenet", "medicalnet", "radiomic", "random-projection"
-]
-_FROM_DISK = ("inception", "radimagenet", "medicalnet")
+ExtractorName = Literal["efficientnet-lite0", "inception", "radimagenet", "medicalnet", "radiomic"]
+_NEED_WEIGHTS = ("inception", "radimagenet", "medicalnet")
 
 
 class ExtractorConfig(Schema):
-    """What turns an image into the numbers that sets of images are compared by."""
+    """The extractor of the features by which sets of images are compared."""
 
     name: ExtractorName = Field(
         default="efficientnet-lite0",
         description="efficientnet-lite0 (ImageNet; the extra `perceptual`); inception, radimagenet "
-        "or medicalnet with weights of your own; radiomic or random-projection, which need none "
-        "and compare with no one else's numbers.",
+        "or medicalnet with weights of your own; radiomic, which needs none and whose numbers "
+        "compare with no others.",
     )
     weights: str | None = Field(
         default=None, description="File of the weights (.pt, .pth, .safetensors)."
     )
 
     @model_validator(mode="after")
-    def _weights_where_needed(self) -> Self:
-        if self.name in _FROM_DISK and not self.weights:
+    def _check_weights(self) -> Self:
+        if self.name in _NEED_WEIGHTS and not self.weights:
             raise ValueError(f"{self.name} needs its weights: evaluation.extractor.weights")
-        if self.name not in _FROM_DISK and self.weights:
+        if self.name not in _NEED_WEIGHTS and self.weights:
             raise ValueError(
-                f"{self.name} takes no weights; those that do: {', '.join(_FROM_DISK)}"
+                f"{self.name} takes no weights; those that do: {', '.join(_NEED_WEIGHTS)}"
             )
         return self
 
 
 class EvaluationConfig(Schema):
-    """What `synthcube evaluate` computes, and how."""
+    """Settings of `synthcube evaluate`."""
 
     extractor: ExtractorConfig = Field(
-        default=ExtractorConfig(), description="Network whose features distances are taken in."
+        default=ExtractorConfig(), description="Network in whose features distances are computed."
     )
     slices_per_plane: int = Field(
         default=8, ge=1, le=16384, description="Slices of a volume in each of the three planes."
@@ -58,7 +56,7 @@ class EvaluationConfig(Schema):
         default=10,
         ge=2,
         le=10000,
-        description="Random splits behind floors and confidence intervals.",
+        description="Random splits behind real baselines and confidence intervals.",
     )
     copy_false_alarms: float = Field(
         default=0.01, gt=0, lt=0.5,
@@ -67,7 +65,7 @@ class EvaluationConfig(Schema):
     )  # fmt: skip
     pairs: bool | None = Field(
         default=None,
-        description="Whether predictions and labels belong together one by one, by SubjectID or "
+        description="Whether predictions and labels match one by one, by Source, SubjectID or "
         "file name; null: where they do.",
     )
     usefulness: bool = Field(

@@ -1,4 +1,4 @@
-"""How alike two images of the same shape are: SSIM, MS-SSIM, PSNR, MAE, correlation.
+"""Similarity of two images of the same shape: SSIM, MS-SSIM, PSNR, MAE, correlation.
 
 Wang et al., "Image quality assessment: from error visibility to structural similarity" (IEEE TIP
 2004), with its Gaussian window, and "Multiscale structural similarity" (Asilomar 2003). Computed
@@ -10,10 +10,9 @@ variances of images with a high mean.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-Floats = npt.NDArray[np.float64]
+from synthcube.evaluation.arrays import Floats
 
 WINDOW = 11
 """Voxels along each side of the window."""
@@ -28,7 +27,7 @@ def num_scales(size: tuple[int, ...]) -> int:
     return sum(min(size) // 2**scale >= WINDOW for scale in range(len(_WEIGHTS)))
 
 
-def structural(x: Floats, y: Floats, scales: int) -> tuple[Floats, Floats]:
+def structural_similarity(x: Floats, y: Floats, scales: int) -> tuple[Floats, Floats]:
     """SSIM and MS-SSIM of each pair, (B,): means over voxels and channels where the window fits.
 
     Args:
@@ -40,7 +39,7 @@ def structural(x: Floats, y: Floats, scales: int) -> tuple[Floats, Floats]:
     product = np.ones(len(x))
     first = product
     for scale, weight in enumerate(weights):
-        ssim, contrast = _maps(x, y)
+        ssim, contrast = _mean_maps(x, y)
         first = ssim if scale == 0 else first
         last = scale == scales - 1
         product = product * np.maximum(ssim if last else contrast, 0) ** weight
@@ -49,28 +48,22 @@ def structural(x: Floats, y: Floats, scales: int) -> tuple[Floats, Floats]:
     return first, product
 
 
-def errors(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Mean squared and mean absolute error of each pair, (B,), over voxels and channels."""
-    difference = (x - y).reshape(len(x), -1)
-    return (difference**2).mean(axis=1), np.abs(difference).mean(axis=1)
-
-
 def correlation(x: Floats, y: Floats) -> Floats:
-    """Pearson's, of each pair, (B,): over voxels, then the mean over channels; NaN where a
-    channel is constant."""
-    x, y = (each.reshape(*each.shape[:2], -1) for each in (x, y))
-    x, y = (each - each.mean(axis=2, keepdims=True) for each in (x, y))
+    """Pearson's correlation of each pair, (B,): over voxels, then the mean over channels; NaN
+    where a channel is constant."""
+    x, y = (images.reshape(*images.shape[:2], -1) for images in (x, y))
+    x, y = (images - images.mean(axis=2, keepdims=True) for images in (x, y))
     norm = np.sqrt((x**2).sum(axis=2) * (y**2).sum(axis=2))
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Floats = np.where(norm > 0, (x * y).sum(axis=2) / norm, np.nan).mean(axis=1)
-    return found
+        pearson: Floats = np.where(norm > 0, (x * y).sum(axis=2) / norm, np.nan).mean(axis=1)
+    return pearson
 
 
-def _maps(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+def _mean_maps(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     mean_x, mean_y = _blurred(x), _blurred(y)
     # around the image's own mean, so that a large one does not swallow the variance
     shift_x, shift_y = (
-        each.mean(axis=tuple(range(2, each.ndim)), keepdims=True) for each in (x, y)
+        images.mean(axis=tuple(range(2, images.ndim)), keepdims=True) for images in (x, y)
     )
     x, y = x - shift_x, y - shift_y
     near_x, near_y = mean_x - shift_x, mean_y - shift_y

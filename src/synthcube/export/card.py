@@ -177,8 +177,8 @@ def _evaluation(results: Results | None) -> str:
     measured = [
         f"By `synthcube evaluate`{f', of {counts}' if counts else ''}"
         f"{f', in features of {extractor}' if extractor else ''}. Beside each "
-        "distance stands its floor: the same number of real images against other real ones.",
-        "| question | measure | value | floor | 95% interval | count |\n"
+        "distance stands its real baseline: as many real images against other real ones.",
+        "| question | measure | value | real baseline | 95% interval | count |\n"
         "| --- | --- | --- | --- | --- | --- |\n" + "\n".join(map(_score, results.scores)),
     ]
     notes = "\n".join(f"- {markdown(section)}: {markdown(note)}" for section, note in results.notes)
@@ -191,7 +191,7 @@ def _score(score: Score) -> str:
         value = f"{value} ({score.reason})" if score.value is not None else score.reason
     known = score.low is not None and score.high is not None
     interval = f"{_shown(score.low)} to {_shown(score.high)}" if known else ""
-    cells = (score.section, score.name, value, _shown(score.floor), interval,
+    cells = (score.section, score.name, value, _shown(score.real_baseline), interval,
              "" if score.count is None else str(score.count))  # fmt: skip
     return "| " + " | ".join(map(markdown, cells)) + " |"
 

@@ -21,7 +21,7 @@ class Score:
     section: str
     name: str
     value: float | None
-    floor: float | None
+    real_baseline: float | None
     low: float | None
     high: float | None
     count: int | None
@@ -91,7 +91,7 @@ def _scores(section: str, measures: Mapping[str, Any]) -> Iterator[Score]:
         if _is_measure(each):
             count = _number(each.get("count"))
             yield Score(
-                section, str(name), _number(each["value"]), _number(each.get("floor")),
+                section, str(name), _number(each["value"]), _number(each.get("real_baseline")),
                 _number(each.get("low")), _number(each.get("high")),
                 None if count is None else int(count), str(each.get("reason") or ""),
             )  # fmt: skip

@@ -12,11 +12,10 @@ from synthcube import __version__, artifact, compute, config, runtime, storage, 
 from synthcube.config import RunConfig
 from synthcube.data.manifest import Manifest, read_manifest, require_outside
 from synthcube.errors import EvaluationError, OutputError, SynthCubeError
-from synthcube.evaluation import agreement
-from synthcube.evaluation.images import ImageSet, open_sets
-from synthcube.evaluation.judgement import Judgement
-from synthcube.evaluation.report import require_own_report, write_report
+from synthcube.evaluation.evaluation import Evaluation
+from synthcube.evaluation.report.page import require_own_report, write_report
 from synthcube.evaluation.results import plain
+from synthcube.evaluation.sets import ImageSet, check_comparable, comparability_notes, open_sets
 from synthcube.tasks.run_folder import CONFIG, SPLIT
 
 log = logging.getLogger("synthcube")
@@ -45,7 +44,7 @@ def evaluate(
     Args:
         output: the YAML file to write; one that is there is replaced in one step, or written in
             place where it is a mount.
-        report: folder for the HTML page, the Markdown and the table of cases.
+        report: folder for the HTML page and the table of cases.
         model_path: run or artifact, for the membership inference that needs the model.
 
     Returns:
@@ -75,13 +74,13 @@ def evaluate(
     cache = storage.make_folder(runtime.cache_folder())
     with storage.scratch_folder(cache) as folder:
         sets, faults = open_sets(manifests, settings.data, folder)
-        agreement.check(sets, faults)
-        judgement = Judgement(
+        check_comparable(sets, faults)
+        evaluation = Evaluation(
             sets, settings.evaluation, settings.seed, folder,
             compute.device(settings.compute.accelerator), trained,
         )  # fmt: skip
-        sections = list(judgement.sections())
-        header = _header(settings, sets, judgement)
+        sections = list(evaluation.sections())
+        header = _header(settings, sets, evaluation)
     results = {**header, **{section.name: section.plain() for section in sections}}
     if report:
         write_report(storage.make_folder(report, "report"), header, sections)
@@ -145,7 +144,7 @@ def _check_outputs(output: Path, report: Path | None) -> None:
 
 
 def _header(
-    settings: RunConfig, sets: Mapping[str, ImageSet], judgement: Judgement
+    settings: RunConfig, sets: Mapping[str, ImageSet], evaluation: Evaluation
 ) -> dict[str, Any]:
     """What is needed to compute the same numbers again; nothing that names a file or a person."""
     return {
@@ -153,12 +152,12 @@ def _header(
         "synthcube": __version__,
         "seed": settings.seed,
         "images": {name: _described(images) for name, images in sets.items()},
-        "extractor": plain(judgement.extractor.record),
+        "extractor": plain(evaluation.extractor.record),
         "settings": {
             "evaluation": settings.evaluation.model_dump(mode="json", exclude={"extractor"}),
             "data": plain(settings.data.preprocessing_key),
         },
-        "notes": agreement.notes(sets),
+        "notes": comparability_notes(sets),
         "versions": runtime.versions(),
     }
 

@@ -95,7 +95,7 @@ def _write_inputs(folder: Path, data: Path, family: str, rank: int) -> None:
         train(first / CONFIG, data, first / "run")
         model["first_stage"] = str(first / "run")
     training = {"max_epochs": 1, "batch_size": 4, "sample_every_n_epochs": 0}
-    light = {"extractor": {"name": "random-projection"}, "num_repeats": 2}
+    light = {"extractor": {"name": "radiomic"}, "num_repeats": 2}
     content = {"model": model, "training": training, "evaluation": light}
     write_text(folder / CONFIG, yaml_text.dump(content))
 

@@ -1,80 +1,207 @@
-"""One HTML page that holds all it shows: it opens offline, asks for nothing and runs nothing."""
+"""The report's files: one HTML page that works offline and runs nothing, and a table of cases.
+
+The page is the Jinja2 template page.html.j2, which escapes every text. This module has what the
+template shows: tables and pictures.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synthcube.evaluation.report import pictures, plots, tables
-from synthcube.evaluation.report.markup import Markup, joined, tag
-from synthcube.evaluation.report.words import FLOOR, RESEARCH_ONLY, notes_of, spoken
-from synthcube.evaluation.results import Section
+import numpy as np
+import PIL.Image
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-TITLE = "SynthCube evaluation"
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""Should a text get past the escaping, the browser still fetches and runs nothing."""
-_READING = (
-    FLOOR,
-    "The farther a value is from such a floor, the more the images differ from real ones in what "
-    "it measures. A value better than its floor does not make them better than real: copies and "
-    "too little variety can do that. There is no mark of pass or fail here: what is good enough "
-    "depends on what the images are for.",
-    "The interval in brackets is the 95% confidence interval, where one was computed. The count "
-    "is of images, pairs or cases on each side.",
-    "Where there is no value, its reason stands below; it speaks neither for the images nor "
-    "against them.",
-    "Distances compare only with those from the same extractor (name and hash), preprocessing "
-    "and counts, which stand at the end of this page.",
-)
+from synthcube.errors import OutputError
+from synthcube.escapes import spreadsheet
+from synthcube.evaluation.arrays import Array
+from synthcube.evaluation.report import plots, text
+from synthcube.evaluation.report.text import NONE, cell_text, clean, spoken
+from synthcube.evaluation.results import Picture, Section, plain
+from synthcube.storage import explained, make_folder, write_text
+
+PAGE, CASES = "report.html", "cases.csv"
+_HEADS = {PAGE: "<title>SynthCube evaluation</title>", CASES: "section,"}
+"""Text near the beginning of each file, by which an earlier report is recognized."""
+_HEAD_BYTES = 2000
+MAX_CASES = 200
+_SMALLEST, _LARGEST = 96, 256  # width of an image in the page, in CSS pixels
+_FEW_COLUMNS = 4  # rows of so many images stand side by side
 
 
-def page(header: dict[str, Any], sections: Sequence[Section]) -> str:
-    """The whole page, the same for the same arguments.
+def require_own_report(folder: Path) -> None:
+    """Refuse a folder with files of these names that no evaluation has written.
+
+    Raises:
+        OutputError: which files.
+    """
+    faults = [
+        name
+        for name, text in _HEADS.items()
+        if (folder / name).is_file() and text.encode() not in _head(folder / name)
+    ]
+    if faults:
+        raise OutputError(
+            f"report {folder} holds files that this command did not write: give another one.",
+            faults,
+        )
+
+
+def _head(path: Path) -> bytes:
+    with explained(path), path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+def write_report(folder: Path, header: dict[str, Any], sections: Sequence[Section]) -> None:
+    """Write report.html and, where a section has cases, cases.csv into `folder`.
+
+    The folder may exist and may be a mount: other files in it stay. The same arguments give the
+    same bytes.
 
     Args:
-        header: plain values with which the evaluation can be done again; its `notes`, sentences
-            on the images, stand below the summary.
+        header: plain values with which the evaluation can be repeated, and `notes` on the images.
+
+    Raises:
+        OutputError: the folder cannot be written.
     """
-    style = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", TITLE),
-        tag("link", rel="icon", href="data:,"),  # browsers ask for one otherwise
-        tag("style", style),
+    page, cases = render_page(header, sections), _cases_csv(sections)
+    make_folder(folder)
+    if cases:
+        write_text(folder / CASES, cases)
+    else:  # those of an earlier report would be taken for this one's
+        with explained(folder / CASES):
+            (folder / CASES).unlink(missing_ok=True)
+    write_text(folder / PAGE, page)
+
+
+def render_page(header: dict[str, Any], sections: Sequence[Section]) -> str:
+    """The whole page, the same for the same arguments."""
+    here = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
+    )  # fmt: skip
+    environment.filters |= {
+        "spoken": spoken, "number": text.number, "value_text": text.value_text,
+        "remark": text.remark, "cell_text": cell_text, "plot": plots.figure,
+        "picture_rows": picture_rows, "fact_groups": fact_groups, "case_table": case_table,
+    }  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),
+        sections=sections,
+        notes=[str(note) for note in header.get("notes") or ()],
+        header={name: value for name, value in header.items() if name != "notes"},
+        NONE=NONE,
+        few_columns=_FEW_COLUMNS,
     )
-    body = tag("body", tag("main", *_content(header, sections)))
-    return f'<!DOCTYPE html>\n<html lang="en">{head}\n{body}</html>\n'
 
 
-def _content(header: dict[str, Any], sections: Sequence[Section]) -> list[Markup]:
-    parts = [tag("h1", TITLE), tag("p", RESEARCH_ONLY, class_="notice"), tag("h2", "Summary")]
-    parts.append(tables.summary(sections) if sections else tag("p", "Nothing was evaluated."))
-    parts += [tag("p", each) for each in notes_of(header)]
-    parts += [tag("h2", "How to read it"), tag("ul", *(tag("li", each) for each in _READING))]
-    parts += [_section(each, tables.anchor(each, sections)) for each in sections]
-    parts.append(tag("h2", "To do it again"))
-    told = {name: each for name, each in header.items() if name != "notes"}
-    parts.append(tables.facts(told, "What was evaluated, and how", exact=True))
-    return parts
+def _cases_csv(sections: Sequence[Section]) -> str:
+    """CSV: the section's name, then every column that any section has; empty where none."""
+    columns = _columns([row for section in sections for row in section.cases])
+    if not columns:
+        return ""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["section", *(spreadsheet(clean(column)) for column in columns)])
+    for section in sections:
+        for row in section.cases:
+            cells = [plain(row.get(column)) for column in columns]
+            table.writerow(
+                spreadsheet(clean(cell)) if isinstance(cell, str) else cell
+                for cell in (section.name, *cells)
+            )
+    return out.getvalue()
 
 
-def _section(section: Section, anchor: str) -> Markup:
-    parts = [tag("h2", spoken(section.name), id=anchor)]
-    parts += [tag("p", each) for each in section.notes]
-    if section.facts:
-        parts += [tag("h3", "Settings and facts"), tables.facts(section.facts, "Facts")]
-    if section.plots:
-        drawn = [plots.figure(each) for each in section.plots]
-        parts += [tag("h3", "Plots"), tag("div", *drawn, class_="plots")]
-    if section.pictures:
-        parts += [tag("h3", "Pictures"), *(pictures.figure(each) for each in section.pictures)]
-    if section.cases:
-        parts += [tag("h3", "Cases"), tables.cases(section)]
-    if len(parts) == 1:
-        parts.append(tag("p", "All it holds is in the summary."))
-    return tag("section", joined(*parts), aria_labelledby=anchor)
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def case_table(section: Section) -> dict[str, Any]:
+    """The first MAX_CASES rows as texts, and a title that says how many there are."""
+    columns = _columns(section.cases)
+    total = f"{len(section.cases):,}"
+    if len(section.cases) > MAX_CASES:
+        total = f"the first {MAX_CASES} of {total}"
+    rows = (plain(row) for row in section.cases[:MAX_CASES])
+    return {
+        "title": f"Cases: {total}", "columns": columns,
+        "rows": [[cell_text(row.get(column)) for column in columns] for row in rows],
+    }  # fmt: skip
+
+
+def fact_groups(values: Mapping[str, Any], *, exact: bool) -> list[tuple[str, list[list[str]]]]:
+    """Plain values as [name, text]; a mapping among them is a group of its own, with its title.
+
+    Args:
+        exact: names and numbers as they stand in a config, not as people read them.
+    """
+
+    def title(name: str) -> str:
+        return name if exact else spoken(name)
+
+    values = plain(dict(values))
+    single = [
+        [title(name), cell_text(value, exact=exact)]
+        for name, value in values.items()
+        if not isinstance(value, dict)
+    ]
+    groups = [
+        (
+            title(name),
+            [[key, cell_text(value, exact=True)] for key, value in text.flat(group).items()],
+        )
+        for name, group in values.items()
+        if isinstance(group, dict)
+    ]
+    return [("", single), *groups]
+
+
+def picture_rows(picture: Picture) -> list[dict[str, Any]]:
+    """The rows of images, each with its title and, for each image, its caption and size.
+
+    Each image is in the page with all its pixels, 8 bits of [0, 1]; what is not a number is black.
+    The browser enlarges small ones by a whole factor.
+    """
+    rows = []
+    for place, images in enumerate(picture.rows):
+        title = picture.row_titles[place] if place < len(picture.row_titles) else ""
+        captions = picture.captions[place] if place < len(picture.captions) else []
+        cells = []
+        for j, image in enumerate(images):
+            uri = png_uri(image)
+            caption = captions[j] if j < len(captions) else ""
+            alt = f"{title or f'Row {place + 1}'}, image {j + 1} of {len(images)}"
+            height, width = image.shape[:2]
+            factor = max(1, math.ceil(_SMALLEST / width))
+            scale = factor if factor * width <= _LARGEST else _LARGEST / width
+            cells.append({
+                "uri": uri, "caption": caption, "alt": f"{alt}: {caption}" if caption else alt,
+                "width": round(scale * width), "height": max(1, round(scale * height)),
+                "whole": scale >= 1,
+            })  # fmt: skip
+        rows.append({"title": title, "cells": cells})
+    return rows
+
+
+def png_uri(image: Array) -> str:
+    """(H, W) or (H, W, 3) in [0, 1] as a data URI of its 8-bit PNG, pixel for pixel.
+
+    Raises:
+        ValueError: the shape is another one.
+    """
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or not image.size:
+        raise ValueError(f"a picture of shape {image.shape}; (H, W) or (H, W, 3) is needed")
+    pixels = np.rint(255 * np.nan_to_num(image, nan=0.0).clip(0, 1)).astype(np.uint8)
+    out = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(out, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")

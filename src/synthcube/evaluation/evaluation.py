@@ -1,0 +1,84 @@
+"""The evaluation of a set of predictions: one question after the other, each with its section."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from synthcube.artifact import Artifact
+from synthcube.evaluation.config import EvaluationConfig
+from synthcube.evaluation.extractors import load_extractor
+from synthcube.evaluation.features import Features, extract
+from synthcube.evaluation.fidelity import diversity, fidelity
+from synthcube.evaluation.membership import membership
+from synthcube.evaluation.memorisation import memorisation
+from synthcube.evaluation.pairs import compare_pairs, match_pairs
+from synthcube.evaluation.results import Section, missing
+from synthcube.evaluation.sets import ImageSet
+from synthcube.evaluation.usefulness import usefulness
+
+
+class Evaluation:
+    """Comparable sets of images, and the questions to ask about them.
+
+    Args:
+        sets: `predictions`, `labels` and, to look for copies, `train_data`.
+        folder: for tables that are too large for memory; it must stay until the end.
+        trained: the model that made the predictions.
+
+    Raises:
+        SynthCubeError: the extractor is not available, or predictions and labels that should match
+            do not.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, ImageSet],
+        config: EvaluationConfig,
+        seed: int,
+        folder: Path,
+        device: torch.device,
+        trained: Artifact | None = None,
+    ) -> None:
+        self.sets, self.config, self.seed, self.folder = dict(sets), config, seed, folder
+        self.device, self.trained = device, trained
+        labels = sets["labels"]
+        self.pairs = match_pairs(sets["predictions"], labels, config.pairs)
+        self.extractor = load_extractor(config.extractor, labels.rank, device)
+
+    def sections(self) -> Iterator[Section]:
+        """The answers, question by question."""
+        predictions, labels = self.sets["predictions"], self.sets["labels"]
+        train_data, features = self.sets.get("train_data"), self._features
+        config, seed = self.config, self.seed
+        yield fidelity(
+            predictions, labels, features["predictions"], features["labels"], config, seed
+        )
+        yield diversity(predictions, labels, seed)
+        if self.pairs:
+            yield compare_pairs(predictions, labels, self.pairs, seed)
+        if train_data:
+            tables = {name: table.of_images() for name, table in features.items()}
+            yield memorisation(predictions, labels, train_data, tables, config, seed)
+            yield membership(
+                predictions, labels, train_data, seed, self.trained, device=self.device
+            )
+        else:
+            reason = "the training images were not given (train_data)"
+            yield Section("memorisation", {"near_copies_pixels": missing(reason)})
+        if config.usefulness:
+            answer = usefulness(predictions, labels, train_data, seed)
+            if isinstance(answer, str):
+                answer = Section("usefulness", {"accuracy_synthetic": missing(answer)})
+            yield answer
+
+    @cached_property
+    def _features(self) -> dict[str, Features]:
+        bounds = self.sets["labels"].bounds
+        return {
+            name: extract(images, self.extractor, bounds, self.config, self.folder, self.device)
+            for name, images in self.sets.items()
+        }

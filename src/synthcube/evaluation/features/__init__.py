@@ -1,1 +1,0 @@
-"""What networks, and statistics without one, see in images."""

@@ -1,0 +1,397 @@
+"""How near predictions are to held-out real images, and how varied, beside other real images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from synthcube.evaluation.arrays import Array, Floats, Ints, Mask
+from synthcube.evaluation.config import EvaluationConfig
+from synthcube.evaluation.features import Features, FeatureTable, scaled
+from synthcube.evaluation.fidelity_metrics import (
+    PRECISION_RECALL,
+    fit_normal,
+    frechet_distance,
+    kernel_distances,
+    precision_recall_density_coverage,
+    radii,
+)
+from synthcube.evaluation.intervals import NORMAL_97_5
+from synthcube.evaluation.neighbours import nearest
+from synthcube.evaluation.results import Measure, Plot, Section, missing
+from synthcube.evaluation.sets import Bounds, ImageSet, subject_numbers
+from synthcube.evaluation.similarity import WINDOW, num_scales, structural_similarity
+from synthcube.runtime import derived_seed
+
+Tables = tuple[FeatureTable, FeatureTable]
+"""Of predictions and labels."""
+Subjects = tuple[Ints, Ints]
+"""(N,) of predictions and (M,) of labels: numbers of subjects, the same in both sets."""
+
+NAMES = ("frechet_distance", "kernel_distance", *PRECISION_RECALL)
+FEWEST = 10
+"""Images on each side."""
+
+_FEWEST_SUBJECTS = 3  # of which a jackknife leaves a pair
+_MOST_BALLS = 2000  # rows on each side: the work grows with their square
+_IN_HISTOGRAM = 1000  # images
+_UPPER = {"precision": 1.0, "recall": 1.0, "coverage": 1.0}
+
+_MOST_PAIRS, _LEAST_PAIRS = 1000, 32
+_PAIR_VOXELS = 1 << 24  # of all pairs together: pairs of volumes are fewer
+_VOXELS_AT_ONCE = 1 << 18
+_FEWEST_IN_PAIRS = 10  # subjects
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Equal samples of m images: of predictions, and of labels in halves of different subjects."""
+
+    predictions: Ints
+    """(m,), of no subject that is in `half`."""
+    half: Ints
+    """(m,), labels that both others are compared with."""
+    other: Ints
+    """(m,), labels of other subjects, for the baseline."""
+
+
+def fidelity(
+    predictions: ImageSet, labels: ImageSet, features_p: Features, features_l: Features,
+    config: EvaluationConfig, seed: int,
+) -> Section:  # fmt: skip
+    """Frechet and kernel distance, precision, recall, density and coverage in feature space.
+
+    With m = min(predictions, half of the labels), m predictions are compared with m labels; for the
+    baseline, m other labels are compared with the same m. All numbers are means over
+    `config.num_repeats` random splits of the labels by subject, and for volumes over three planes.
+
+    Args:
+        features_p: of the predictions.
+        features_l: of the labels, by the same extractor.
+        seed: of the splits.
+    """
+    section = Section("fidelity")
+    of_p, of_l = subject_numbers(predictions, labels)
+    num_subjects = len(np.unique(of_l))
+    splits = draw_splits((of_p, of_l), config.num_repeats, seed) if num_subjects > 1 else []
+    m = len(splits[0].half) if splits else 0
+    if m < FEWEST:
+        reason = (
+            f"{len(predictions)} predictions and {len(labels)} labels of {num_subjects} subjects "
+            f"leave {m} images on each side, at least {FEWEST} are needed: predictions, and labels "
+            "in two halves of different subjects"
+        )
+        if num_subjects < 2:
+            reason = f"the {len(labels)} labels are of one subject and cannot be split by subject"
+        section.measures = dict.fromkeys(NAMES, missing(reason))
+        section.notes.append(f"No distances: {reason}.")
+        return section
+    by_plane = {
+        plane: distances(
+            (features_p.planes[plane], table), (of_p, of_l), splits, config.num_neighbours
+        )
+        for plane, table in features_l.planes.items()
+    }
+    for name in NAMES:
+        section.measures[name] = _mean([measures[name] for measures in by_plane.values()])
+    if len(by_plane) > 1:
+        for plane, measures in by_plane.items():
+            section.measures |= {f"{name}_{plane}": measures[name] for name in NAMES}
+    section.facts = {
+        "images_each_side": m, "splits": len(splits), "neighbours": config.num_neighbours,
+    }  # fmt: skip
+    section.notes += _notes(features_p, m)
+    plane, table = next(iter(features_l.planes.items()))
+    section.plots = [*_bars(section), _histogram((features_p.planes[plane], table), splits[0])]
+    return section
+
+
+def draw_splits(subjects: Subjects, number: int, seed: int) -> list[Split]:
+    """`number` random splits, all of the same m: as many as the smallest of them allows.
+
+    A prediction that was made from a subject (a translation) is nearer to that subject's images
+    than another real image could be, so it is never compared with a half that has the subject.
+    """
+    rng = np.random.default_rng(derived_seed(seed, "fidelity", "splits"))
+    candidates = []
+    for _ in range(number):
+        half, other = _halves(subjects[1], rng)
+        allowed = np.flatnonzero(~np.isin(subjects[0], subjects[1][half]))
+        candidates.append((allowed, half, other))
+    m = min(len(images) for parts in candidates for images in parts)
+    return [
+        Split(*(np.sort(rng.choice(images, m, replace=False)) for images in parts))
+        for parts in candidates
+    ]
+
+
+def _halves(subjects: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Places of two halves: subjects at random, but the larger ones first, each to the side that
+    has fewer images."""
+    names, of_image = np.unique(subjects, return_inverse=True)
+    sizes = np.bincount(of_image)
+    order = rng.permutation(len(names))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    side = np.zeros(len(names), np.int64)
+    counts = [0, 0]
+    for subject in order:
+        fewer = int(rng.integers(2)) if counts[0] == counts[1] else int(counts[1] < counts[0])
+        side[subject] = fewer
+        counts[fewer] += int(sizes[subject])
+    return np.flatnonzero(side[of_image] == 0), np.flatnonzero(side[of_image] == 1)
+
+
+def distances(
+    tables: Tables, subjects: Subjects, splits: Sequence[Split], num_neighbours: int
+) -> dict[str, Measure]:
+    """The measures of NAMES in one plane, as means over splits."""
+    return {
+        "frechet_distance": _frechet(tables, splits),
+        "kernel_distance": _kernel(tables, subjects, splits),
+        **_precision_recall(tables, subjects, splits, num_neighbours),
+    }
+
+
+def _frechet(tables: Tables, splits: Sequence[Split]) -> Measure:
+    predictions, labels = tables
+    values, baselines = [], []
+    for split in splits:
+        half = fit_normal(labels.rows(), labels.rows_of(split.half))
+        sample = fit_normal(predictions.rows(), predictions.rows_of(split.predictions))
+        other = fit_normal(labels.rows(), labels.rows_of(split.other))
+        values.append(frechet_distance(sample, half))
+        baselines.append(frechet_distance(other, half))
+    m = len(splits[0].half)
+    rows, dimension = m * labels.slices, labels.dimension
+    reason = None
+    if rows <= dimension:
+        reason = (
+            f"{rows} rows of {dimension} features are too few for a covariance, which needs more "
+            f"than {dimension}: the distance is far too large; read it only beside its baseline"
+        )
+    return _over_splits(values, baselines, m, reason=reason)
+
+
+def _kernel(tables: Tables, subjects: Subjects, splits: Sequence[Split]) -> Measure:
+    predictions, labels = tables
+    samples = (
+        _members(predictions, [split.predictions for split in splits]),
+        _members(labels, [split.half for split in splits]),
+        _members(labels, [split.other for split in splits]),
+    )
+    fewest = min(
+        len(np.unique(subjects[side][images]))
+        for split in splits
+        for side, images in ((0, split.predictions), (1, split.half), (1, split.other))
+    )
+    if fewest < _FEWEST_SUBJECTS:
+        return missing(f"a sample is of {fewest} subjects, {_FEWEST_SUBJECTS} are needed")
+    row_subjects = (subjects[0][predictions.owners()], subjects[1][labels.owners()])
+    estimates = kernel_distances(predictions.rows(), labels.rows(), row_subjects, samples)
+    value, baseline = (float(np.mean([kid.value for kid in side])) for side in estimates)
+    wide = NORMAL_97_5 * math.sqrt(float(np.mean([kid.variance for kid in estimates[0]])))
+    return Measure(value, baseline, value - wide, value + wide, len(splits[0].half))
+
+
+def _members(table: FeatureTable, samples: Sequence[Ints]) -> Mask:
+    members = np.zeros((table.images * table.slices, len(samples)), np.bool_)
+    for column, images in enumerate(samples):
+        members[table.rows_of(images), column] = True
+    return members
+
+
+def _precision_recall(
+    tables: Tables, subjects: Subjects, splits: Sequence[Split], k: int
+) -> dict[str, Measure]:
+    predictions, labels = tables
+    m = min(len(splits[0].half), max(FEWEST, _MOST_BALLS // labels.slices))
+    values, baselines = [], []
+    for split in splits:
+        balls = [
+            _balls(table, subjects[side], images, m, k)
+            for table, side, images in (
+                (labels, 1, split.half), (predictions, 0, split.predictions),
+                (labels, 1, split.other),
+            )
+        ]  # fmt: skip
+        if not all(np.isfinite(limits).all() for _, limits in balls):
+            reason = f"not every one of {m} images has {k} neighbours of other subjects"
+            return dict.fromkeys(PRECISION_RECALL, missing(reason))
+        (half, half_radii), *samples = balls
+        value, baseline = (
+            precision_recall_density_coverage(half, points, half_radii, limits, k)
+            for points, limits in samples
+        )
+        values.append(value)
+        baselines.append(baseline)
+    return {
+        name: _over_splits(
+            [value[i] for value in values], [baseline[i] for baseline in baselines], m,
+            upper=_UPPER.get(name),
+        )
+        for i, name in enumerate(PRECISION_RECALL)
+    }  # fmt: skip
+
+
+def _balls(
+    table: FeatureTable, subjects: Ints, images: Ints, m: int, k: int
+) -> tuple[Array, Array]:
+    """(m * s, D), of `m` of the images, and the radii."""
+    some = images[np.linspace(0, len(images) - 1, m).round().astype(np.int64)]
+    features: Array = np.array(table.rows()[table.rows_of(some)])
+    if k >= len(features):
+        return features, np.full(len(features), np.inf, np.float32)
+    return features, radii(features, np.repeat(subjects[some], table.slices), k)
+
+
+def _over_splits(
+    values: Sequence[float], baselines: Sequence[float], m: int, *,
+    upper: float | None = None, reason: str | None = None,
+) -> Measure:  # fmt: skip
+    """Mean, and the range of 95% of splits if they are normally distributed."""
+    value, wide = float(np.mean(values)), NORMAL_97_5 * float(np.std(values, ddof=1))
+    high = value + wide if upper is None else min(upper, value + wide)
+    return Measure(value, float(np.mean(baselines)), max(0.0, value - wide), high, m, reason)
+
+
+def _mean(measures: list[Measure]) -> Measure:
+    """Mean over planes; intervals are averaged too, as planes of a volume are not independent."""
+    if len(measures) == 1:
+        return measures[0]
+    reason = next((measure.reason for measure in measures if measure.reason), None)
+    if any(measure.value is None for measure in measures):
+        return missing(str(reason))
+
+    def mean(name: str) -> float | None:
+        numbers = [getattr(measure, name) for measure in measures]
+        return None if None in numbers else float(np.mean(numbers))
+
+    return Measure(
+        mean("value"), mean("real_baseline"), mean("low"), mean("high"), measures[0].count, reason
+    )
+
+
+def _notes(features: Features, m: int) -> list[str]:
+    name = features.extractor.name
+    extractor_note = (
+        f"Distances are those of {name} at {m} images on each side; others compare only if "
+        "extractor, number of images and preprocessing are the same."
+    )
+    if not features.extractor.comparable:
+        extractor_note = (
+            f"Features are those of {name}, which nobody else uses: these numbers compare with "
+            "others only where SynthCube computed them in the same way."
+        )
+    return [
+        f"Read every number beside its baseline: what {m} other real images reach against the same "
+        "real images. Predictions as good as real ones reach it too; a distance below it, or a "
+        "precision or density above it, is no merit but a sign of too little variety or of copies.",
+        "Low and high of the kernel distance are its 95% confidence interval; those of the others "
+        "are where 95% of random splits lie, which tells less than a confidence interval.",
+        extractor_note,
+    ]
+
+
+def _bars(section: Section) -> list[Plot]:
+    measures = [section.measures[name] for name in PRECISION_RECALL]
+    values = [measure.value for measure in measures if measure.value is not None]
+    baselines = [measure.real_baseline for measure in measures if measure.real_baseline is not None]
+    if len(values) != len(measures) or len(baselines) != len(measures):
+        return []
+    return [
+        Plot(
+            "Precision, recall, density and coverage", "bars",
+            {"predictions": values, "other real images": baselines}, categories=PRECISION_RECALL,
+        )
+    ]  # fmt: skip
+
+
+def _histogram(tables: Tables, split: Split) -> Plot:
+    predictions, labels = tables
+
+    def features(table: FeatureTable, images: Ints) -> Array:
+        return np.array(table.rows()[table.rows_of(images[:_IN_HISTOGRAM])])
+
+    half = features(labels, split.half)
+    series = {}
+    for name, table, images in (
+        ("predictions", predictions, split.predictions), ("other real images", labels, split.other),
+    ):  # fmt: skip
+        distance, _ = nearest(features(table, images), half, 1)
+        series[name] = distance[:, 0].astype(float).tolist()
+    return Plot(
+        "Distance to the nearest of the held-out real images", "histogram", series,
+        x_label="distance in feature space", y_label="images",
+    )  # fmt: skip
+
+
+def diversity(predictions: ImageSet, labels: ImageSet, seed: int) -> Section:
+    """MS-SSIM of random pairs of predictions; the baseline is that of pairs of labels.
+
+    Odena et al., "Conditional Image Synthesis with Auxiliary Classifier GANs" (ICML 2017). The
+    images of a pair are of two subjects, and every image is in one pair at most; intensities are
+    scaled by the bounds of the labels. Small images have fewer than the five scales of MS-SSIM.
+    """
+    section = Section("diversity")
+    size = labels.shape[1:]
+    scales = num_scales(size)
+    pairs = [
+        _pairs(images.subjects(), derived_seed(seed, "diversity", images.name))
+        for images in (predictions, labels)
+    ]
+    most = max(_LEAST_PAIRS, min(_MOST_PAIRS, _PAIR_VOXELS // int(np.prod(size))))
+    number = min(most, *map(len, pairs))
+    if not scales or number < _FEWEST_IN_PAIRS // 2:
+        section.measures["ms_ssim"] = missing(
+            f"{number} pairs of different subjects; {_FEWEST_IN_PAIRS // 2} are needed in both sets"
+            if scales
+            else f"an axis of {min(size)} voxels; {WINDOW} are needed for its window"
+        )
+        return section
+    values, real_values = (
+        _pair_similarity(images, chosen[:number], labels.bounds, scales)
+        for images, chosen in zip((predictions, labels), pairs, strict=True)
+    )
+    value, baseline = float(values.mean()), float(real_values.mean())
+    wide = NORMAL_97_5 * float(values.std(ddof=1)) / number**0.5
+    section.measures["ms_ssim"] = Measure(
+        value, baseline, max(0.0, value - wide), min(1.0, value + wide), number
+    )
+    section.facts["scales"] = scales
+    section.notes.append(
+        "MS-SSIM of two random images, 1 for identical ones: well above its baseline, predictions "
+        "are more alike than real images are (mode collapse); well below, they vary in ways real "
+        f"ones do not, such as noise. It was computed at {scales} of its 5 scales."
+    )
+    section.plots.append(
+        Plot(
+            "MS-SSIM of random pairs", "histogram",
+            {"predictions": values.tolist(), "real images": real_values.tolist()},
+            x_label="MS-SSIM", y_label="pairs",
+        )
+    )  # fmt: skip
+    return section
+
+
+def _pairs(subjects: Ints, seed: int) -> Ints:
+    """(P, 2): images of different subjects, each in one pair at most."""
+    order = np.random.default_rng(seed).permutation(len(subjects))
+    pairs = order[: len(order) // 2 * 2].reshape(-1, 2)
+    apart: Ints = pairs[subjects[pairs[:, 0]] != subjects[pairs[:, 1]]]
+    return apart
+
+
+def _pair_similarity(images: ImageSet, pairs: Ints, bounds: Bounds, scales: int) -> Floats:
+    step = max(1, _VOXELS_AT_ONCE // int(np.prod(images.shape)))
+    values = []
+    for start in range(0, len(pairs), step):
+        batch = pairs[start : start + step]
+        first, second = (
+            scaled(images.read(batch[:, side].tolist()), bounds).astype(np.float64)
+            for side in (0, 1)
+        )
+        values.append(structural_similarity(first, second, scales)[1])
+    return np.concatenate(values)

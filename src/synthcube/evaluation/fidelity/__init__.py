@@ -1,1 +1,0 @@
-"""How near predictions are to real images, and how varied."""

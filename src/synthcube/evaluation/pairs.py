@@ -1,0 +1,326 @@
+"""Predictions against the very images they should be: translation and reconstruction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthcube import runtime
+from synthcube.data.manifest import Row, capped, image_suffix
+from synthcube.errors import ManifestError
+from synthcube.evaluation import similarity
+from synthcube.evaluation.arrays import Floats, Ints
+from synthcube.evaluation.intervals import mean_measure
+from synthcube.evaluation.results import Cell, Measure, Picture, Plot, Section, missing, upright
+from synthcube.evaluation.sets import ImageSet
+
+Ranges = list[tuple[float, float]]
+Pairs = list[tuple[int, int]]
+"""Places of prediction and label."""
+Keys = list[list[str]]
+"""For each image the keys that it can be found by, none or several."""
+
+_VOXELS_AT_ONCE = 1 << 21
+_UNRELATED = 200  # pairs behind the baseline
+_SHOWN = 2  # best, median and worst cases each
+_TITLES = {
+    "psnr_db": "PSNR (dB)", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "mae": "MAE",
+    "ncc": "Correlation (NCC)",
+}  # fmt: skip
+
+
+def match_pairs(predictions: ImageSet, labels: ImageSet, required: bool | None) -> Pairs | None:
+    """Places of prediction and label, in the order of the predictions; None where not paired.
+
+    One of two rules is used for all of them, the first by which every prediction has a label and
+    every label a prediction: the file that a prediction was made from (column Source of what
+    `synthcube infer` writes), or SubjectID, which the file's name replaces where there is none.
+
+    Args:
+        required: False: never pair. True: they must match. None: predictions with a Source must
+            match; others are paired where all of them match, except images from noise, whose
+            running numbers mean nothing.
+
+    Raises:
+        ManifestError: they should match, and some do not; all of these are named.
+    """
+    if required is False:
+        return None
+    have_source = all("Source" in row.conditions for row in predictions.rows)
+    from_noise = not have_source and any("Seed" in row.conditions for row in predictions.rows)
+    if from_noise and not required:
+        return None
+    by_source = _Matching(
+        "the file they were made from (Source)",
+        [[row.conditions["Source"]] if _has_source(row) else [] for row in predictions.rows],
+        [[str(path) for path in row.channels] for row in labels.rows],
+    )
+    by_name = _match_names(predictions, labels)
+    for matching in (by_source, by_name):
+        if matching.complete:
+            return matching.pairs
+    if not required and not have_source:
+        return None
+    best = max(by_source, by_name, key=lambda matching: len(matching.pairs))
+    raise ManifestError(
+        f"{len(predictions)} predictions and {len(labels)} labels do not match one by "
+        f"one (evaluation.pairs: false compares them as two sets); by {best.name}:",
+        capped(best.faults(predictions, labels)),
+    )
+
+
+def _has_source(row: Row) -> bool:
+    return bool(row.conditions.get("Source"))
+
+
+def _match_names(predictions: ImageSet, labels: ImageSet) -> _Matching:
+    """Pairs of one SubjectID, where the labels have one each and predictions use them; else pairs
+    of one file name: that of the file that a prediction was made from, if it was made from one."""
+    subjects = {row.subject for row in labels.rows}
+    if labels.has_subjects and len(subjects) == len(labels):
+        keys = [row.subject for row in predictions.rows]
+        if any(key in subjects for key in keys):
+            return _Matching("SubjectID", keys, [[row.subject] for row in labels.rows])
+
+    def stem(path: Path) -> str:
+        return path.name[: len(path.name) - len(image_suffix(path))]
+
+    return _Matching(
+        "file name",
+        [
+            stem(Path(row.conditions["Source"]) if _has_source(row) else row.channels[0])
+            for row in predictions.rows
+        ],
+        [[*{stem(path) for path in row.channels}] for row in labels.rows],
+    )
+
+
+class _Matching:
+    """Predictions and labels matched by one rule; each prediction has one key."""
+
+    def __init__(self, name: str, prediction_keys: Sequence[str], label_keys: Keys) -> None:
+        self.name = name
+        labels_of: dict[str, list[int]] = {}
+        predictions_of: dict[str, list[int]] = {}
+        for place, keys in enumerate(label_keys):
+            for key in keys:
+                labels_of.setdefault(key, []).append(place)
+        for place, key in enumerate(prediction_keys):
+            predictions_of.setdefault(key, []).append(place)
+        # Lists are shared: a thousand images of one name on both sides are a million pairs.
+        self._labels = [labels_of.get(key, []) for key in prediction_keys]
+        self._predictions = [[predictions_of.get(key, []) for key in keys] for keys in label_keys]
+        self.pairs = [
+            (i, places[0])
+            for i, places in enumerate(self._labels)
+            if len(places) == 1 and sum(map(len, self._predictions[places[0]])) == 1
+        ]
+        self.complete = len(self.pairs) == len(prediction_keys) == len(label_keys)
+
+    def faults(self, predictions: ImageSet, labels: ImageSet) -> list[str]:
+        faults = []
+        for kind, images, matches, other_kind, others in (
+            ("prediction", predictions, [[places] for places in self._labels], "label", labels),
+            ("label", labels, self._predictions, "prediction", predictions),
+        ):
+            for row, lists in zip(images.rows, matches, strict=True):
+                if not (count := sum(map(len, lists))):
+                    faults.append(f"{kind} {row.channels[0]} has no {other_kind}")
+                elif count > 1:
+                    first = islice(chain.from_iterable(lists), 3)
+                    names = ", ".join(str(others.rows[place].channels[0]) for place in first)
+                    faults.append(f"{kind} {row.channels[0]} fits {count} {other_kind}s: {names}")
+        return faults
+
+
+def compare_pairs(predictions: ImageSet, labels: ImageSet, pairs: Pairs, seed: int = 0) -> Section:
+    """PSNR, SSIM, MS-SSIM, MAE and NCC of each pair, and their means with 95% intervals.
+
+    In the original intensities. The baseline of each is the same number between labels of different
+    subjects: the score of a prediction that is a real image, but another one.
+
+    PSNR and SSIM need a data range: 0 to 255 for pictures of 8 bits, else the lowest to the
+    highest intensity of the labels in the pairs, for each channel. SSIM takes intensities from
+    the lower end of it where that is negative, because its luminance term means nothing below 0.
+    """
+    label_places = [label for _, label in pairs]
+    ranges, meaning = _data_range(labels, label_places)
+    scales = similarity.num_scales(labels.shape[1:])
+    scores = _scores(predictions, labels, pairs, ranges, scales)
+    baselines = _unrelated(labels, sorted(set(label_places)), ranges, scales, seed)
+    subjects = labels.subjects()[label_places]
+    section = Section("paired")
+    for name, values in scores.items():
+        section.measures[name] = _overall(
+            name, values, subjects, baselines.get(name), scales, runtime.derived_seed(seed, name)
+        )
+        finite = values[np.isfinite(values)]
+        if len(finite):
+            title = _TITLES.get(name, name)
+            section.plots.append(Plot(title, "histogram", {"cases": finite.tolist()}, title))
+    section.facts = {
+        "num_pairs": len(pairs),
+        "data_range": [list(pair) for pair in ranges],
+        "data_range_is": meaning,
+        "ms_ssim_scales": scales,
+        "std": {name: _std(values) for name, values in scores.items()},
+    }
+    section.notes = _notes(labels, scales)
+    section.cases = _cases(predictions, labels, pairs, scores)
+    section.pictures = _pictures(predictions, labels, pairs, scores, ranges)
+    return section
+
+
+def _data_range(labels: ImageSet, rows: list[int]) -> tuple[Ranges, str]:
+    low, high = np.full(labels.shape[0], np.inf), np.full(labels.shape[0], -np.inf)
+    whole = True
+    for batch in _batches(rows, labels):
+        voxels = labels.read(batch).reshape(len(batch), labels.shape[0], -1)
+        low = np.minimum(low, voxels.min(axis=(0, 2)))
+        high = np.maximum(high, voxels.max(axis=(0, 2)))
+        whole = whole and bool((voxels == np.rint(voxels)).all())
+    if labels.raster and whole and low.min() >= 0 and 1 < high.max() <= 255:
+        return [(0.0, 255.0)] * len(low), "pictures of 8 bits"
+    # a constant channel has no range of its own
+    low, high = np.where(low < high, [low, high], [[low.min()], [high.max()]])
+    ranges = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    return ranges, "lowest and highest intensity of the labels, for each channel"
+
+
+def _batches(rows: list[int], images: ImageSet) -> list[list[int]]:
+    size = max(1, _VOXELS_AT_ONCE // math.prod(images.shape))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _scores(
+    predictions: ImageSet, labels: ImageSet, pairs: Pairs, ranges: Ranges, scales: int
+) -> dict[str, Floats]:
+    """(len(pairs),) of each measure; NaN or infinite where there is none."""
+    shape = (1, -1, *[1] * (len(labels.shape) - 1))
+    low = np.array([pair[0] for pair in ranges]).reshape(shape)
+    width = np.array([b - a for a, b in ranges]).reshape(shape)
+    base = np.minimum(low, 0)
+    parts: list[dict[str, Floats]] = []
+    for batch in _batches(list(range(len(pairs))), labels):
+        x = predictions.read([pairs[i][0] for i in batch]).astype(np.float64)
+        y = labels.read([pairs[i][1] for i in batch]).astype(np.float64)
+        mae = np.abs(x - y).reshape(len(x), x.shape[1], -1).mean(axis=2)
+        ncc = similarity.correlation(x, y)
+        x, y = (x - base) / width, (y - base) / width
+        squared_error = ((x - y).reshape(len(x), -1) ** 2).mean(axis=1)
+        with np.errstate(divide="ignore"):
+            part = {"psnr_db": -10 * np.log10(squared_error)}
+        if scales:
+            part["ssim"], part["ms_ssim"] = similarity.structural_similarity(x, y, scales)
+        else:
+            part["ssim"] = part["ms_ssim"] = np.full(len(x), np.nan)
+        part |= {"mae": mae.mean(axis=1), "ncc": ncc}
+        if mae.shape[1] > 1:
+            part |= {f"mae_channel_{i}": mae[:, i] for i in range(mae.shape[1])}
+        parts.append(part)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _unrelated(
+    labels: ImageSet, rows: list[int], ranges: Ranges, scales: int, seed: int
+) -> dict[str, float]:
+    """The mean of each measure between labels of different subjects."""
+    rng = np.random.default_rng(runtime.derived_seed(seed, "unrelated pairs"))
+    order = rng.permutation(rows)[: _UNRELATED + 1]
+    subjects = labels.subjects()
+    pairs = [
+        (int(a), int(b))
+        for a, b in zip(order, np.roll(order, 1), strict=True)
+        if subjects[a] != subjects[b]
+    ]
+    if not pairs:
+        return {}
+    scores = _scores(labels, labels, pairs, ranges, scales)
+    finite = {name: values[np.isfinite(values)] for name, values in scores.items()}
+    return {name: float(values.mean()) for name, values in finite.items() if len(values)}
+
+
+def _overall(
+    name: str, values: Floats, subjects: Ints, baseline: float | None,
+    scales: int, seed: int,
+) -> Measure:  # fmt: skip
+    kept = np.isfinite(values)
+    left_out = int((~kept).sum())
+    reason = ""
+    if name in ("ssim", "ms_ssim") and not scales:
+        return missing(f"a side has fewer than {similarity.WINDOW} voxels, the window of SSIM")
+    if name == "psnr_db" and left_out:
+        reason = f"{left_out} of {len(values)} pairs are identical: their PSNR is infinite"
+    elif name == "ncc" and left_out:
+        reason = f"{left_out} of {len(values)} pairs have a constant channel: no correlation"
+    reason += ", they are left out" if reason and kept.any() else ""
+    return mean_measure(values[kept], subjects[kept], seed, real_baseline=baseline, reason=reason)
+
+
+def _std(values: Floats) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.std(ddof=1)) if len(finite) > 1 else None
+
+
+def _notes(labels: ImageSet, scales: int) -> list[str]:
+    notes = [
+        "The real baseline is the score of labels of different subjects compared with each other."
+    ]
+    if 0 < scales < 5:
+        notes.append(
+            f"MS-SSIM over {scales} of 5 scales, because the shortest side has "
+            f"{min(labels.shape[1:])} voxels: not comparable with that of larger images."
+        )
+    if labels.shape[0] > 1:
+        notes.append("MAE is the mean over the channels, each in its own unit.")
+    return notes
+
+
+def _cases(
+    predictions: ImageSet, labels: ImageSet, pairs: Pairs, scores: dict[str, Floats]
+) -> list[dict[str, Cell]]:
+    cases = []
+    for place, (i, j) in enumerate(pairs):
+        case: dict[str, Any] = {
+            "subject": labels.rows[j].subject,
+            "prediction": str(predictions.rows[i].channels[0]),
+            "label": str(labels.rows[j].channels[0]),
+        }
+        for name, values in scores.items():
+            value = float(values[place])
+            case[name] = value if math.isfinite(value) else None
+        if math.isinf(float(scores["psnr_db"][place])):
+            case["reason"] = "identical images: PSNR is infinite"
+        cases.append(case)
+    return cases
+
+
+def _pictures(
+    predictions: ImageSet, labels: ImageSet, pairs: Pairs, scores: dict[str, Floats],
+    ranges: Ranges,
+) -> list[Picture]:  # fmt: skip
+    """Best, median and worst by SSIM, by absolute error where there is none."""
+    by = "ssim" if np.isfinite(scores["ssim"]).any() else "mae"
+    order = np.argsort(-scores[by] if by == "ssim" else scores[by], kind="stable")
+    middle = max(0, len(order) // 2 - _SHOWN // 2)
+    chosen = {"best": order[:_SHOWN], "median": order[middle : middle + _SHOWN]}
+    chosen["worst"] = order[::-1][:_SHOWN]
+    rows, titles, captions = [], [], []
+    difference_range = [(0.0, (high - low) / 4) for low, high in ranges]
+    for title, places in chosen.items():
+        for place in places:
+            i, j = pairs[place]
+            prediction, label = predictions.read([i])[0], labels.read([j])[0]
+            row = [upright(image, ranges, raster=labels.raster) for image in (label, prediction)]
+            difference = np.abs(prediction - label)
+            row.append(upright(difference, difference_range, raster=labels.raster))
+            rows.append(row)
+            titles.append(f"{title}: {labels.rows[j].subject}")
+            captions.append(["label", "prediction", f"difference x4; {by} {scores[by][place]:.3g}"])
+    title = f"Best, median and worst cases by {_TITLES[by]}"
+    return [Picture(title, rows, tuple(titles), captions)]

@@ -1,1 +1,0 @@
-"""Predictions beside the very image that each should be."""

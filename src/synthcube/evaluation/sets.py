@@ -1,0 +1,320 @@
+"""The sets of images of an evaluation: read and checked once, then kept on disk, not in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from synthcube.data.images import Image, read_image
+from synthcube.data.manifest import Manifest, Row
+from synthcube.data.transforms import DataConfig, Preprocessing
+from synthcube.errors import EvaluationError, SynthCubeError
+from synthcube.evaluation.arrays import Array, Float32Rows, Floats, Ints, append_rows
+from synthcube.runtime import told
+
+log = logging.getLogger("synthcube")
+
+Bounds = tuple[tuple[float, float], ...]
+
+_SAMPLED_IMAGES = 1000  # images whose intensities give the range of a set
+_SAMPLED_VOXELS = 4096  # of each
+_PERCENTILES = (0.1, 99.9)
+
+_FEWEST_IMAGES = 2
+_TOO_WIDE = 20.0  # times the range of the real images: other units
+_TOO_NARROW = 100.0  # a poor model makes grey images; these are to be evaluated
+_FLAT = 5.0
+_SAME_SPACING = 0.01  # relative
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """Images in their own intensities, in the order of their manifest."""
+
+    name: str
+    """predictions, labels or train_data, as users call it."""
+    manifest: Manifest
+    spacing_mm: tuple[float, ...]
+    """Of the first image."""
+    raster: bool
+    """Pictures: the first axis runs to the right, the second down."""
+    constant: int
+    """Images whose voxels are all the same."""
+    digests: tuple[bytes, ...]
+    """Of each image's voxels: equal where all voxels are equal."""
+    sha256: str
+    """Of the voxels of all images, in order."""
+    bounds: Bounds
+    """Nearly the lowest and highest intensity, for each channel (0.1 and 99.9 percent)."""
+    voxels: Float32Rows
+    """(N, C, *spatial)."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self.manifest.rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *spatial) of each image."""
+        return self.voxels.row_shape
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes: 2 or 3."""
+        return len(self.shape) - 1
+
+    @property
+    def distinct(self) -> int:
+        """Number of images that differ from one another."""
+        return len(set(self.digests))
+
+    @property
+    def has_subjects(self) -> bool:
+        """Whether the manifest names subjects: not a folder, and not only numbered rows."""
+        if self.manifest.path.is_dir():
+            return False
+        return any(row.subject != f"row-{row.number}" for row in self.rows)
+
+    def subjects(self) -> Ints:
+        """(N,): the number of each image's subject, from 0."""
+        return subject_numbers(self)[0]
+
+    def read(self, rows: Sequence[int]) -> Array:
+        """A copy of those images, (len(rows), C, *spatial), float32."""
+        return self.voxels.read(rows)
+
+    def batches(self, size: int) -> Iterator[tuple[range, Array]]:
+        """All images in order, at most `size` at once, with their places."""
+        for start in range(0, len(self), size):
+            rows = range(start, min(start + size, len(self)))
+            yield rows, self.read(rows)
+
+
+def subject_numbers(*sets: ImageSet) -> list[Ints]:
+    """(N,) for each set: the number of each image's subject, the same in all sets."""
+    numbers: dict[str, int] = {}
+    return [
+        np.array([numbers.setdefault(row.subject, len(numbers)) for row in images.rows], np.int64)
+        for images in sets
+    ]
+
+
+def open_sets(
+    manifests: Mapping[str, Manifest], data: DataConfig, folder: Path
+) -> tuple[dict[str, ImageSet], list[str]]:
+    """Read the images of every set into files in `folder`.
+
+    Predictions are taken as they are. The real images of the other sets are placed as before
+    training with `data` (orientation, transforms, spacing, size; of a model that translates, only
+    the channels that it makes), so that both are on one grid. Intensities are left alone.
+
+    Returns:
+        The sets that could be read, and all faults of the others.
+
+    Raises:
+        OutputError: `folder` is full.
+    """
+    sets: dict[str, ImageSet] = {}
+    faults: list[str] = []
+    for name, manifest in manifests.items():
+        log.info("Reading %d images of %s ...", len(manifest.rows), name)
+        is_real = name != "predictions"
+        place = _placement(data if is_real else DataConfig(), may_be_constant=not is_real)
+        images = _read_set(name, manifest, place, folder / f"{name}.f32")
+        if isinstance(images, ImageSet):
+            sets[name] = images
+        else:
+            faults += [f"{name}: {fault}" for fault in images]
+    return sets, faults
+
+
+Placement = Callable[[Image], tuple[Array, Floats]]
+
+
+def _placement(data: DataConfig, *, may_be_constant: bool) -> Placement:
+    """A function from an image to its voxels on the common grid, (C, *spatial), and its affine."""
+    preprocessing, sources = Preprocessing(data), frozenset(data.source_channels)
+
+    def place(image: Image) -> tuple[Array, Floats]:
+        tensor, affine = preprocessing.placed(image, may_be_constant=may_be_constant)
+        if sources and len(tensor) > len(sources):
+            tensor = tensor[[i for i in range(len(tensor)) if i not in sources]]
+        voxels = tensor.numpy()
+        return np.ascontiguousarray(voxels[..., 0] if voxels.shape[-1] == 1 else voxels), affine
+
+    return place
+
+
+def _read_set(name: str, manifest: Manifest, place: Placement, path: Path) -> ImageSet | list[str]:
+    """The set, its voxels written to `path`; or the faults of all images."""
+    faults: list[str] = []
+    shapes: list[tuple[int, ...]] = []
+    spacing_mm: tuple[float, ...] = ()
+    raster, constant = True, 0
+    digest, digests = hashlib.sha256(), []
+    samples: list[Array] = []
+    rng = np.random.default_rng(0)
+    with append_rows(path) as append:
+        for row in told(manifest.rows, len(manifest.rows), "Reading images"):
+            try:
+                image = read_image(row.channels)
+                voxels, affine = place(image)
+            except SynthCubeError as error:
+                names_file = any(str(channel) in str(error) for channel in row.channels)
+                faults.append(str(error) if names_file else f"{row.channels[0]}: {error}")
+                continue
+            if not shapes:
+                raster = image.raster
+                spacing_mm = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
+            shapes.append(voxels.shape)
+            if voxels.shape == shapes[0]:
+                append(voxels)
+            constant += bool(voxels.min() == voxels.max())
+            digest.update(voxels.tobytes())
+            signless = (voxels + 0.0).tobytes()  # -0 becomes 0
+            digests.append(hashlib.blake2b(signless, digest_size=16).digest())
+            if len(samples) < _SAMPLED_IMAGES:
+                flat = voxels.reshape(voxels.shape[0], -1)
+                samples.append(flat[:, rng.integers(flat.shape[1], size=_SAMPLED_VOXELS)])
+    if faults := faults or _shape_faults(manifest, shapes):
+        return faults
+    bounds = [np.percentile(np.concatenate(v), _PERCENTILES) for v in zip(*samples, strict=True)]
+    return ImageSet(
+        name, manifest, spacing_mm, raster, constant, tuple(digests), digest.hexdigest(),
+        tuple((float(low), float(high)) for low, high in bounds), Float32Rows(path, shapes[0]),
+    )  # fmt: skip
+
+
+def _shape_faults(manifest: Manifest, shapes: list[tuple[int, ...]]) -> list[str]:
+    usual, _ = Counter(shapes).most_common(1)[0]
+    return [
+        f"{row.channels[0]}: shape {list(shape)}, the others {list(usual)} (channels first); "
+        "data.size of the config (-c) brings real images to one size"
+        for row, shape in zip(manifest.rows, shapes, strict=True)
+        if shape != usual
+    ]
+
+
+def check_comparable(sets: Mapping[str, ImageSet], faults: Sequence[str]) -> None:
+    """Compare every other set with the predictions.
+
+    Args:
+        faults: those of single images, to be reported together with the rest.
+
+    Raises:
+        EvaluationError: everything that keeps the sets from being compared.
+    """
+    faults = list(faults)
+    for name, images in sets.items():
+        if len(images) < _FEWEST_IMAGES:
+            faults.append(f"{name}: {len(images)} image; at least {_FEWEST_IMAGES} are needed")
+        elif images.distinct == 1:
+            faults.append(f"{name}: all {len(images)} images are identical")
+    predictions = sets.get("predictions")
+    for name, images in sets.items():
+        if predictions and name != "predictions":
+            faults += _differences(predictions, images)
+    if faults:
+        raise EvaluationError("These images cannot be compared:", faults)
+
+
+def _differences(predictions: ImageSet, real: ImageSet) -> list[str]:
+    if predictions.shape != real.shape:
+        return [
+            f"predictions have the shape {list(predictions.shape)}, {real.name} "
+            f"{list(real.shape)} (channels first): give the config of the training as -c, whose "
+            "data section brings real images to the predictions' grid"
+        ]
+    faults = []
+    for channel, (ours, theirs) in enumerate(zip(predictions.bounds, real.bounds, strict=True)):
+        width, real_width = ours[1] - ours[0], theirs[1] - theirs[0]
+        apart = ours[0] > theirs[1] + real_width or ours[1] < theirs[0] - real_width
+        wide, narrow = width > _TOO_WIDE * real_width, width * _TOO_NARROW < real_width
+        if real_width > 0 and (apart or wide or narrow):
+            faults.append(
+                f"predictions lie in [{ours[0]:g}, {ours[1]:g}], {real.name} in [{theirs[0]:g}, "
+                f"{theirs[1]:g}] (channel {channel}): they are not in the same units"
+            )
+    return faults
+
+
+def comparability_notes(sets: Mapping[str, ImageSet]) -> list[str]:
+    """What a reader should know of sets that can be compared: duplicates, constants, spacing."""
+    notes = []
+    predictions = sets["predictions"]
+    for images in sets.values():
+        if images.distinct < len(images):
+            notes.append(
+                f"{len(images) - images.distinct} of the {len(images)} images of {images.name} "
+                "are exact duplicates of others among them."
+            )
+        if images.constant:
+            notes.append(f"{images.constant} images of {images.name} are constant.")
+        for (low, high), (real_low, real_high) in zip(
+            predictions.bounds, images.bounds, strict=True
+        ):
+            if (high - low) * _FLAT < real_high - real_low:
+                notes.append(
+                    f"Predictions lie in [{low:g}, {high:g}] only, {images.name} in "
+                    f"[{real_low:g}, {real_high:g}]."
+                )
+        spacing = images.spacing_mm, predictions.spacing_mm
+        if not images.raster and not np.allclose(*spacing, rtol=_SAME_SPACING):
+            real_size, size = (" x ".join(f"{side:g}" for side in voxel) for voxel in spacing)
+            notes.append(
+                f"Voxels of {images.name} measure {real_size} mm, those of the predictions {size}: "
+                "shapes differ by that much."
+            )
+    return notes
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """What held-out images have in common with the training images."""
+
+    images: tuple[int, ...]
+    """Places of held-out images whose voxels are those of a training image."""
+    subjects: tuple[str, ...]
+    """Subjects of both, where both manifests name subjects."""
+
+    def __bool__(self) -> bool:
+        return bool(self.images or self.subjects)
+
+    def anonymous(self) -> str:
+        """A clause that names nobody, as it may leave the site."""
+        parts = []
+        if self.images:
+            parts.append(f"{len(self.images)} of them are training images")
+        if self.subjects:
+            parts.append(f"{len(self.subjects)} subjects are in both")
+        return " and ".join(parts)
+
+    def named(self, labels: ImageSet) -> str:
+        """The same with the first names, for the log."""
+        files = tuple(str(labels.rows[place].channels[0]) for place in self.images)
+        return "; ".join(
+            ", ".join(names[:_NAMES_SHOWN])
+            + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+            for names in (files, self.subjects)
+            if names
+        )
+
+
+def overlap(labels: ImageSet, train_data: ImageSet) -> Overlap:
+    """What `labels` and `train_data` share: voxels, or subjects by SubjectID."""
+    known = set(train_data.digests)
+    places = tuple(i for i, digest in enumerate(labels.digests) if digest in known)
+    subjects: set[str] = set()
+    if labels.has_subjects and train_data.has_subjects:
+        subjects = {row.subject for row in labels.rows} & {row.subject for row in train_data.rows}
+    return Overlap(places, tuple(sorted(subjects)))

@@ -1,1 +1,0 @@
-"""What a classifier learns from predictions."""
