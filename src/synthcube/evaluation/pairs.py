@@ -57,7 +57,7 @@ def match_pairs(predictions: ImageSet, labels: ImageSet, required: bool | None) 
         return None
     by_source = _Matching(
         "the file they were made from (Source)",
-        [[row.conditions["Source"]] if _has_source(row) else [] for row in predictions.rows],
+        [row.conditions["Source"] if _has_source(row) else None for row in predictions.rows],
         [[str(path) for path in row.channels] for row in labels.rows],
     )
     by_name = _match_names(predictions, labels)
@@ -101,12 +101,12 @@ def _match_names(predictions: ImageSet, labels: ImageSet) -> _Matching:
 
 
 class _Matching:
-    """Predictions and labels matched by one rule; each prediction has one key."""
+    """Predictions and labels matched by one rule; a prediction has one key, or None."""
 
-    def __init__(self, name: str, prediction_keys: Sequence[str], label_keys: Keys) -> None:
+    def __init__(self, name: str, prediction_keys: Sequence[str | None], label_keys: Keys) -> None:
         self.name = name
-        labels_of: dict[str, list[int]] = {}
-        predictions_of: dict[str, list[int]] = {}
+        labels_of: dict[str | None, list[int]] = {}
+        predictions_of: dict[str | None, list[int]] = {}
         for place, keys in enumerate(label_keys):
             for key in keys:
                 labels_of.setdefault(key, []).append(place)
