@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from synthcube import interruption
+from synthcube.cli import main
 from synthcube.errors import PreemptedError
 from synthcube.tasks.train import train
 from synthcube.training.preemption import Preemption
@@ -159,6 +160,8 @@ def ended(work: Callable[[], object], errors: Path) -> int | None:
             code = 0
         except PreemptedError as stop:
             code = stop.exit_code
+        except SystemExit as end:
+            code = int(end.code or 0)
         except BaseException:
             errors.write_text(traceback.format_exc())
         finally:
@@ -186,6 +189,26 @@ def at_file_operation(moment: int, act: Callable[[], object]) -> list[str]:
 
     sys.addaudithook(watch)
     return seen
+
+
+def test_ctrl_c_that_stops_no_training_in_good_order_ends_it_with_130(
+    tiny_config, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is no stop signal, or is given twice; Lightning takes it, and would end with 1."""
+    words = ["train", "-c", tiny_config(), "-d", phantoms, "-o", tmp_path / "run"]
+    words += ["--set", "training.stop_signals=[SIGTERM]"]
+    monkeypatch.setattr(sys, "argv", ["synthcube", *map(str, words)])
+
+    def work() -> None:
+        def watch(event: str, arguments: tuple[object, ...]) -> None:
+            if event == "os.rename" and str(arguments[1]).endswith("last.ckpt"):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        interruption.guard_start(sys.argv[1:])
+        sys.addaudithook(watch)
+        main()
+
+    assert ended(work, tmp_path / "errors") == 130
 
 
 class Resumed:
@@ -245,9 +268,9 @@ def resumed(tiny_config, phantoms: Path, tmp_path: Path) -> Resumed:
 
 
 def test_a_signal_at_any_moment_of_a_resumed_run_ends_with_75(resumed: Resumed) -> None:
-    for place in range(6):
+    for place in range(4):
         number = (signal.SIGTERM, signal.SIGUSR1)[place % 2]
-        resumed.signalled(number, 1 + place * (resumed.operations - 1) // 5)
+        resumed.signalled(number, 1 + place * (resumed.operations - 1) // 3)
 
 
 @pytest.mark.slow
@@ -255,3 +278,24 @@ def test_a_signal_at_fifty_five_moments_of_a_resumed_run(resumed: Resumed) -> No
     for place in range(55):
         number = (signal.SIGTERM, signal.SIGUSR1)[place % 2]
         resumed.signalled(number, 1 + place * (resumed.operations - 1) // 54)
+
+
+# -- output that nobody reads ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--help"], ["init"], ["families"]])
+@pytest.mark.parametrize("stream", ["1", "1 and 2"])
+def test_output_that_nobody_reads_ends_a_command_as_it_does_others(
+    words: list[str], stream: str, tmp_path: Path
+) -> None:
+    """As `synthcube families | head -1`: nothing is said, and the code is that of SIGPIPE."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (tmp_path / "err").open("w") as errors:
+        done = subprocess.run(
+            [sys.executable, "-m", "synthcube", *words], cwd=tmp_path,
+            stdout=writer, stderr=errors if stream == "1" else writer,
+        )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == 141
+    assert (tmp_path / "err").read_text() == ""

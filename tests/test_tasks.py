@@ -204,6 +204,20 @@ def test_export_is_self_contained_and_verified(cli, trained: Path, tmp_path: Pat
     assert "holds something that is no exported model" in err
 
 
+def test_what_is_no_number_stays_out_of_an_export(cli, trained: Path, tmp_path: Path) -> None:
+    """Python writes and reads NaN in JSON, which no other reader of it does."""
+    folder = trained / "artifact"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    wrong = metrics | {"validation/loss": float("nan"), "train/loss": float("-inf")}
+    (folder / "metrics.json").write_text(json.dumps(wrong))
+    artifact.write_index(folder)
+    code, _, err = cli("export", "-m", trained, "-o", tmp_path / "out")
+    assert code == 0, err
+    exported = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert exported == {"epochs": 2, "steps": metrics["steps"]}
+    assert "nan" not in (tmp_path / "out" / "README.md").read_text().lower().split()
+
+
 def test_check_reports_data_and_needs(cli, tiny_config, phantoms: Path) -> None:
     code, out, err = cli("check", "-c", tiny_config(), "-d", phantoms)
     assert code == 0, err
