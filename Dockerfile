@@ -31,8 +31,21 @@ project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = [project['optional-dependencies'][name] for name in ('perceptual', 'openvino')]; \
 print(*project['dependencies'], *(each for extra in extras for each in extra), sep='\n')" \
     > requirements.txt \
- && /tools/bin/python -m pip --python /app/bin/python install --quiet --compile \
-    --constraint constraints.txt --requirement requirements.txt ${extra} \
+ && /tools/bin/python -m pip --python /app/bin/python install --quiet --no-compile \
+    --constraint constraints.txt --requirement requirements.txt ${extra}
+
+# What only builds and tests of the libraries need goes, a fifth of them: there is no compiler in the
+# image. Of OpenVINO stays what our code reaches: the CPU, its own files, and networks of PyTorch.
+RUN cd /app/lib/python3*/site-packages \
+ && find . -path '*.dist-info' -prune -o -type d \( -name test -o -name tests \) -prune \
+    -exec rm -rf {} + \
+ && find . -name '*.a' -delete \
+ && find torch/bin -mindepth 1 -maxdepth 1 ! -name torch_shm_manager -exec rm -rf {} + \
+ && rm -rf torch/include torch/share openvino/include openvino/cmake \
+ && cd openvino/libs \
+ && rm -f cache.json libopenvino_intel_[gn]pu_plugin.so \
+ && find . -name '*_frontend.so*' ! -name '*_ir_*' ! -name '*_pytorch_*' -delete \
+ && /app/bin/python -m compileall -q -j 0 /app/lib \
  && chmod -R a+rX /app
 
 FROM dependencies AS project
