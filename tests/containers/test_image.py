@@ -87,3 +87,4 @@ def test_help_comes_at_once(docker) -> None:
 def test_the_image_checks_itself(docker) -> None:
     done = docker(["self-check"], {}, flags=("--rm", "--network=none"))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"with openvino: \d", done.stdout), done.stdout
