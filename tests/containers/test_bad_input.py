@@ -29,6 +29,10 @@ CASES = {
         [*TRAIN, "--output_path=/out/run", "--nonsense=1"], {"inputs": "/in:ro"}, "--nonsense",
     ),
     "unknown task": (["nonsense"], {}, "nonsense"),
+    "no compiler": (
+        [*TRAIN, "--output_path=/out/run", "--set", "compute.compile=true"],
+        {"inputs": "/in:ro", "out": "/out"}, "needs a C++ compiler",
+    ),
 }  # fmt: skip
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from synthcube.data.phantom import write_phantoms
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "slurm"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "slurm"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 SETTINGS = """
 ClusterName=test
@@ -43,7 +46,7 @@ SlurmdLogFile={folder}/slurmd.log
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=1000
+NodeName={host} NodeAddr=127.0.0.1 CPUs=32 RealMemory=200000
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -125,17 +128,15 @@ def _said(command: list[str], environment: dict[str, str]) -> str:
 
 
 class Job:
-    """A submitted example; its GPUs are left out, all else is as it stands."""
+    """A submitted example."""
 
     def __init__(
-        self, script: str, slurm: dict[str, str], folder: Path, *flags: str, **places: object
+        self, slurm: dict[str, str], folder: Path, words: Sequence[str], **places: object
     ) -> None:
         self.environment = {**slurm, **{name: str(value) for name, value in places.items()}}
         self.log = folder / "job.log"
-        smaller = ("--gres=none", "--nodes=1", "--cpus-per-task=1", "--mem=1000", "--time=10")
         done = subprocess.run(
-            ["sbatch", "--parsable", *smaller, *flags, f"--output={self.log}",
-             str(EXAMPLES / script)],
+            ["sbatch", "--parsable", f"--output={self.log}", *words],
             cwd=folder, env=self.environment, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -159,9 +160,25 @@ class Job:
         self.wait_for(lambda: self.state() == "COMPLETED")
 
 
-def test_one_gpu(slurm, sif: Path, inputs: Path, tmp_path: Path) -> None:
-    Job("one_gpu.sbatch", slurm, tmp_path, SIF=sif, INPUTS=inputs, OUTPUTS=tmp_path / "o").finish()
-    assert len(list((tmp_path / "o" / "images" / "images").iterdir())) > 0
+def _without_gpus(script: str, tasks: int) -> list[str]:
+    return ["--gres=none", "--nodes=1", f"--ntasks-per-node={tasks}", str(EXAMPLES / script)]
+
+
+def test_the_command_of_the_page_runs_on_a_node_without_gpus(
+    slurm, sif: Path, inputs: Path, tmp_path: Path
+) -> None:
+    """As it stands, in a folder as the page wants it, on a cluster that has no GPU to give."""
+    page = (ROOT / "docs" / "how-to" / "slurm.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^sbatch (.*--gres=none.*)$", page, re.MULTILINE)
+    (tmp_path / "synthcube.sif").symlink_to(sif)
+    (tmp_path / "workspace").symlink_to(inputs)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    words = shlex.split(line)
+    asking = [word for word in words if word != "--gres=none"]
+    refused = subprocess.run(["sbatch", *asking], cwd=tmp_path, env=slurm, capture_output=True)
+    assert refused.returncode, "this cluster has GPUs"
+    Job(slurm, tmp_path, words).finish()
+    assert len(list((tmp_path / "outputs" / "images" / "images").iterdir())) > 0
 
 
 @pytest.mark.parametrize("script", ["one_node.sbatch", "several_nodes.sbatch"])
@@ -171,7 +188,7 @@ def test_tasks_of_a_job_share_one_training(
     """Two tasks; Slurm makes the processes, and they find each other by its variables."""
     out = tmp_path / "outputs"
     places = {"SIF": sif, "INPUTS": inputs, "OUTPUTS": out, "MASTER_ADDR": "127.0.0.1"}
-    job = Job(script, slurm, tmp_path, "--ntasks-per-node=2", **places)
+    job = Job(slurm, tmp_path, _without_gpus(script, 2), **places)
     job.finish()
     assert (out / "run" / "artifact" / "weights.safetensors").is_file()
     assert job.said().count("epoch 2/2") == 1, job.said()
@@ -196,7 +213,7 @@ def test_the_signal_saves_and_sends_the_job_back_and_it_continues(
     write_phantoms(longer / "data", num=500, size=(16, 16))
     out = tmp_path / "outputs"
     places = {"SIF": sif, "INPUTS": longer, "OUTPUTS": out, "MASTER_ADDR": "127.0.0.1"}
-    job = Job(script, slurm, tmp_path, f"--ntasks-per-node={tasks}", **places)
+    job = Job(slurm, tmp_path, _without_gpus(script, tasks), **places)
     job.wait_for(lambda: "step 20 " in job.said())
     subprocess.run(
         ["scancel", "--signal=USR1", "--batch", job.number], env=job.environment, check=True

@@ -171,3 +171,42 @@ def test_metadata_is_handed_on_only_where_prepare_writes_it(medperf_contract) ->
     config["tasks"]["statistics"]["input_volumes"]["metadata_path"] = volume
     faults = medperf_contract.faults_of(yaml.safe_dump(config), "preparator")
     assert faults == ["statistics: metadata_path, which prepare does not write"]
+
+
+PAGES = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("mlcube/*/README.md"), ROOT / "README.md"]
+
+
+def test_the_client_takes_every_command_of_the_pages(medperf_contract) -> None:
+    """Those of a package's README are tested in test_package.py."""
+    commands = {
+        command: page
+        for page in PAGES
+        for command in medperf_contract.commands_in(page.read_text(encoding="utf-8"))
+    }
+    assert len(commands) >= 6
+    faults = {
+        f"{page.name}: {command}": medperf_contract.command_fault(command)
+        for command, page in commands.items()
+    }
+    assert {where: fault for where, fault in faults.items() if fault} == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("medperf run -b BENCHMARK_UID -d DATASET_UID", "'--model_uid'"),
+        ("medperf run -b mine -d 1 -m 2", "Invalid value for '--benchmark'"),
+        ("medperf run --gpus=all -b 1 -d 2 -m 3", "--gpus"),
+        ("medperf --gpu=all run -b 1 -d 2 -m 3", "--gpu"),
+        ("medperf test run --model MODEL_UID", "'--benchmark'"),
+        ("medperf container submit --name a", "'--container-config-file'"),
+        ("medperf mlcube-submit", "mlcube-submit"),
+        ("medperf run ...", "Missing option"),
+    ],
+)
+def test_the_checker_sees_a_command_that_the_client_refuses(
+    medperf_contract, command: str, expected: str
+) -> None:
+    found = medperf_contract.commands_in(f"Then `{command}`.\n\n    {command}\n")
+    assert found == [command, command]
+    assert expected in medperf_contract.command_fault(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,19 @@ def test_prepared_conditions_that_the_model_does_not_know(
         site.predict(cube, "conditions: prepared")
     known = "conditions: prepared\nbeyond_training: leave_out"
     assert len(site.predict(cube, known, "known")) == 5
+
+
+def test_a_model_without_conditions_refuses_prepared_ones_as_the_page_says(
+    prepared, first_stage, package_of
+) -> None:
+    cube = package_of(first_stage("dcgan"))
+    expected = "the model follows no conditions"
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "medperf.md"
+    assert f"| `{expected}` | " in page.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"{expected}.*write conditions: drawn"):
+        prepared.predict(cube, "conditions: prepared")
+    (block,) = re.findall(r"```yaml\n(task: .*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(prepared.predict(cube, block, "as-on-the-page")) == 16
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,17 @@ def test_a_package_is_complete_the_same_again_and_says_how_to_register_it(
     assert hashes(package_of(conditional, "elsewhere")) == before
 
 
+def test_medperf_takes_every_command_of_the_readme(
+    conditional: Path, package_of, medperf_contract
+) -> None:
+    page = (package_of(conditional) / "README.md").read_text()
+    commands = medperf_contract.commands_in(page)
+    assert {" ".join(command.split()[1:3]) for command in commands} >= {
+        "container submit", "model associate", "run --benchmark", "test run",
+    }  # fmt: skip
+    assert [each for each in commands if medperf_contract.command_fault(each)] == []
+
+
 def test_a_package_takes_the_place_of_nothing_else(conditional: Path, package_of, tmp_path) -> None:
     (tmp_path / "cube").mkdir()
     (tmp_path / "cube" / "thesis.txt").write_text("mine")

@@ -110,8 +110,8 @@ class _Matching:
         for place, keys in enumerate(label_keys):
             for key in keys:
                 labels_of.setdefault(key, []).append(place)
-        for place, key in enumerate(prediction_keys):
-            predictions_of.setdefault(key, []).append(place)
+        for i, prediction_key in enumerate(prediction_keys):
+            predictions_of.setdefault(prediction_key, []).append(i)
         # Lists are shared: a thousand images of one name on both sides are a million pairs.
         self._labels = [labels_of.get(key, []) for key in prediction_keys]
         self._predictions = [[predictions_of.get(key, []) for key in keys] for keys in label_keys]

@@ -57,6 +57,11 @@ numbers (UID) of both; MedPerf's other commands take such a number, never a path
     medperf test run --benchmark BENCHMARK_UID --model MODEL_UID
     medperf model associate --model_uid MODEL_UID --benchmark BENCHMARK_UID
 
-The owner of the benchmark has to approve. A site then runs it with
-`medperf run -b BENCHMARK_UID -d DATASET_UID`; with a GPU, `medperf --gpus=all run ...`.
+The owner of the benchmark has to approve. A site that takes part with a data set then runs
+
+    medperf run --benchmark BENCHMARK_UID --data_uid DATASET_UID --model_uid MODEL_UID
+
+and on a GPU
+
+    medperf --gpus=all run --benchmark BENCHMARK_UID --data_uid DATASET_UID --model_uid MODEL_UID
 """

@@ -111,7 +111,7 @@ MODEL = Role(
     ),
     parameters="""\
 task: generate        # or reconstruct, translate: the prepared images
-conditions: drawn     # or prepared: those of the prepared images, one after the other
+conditions: drawn     # or prepared, if the model follows any: those of the prepared images in turn
 beyond_training: refuse  # or leave_out: prepared conditions that the model does not know
 seed: 0
 sampling:

@@ -93,7 +93,10 @@ def _prepared_conditions(data_path: Path, trained: Artifact, beyond: str) -> lis
     """What the model is to follow, for each prepared image in its order."""
     specs, rows = trained.image.conditions, read_manifest(data_path).rows
     if not specs:
-        raise ConfigError("conditions: prepared, but the model follows no conditions: take drawn.")
+        raise ConfigError(
+            "conditions: prepared, but the model follows no conditions, for it was trained without "
+            "data.conditions: write conditions: drawn in parameters_file."
+        )
     missing = [each.name for each in specs if not any(cell(row, each.name) for row in rows)]
     if missing:
         raise ConfigError(

@@ -40,7 +40,7 @@ class ModelConfig(Schema):
     conditions: Literal["drawn", "prepared"] = Field(
         default="drawn",
         description="What generated images follow: what sampling.num_images says, the rest drawn; "
-        "or the conditions of the prepared images, one after the other.",
+        "or, for a model that follows conditions, those of the prepared images in turn.",
     )
     beyond_training: Literal["refuse", "leave_out"] = Field(
         default="refuse",
