@@ -36,7 +36,7 @@ def images_per_second(num_images: int, rank: int, num_epochs: int) -> float:
     """The median epoch's images for each CPU-second, the first epoch left out."""
     from synthcube.data.manifest import read_manifest
     from synthcube.data.module import DataModule
-    from synthcube.data.transforms import DataConfig
+    from synthcube.data.preprocessing import DataConfig
 
     write = write_jpegs if rank == 2 else write_volumes
     with TemporaryDirectory() as name:

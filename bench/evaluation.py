@@ -41,10 +41,10 @@ def measure(options: Options) -> list[Row]:
 
 def cost(number: int) -> dict[str, float]:
     """Of one evaluation in this process, from the files to results.yaml."""
-    from synthcube import runtime
+    from synthcube import environment
     from synthcube.tasks.evaluate import evaluate
 
-    runtime.calm_threads()
+    environment.calm_threads()
     torch.set_num_threads(2)
     with TemporaryDirectory() as name:
         folder = Path(name)

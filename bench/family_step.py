@@ -18,7 +18,7 @@ from bench.train_step import between, our_steps, row
 
 
 def measure(options: Options) -> list[Row]:
-    from synthcube import registry
+    from synthcube.models import registry
 
     num_rounds, num_steps = (1, 2) if options.quick else (3, 8)
     rows = []
@@ -48,7 +48,7 @@ def bare_step(model: dict[str, Any], size: tuple[int, ...], batch_size: int) -> 
     import torch
 
     from bench.sampling import image_spec
-    from synthcube import registry
+    from synthcube.models import registry
 
     config: Any = registry.find(model["name"]).model_validate(model)
     image = image_spec(SIDE).model_copy(update={"size": size})
@@ -87,7 +87,7 @@ def bare_step(model: dict[str, Any], size: tuple[int, ...], batch_size: int) -> 
 
 def defaults(name: str) -> dict[str, Any]:
     """The family's defaults; one with two stages gets an untrained first one of defaults too."""
-    from synthcube import registry
+    from synthcube.models import registry
 
     kind = registry.find(name)
     model: dict[str, Any] = {"name": name}

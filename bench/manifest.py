@@ -48,7 +48,7 @@ def cost_of_reading(path: Path) -> tuple[float, int]:
 
     from synthcube.data.conditions import condition_specs, condition_values
     from synthcube.data.manifest import read_manifest
-    from synthcube.data.splitting import split_subjects
+    from synthcube.data.module import split_subjects
 
     start = time.process_time()
     manifest = read_manifest(path)

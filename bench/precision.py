@@ -45,11 +45,12 @@ def validation_losses(precision_name: str, seed: int, epochs: int, num_images: i
     """Train the default family on phantoms; the loss of every validation."""
     import torch
 
-    from synthcube import compute, registry, runtime
+    from synthcube import compute, environment
     from synthcube.data.manifest import read_manifest
     from synthcube.data.module import DataModule
     from synthcube.data.phantom import write_phantoms
-    from synthcube.data.transforms import DataConfig
+    from synthcube.data.preprocessing import DataConfig
+    from synthcube.models import registry
     from synthcube.training import Plan, TrainingConfig, fit
 
     device = torch.device("cpu")
@@ -61,7 +62,7 @@ def validation_losses(precision_name: str, seed: int, epochs: int, num_images: i
             read_manifest(images), DataConfig(), batch_size=BATCH_SIZE, seed=seed,
             cache=folder / "cache",
         )  # fmt: skip
-        torch.manual_seed(runtime.derived_seed(seed, "weights"))
+        torch.manual_seed(environment.derived_seed(seed, "weights"))
         family = registry.find(registry.DEFAULT)(name=registry.DEFAULT).build(data.image)
         training = TrainingConfig(max_epochs=epochs, sample_every_n_epochs=0)
         place = compute.ComputeConfig(accelerator="cpu")

@@ -46,7 +46,7 @@ def measure(options: Options) -> list[Row]:
 
 def convert(family_name: str, folder: str) -> None:
     """Put the networks of an untrained model of default size into `folder`."""
-    from synthcube.export.runtimes.conversion import convert as into
+    from synthcube.sharing.runtimes.conversion import convert as into
 
     for runtime in RUNTIMES:
         into(_model(family_name), Path(folder), runtime)
@@ -57,8 +57,8 @@ def images_per_second(family_name: str, runtime: str, folder: str) -> float:
     import numpy as np
     import torch
 
-    from synthcube.export.runtimes.substitution import substitute
     from synthcube.models import inference
+    from synthcube.sharing.runtimes.conversion import substitute
 
     family = _model(family_name)
     if runtime != "torch":
@@ -77,7 +77,7 @@ def images_per_second(family_name: str, runtime: str, folder: str) -> float:
 def _model(family_name: str) -> Any:
     import torch
 
-    from synthcube import registry
+    from synthcube.models import registry
 
     torch.manual_seed(0)
     config = registry.find(family_name)(name=family_name)

@@ -31,8 +31,8 @@ def images_per_second(family_name: str, num_batches: int, asked: str) -> tuple[f
     import numpy as np
     import torch
 
-    from synthcube import compute, registry
-    from synthcube.models import inference
+    from synthcube import compute
+    from synthcube.models import inference, registry
 
     device = torch.device("cpu")
     precision, _ = compute.precision(asked, device)

@@ -32,7 +32,7 @@ def measure(options: Options) -> list[Row]:
 def seconds_of_saving(number: int, num_rounds: int) -> tuple[list[float], list[float], int]:
     """Seconds of saves that each replace the one before, until they return and until they are on
     the disk; and the bytes of one."""
-    from synthcube.training.checkpoint_io import AtomicCheckpointIO
+    from synthcube.training.checkpoints import AtomicCheckpointIO
 
     content, plugin = checkpoint(number), AtomicCheckpointIO()
     seconds, written = [], []

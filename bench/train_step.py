@@ -73,8 +73,8 @@ def our_steps(model: dict[str, Any], precision: str, num_steps: int) -> list[flo
     """CPU-seconds from the start of a step to the start of the next, in a training of `model`."""
     import torch
 
-    from synthcube import registry
     from synthcube.compute import ComputeConfig
+    from synthcube.models import registry
     from synthcube.training import Plan, TrainingConfig, fit
 
     starts: list[float] = []
@@ -110,7 +110,7 @@ def between(starts: list[float]) -> list[float]:
 def _data(folder: Path, num_batches: int) -> Any:
     from synthcube.data.manifest import read_manifest
     from synthcube.data.module import DataModule
-    from synthcube.data.transforms import DataConfig
+    from synthcube.data.preprocessing import DataConfig
 
     images = write_jpegs(folder / "images", num_batches * BATCH_SIZE, SIDE)
     config = DataConfig(size=(SIDE, SIDE), validation_fraction=0)

@@ -12,7 +12,7 @@ LATENT_GB = 12.0  # what latent_diffusion may take at 128^3
 
 
 def measure(options: Options) -> list[Row]:
-    from synthcube import registry
+    from synthcube.models import registry
 
     rows = []
     for side in (32,) if options.quick else (64, 128):

@@ -118,7 +118,8 @@ def phantoms(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_config(tmp_path: Path, first_stage):
     """Writes the YAML of a training of two seconds, for a family."""
-    from synthcube import registry, yaml_text
+    from synthcube import reading
+    from synthcube.models import registry
 
     def write(family: str = "rectified_flow", name: str = "tiny.yaml") -> Path:
         kind = registry.find(family)
@@ -126,7 +127,7 @@ def tiny_config(tmp_path: Path, first_stage):
         if kind.needs:
             model = {**model, "first_stage": str(first_stage(kind.needs))}
         path = tmp_path / name
-        path.write_text(yaml_text.dump({"model": model}) + TRAINING, encoding="utf-8")
+        path.write_text(reading.dump({"model": model}) + TRAINING, encoding="utf-8")
         return path
 
     return write
@@ -138,14 +139,15 @@ def first_stage(tmp_path_factory: pytest.TempPathFactory):
     runs: dict[str, Path] = {}
 
     def trained(family: str) -> Path:
-        from synthcube import registry, yaml_text
+        from synthcube import reading
         from synthcube.data.phantom import write_phantoms
+        from synthcube.models import registry
         from synthcube.tasks.train import train
 
         if family not in runs:
             folder = tmp_path_factory.mktemp(family)
             model = registry.find(family).tiny().model_dump(mode="json")
-            (folder / "config.yaml").write_text(yaml_text.dump({"model": model}) + TRAINING)
+            (folder / "config.yaml").write_text(reading.dump({"model": model}) + TRAINING)
             data = write_phantoms(folder / "data", num=12, size=(16, 16)).parent
             train(folder / "config.yaml", data, folder / "run")
             runs[family] = folder / "run"

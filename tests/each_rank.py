@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from safetensors.torch import save_file
 
-from synthcube import plugins, runtime
+from synthcube import environment, plugins
 from synthcube.errors import SynthCubeError
 from synthcube.tasks.train import train
 
@@ -31,7 +31,7 @@ class Spying(pl.Trainer):
 
 
 if __name__ == "__main__":
-    runtime.open_log()
+    environment.open_log()
     plugins.vouch([Path(__file__).parent])
     pl.Trainer = Spying
     config, data, run = map(Path, sys.argv[1:4])

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from synthcube import registry
 from synthcube.compute import ComputeConfig
 from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.phantom import write_phantoms
-from synthcube.data.transforms import DataConfig
+from synthcube.data.preprocessing import DataConfig
+from synthcube.models import registry
 from synthcube.training import Plan, TrainingConfig, fit
-from synthcube.training.shortage import Need
+from synthcube.training.memory import Need
 
 
 def train(family: str, size: tuple[int, ...], batch_size: int, folder: Path) -> Need:

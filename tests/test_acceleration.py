@@ -13,16 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthcube import registry
 from synthcube.compute import ComputeConfig
 from synthcube.errors import ConfigError
+from synthcube.models import registry
 from synthcube.models.families import rectified_flow
 from synthcube.models.family import Family
 from synthcube.schema import Batch, Condition, ImageSpec
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints
-from synthcube.training.compilation import compile_networks
-from synthcube.training.recomputation import recompute_blocks
+from synthcube.training.acceleration import compile_networks, recompute_blocks
 
 # Traced as for any compiler, and run as it was: what is compiled is tested, not how fast it is.
 TRACED = "compute.compile={backend: eager}"

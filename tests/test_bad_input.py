@@ -306,10 +306,10 @@ def test_a_working_folder_that_is_not_utf8(
 def test_names_of_others_give_no_orders_in_the_log(
     cli, tmp_path: Path, tiny_config, phantoms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from synthcube import runtime
+    from synthcube import environment
 
-    runtime.open_log()
-    runtime.messages.log.warning("%s is here", "\x1b[31mred\r\u202e")
+    environment.open_log()
+    environment.messages.log.warning("%s is here", "\x1b[31mred\r\u202e")
     assert capsys.readouterr().err == "\\x1b[31mred\\r\\u202e is here\n"
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from synthcube.runtime import cache_folder, keep_caches_private
-from synthcube.runtime.folders import private
+from synthcube.environment import cache_folder, keep_caches_private, private
 
 SOMEONE = 12345
 
@@ -122,7 +121,7 @@ def test_without_a_home_it_is_a_folder_of_the_user(
 def test_a_fresh_folder_goes_at_the_end(shared: Path) -> None:
     open_to_all(shared / "caches")
     script = (
-        "from pathlib import Path; from synthcube.runtime.folders import private; "
+        "from pathlib import Path; from synthcube.environment import private; "
         f"found = private(Path({str(shared / 'caches')!r})); found.mkdir(); print(found)"
     )
     done = subprocess.run(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synthcube import config, registry
+from synthcube import config
 from synthcube.errors import ConfigError
+from synthcube.models import registry
 from synthcube.tasks.describe import starting_yaml
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 
-from synthcube import registry
 from synthcube.errors import ConfigError, OutputError, PreemptedError
+from synthcube.models import registry
 from synthcube.tasks.train import train
-from synthcube.training import checkpoint_io, checkpoints, continuation, pictures
+from synthcube.training import checkpoints, pictures
 from synthcube.training.preemption import Preemption
 
 # Eight images to train on: four steps in each of two epochs.
@@ -48,7 +48,7 @@ def child(work: Callable[[], object]) -> int:
 
 def signalled(number: signal.Signals, step: int) -> None:
     """From now on this process gets the signal once that many batches were trained on."""
-    ended = continuation.Continuation.on_train_batch_end
+    ended = checkpoints.Continuation.on_train_batch_end
 
     def then(self: Any, trainer: Any, *args: Any) -> None:
         if trainer.fit_loop.total_batch_idx + 1 == step and number != signal.SIGKILL:
@@ -57,7 +57,7 @@ def signalled(number: signal.Signals, step: int) -> None:
         if trainer.fit_loop.total_batch_idx + 1 == step:
             os.kill(os.getpid(), number)
 
-    continuation.Continuation.on_train_batch_end = then  # type: ignore[method-assign]
+    checkpoints.Continuation.on_train_batch_end = then  # type: ignore[method-assign]
 
 
 def interrupted(
@@ -153,13 +153,13 @@ def test_a_signal_in_a_validation_does_not_wait_for_its_end(
     train(config, phantoms, tmp_path / "straight", overrides=overrides)
 
     def work() -> None:
-        ended = continuation.Continuation.on_validation_batch_end
+        ended = checkpoints.Continuation.on_validation_batch_end
 
         def then(self: Any, *args: Any) -> None:
             os.kill(os.getpid(), signal.SIGUSR1)
             ended(self, *args)
 
-        continuation.Continuation.on_validation_batch_end = then  # type: ignore[method-assign]
+        checkpoints.Continuation.on_validation_batch_end = then  # type: ignore[method-assign]
         train(config, phantoms, run, overrides=overrides)
 
     assert child(work) == 75
@@ -222,7 +222,7 @@ def test_twenty_kills_at_random_moments_change_nothing(
     began = time.monotonic()
     train(config, phantoms, tmp_path / "straight", overrides=overrides)
     whole = time.monotonic() - began
-    monkeypatch.setattr(checkpoint_io, "_SMALL_BYTES", 0)  # written by a thread
+    monkeypatch.setattr(checkpoints, "_SMALL_BYTES", 0)  # written by a thread
     moments = random.Random(0)
     kills = 0
     while kills < 20:
@@ -302,7 +302,7 @@ def test_processes_on_gpus_ask_each_other_now_and_then_whatever_is_accumulated(
             reduce=lambda *_, **__: asked.append(1) or torch.zeros(2),
         ),
     )  # fmt: skip
-    callback = continuation.Continuation(
+    callback = checkpoints.Continuation(
         Path("last.ckpt"), Preemption(()), accumulate=accumulate, every_n_minutes=None,
         restored=lambda *_: None,
     )  # fmt: skip
@@ -350,9 +350,9 @@ def test_what_is_saved_is_what_it_was_when_the_training_went_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written by a thread, from a copy; the same file twice where it is the best and the last."""
-    monkeypatch.setattr(checkpoint_io, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(checkpoints, "_SMALL_BYTES", 0)
     first, second = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
-    weight, writer = torch.ones(1000, 1000), checkpoint_io.AtomicCheckpointIO()
+    weight, writer = torch.ones(1000, 1000), checkpoints.AtomicCheckpointIO()
     for number in range(3):
         weight.fill_(number)
         writer.save_checkpoint({"state_dict": {"weight": weight}}, first)
@@ -364,7 +364,7 @@ def test_what_is_saved_is_what_it_was_when_the_training_went_on(
     assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "last.ckpt"}
     writer.save_checkpoint({"state_dict": {"weight": weight}}, tmp_path / "gone" / "last.ckpt")
     writer.finish()
-    monkeypatch.setattr(checkpoint_io.torch, "save", _full)
+    monkeypatch.setattr(checkpoints.torch, "save", _full)
     writer.save_checkpoint({"state_dict": {"weight": weight}}, first)
     with pytest.raises(OutputError, match=r"best.ckpt: the disk is full\. What was there before"):
         writer.teardown()

@@ -12,8 +12,9 @@ import pytest
 import torch
 from generative.networks.nets import VQVAE, DiffusionModelUNet, PatchDiscriminator
 
-from synthcube import config, losses, optimization
+from synthcube import config
 from synthcube.data.phantom import write_phantoms
+from synthcube.models import losses, optimizers
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -116,12 +117,12 @@ def named(section: str) -> list[str]:
 def test_every_name_is_in_the_table_of_names_and_no_other() -> None:
     """That each of them works is tested in test_losses.py and test_optimization.py."""
     assert named("Losses") == sorted(losses.known_losses())
-    assert named("Optimizers") == sorted(optimization.known_optimizers())
-    assert named("Schedules") == sorted(optimization.known_schedules())
+    assert named("Optimizers") == sorted(optimizers.known_optimizers())
+    assert named("Schedules") == sorted(optimizers.known_schedules())
     assert named("Not by name") == sorted(
         losses.UNUSABLE_LOSSES.keys()
-        | optimization.UNUSABLE_OPTIMIZERS.keys()
-        | optimization.UNUSABLE_SCHEDULES.keys()
+        | optimizers.UNUSABLE_OPTIMIZERS.keys()
+        | optimizers.UNUSABLE_SCHEDULES.keys()
     )
 
 

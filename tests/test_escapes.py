@@ -13,14 +13,13 @@ import yaml
 from PIL import Image as Pillow
 from synthcube.evaluation.report.folder import write_report
 
-from synthcube import artifact
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.errors import ConfigError, HubError
 from synthcube.escapes import from_spreadsheet, hidden_in, markdown, spreadsheet, visible
 from synthcube.evaluation.results import Measure, Section
-from synthcube.export import hub as hubs
-from synthcube.export.card import Story, model_card
-from synthcube.export.scores import read_results
+from synthcube.models import artifact
+from synthcube.sharing import hub as hubs
+from synthcube.sharing.card import Story, model_card, read_results
 from synthcube.specs import MLCUBE, write_specs
 
 SCRIPT = "<script>alert(1)</script>"

@@ -35,7 +35,7 @@ def test_there_is_an_example_of_every_family_in_2d_and_3d() -> None:
         if path.stem != "own_family":
             settings = config.load(path)
             found.add((settings.model.name, len(settings.data.size or ())))
-    from synthcube import registry
+    from synthcube.models import registry
 
     assert found == {(name, rank) for name in registry.names() for rank in (2, 3)}
 
@@ -70,7 +70,7 @@ def test_missing_plugin_folder_is_named() -> None:
 
 def test_an_entry_point_is_a_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An installed package: its metadata on the path is all that installing means here."""
-    from synthcube import registry
+    from synthcube.models import registry
 
     package = tmp_path / "site"
     info = package / "their_family-1.0.dist-info"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from synthcube import artifact
 from synthcube.errors import OutputError
-from synthcube.tasks import run_folder
+from synthcube.models import artifact
+from synthcube.tasks import train as run_folder
 from synthcube.tasks.export import export
 from synthcube.tasks.infer import infer
 from synthcube.tasks.train import train

@@ -18,7 +18,7 @@ from generative.networks.nets import (
     PatchDiscriminator,
 )
 
-from synthcube import artifact, legacy
+from synthcube.models import artifact, legacy
 
 UNET = {"channels": [8, 16], "num_res_blocks": 1, "attention_from": 1, "num_head_channels": 4,
         "num_norm_groups": 4, "num_sampling_steps": 3}  # fmt: skip

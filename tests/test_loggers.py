@@ -14,7 +14,7 @@ import yaml
 
 from synthcube.errors import ConfigError
 from synthcube.tasks.train import train
-from synthcube.training import reports
+from synthcube.training import loggers as reports
 from synthcube.training.config import TrainingConfig
 from synthcube.training.loggers import LoggerConfig
 

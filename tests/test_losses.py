@@ -11,8 +11,9 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from synthcube import artifact, plugins, registry
-from synthcube.losses import (
+from synthcube import plugins
+from synthcube.models import artifact, registry
+from synthcube.models.losses import (
     UNUSABLE_LOSSES,
     LossConfig,
     WeightedLosses,

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthcube import registry, runtime
+from synthcube import environment
 from synthcube.compute import ComputeConfig
+from synthcube.models import registry
 from synthcube.schema import ImageSpec
 from synthcube.storage import sha256
-from synthcube.training import TrainingConfig, memory, shortage
+from synthcube.training import TrainingConfig, memory
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -28,11 +29,9 @@ def spec(side: int, rank: int = 2) -> ImageSpec:
     )  # fmt: skip
 
 
-def need(name: str = "ddpm", **training: object) -> shortage.Need:
+def need(name: str = "ddpm", **training: object) -> memory.Need:
     model = registry.find(name).tiny()
-    return shortage.Need(
-        model, spec(16), TrainingConfig(**training), ComputeConfig(), "32-true", CPU
-    )
+    return memory.Need(model, spec(16), TrainingConfig(**training), ComputeConfig(), "32-true", CPU)
 
 
 @pytest.mark.parametrize("family", registry.names())
@@ -102,8 +101,8 @@ def test_the_estimate_is_within_a_factor_of_two(
 def test_a_training_that_does_not_fit_is_warned_of_with_values_that_do() -> None:
     wide = need(batch_size=16)
     needed = wide.bytes_needed()
-    assert shortage.warning(wide, needed, needed) == ""
-    text = shortage.warning(wide, needed, needed // 3)
+    assert memory.warning(wide, needed, needed) == ""
+    text = memory.warning(wide, needed, needed // 3)
     assert "These help most: " in text
     named = [part.split(" (")[0] for part in text.split("most: ")[1].split("; ")]
     assert len(named) == 3
@@ -111,7 +110,7 @@ def test_a_training_that_does_not_fit_is_warned_of_with_values_that_do() -> None
     less = need(batch_size=4, accumulate=4)
     assert less.bytes_needed() <= needed // 3
     alone = need(batch_size=1)
-    text = shortage.warning(alone, needed, 1)
+    text = memory.warning(alone, needed, 1)
     assert "training.batch_size" not in text
     assert "data.size=[8, 8]" in text
 
@@ -119,8 +118,8 @@ def test_a_training_that_does_not_fit_is_warned_of_with_values_that_do() -> None
 @pytest.mark.parametrize("family", registry.names())
 def test_every_value_that_is_advised_is_one_that_trains(family: str) -> None:
     short = need(family, batch_size=6)
-    for _, other in (*shortage._less_at_once(short, 0), *shortage._cheaper(short),
-                     *shortage._smaller(short)):  # fmt: skip
+    for _, other in (*memory._less_at_once(short, 0), *memory._cheaper(short),
+                     *memory._smaller(short)):  # fmt: skip
         assert other.bytes_needed() < 1.01 * short.bytes_needed()
         assert other.model.faults(other.image) == []
 
@@ -139,21 +138,21 @@ def test_every_value_that_is_advised_is_one_that_trains(family: str) -> None:
     ],
 )
 def test_what_a_failed_allocation_looks_like(error: Exception, expected: bool) -> None:
-    assert shortage.is_shortage(error) is expected
+    assert memory.is_shortage(error) is expected
 
 
 def test_the_tightest_limit_counts(tmp_path: Path) -> None:
-    assert 0 < runtime.free_memory() < 1 << 50
+    assert 0 < environment.free_memory() < 1 << 50
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  2000 kB\n")
-    assert runtime.free_memory(tmp_path) == 2000 * 1024
+    assert environment.free_memory(tmp_path) == 2000 * 1024
     group = tmp_path / "sys" / "fs" / "cgroup"
     group.mkdir(parents=True)
     (group / "memory.current").write_text("400000\n")
     (group / "memory.max").write_text("max\n")
-    assert runtime.free_memory(tmp_path) == 2000 * 1024
+    assert environment.free_memory(tmp_path) == 2000 * 1024
     (group / "memory.max").write_text("1000000\n")
-    assert runtime.free_memory(tmp_path) == 600000
+    assert environment.free_memory(tmp_path) == 600000
 
 
 LIMITED = """

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthcube import runtime, yaml_text
+from synthcube import environment as runtime
+from synthcube import reading
 
 SCRIPT = Path(__file__).with_name("each_rank.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -45,7 +46,7 @@ def ranks(run: Path) -> list[dict[str, torch.Tensor]]:
 def test_batch_norms_of_two_processes_are_those_of_one(
     phantoms: Path, tmp_path: Path, tiny_config, forks
 ) -> None:
-    config = yaml_text.dump({"model": {"name": "normed_family:NormedConfig"}})
+    config = reading.dump({"model": {"name": "normed_family:NormedConfig"}})
     path = tiny_config()
     path.write_text(config + "\ntraining:" + path.read_text().partition("\ntraining:")[2])
     for name, devices in (("one", 1), ("two", 2)):

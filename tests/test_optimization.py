@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from synthcube import plugins
 from synthcube.errors import ConfigError
-from synthcube.optimization import (
+from synthcube.models.optimizers import (
     UNUSABLE_OPTIMIZERS,
     UNUSABLE_SCHEDULES,
     OptimizerConfig,

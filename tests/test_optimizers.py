@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from synthcube.optimizers import ADOPT, AdEMAMix, Lion
+from synthcube.models.optimizers import ADOPT, AdEMAMix, Lion
 
 GRADIENTS = [0.5, -2.0, 0.25, 3.0, -0.75]
 LR = 0.1

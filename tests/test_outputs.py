@@ -12,10 +12,11 @@ from types import ModuleType
 import pytest
 import yaml
 
-from synthcube import registry, yaml_text
+from synthcube import reading
 from synthcube.data.phantom import write_phantoms
+from synthcube.models import registry
 from synthcube.storage import sha256
-from synthcube.tasks import run_folder
+from synthcube.tasks import train as run_folder
 
 LIGHT = {"extractor": {"name": "random-projection"}, "num_repeats": 2}
 TRAINING = {"max_epochs": 1, "batch_size": 4, "sample_every_n_epochs": 1, "num_sample_images": 2}
@@ -36,7 +37,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = registry.find("rectified_flow").tiny().model_dump(mode="json")
     compute = {"accelerator": "cpu", "precision": "32"}
     content = {"model": model, "training": TRAINING, "compute": compute, "evaluation": LIGHT}
-    (root / "config.yaml").write_text(yaml_text.dump(content))
+    (root / "config.yaml").write_text(reading.dump(content))
     train(root / "config.yaml", root / "data", root / "run")
     export(root / "run", root / "shared")
     infer(root / "run", root / "drawn", num_images=6)

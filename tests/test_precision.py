@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthcube import registry
+from synthcube.models import registry
 from synthcube.tasks.infer import infer
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthcube import registry
-from synthcube.data.batches import EpochBatches
+from synthcube.data.module import EpochBatches
+from synthcube.models import registry
 
 SCRIPT = Path(__file__).with_name("each_rank.py")
 LIMIT_S = 240

@@ -15,7 +15,7 @@ from synthcube.data.images import image_fault, read_image, write_image
 from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.preparation import prepare
-from synthcube.data.transforms import DataConfig, to_intensities
+from synthcube.data.preprocessing import DataConfig, to_intensities
 
 
 def test_mednist_is_prepared_as_six_classes(mednist: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthcube import artifact
 from synthcube.errors import ConfigError
+from synthcube.models import artifact
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints
 

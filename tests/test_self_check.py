@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from synthcube import registry
+from synthcube.models import registry
 from synthcube.tasks.self_check import self_check
 
 STEPS = ("phantoms", "train", "infer", "evaluate", "export", "verify", "open in Python")

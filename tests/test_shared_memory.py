@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from synthcube import runtime
+from synthcube import environment
 
 BATCH = 10_000_000
 
@@ -17,7 +17,7 @@ BATCH = 10_000_000
 def free(monkeypatch: pytest.MonkeyPatch):
     def have(free_bytes: int) -> None:
         monkeypatch.setattr(
-            runtime.machine.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes)
+            environment.machine.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes)
         )
 
     return have
@@ -30,13 +30,13 @@ def free(monkeypatch: pytest.MonkeyPatch):
 )  # fmt: skip
 def test_workers_are_as_many_as_fit(free, tmp_path: Path, free_bytes: int, fitting: int) -> None:
     free(free_bytes)
-    assert runtime.workers_that_fit(4, BATCH, tmp_path) == fitting
+    assert environment.workers_that_fit(4, BATCH, tmp_path) == fitting
 
 
 def test_fewer_workers_are_told(free, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     free(64_000_000)
     with caplog.at_level(logging.INFO, "synthcube"):
-        runtime.workers_that_fit(4, BATCH, tmp_path)
+        environment.workers_that_fit(4, BATCH, tmp_path)
     assert "2 instead of 4 workers" in caplog.text
     assert "64.0 MB free, they need 90.0 MB" in caplog.text
     assert "--shm-size" in caplog.text
@@ -45,10 +45,10 @@ def test_fewer_workers_are_told(free, tmp_path: Path, caplog: pytest.LogCaptureF
 def test_enough_is_not_told(free, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     free(1_000_000_000)
     with caplog.at_level(logging.INFO, "synthcube"):
-        runtime.workers_that_fit(4, BATCH, tmp_path)
+        environment.workers_that_fit(4, BATCH, tmp_path)
     assert caplog.text == ""
 
 
 def test_no_workers_and_no_shared_memory_change_nothing(tmp_path: Path) -> None:
-    assert runtime.workers_that_fit(0, BATCH, tmp_path) == 0
-    assert runtime.workers_that_fit(4, BATCH, tmp_path / "missing") == 4
+    assert environment.workers_that_fit(0, BATCH, tmp_path) == 0
+    assert environment.workers_that_fit(4, BATCH, tmp_path / "missing") == 4

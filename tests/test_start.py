@@ -10,9 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from synthcube import registry
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ArtifactError, ConfigError
+from synthcube.models import registry
 from synthcube.storage import sha256
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from synthcube import artifact
 from synthcube.data.images import write_image
 from synthcube.data.manifest import write_manifest
 from synthcube.errors import OutputError
+from synthcube.models import artifact
 from synthcube.schema import ImageSpec
 from synthcube.storage import (
     contents,

@@ -13,12 +13,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from synthcube import config, registry
+from synthcube import config
 from synthcube.compute import ComputeConfig
 from synthcube.errors import ConfigError
+from synthcube.models import registry
 from synthcube.tasks.infer import infer
 from synthcube.tasks.train import train
-from synthcube.training import deepspeed_config, strategies
+from synthcube.training import deepspeed, strategies
 
 SCRIPT = Path(__file__).with_name("each_rank.py")
 TWO = "compute.num_devices=2"
@@ -180,8 +181,8 @@ def test_a_file_of_deepspeed_that_says_what_the_yaml_says(tmp_path: Path) -> Non
         ["compute.strategy=deepspeed", f"compute.strategy_config={{config: {path}}}",
          "compute.num_devices=2"],
     )  # fmt: skip
-    assert deepspeed_config.own_optimizer(built.compute) == "Adam"
-    given = deepspeed_config.arguments(built.compute, built.training, 2)["config"]
+    assert deepspeed.own_optimizer(built.compute) == "Adam"
+    given = deepspeed.arguments(built.compute, built.training, 2)["config"]
     assert given["zero_optimization"] == {"stage": 1}
     assert given["train_micro_batch_size_per_gpu"] == 8
     assert "train_batch_size" not in given  # Lightning does not take it
@@ -199,7 +200,7 @@ def test_a_missing_file_and_a_file_beside_arguments() -> None:
 def test_deepspeed_is_refused_without_its_package_or_without_a_gpu(
     installed: bool, cli, tiny_config, phantoms, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deepspeed_config, "find_spec", lambda _: object() if installed else None)
+    monkeypatch.setattr(deepspeed, "find_spec", lambda _: object() if installed else None)
     for command in (["train", "-o", tmp_path / "run"], ["check"]):
         code, _, text = cli(
             *command, "-c", tiny_config(), "-d", phantoms, "--set", "compute.strategy=deepspeed"

@@ -20,8 +20,8 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from synthcube import artifact
 from synthcube.data.phantom import write_phantoms
+from synthcube.models import artifact
 from synthcube.storage import sha256
 
 

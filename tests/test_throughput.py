@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from synthcube import plugins, runtime
+from synthcube import environment, plugins
 from synthcube.errors import NonFiniteLossError
 from synthcube.tasks.train import train
-from synthcube.training import throughput
+from synthcube.training import progress
 from synthcube.training.config import TrainingConfig
 
 SLOW = '''
@@ -42,7 +42,7 @@ def slow_images(tmp_path: Path) -> str:
 def test_slow_images_are_noticed_and_what_to_change_is_said(
     tiny_config, phantoms: Path, tmp_path: Path, slow_images: str, caplog, monkeypatch
 ) -> None:
-    monkeypatch.setattr(runtime, "num_cores", lambda: 8)
+    monkeypatch.setattr(environment, "num_cores", lambda: 8)
     run = tmp_path / "run"
     with caplog.at_level("INFO", "synthcube"):
         train(tiny_config(), phantoms, run, overrides=[slow_images, "training.max_epochs=3"])
@@ -113,15 +113,15 @@ def test_an_interrupted_training_accounts_for_its_time(
 )
 def test_dear_pictures_and_checkpoints_are_noticed(part: str, text: str) -> None:
     seconds = {"step": 10.0, "pictures": 0.0, "saving": 0.0} | {part: 10.0}
-    lines = throughput.writing_advice(seconds, TrainingConfig())
+    lines = progress.writing_advice(seconds, TrainingConfig())
     assert [line[: len(text)] for line in lines] == ([text] if text else [])
 
 
 def test_the_innermost_part_gets_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second for each action that starts or stops, in the order of Lightning."""
     seconds = iter(range(100))
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(next(seconds)))
-    ledger = throughput.Ledger("Model", "SamplePictures")
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(seconds)))
+    ledger = progress.Ledger("Model", "SamplePictures")
     fetch = "[_TrainingEpochLoop].train_dataloader_next"
     ledger.start("run_training_epoch")
     for _ in range(2):
@@ -144,7 +144,7 @@ def test_the_innermost_part_gets_the_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_processes_report_the_longest_wait() -> None:
-    ledger = throughput.Ledger("Model", "SamplePictures")
+    ledger = progress.Ledger("Model", "SamplePictures")
     ledger.seconds |= {"step": 9.8, "data_wait": 0.2}
     assert ledger.data_share == pytest.approx(0.02)
     ledger.others_wait_more_s = 0.8

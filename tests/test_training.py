@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthcube import registry
 from synthcube.errors import ArtifactError, ConfigError, NonFiniteLossError, OutputError
+from synthcube.models import registry
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints
 
@@ -96,7 +96,7 @@ def test_the_artifact_holds_the_averaged_weights(tiny_config, phantoms, tmp_path
 
 def test_the_average_ramps_up_as_documented(tiny_config, phantoms, tmp_path: Path) -> None:
     """Recomputed from the weights after each step: decay min(0.999, (1 + n) / (10 + n))."""
-    from synthcube.training.averaging import RampedEMA
+    from synthcube.training.ema import RampedEMA
 
     current = [torch.nn.Linear(3, 2) for _ in range(4)]
     ema = RampedEMA(0.999)

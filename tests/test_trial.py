@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from synthcube import registry
+from synthcube.models import registry
 from synthcube.storage import sha256
 
 

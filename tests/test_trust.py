@@ -19,14 +19,15 @@ import yaml
 from pydantic import ValidationError
 
 import synthcube
-from synthcube import artifact, config, optimization, plugins, vocabulary
-from synthcube.data.named_transforms import ALIASES, TransformConfig, alias, torchio_transforms
+from synthcube import config, plugins
 from synthcube.data.phantom import write_phantoms
 from synthcube.data.postprocessing import FinishingTransform, _monai_transforms
-from synthcube.data.transforms import DataConfig
+from synthcube.data.preprocessing import DataConfig
+from synthcube.data.transforms import ALIASES, TransformConfig, alias, torchio_transforms
 from synthcube.errors import ArtifactError, ConfigError
-from synthcube.losses import LossConfig, known_losses
-from synthcube.optimization import OptimizerConfig, SchedulerConfig
+from synthcube.models import artifact, optimizers
+from synthcube.models.losses import LossConfig, known_losses
+from synthcube.models.optimizers import OptimizerConfig, SchedulerConfig
 
 SENTENCE = (
     "is code that does not belong to SynthCube. If you trust it, name its package with --trust"
@@ -415,11 +416,11 @@ def parameters(kind: Any) -> list[str]:
 def table() -> dict[str, tuple[type, Any]]:
     """Every name that a YAML may have, with its section and class."""
     finishing = {**torchio_transforms(), **_monai_transforms()}
-    schedules = optimization.known_schedules().items()
+    schedules = optimizers.known_schedules().items()
     found: dict[str, tuple[type, Any]] = {}
     for section, kinds in (
         (LossConfig, known_losses()),
-        (OptimizerConfig, optimization.known_optimizers()),
+        (OptimizerConfig, optimizers.known_optimizers()),
         (SchedulerConfig, {name: kind for name, kind in schedules if kind}),
         (TransformConfig, torchio_transforms() | {name: alias(name) for name in ALIASES}),
         (FinishingTransform, finishing),
@@ -454,7 +455,7 @@ def test_every_word_that_is_a_default_may_be_written_down(entry: str) -> None:
         for name, parameter in inspect.signature(kind).parameters.items()
         if isinstance(parameter.default, str)
     }
-    assert list(vocabulary.faults({name: str(each) for name, each in defaults.items()})) == []
+    assert list(plugins.argument_faults({name: str(each) for name, each in defaults.items()})) == []
 
 
 def test_words_are_those_that_torchio_knows() -> None:
@@ -469,7 +470,7 @@ def test_words_are_those_that_torchio_knows() -> None:
         ("CropOrPad", "location", {"target_shape": 8}),
         ("RandomFlip", "axes", {}),
     ):
-        for word in vocabulary.WORDS[argument]:
+        for word in plugins.WORDS[argument]:
             exact = word.title() if argument == "axes" else word
             given = exact.upper() if argument == "orientation" else exact
             TransformConfig(name=name, **{argument: given}, **others)
@@ -494,7 +495,7 @@ def test_what_torchio_has_and_a_yaml_cannot_name_is_listed() -> None:
     """A transform of a newer TorchIO is looked at before it gets a name."""
     import torchio as tio
 
-    from synthcube.data.named_transforms import UNUSABLE_TRANSFORMS
+    from synthcube.data.transforms import UNUSABLE_TRANSFORMS
 
     kinds = {
         name

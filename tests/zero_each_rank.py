@@ -13,12 +13,13 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import deepspeed as lightning_deepspeed
 from safetensors.torch import save_file
 
-from synthcube import runtime
+from synthcube import environment
 from synthcube.tasks.train import train
-from synthcube.training import checkpoints, deepspeed_config
+from synthcube.training import checkpoints
+from synthcube.training import deepspeed as deepspeed_config
 
 if __name__ == "__main__":
-    runtime.open_log()
+    environment.open_log()
     lightning_deepspeed.CUDAAccelerator = CPUAccelerator
     lightning_deepspeed._validate_device_index_selection = lambda *_: None
     initialize = deepspeed.initialize

@@ -1,10 +1,9 @@
-"""The YAML of a run: its sections put together, read, overridden, and explained when wrong.
-
-Precedence: defaults < YAML < --set.
-"""
+"""A commented YAML written from the fields of a config: `synthcube init`."""
 
 from __future__ import annotations
 
+import json
+import textwrap
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -21,20 +20,52 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from synthcube import reading, registry, yaml_text
-from synthcube.artifact import CONFIG, Artifact
+from synthcube import reading
 from synthcube.compute import ComputeConfig
 from synthcube.data.postprocessing import PostprocessingConfig
-from synthcube.data.transforms import DataConfig
+from synthcube.data.preprocessing import DataConfig
 from synthcube.errors import ArtifactError, ConfigError, SynthCubeError
 from synthcube.evaluation.config import EvaluationConfig
-from synthcube.export.config import ExportConfig, Runtime
-from synthcube.export.croissant import CroissantConfig
+from synthcube.models import registry
+from synthcube.models.artifact import CONFIG, Artifact
 from synthcube.models.family import FamilyConfig
-from synthcube.names import TRAINED
+from synthcube.plugins import TRAINED
 from synthcube.schema import MAX_BATCH, MAX_IMAGES, MAX_SEED, List, Schema
+from synthcube.sharing.config import ExportConfig, Runtime
+from synthcube.sharing.croissant import CroissantConfig
 from synthcube.training import strategies
 from synthcube.training.config import TrainingConfig
+
+_WIDTH = 96
+
+
+def template(config: BaseModel, indent: int = 0) -> str:
+    """Every field with its description above it; sections are indented."""
+    pad = "  " * indent
+    parts: list[str] = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        comment = textwrap.wrap(field.description or "", _WIDTH - len(pad) - 2)
+        parts += [f"{pad}# {line}" for line in comment]
+        if isinstance(value, BaseModel):
+            parts += [f"{pad}{name}:", template(value, indent + 1).rstrip("\n")]
+        else:
+            parts.append(f"{pad}{name}: {_inline(value)}")
+        if indent == 0:
+            parts.append("")
+    for name, value in (getattr(config, "model_extra", None) or {}).items():
+        parts.append(f"{pad}{name}: {_inline(value)}")
+    return "\n".join(parts) + "\n"
+
+
+def _inline(value: Any) -> str:
+    """JSON is YAML: the one-line form of a plain value."""
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_inline(each) for each in value) + "]"
+    if isinstance(value, BaseModel):
+        return json.dumps(value.model_dump(mode="json"))
+    return value if isinstance(value, str) and value.isidentifier() else json.dumps(value)
+
 
 S = TypeVar("S", bound=Schema)
 NumImages = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
@@ -226,7 +257,7 @@ def json_schema() -> dict[str, Any]:
 def _parsed(path: Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
     """The values of a YAML file, and the lines that they are on."""
     text = reading.read_text(path, ConfigError, name="parameters_file (--config)")
-    return yaml_text.parse(text, str(path))
+    return reading.parse(text, str(path))
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -234,7 +265,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     names = key.strip().split(".")
     if not equals or not all(names):
         raise ConfigError(f"--set {override}: write it as key=value, as in --set seed=7.")
-    value, _ = yaml_text.parse(text, f"--set {override}")
+    value, _ = reading.parse(text, f"--set {override}")
     for name in names[:-1]:
         inner = values.setdefault(name, {})
         if not isinstance(inner, dict):

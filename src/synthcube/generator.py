@@ -15,25 +15,24 @@ import numpy.typing as npt
 import torch
 from PIL.Image import Image as Picture
 
-from synthcube import artifact, compute, runtime, storage
-from synthcube.artifact import Artifact
+from synthcube import compute, environment, storage
 from synthcube.config import trained_settings
-from synthcube.data.conditions import requested
+from synthcube.data.cache import load_images
+from synthcube.data.conditions import complete, requested
 from synthcube.data.images import write_image
-from synthcube.data.loading import load_images
 from synthcube.data.manifest import read_manifest
 from synthcube.data.pictures import grid
 from synthcube.data.postprocessing import Postprocessing
-from synthcube.data.transforms import to_intensities
-from synthcube.data.wishes import complete
+from synthcube.data.preprocessing import to_intensities, trained_data_config
 from synthcube.errors import ConfigError, FamilyError, ImageError
-from synthcube.export.config import Runtime
-from synthcube.export.pull import located
-from synthcube.export.runtimes.substitution import substitute
-from synthcube.models import inference
+from synthcube.models import artifact, inference
+from synthcube.models.artifact import Artifact
 from synthcube.models.family import Reconstructs, Samples
 from synthcube.plugins import vouching as vouch_for_a_while
 from synthcube.schema import MAX_IMAGES, ImageSpec
+from synthcube.sharing.config import Runtime
+from synthcube.sharing.hub import located
+from synthcube.sharing.runtimes.conversion import substitute
 
 _SHOWN = 64
 
@@ -252,8 +251,8 @@ class Generator:
         if isinstance(images, torch.Tensor):
             return images.float(), (self.image,) * len(images)
         with self._vouching():
-            config = self.trained.data
-            cache = load_images(read_manifest(Path(images)), config, runtime.cache_folder())
+            config = trained_data_config(self.trained.config, self.trained.folder)
+            cache = load_images(read_manifest(Path(images)), config, environment.cache_folder())
         specs = tuple(
             self.image.model_copy(
                 update={

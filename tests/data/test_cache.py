@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from synthcube.data import digests
+from synthcube.data import cache as digests
 from synthcube.data.cache import ImageCache, cache_key, open_cache
-from synthcube.data.transforms import Prepared
+from synthcube.data.preprocessing import Prepared
 from synthcube.errors import ImageError, OutputError
 
 KEYS = [letter * 32 for letter in "abcdef"]
@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from synthcube.data.cache import open_cache
-from synthcube.data.transforms import Prepared
+from synthcube.data.preprocessing import Prepared
 from synthcube.errors import OutputError
 root = Path(sys.argv[1])
 def images(num, shape=(1, 16, 16)):

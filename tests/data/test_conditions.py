@@ -8,9 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synthcube.data.conditions import condition_specs, condition_values, requested, shown
+from synthcube.data.conditions import (
+    complete,
+    condition_specs,
+    condition_values,
+    parse_counts,
+    read_wishes,
+    requested,
+    shown,
+)
 from synthcube.data.manifest import Manifest, Row
-from synthcube.data.wishes import complete, parse_counts, read_wishes
 from synthcube.errors import ConfigError, ManifestError
 from synthcube.schema import ConditionSpec
 

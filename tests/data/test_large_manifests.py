@@ -15,12 +15,11 @@ from synthcube.evaluation.pairs.pairing import _Attempt
 
 from synthcube.data.conditions import condition_specs, condition_values
 from synthcube.data.manifest import Manifest, Row, read_manifest
-from synthcube.data.splitting import split_subjects
-from synthcube.data.transforms import DataConfig
-from synthcube.runtime import told
-from synthcube.tasks.medperf.evaluate import check_anonymous
-from synthcube.tasks.medperf.prepare import _report, _Side
-from synthcube.tasks.medperf.raw import raw_of
+from synthcube.data.module import split_subjects
+from synthcube.data.preprocessing import DataConfig
+from synthcube.environment import told
+from synthcube.medperf.evaluate import check_anonymous
+from synthcube.medperf.prepare import _report, _Side, raw_of
 
 FEW, MANY = 5_000, 20_000
 

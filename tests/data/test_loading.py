@@ -11,10 +11,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from synthcube.data.cache import load_images
 from synthcube.data.images import read_image
-from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest, read_manifest, write_manifest
-from synthcube.data.transforms import DataConfig, Preprocessing
+from synthcube.data.preprocessing import DataConfig, Preprocessing
 from synthcube.errors import ImageError, OutputError
 
 RANDOM = np.random.default_rng(0)

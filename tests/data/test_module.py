@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.module import DataModule
-from synthcube.data.named_transforms import TransformConfig
 from synthcube.data.phantom import write_phantoms
-from synthcube.data.transforms import DataConfig
+from synthcube.data.preprocessing import DataConfig
+from synthcube.data.transforms import TransformConfig
+from synthcube.environment import quiet_lightning
 from synthcube.errors import ImageError, ManifestError
-from synthcube.runtime import quiet_lightning
 from synthcube.schema import Batch
 
 RANDOM = np.random.default_rng(0)

@@ -15,8 +15,8 @@ import torchio as tio
 from pydantic import ValidationError
 
 from synthcube.data.images import Image
-from synthcube.data.named_transforms import ALIASES, WITHOUT, TransformConfig, alias
-from synthcube.data.transforms import DataConfig, Preprocessing
+from synthcube.data.preprocessing import DataConfig, Preprocessing
+from synthcube.data.transforms import ALIASES, WITHOUT, TransformConfig, alias
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "transforms.md"
 NEEDED: dict[str, dict[str, Any]] = {

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from synthcube.data.splitting import split_subjects
+from synthcube.data.module import split_subjects
 from synthcube.errors import ManifestError
 
 BOTH = {"validation": 0.1, "test": 0.2}

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from synthcube import plugins
 from synthcube.data.images import Image
-from synthcube.data.transforms import DataConfig, Prepared, Preprocessing, to_intensities
+from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing, to_intensities
 from synthcube.errors import ImageError
 
 RANDOM = np.random.default_rng(0)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from synthcube import artifact, registry
-from synthcube.data.loading import load_images
+from synthcube.data.cache import load_images
 from synthcube.data.manifest import read_manifest, write_manifest
-from synthcube.data.transforms import DataConfig
+from synthcube.data.preprocessing import DataConfig
 from synthcube.evaluation.membership import membership
 from synthcube.evaluation.sets import open_sets
+from synthcube.models import artifact, registry
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
 
 EYE = np.eye(4).tolist()

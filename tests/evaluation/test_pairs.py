@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from synthcube.data.manifest import read_manifest
-from synthcube.data.transforms import DataConfig
+from synthcube.data.preprocessing import DataConfig
 from synthcube.errors import ManifestError
 from synthcube.evaluation import similarity
 from synthcube.evaluation.pairs import compare_pairs, match_pairs

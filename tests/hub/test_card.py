@@ -14,8 +14,8 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from synthcube import artifact
-from synthcube.export.card import header_of
+from synthcube.models import artifact
+from synthcube.sharing.card import header_of
 from synthcube.tasks.export import export
 
 RESULTS: dict[str, Any] = {

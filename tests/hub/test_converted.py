@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from synthcube import artifact
-from synthcube.export.runtimes.formats import is_part
+from synthcube.models import artifact
+from synthcube.sharing.runtimes import is_part
 
 NAME = "alice/brains"
 

@@ -22,9 +22,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from synthcube import artifact
 from synthcube.data.phantom import write_phantoms
-from synthcube.export.croissant import CITATION
+from synthcube.models import artifact
+from synthcube.sharing.croissant import CITATION
 from synthcube.storage import sha256
 from synthcube.tasks.infer import infer
 from synthcube.tasks.train import train
@@ -51,7 +51,8 @@ def with_column(path: Path, name: str, text: str, count: int = 1000) -> None:
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory) -> Path:
     """A run that follows a class, a class named by a number, and a number."""
-    from synthcube import registry, yaml_text
+    from synthcube import reading
+    from synthcube.models import registry
 
     folder = tmp_path_factory.mktemp("conditional")
     with_column(write_phantoms(folder / "data", num=12, size=(16, 16)), "Scan site", "{:02d}", 2)
@@ -62,7 +63,7 @@ def conditional(tmp_path_factory) -> Path:
         "training": {"max_epochs": 1, "batch_size": 6, "num_sample_images": 1},
         "compute": {"accelerator": "cpu"},
     }
-    (folder / "config.yaml").write_text(yaml_text.dump(settings))
+    (folder / "config.yaml").write_text(reading.dump(settings))
     train(folder / "config.yaml", folder / "data", folder / "run")
     return folder / "run"
 
@@ -138,7 +139,8 @@ def test_made_images_are_read_back_with_what_they_follow(
 
 
 def test_volumes(tmp_path: Path, cli) -> None:
-    from synthcube import registry, yaml_text
+    from synthcube import reading
+    from synthcube.models import registry
 
     manifest = write_phantoms(tmp_path / "data", num=4, size=(16, 16, 16), spacing_mm=(1, 1, 2))
     with_column(manifest, "Site", "{}", 2)
@@ -153,7 +155,7 @@ def test_volumes(tmp_path: Path, cli) -> None:
         },
         "compute": {"accelerator": "cpu"},
     }
-    (tmp_path / "config.yaml").write_text(yaml_text.dump(settings))
+    (tmp_path / "config.yaml").write_text(reading.dump(settings))
     train(tmp_path / "config.yaml", tmp_path / "data", tmp_path / "run")
     out = tmp_path / "images"
     words = ("-o", out, "-c", tmp_path / "config.yaml", "--croissant", "--creator", "Us")
@@ -225,13 +227,13 @@ def test_again_gives_the_same_bytes_and_what_is_unfinished_has_none(
     words = ("infer", "-m", conditional, "-o", out, "-n", 2, "--croissant", "--license", "mit")
     assert cli(*words)[0] == 0
     before = (out / "croissant.json").read_bytes()
-    from synthcube.tasks import jobs
+    from synthcube.tasks import inference_jobs
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "finish", full)
+        patch.setattr(inference_jobs, "finish", full)
         with pytest.raises(OSError, match="No space"):
             infer(conditional, out, num_images=2)
     assert not (out / "croissant.json").exists()

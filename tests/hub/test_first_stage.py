@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from synthcube import artifact
 from synthcube.data.phantom import write_phantoms
-from synthcube.digests import weights_digest
 from synthcube.errors import ConfigError
+from synthcube.models import artifact
+from synthcube.models.artifact import weights_digest
 from synthcube.storage import sha256
 from synthcube.tasks.export import export
 from synthcube.tasks.infer import infer

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from synthcube import artifact
+from synthcube.models import artifact
 from synthcube.tasks.export import export
 
 PERSON, HOST, SUBJECT = "mwinterbottom", "radnode17", "MRN-0048213"

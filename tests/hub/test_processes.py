@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from synthcube import runtime
+from synthcube import environment as runtime
 
 NAME = "alice/brains"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synthcube import artifact
-from synthcube.export.card import header_of
-from synthcube.export.config import ExportConfig
-from synthcube.tasks.publication import publication
+from synthcube.models import artifact
+from synthcube.sharing.card import header_of
+from synthcube.sharing.config import ExportConfig
+from synthcube.tasks.export import publication
 from synthcube.tasks.train import train
 
 NAME = "alice/brains"

@@ -13,11 +13,11 @@ import yaml
 from huggingface_hub import constants
 
 import synthcube
-from synthcube import addresses, artifact
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ArtifactError, HubError
-from synthcube.export.card import header_of
-from synthcube.export.pull import located
+from synthcube.models import artifact
+from synthcube.sharing.card import header_of
+from synthcube.sharing.hub import located
 
 NAME = "alice/brains"
 ADDRESS = f"hf://{NAME}"
@@ -137,7 +137,7 @@ def test_a_model_that_is_here_is_not_downloaded_again(published) -> None:
 
 
 def test_a_branch_that_moves_meanwhile_gives_one_commit(published, monkeypatch) -> None:
-    from synthcube.export import pull as module
+    from synthcube.sharing import hub as module
 
     before, fetch = head(published), module._fetch
 
@@ -303,15 +303,15 @@ def test_a_first_stage_of_a_hub(publish, cli, hub, tiny_config, phantoms, tmp_pa
 
 @pytest.mark.parametrize("text", ["hf://a/b", "hf:/a/b", Path("hf://a/b"), "hf://a/b/"])
 def test_an_address_survives_being_a_path(text) -> None:
-    assert addresses.parse(text) == addresses.Address("a/b")
+    assert artifact.parse(text) == artifact.Address("a/b")
 
 
 @pytest.mark.parametrize("text", ["a/b", "/hf:/a", "runs/hf", "hf", "https://a/b"])
 def test_a_path_is_no_address(text: str) -> None:
-    assert addresses.parse(text) is None
+    assert artifact.parse(text) is None
 
 
 @pytest.mark.parametrize("text", ["hf://", "hf://a", "hf://a/b/c", "hf://../b", "hf://a/b.git"])
 def test_a_broken_address_is_no_path(text: str) -> None:
     with pytest.raises(HubError, match="no name of a model"):
-        addresses.parse(text)
+        artifact.parse(text)

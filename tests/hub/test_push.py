@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from synthcube import artifact
-from synthcube.export.pull import located
+from synthcube.models import artifact
+from synthcube.sharing.hub import located
 from synthcube.storage import sha256
 
 NAME = "alice/brains"
@@ -292,7 +292,7 @@ def test_what_answers_but_is_no_hub(publish, monkeypatch) -> None:
 
 def test_a_damaged_folder_is_not_pushed(publish, hub, tmp_path: Path) -> None:
     from synthcube.errors import ArtifactError, HubError
-    from synthcube.export.push import push
+    from synthcube.sharing.push import push
 
     assert publish()[0] == 0
     before = dict(hub.repos[NAME].commits)

@@ -25,13 +25,14 @@ import torch
 import yaml
 from generative.networks.nets import VQVAE
 
-from synthcube import artifact, registry, yaml_text
+from synthcube import reading
 from synthcube.cli import main
 from synthcube.data.manifest import read_manifest
 from synthcube.data.phantom import write_phantoms
+from synthcube.medperf.prepare import changed_files
+from synthcube.models import artifact, registry
 from synthcube.storage import recovered_folder, sha256
-from synthcube.tasks import run_folder
-from synthcube.tasks.medperf.prepared import changed_files
+from synthcube.tasks import train as run_folder
 from synthcube.training import checkpoints
 
 pytestmark = pytest.mark.slow
@@ -191,7 +192,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (root / "data").glob("*.png"):
         shutil.copy(path, root / "pictures")
     model = registry.find("rectified_flow").tiny().model_dump(mode="json")
-    (root / "config.yaml").write_text(yaml_text.dump({"model": model, **CONFIG}))
+    (root / "config.yaml").write_text(reading.dump({"model": model, **CONFIG}))
     for name, seed in (("model", 0), ("other", 1)):
         train(root / "config.yaml", root / "data", root / "run", overrides=[f"seed={seed}"])
         shutil.copytree(root / "run" / "artifact", root / name)
@@ -199,7 +200,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     infer(root / "model", root / "images", num_images=6)
     (root / "smaller.yaml").write_text("data: {size: [6, 6]}\n")
     (root / "two.yaml").write_text("sampling: {num_images: 2}\n")
-    (root / "evaluation.yaml").write_text(yaml_text.dump({"evaluation": CONFIG["evaluation"]}))
+    (root / "evaluation.yaml").write_text(reading.dump({"evaluation": CONFIG["evaluation"]}))
     _write_old_weights(root)
     return root
 
@@ -213,7 +214,7 @@ def _write_old_weights(root: Path) -> None:
     torch.save(network.state_dict(), root / "old.pt")
     model = {"channels": [8, 8], "num_res_layers": 1, "num_embeddings": 8, "embedding_dim": 4}
     config = {"model": {"name": "vqvae", **model}, "data": {"size": [16, 16]}}
-    (root / "old.yaml").write_text(yaml_text.dump(config))
+    (root / "old.yaml").write_text(reading.dump(config))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,10 +9,10 @@ import yaml
 
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.phantom import write_phantoms
+from synthcube.medperf.prepare import prepare
+from synthcube.medperf.sanity_check import sanity_check
+from synthcube.medperf.statistics import statistics
 from synthcube.storage import sha256
-from synthcube.tasks.medperf.prepare import prepare
-from synthcube.tasks.medperf.sanity_check import sanity_check
-from synthcube.tasks.medperf.statistics import statistics
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -57,7 +57,7 @@ class Site:
         write_manifest(folder / "manifest.csv", rows)
 
     def predict(self, package: Path, parameters: str, name: str = "predictions") -> list:
-        from synthcube.tasks.medperf.infer import infer
+        from synthcube.medperf.infer import infer
 
         path = self.folder / "model.yaml"
         path.write_text(parameters)
@@ -117,7 +117,7 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def package_of(tmp_path: Path):
     def make(run: Path, name: str = "cube") -> Path:
-        from synthcube.tasks.package import package
+        from synthcube.medperf.package import package
 
         return package(run, tmp_path / name, image="registry.example/synthcube:1")
 

@@ -13,6 +13,7 @@ import yaml
 
 from synthcube import config
 from synthcube.cli import app
+from synthcube.medperf.infer import ModelConfig, PreparatorConfig, read_parameters
 from synthcube.specs import (
     CONTAINER_CONFIG,
     MODEL,
@@ -22,7 +23,6 @@ from synthcube.specs import (
     parameters_yaml,
     readme,
 )
-from synthcube.tasks.medperf.parameters import ModelConfig, PreparatorConfig, read_parameters
 
 ROOT = Path(__file__).parents[2]
 NAMES = [role.name for role in ROLES]

@@ -8,13 +8,11 @@ import pytest
 import yaml
 
 from synthcube.data.phantom import write_phantoms
-from synthcube.errors import (
-    EvaluationError,
-)
+from synthcube.errors import EvaluationError
 
 
 def test_numbers_leave_and_cases_stay(prepared, conditional: Path, package_of) -> None:
-    from synthcube.tasks.medperf.evaluate import evaluate
+    from synthcube.medperf.evaluate import evaluate
 
     prepared.predict(package_of(conditional), "conditions: prepared")
     parameters = prepared.folder / "evaluation.yaml"
@@ -38,7 +36,7 @@ def test_numbers_leave_and_cases_stay(prepared, conditional: Path, package_of) -
 
 
 def test_results_that_name_a_subject_do_not_leave(prepared) -> None:
-    from synthcube.tasks.medperf.evaluate import check_anonymous
+    from synthcube.medperf.evaluate import check_anonymous
 
     folders = [prepared.labels]
     check_anonymous({"images": {"count": 6}, "notes": ["12 of 100"], "x": None}, folders)

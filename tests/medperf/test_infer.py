@@ -10,10 +10,7 @@ import pytest
 import yaml
 
 from synthcube.data.manifest import read_manifest
-from synthcube.errors import (
-    ArtifactError,
-    ConfigError,
-)
+from synthcube.errors import ArtifactError, ConfigError
 
 
 def test_a_packaged_model_generates_what_its_parameters_say(
@@ -106,7 +103,7 @@ def test_an_autoencoder_reconstructs_prepared_images(prepared, first_stage, pack
 def test_additional_files_must_hold_one_model(
     prepared, conditional: Path, package_of, tmp_path: Path
 ) -> None:
-    from synthcube.tasks.medperf.infer import find_model
+    from synthcube.medperf.infer import find_model
 
     empty = tmp_path / "empty"
     empty.mkdir()

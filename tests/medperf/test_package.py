@@ -10,12 +10,9 @@ import pytest
 import yaml
 
 from synthcube.data.manifest import read_manifest
-from synthcube.errors import (
-    ArtifactError,
-    OutputError,
-)
+from synthcube.errors import ArtifactError, OutputError
+from synthcube.medperf.package import write_demo
 from synthcube.storage import sha256
-from synthcube.tasks.medperf.demo import write_demo
 
 
 def test_a_package_is_complete_the_same_again_and_says_how_to_register_it(

@@ -13,12 +13,7 @@ import yaml
 from synthcube.data.images import read_image, write_image
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.phantom import write_phantoms
-from synthcube.errors import (
-    ConfigError,
-    ImageError,
-    ManifestError,
-    OutputError,
-)
+from synthcube.errors import ConfigError, ImageError, ManifestError, OutputError
 
 
 def test_prepared_pictures_are_those_of_the_site_and_its_conditions(prepared) -> None:

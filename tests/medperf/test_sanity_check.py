@@ -12,9 +12,7 @@ import torch
 
 from synthcube.data.images import write_image
 from synthcube.data.phantom import write_phantoms
-from synthcube.errors import (
-    ManifestError,
-)
+from synthcube.errors import ManifestError
 from synthcube.storage import sha256
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from synthcube.data.images import read_image
 from synthcube.data.manifest import read_manifest
-from synthcube.tasks.medperf.statistics import shown_groups
+from synthcube.medperf.statistics import shown_groups
 
 
 def test_statistics_tell_of_groups_alone_and_are_right(prepared) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthcube import yaml_text
+from synthcube import reading
 from synthcube.errors import ConfigError
 from synthcube.models.adversarial import (
     AdversarialFamily,
@@ -24,7 +24,7 @@ from synthcube.models.adversarial import (
 from synthcube.models.families.dcgan import DCGAN
 from synthcube.tasks.train import train
 from synthcube.training import TrainingConfig, checkpoints
-from synthcube.training.averaging import RampedEMA
+from synthcube.training.ema import RampedEMA
 
 REAL, FAKE = torch.tensor([2.0, -0.5]), torch.tensor([0.5, -3.0])
 
@@ -90,7 +90,7 @@ def config(tmp_path: Path):
             "compute": {"accelerator": "cpu", "precision": "32"},
         }  # fmt: skip
         path = tmp_path / "adversarial.yaml"
-        path.write_text(yaml_text.dump(values), encoding="utf-8")
+        path.write_text(reading.dump(values), encoding="utf-8")
         return path
 
     return write

@@ -12,9 +12,9 @@ from monai.networks.nets import PatchDiscriminator
 from PIL import Image
 from safetensors.torch import load_file
 
-from synthcube import registry
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import FamilyError
+from synthcube.models import registry
 from synthcube.models.autoencoder import Autoencoder, SpectralLoss
 from synthcube.models.nets import perceptual
 from synthcube.models.nets.norm import BatchNorm

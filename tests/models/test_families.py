@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from synthcube import registry
+from synthcube.models import registry
 from synthcube.models.adversarial import AdversarialFamily
 from synthcube.models.family import Family, FamilyConfig, Reconstructs, Samples
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec

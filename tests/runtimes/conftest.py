@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthcube import registry
+from synthcube.models import registry
 from synthcube.models.family import Family
 from synthcube.schema import ConditionSpec, ImageSpec
 

@@ -10,13 +10,11 @@ import pytest
 import torch
 from monai.networks.blocks import Upsample
 
-from synthcube.data.conditions import requested
-from synthcube.data.wishes import complete
+from synthcube.data.conditions import complete, requested
 from synthcube.errors import ArtifactError, ConfigError, FamilyError
-from synthcube.export.runtimes.conversion import convert
-from synthcube.export.runtimes.substitution import substitute
 from synthcube.models import inference
 from synthcube.models.family import Reconstructs, Samples
+from synthcube.sharing.runtimes.conversion import convert, substitute
 
 CPU = torch.device("cpu")
 SAMPLERS = (
@@ -142,7 +140,7 @@ def test_a_flow_with_weights_in_8_bits(family, tmp_path) -> None:
 
 
 def test_networks_that_make_other_images_are_refused(family, tmp_path, monkeypatch) -> None:
-    from synthcube.export.runtimes import openvino
+    from synthcube.sharing.runtimes import openvino
 
     called = openvino.Session.__call__
 

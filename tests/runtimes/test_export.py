@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 import synthcube
-from synthcube import artifact
-from synthcube.export.runtimes.formats import is_part
+from synthcube.models import artifact
+from synthcube.sharing.runtimes import is_part
 
 
 def pixels(folder: Path) -> list[np.ndarray]:
@@ -267,7 +267,7 @@ from pathlib import Path
 faulthandler.enable()  # a signal stack of its own, as in any test
 heard = []
 signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
-from synthcube.export.runtimes.openvino import Session
+from synthcube.sharing.runtimes.openvino import Session
 
 import numpy as np
 given = [np.zeros((1, 8), np.float32), np.zeros((1, 0), np.float32)]

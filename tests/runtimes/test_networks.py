@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from synthcube.export.runtimes.formats import Input
-from synthcube.export.runtimes.networks import used_networks
+from synthcube.sharing.runtimes import Input
+from synthcube.sharing.runtimes.conversion import used_networks
 
 
 class Part(nn.Module):

@@ -4,7 +4,7 @@ Nothing heavy is imported before a command runs. A user's fault prints its messa
 code 2; anything else is a bug of SynthCube, with its traceback and code 1.
 """
 
-from synthcube.cli import commands, descriptions, medperf, sharing
+from synthcube.cli import commands, medperf
 from synthcube.cli.app import app, main
 
 __all__ = ["app", "commands", "descriptions", "main", "medperf", "sharing"]

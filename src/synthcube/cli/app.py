@@ -1,4 +1,4 @@
-"""The command line itself: its settings, its exit codes, and what every command begins with."""
+"""The command line itself: its settings, its exit codes, and the options that commands share."""
 
 from __future__ import annotations
 
@@ -7,15 +7,100 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Optional, get_args, get_origin, get_type_hints
 
 import typer
 
 from synthcube import __version__
-from synthcube.cli.words import check_words
-from synthcube.errors import PreemptedError, SynthCubeError
-from synthcube.escapes import visible
+from synthcube.errors import ConfigError, PreemptedError, SynthCubeError
+from synthcube.escapes import hidden_in, visible
 from synthcube.interruption import INTERRUPTED
+
+Config = Annotated[
+    Path, typer.Option("--config", "-c", "--parameters_file", help="YAML of the run.")
+]
+Configs = Annotated[
+    list[Path],
+    typer.Option(
+        "--config", "-c", "--parameters_file",
+        help="YAML of the run; several: each is trained into the output folder's own of its name.",
+    ),
+]  # fmt: skip
+OptionalConfig = Annotated[
+    Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
+    typer.Option("--config", "-c", "--parameters_file", help="YAML of seed, sampling, compute."),
+]
+Data = Annotated[
+    Path,
+    typer.Option("--data_path", "-d", help="CSV, folder with manifest.csv, or folder of images."),
+]
+OptionalData = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--data_path", "-d", help="Images to reconstruct or translate."),
+]
+Output = Annotated[Path, typer.Option("--output_path", "-o", help="Folder to write to.")]
+Model = Annotated[
+    Path,
+    typer.Option(
+        "--model_path", "-m",
+        help="Run folder, folder of an artifact, or hf://owner/name[@revision].",
+    ),
+]  # fmt: skip
+Override = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")
+]
+Plugins = Annotated[
+    list[Path],
+    typer.Option("--plugins", help="Folder of code that may run where a model or YAML names it."),
+]
+Trust = Annotated[
+    list[str],
+    typer.Option("--trust", help="Installed package of code that may run where one names it."),
+]
+
+
+def check_words(words: Sequence[str], app: typer.Typer) -> None:
+    """Refuse what a terminal would obey, what is not UTF-8 and could be written to no record, and
+    an empty path, which would be the folder that one is in.
+
+    Raises:
+        ConfigError: all such words.
+    """
+    faults = [
+        f"{visible(word)[:120]}: it holds {hidden}; rename the file or folder"
+        for word in words
+        if (hidden := hidden_in(word))
+    ]
+    if "" in words or any(word.endswith("=") for word in words):
+        faults += [f"{name}: the path is empty" for name in _empty(words, {*_path_options(app)})]
+    if faults:
+        raise ConfigError("The command line holds what cannot be used:", faults)
+
+
+def _empty(words: Sequence[str], path_options: set[str]) -> Iterator[str]:
+    """What has an empty path: an option, or an argument, by the word before it."""
+    for before, word in zip(["", *words], words, strict=False):
+        option = before if word == "" else word.removesuffix("=") if word.endswith("=") else None
+        if option is None:
+            continue
+        name = "--" + option[2:].replace("-", "_") if option.startswith("--") else option
+        if name in path_options or (word == "" and not option.startswith("-")):
+            yield option
+
+
+def _path_options(app: typer.Typer) -> Iterator[str]:
+    for command in app.registered_commands:
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            if get_origin(hint) is Annotated and _holds_path(get_args(hint)[0]):
+                yield from getattr(get_args(hint)[1], "param_decls", None) or (f"--{name}",)
+    for group in app.registered_groups:
+        if group.typer_instance:
+            yield from _path_options(group.typer_instance)
+
+
+def _holds_path(kind: Any) -> bool:
+    return kind is Path or any(_holds_path(part) for part in get_args(kind))
+
 
 _LONGEST_NAME = 200
 _UNREAD = 141  # 128 + SIGPIPE, as other programs end whose output goes to `head`
@@ -57,15 +142,15 @@ def begin(plugin_folders: Sequence[Path] = (), trusted: Sequence[str] = ()) -> N
         plugin_folders: whose code the user vouches for.
         trusted: packages likewise.
     """
-    from synthcube import plugins, runtime
+    from synthcube import environment, plugins
 
-    runtime.keep_out_current_folder()
-    runtime.calm_threads()
-    runtime.name_user()
-    runtime.open_log()
+    environment.keep_out_current_folder()
+    environment.calm_threads()
+    environment.name_user()
+    environment.open_log()
     plugins.vouch(plugin_folders, trusted)
-    runtime.keep_caches_private()
-    runtime.ready_hub()
+    environment.keep_caches_private()
+    environment.ready_hub()
 
 
 def located(model: Path) -> Path:
@@ -75,9 +160,9 @@ def located(model: Path) -> Path:
     """
     if not str(model).startswith("hf:"):
         return model
-    from synthcube.export import pull
+    from synthcube.sharing import hub
 
-    return pull.located(model)
+    return hub.located(model)
 
 
 def main() -> None:

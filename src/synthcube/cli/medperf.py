@@ -11,8 +11,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from synthcube.cli.app import app, begin, located, say
-from synthcube.cli.options import Model, Output, Plugins, Trust
+from synthcube.cli.app import Model, Output, Plugins, Trust, app, begin, located, say
 from synthcube.specs import IMAGE, mounts
 
 medperf = typer.Typer(
@@ -75,7 +74,7 @@ def prepare(
 ) -> None:
     """Check raw images and bring them to one orientation, spacing and size."""
     begin(plugins, trust)
-    from synthcube.tasks.medperf.prepare import prepare as task
+    from synthcube.medperf.prepare import prepare as task
 
     counts = task(
         data_path, labels_path, output_path, output_labels_path,
@@ -100,7 +99,7 @@ def sanity_check(
 ) -> None:
     """Fail where prepared images are damaged, of different shapes, constant, or leak."""
     begin(plugins, trust)
-    from synthcube.tasks.medperf.sanity_check import sanity_check as task
+    from synthcube.medperf.sanity_check import sanity_check as task
 
     counts = task(
         data_path, labels_path,
@@ -123,7 +122,7 @@ def statistics(
 ) -> None:
     """Count and summarize, in groups too large to tell of one person."""
     begin(plugins, trust)
-    from synthcube.tasks.medperf.statistics import statistics as task
+    from synthcube.medperf.statistics import statistics as task
 
     found = task(
         data_path, labels_path, output_path,
@@ -147,7 +146,7 @@ def infer(
 ) -> None:
     """Generate images, or reconstruct or translate prepared ones."""
     begin(plugins, trust)
-    from synthcube.tasks.medperf.infer import infer as task
+    from synthcube.medperf.infer import infer as task
 
     task(
         data_path, output_path, additional_files,
@@ -181,7 +180,7 @@ def evaluate(
 ) -> None:
     """Compare predictions with reference images."""
     begin(plugins, trust)
-    from synthcube.tasks.medperf.evaluate import evaluate as task
+    from synthcube.medperf.evaluate import evaluate as task
 
     found = task(
         predictions, labels, output_path,
@@ -201,7 +200,7 @@ def demo(
 ) -> None:
     """Write a small data set of drawn shapes to try a benchmark with."""
     begin()
-    from synthcube.tasks.medperf.demo import write_demo
+    from synthcube.medperf.package import write_demo
 
     sides = size.lower().split("x")
     if not all(re.fullmatch("[0-9]{1,6}", side) for side in sides):
@@ -222,7 +221,7 @@ def package(
 ) -> None:
     """Write a trained model as a container that can be registered with MedPerf."""
     begin(plugins, trust)
-    from synthcube.tasks.package import package as task
+    from synthcube.medperf.package import package as task
 
     folder = task(located(model), output, image=image)
     say(f"Package: {folder}\nREADME.md there tells how to register it.")

@@ -6,16 +6,207 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synthcube.data.labels import class_labels, natural_key
-from synthcube.data.table import KNOWN_COLUMNS, channel_columns, read_table
+from synthcube.environment import told
 from synthcube.errors import ManifestError, OutputError
-from synthcube.escapes import hidden_in, is_utf8, spreadsheet
-from synthcube.runtime import told
+from synthcube.escapes import from_spreadsheet, hidden_in, is_utf8, spreadsheet, visible
 from synthcube.storage import recovered_folder, write_text
+
+KNOWN_COLUMNS = ("SubjectID", "Label", "LabelMapping", "Split")
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", re.ASCII)
+_CHANNEL = re.compile(r"Channel_(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Stripped cells by line number, in the header's order; `faults` are the lines that do not
+    fit."""
+
+    header: tuple[str, ...]
+    lines: dict[int, list[str]]
+    faults: tuple[str, ...]
+
+    @property
+    def records(self) -> dict[int, dict[str, str]]:
+        """The cells by line number and column."""
+        return {
+            number: dict(zip(self.header, cells, strict=True))
+            for number, cells in self.lines.items()
+        }
+
+    def column(self, name: str) -> dict[int, str]:
+        """The cells of a column by line number; empty where there is no such column."""
+        if name not in self.header:
+            return dict.fromkeys(self.lines, "")
+        place = self.header.index(name)
+        return {number: cells[place] for number, cells in self.lines.items()}
+
+
+def read_table(path: Path) -> Table:
+    """Read a UTF-8 CSV (a byte order mark is fine); empty lines are skipped.
+
+    Raises:
+        ManifestError: it is not a CSV in UTF-8, or holds no row below the header.
+    """
+    header: list[str] = []
+    lines = {}
+    faults = []
+    for number, cells in _lines(path):
+        if not header:
+            header = cells
+        elif len(cells) == len(header):
+            lines[number] = cells
+        else:
+            faults.append(f"row {number}: {len(cells)} cells, but the header has {len(header)}")
+    if not lines and not faults:
+        found = "only a header" if header else "nothing"
+        raise ManifestError(f"{path} is empty: it holds {found}; one row per image is needed.")
+    return Table(tuple(header), lines, tuple(faults))
+
+
+def channel_columns(path: Path, header: Sequence[str]) -> list[str]:
+    """The columns Channel_0 to Channel_N, in this order.
+
+    Raises:
+        ManifestError: there is none, one is missing, or a column is there twice or misspelt.
+    """
+    found = ", ".join(name or "(no name)" for name in header)
+    count = sum(_CHANNEL.fullmatch(name) is not None for name in header)
+    expected = [f"Channel_{i}" for i in range(count)]
+    exact = {name.casefold(): name for name in (*KNOWN_COLUMNS, *expected, "Channel_0")}
+    faults = [
+        f"the column {name!r} is there twice"
+        for name in sorted(set(header))
+        if header.count(name) > 1
+    ]
+    # a misspelt "split" would pass for a condition, and training would see the test images
+    faults += [
+        f"the column {name!r} should be spelled {exact[name.casefold()]!r}"
+        for name in header
+        if exact.get(name.casefold(), name) != name
+    ]
+    if not count:
+        hint = " Separate the columns with commas." if set(found) & set(";\t") else ""
+        raise ManifestError(
+            f"{path} has no column Channel_0 with the images; its columns are: {found}.{hint}",
+            faults,
+        )
+    missing = [name for name in expected if name not in header]
+    if missing:
+        faults.append(f"channels count from 0 without a gap, but {missing[0]} is missing")
+    if faults:
+        raise ManifestError(f"The header of {path} is faulty; its columns are: {found}.", faults)
+    return expected
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines that hold something, with their numbers."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        if "\0" in text:
+            raise ManifestError(f"{path} is binary, not text; a CSV in UTF-8 is needed.")
+        if found := _CONTROL.search(text):
+            line_number = text.count("\n", 0, found.start()) + 1
+            raise ManifestError(
+                f"{path}, line {line_number} holds {visible(found[0])}, a control character: "
+                "take it out."
+            )
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        for line in reader:
+            cells = [from_spreadsheet(cell.strip()) for cell in line]
+            if any(cells):
+                yield reader.line_num, cells
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{path} is not text in UTF-8 (byte {error.start}); a CSV in UTF-8 is needed."
+        ) from error
+    except csv.Error as error:
+        raise ManifestError(f"{path} is not a valid CSV: {error}.") from error
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+MAX_CLASSES = 10_000
+"""A larger id is a code, not a class: it would size the model's embedding."""
+
+_INTEGER = re.compile(r"[+-]?\d+(\.0+)?")  # spreadsheets and pandas write 1 as 1.0
+
+Labels = dict[int, tuple[int, str]]
+"""Class id and name by line number; lines without a class are not in it."""
+
+
+def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
+    """Sort key that puts "scan2" before "scan10"; the same order on every machine."""
+    parts = re.split(r"([0-9]+)", text.casefold())
+    numbered = ((0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts))
+    return tuple(numbered), text
+
+
+def class_labels(ids: Mapping[int, str], names: Mapping[int, str]) -> tuple[Labels, list[str]]:
+    """Labels out of the columns Label and LabelMapping, and what is wrong with them.
+
+    Names without ids (LabelMapping alone, or a Label that is not a number) get ids in the
+    natural order of the names; ids without names are named by their number.
+
+    Args:
+        ids: cells of Label by line number; all empty where there is no such column.
+        names: of LabelMapping.
+    """
+    faults = _empty("Label", ids) + _empty("LabelMapping", names)
+    if not any(names.values()) and not all(_INTEGER.fullmatch(cell) for cell in ids.values()):
+        ids, names = names, ids
+    if any(ids.values()):
+        labels, id_faults = _numbered(ids, names)
+        return labels, faults + id_faults + _contradictions(labels)
+    order = {name: i for i, name in enumerate(sorted(set(names.values()) - {""}, key=natural_key))}
+    return {number: (order[name], name) for number, name in names.items() if name}, faults
+
+
+def _empty(column: str, cells: Mapping[int, str]) -> list[str]:
+    if not any(cells.values()):
+        return []
+    return [
+        f"row {number}, column {column}: the cell is empty; label every row or none"
+        for number, cell in cells.items()
+        if not cell
+    ]
+
+
+def _numbered(ids: Mapping[int, str], names: Mapping[int, str]) -> tuple[Labels, list[str]]:
+    labels: Labels = {}
+    faults = []
+    for number, cell in ids.items():
+        if _INTEGER.fullmatch(cell) and 0 <= float(cell) < MAX_CLASSES:
+            label = int(float(cell))
+            labels[number] = (label, names[number] or str(label))
+        elif cell:
+            faults.append(
+                f"row {number}, column Label: {cell!r} is not a class id; "
+                f"ids are whole numbers from 0, below {MAX_CLASSES}"
+            )
+    return labels, faults
+
+
+def _contradictions(labels: Labels) -> list[str]:
+    """One fault for each id with two names and each name with two ids, at the first such row."""
+    faults: dict[tuple[int, str], str] = {}
+    first: dict[int | str, int] = {}
+    for number, label in labels.items():
+        for key in label:
+            before = first.setdefault(key, number)
+            if labels[before] != label:
+                old_id, old_name = labels[before]
+                faults.setdefault(
+                    label,
+                    f"row {number}: label {label[0]} is named {label[1]!r}, "
+                    f"but in row {before} label {old_id} is named {old_name!r}",
+                )
+    return list(faults.values())
+
 
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SPLITS = ("train", "validation", "test")

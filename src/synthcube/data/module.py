@@ -2,26 +2,230 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-from synthcube.data.batches import EpochBatches, Images
-from synthcube.data.conditions import condition_specs
+from synthcube.data.cache import ImageCache, load_images
+from synthcube.data.conditions import condition_specs, condition_values
 from synthcube.data.images import read_image
-from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest
-from synthcube.data.named_transforms import TransformConfig
-from synthcube.data.splitting import split_subjects
-from synthcube.data.transforms import DataConfig, Preprocessing
+from synthcube.data.preprocessing import DataConfig, Preprocessing
+from synthcube.data.transforms import TransformConfig
+from synthcube.environment import derived_seed, workers_that_fit
 from synthcube.errors import ImageError, ManifestError
-from synthcube.runtime import workers_that_fit
-from synthcube.schema import Batch, ImageSpec
+from synthcube.schema import Batch, Condition, ImageSpec
+
+TRAIN = "train"
+
+
+def split_subjects(
+    subjects: Sequence[str], labels: Sequence[int], fractions: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """Assign every subject to one split.
+
+    Subjects of one class (or of the same classes, where a subject has several) are spread
+    over the splits in proportion. Presence comes before proportion: a class with at least as
+    many subjects as there are splits is in each of them; and every split gets a subject as
+    far as there are enough, train first. The result depends on the set of subjects, their
+    labels and the seed: not on the order of the rows, nor on the machine.
+
+    Args:
+        subjects: subject of each row.
+        labels: class id of each row, -1 where it has none.
+        fractions: share of the subjects for each split, in 0..1; the remainder is "train".
+        seed: another seed, another split.
+
+    Returns:
+        Split name by subject, sorted by subject.
+
+    Raises:
+        ManifestError: a fraction is negative or not a number, or they add up to more than 1.
+    """
+    shares = _shares(fractions)
+    strata = _strata(subjects, labels, seed)
+    splits: dict[str, str] = {}
+    owed = dict.fromkeys(shares, 0.0)  # rounding of one class is made good in the next
+    for members in strata:
+        counts = _counts(len(members), shares, owed)
+        names = [name for name in shares for _ in range(counts[name])]
+        splits.update(zip(members, names, strict=True))
+    _fill_empty(splits, shares, [subject for members in strata for subject in members])
+    return dict(sorted(splits.items()))
+
+
+def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
+    """Positive shares that add up to 1, train first."""
+    total = sum(fractions.values())
+    if not all(0 <= share <= 1 for share in fractions.values()) or total > 1 + 1e-9:
+        given = ", ".join(f"{name} {share:g}" for name, share in fractions.items())
+        raise ManifestError(
+            f"The fractions {given} cannot be split off; "
+            "each must lie in 0 to 1, and together they must not exceed 1."
+        )
+    rest = fractions.get(TRAIN, 0.0) + 1 - total
+    shares = {TRAIN: rest, **{name: share for name, share in fractions.items() if name != TRAIN}}
+    return {name: share for name, share in shares.items() if share > 1e-9}
+
+
+def _strata(subjects: Sequence[str], labels: Sequence[int], seed: int) -> list[list[str]]:
+    """Subjects with the same classes, shuffled; large strata first, small ones even out."""
+    classes: dict[str, set[int]] = {}
+    for subject, label in zip(subjects, labels, strict=True):
+        classes.setdefault(subject, set()).add(label)
+    strata: dict[tuple[int, ...], list[str]] = {}
+    for subject in sorted(classes, key=lambda name: _rank(seed, name)):
+        strata.setdefault(tuple(sorted(classes[subject])), []).append(subject)
+    return sorted(strata.values(), key=lambda members: (-len(members), _rank(seed, members[0])))
+
+
+def _counts(size: int, shares: Mapping[str, float], owed: dict[str, float]) -> Counter[str]:
+    """How many of `size` subjects each split gets; `owed` is brought up to date."""
+    for name, share in shares.items():
+        owed[name] += size * share
+    counts: Counter[str] = Counter()
+    if size > 1:  # presence: train, then the splits that are owed most
+        counts.update(sorted(shares, key=lambda name: (name != TRAIN, -owed[name]))[:size])
+    while counts.total() < size:
+        # rounded, so that noise in the last digit does not decide; ties go to the first, train
+        counts[max(shares, key=lambda name: round(owed[name] - counts[name], 6))] += 1
+    for name in shares:
+        owed[name] -= counts[name]
+    return counts
+
+
+def _fill_empty(splits: dict[str, str], shares: Mapping[str, float], order: Sequence[str]) -> None:
+    """Give each empty split a subject of the largest one, out of the smallest class."""
+    for name in shares:
+        sizes = Counter(splits.values())
+        if sizes[name] or not sizes:
+            continue
+        donor = max(shares, key=lambda other: sizes[other])
+        if sizes[donor] > 1:
+            splits[next(s for s in reversed(order) if splits[s] == donor)] = name
+
+
+def _rank(seed: int, subject: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{subject}".encode()).digest()
+
+
+class Images(Dataset[Batch]):
+    """Rows of a cache, as whole batches; augmented where the config says so."""
+
+    def __init__(
+        self,
+        cache: ImageCache,
+        manifest: Manifest,
+        image: ImageSpec,
+        augmentation: Sequence[TransformConfig],
+        seed: int,
+    ) -> None:
+        self.cache = cache
+        self.labels = torch.tensor([row.label for row in manifest.rows], dtype=torch.int64)
+        self.conditions = torch.from_numpy(condition_values(image.conditions, manifest.rows))
+        self.source = list(image.source_channels)
+        self.made = [i for i in range(cache.shape[1]) if i not in self.source]
+        self.augmentation = [transform.build() for transform in augmentation]
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitems__(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """The batch at these (epoch, row) pairs."""
+        rows = [row for _, row in places]
+        image = torch.from_numpy(self.cache.read(rows))
+        if self.augmentation:
+            image = torch.stack(
+                [self._augmented(each, *place) for each, place in zip(image, places, strict=True)]
+            )
+        condition = Condition(values=self.conditions[rows], source=image[:, self.source])
+        made = image[:, self.made] if self.source else image
+        return Batch(
+            image=made,
+            label=self.labels[rows],
+            index=torch.tensor(rows),
+            augmented=bool(self.augmentation),
+            condition=condition,
+        )
+
+    def _augmented(self, image: torch.Tensor, epoch: int, row: int) -> torch.Tensor:
+        """(C, *spatial) to the same; depends on nothing but the seed, the epoch and the row."""
+        import torchio as tio
+
+        affine = self.cache.affines[row]
+        volume = image if image.ndim == 4 else image[..., None]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(self.seed, "augmentation", epoch, row))
+            scalar: Any = tio.ScalarImage(tensor=volume, affine=affine)
+            for transform in self.augmentation:
+                scalar = transform(scalar)
+        augmented: torch.Tensor = scalar.data.float().clamp(-1, 1)
+        if augmented.shape != volume.shape:
+            raise ImageError(
+                f"data.augmentation makes {tuple(augmented.shape)} of an image of the shape "
+                f"{tuple(volume.shape)}: what changes the shape belongs in data.preprocessing"
+            )
+        return augmented.reshape(image.shape)
+
+
+class EpochBatches:
+    """Batches of (epoch, row) pairs whose order depends on the seed and the epoch alone.
+
+    Args:
+        batch_size: rows of a batch over all processes, each of which takes its share.
+        place: rank of this process, and how many share each batch.
+
+    Attributes:
+        start: batches of this epoch to leave out, for they were trained on before.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[int],
+        batch_size: int,
+        seed: int,
+        place: tuple[int, int] = (0, 1),
+        *,
+        shuffle: bool,
+    ) -> None:
+        self.rows = torch.tensor(rows)
+        self.rank, self.processes = place
+        fitting = min(batch_size, len(rows))
+        self.batch_size = max(1, fitting - fitting % self.processes)
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        self.start = 0
+        self.sampler = self  # where Lightning looks for set_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.rows), self.batch_size)
+        return whole + int(not self.shuffle and rest >= self.processes) or min(1, len(self.rows))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rows = self.rows
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+        for number in range(self.start, len(self)):
+            # Every process needs its share: a rest too small for that joins the last batch.
+            takes_rest = not self.shuffle and number + 1 == len(self)
+            start, size = number * self.batch_size, self.batch_size
+            batch = rows[start:] if takes_rest else rows[start : start + size]
+            share = batch[self.rank :: self.processes] if len(batch) >= self.processes else batch
+            yield [(self.epoch, row) for row in share.tolist()]
 
 
 class DataModule(pl.LightningDataModule):

@@ -11,7 +11,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from synthcube.data.labels import natural_key
 from synthcube.data.manifest import (
     FILE_NAME,
     SUFFIXES,
@@ -19,9 +18,10 @@ from synthcube.data.manifest import (
     image_suffix,
     manifest_text,
     name_fault,
+    natural_key,
     write_manifest,
 )
-from synthcube.data.splitting import split_subjects
+from synthcube.data.module import split_subjects
 from synthcube.errors import ManifestError, OutputError
 from synthcube.storage import make_folder, sha256, write_text
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from synthcube.artifact import Artifact
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.extractors import load_extractor
 from synthcube.evaluation.features import Features, extract
@@ -19,6 +18,7 @@ from synthcube.evaluation.pairs import compare_pairs, match_pairs
 from synthcube.evaluation.results import Section, missing
 from synthcube.evaluation.sets import ImageSet
 from synthcube.evaluation.usefulness import usefulness
+from synthcube.models.artifact import Artifact
 
 
 class Evaluation:

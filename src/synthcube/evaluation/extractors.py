@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from synthcube.errors import ArtifactError, ConfigError
 from synthcube.evaluation import radiomic
 from synthcube.evaluation.config import ExtractorConfig, ExtractorName
-from synthcube.legacy import read_weights
+from synthcube.models.legacy import read_weights
 from synthcube.models.nets.perceptual import enlarged, load_efficientnet, require_efficientnet
 from synthcube.storage import sha256
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from synthcube.environment import derived_seed
 from synthcube.evaluation.arrays import Array, Floats, Ints, Mask
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.features import Features, FeatureTable, scaled
@@ -24,7 +25,6 @@ from synthcube.evaluation.neighbours import nearest
 from synthcube.evaluation.results import Measure, Plot, Section, missing
 from synthcube.evaluation.sets import Bounds, ImageSet, subject_numbers
 from synthcube.evaluation.similarity import WINDOW, num_scales, structural_similarity
-from synthcube.runtime import derived_seed
 
 Tables = tuple[FeatureTable, FeatureTable]
 """Of predictions and labels."""

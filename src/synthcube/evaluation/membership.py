@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthcube import runtime
-from synthcube.artifact import Artifact
-from synthcube.data.batches import Images
+from synthcube import environment
+from synthcube.data.cache import load_images
 from synthcube.data.conditions import cell
-from synthcube.data.loading import load_images
 from synthcube.data.manifest import Manifest
+from synthcube.data.module import Images
+from synthcube.data.preprocessing import trained_data_config
 from synthcube.errors import ImageError, ManifestError, SynthCubeError
 from synthcube.evaluation.arrays import Floats, Ints
 from synthcube.evaluation.intervals import auc, auc_interval, share_interval
@@ -30,6 +30,7 @@ from synthcube.evaluation.nearest_images import downsampled_copies, nearest_imag
 from synthcube.evaluation.results import Measure, Plot, Section, missing
 from synthcube.evaluation.sets import ImageSet, overlap
 from synthcube.models import inference
+from synthcube.models.artifact import Artifact
 from synthcube.models.family import Reconstructs
 from synthcube.schema import Batch, Condition
 
@@ -113,7 +114,7 @@ def membership(
 
 def _sample(rows: Ints, count: int, seed: int, *purpose: str) -> Ints:
     """At most `count` of the rows, at random, in their order."""
-    rng = np.random.default_rng(runtime.derived_seed(seed, *purpose))
+    rng = np.random.default_rng(environment.derived_seed(seed, *purpose))
     return np.sort(rng.permutation(rows)[:count])
 
 
@@ -192,7 +193,7 @@ def model_scores(
     scores = []
     for manifest, chosen in zip(manifests, rows, strict=True):
         subset = Manifest(manifest.path, tuple(manifest.rows[row] for row in chosen.tolist()))
-        images = _model_images(trained, subset, cache or runtime.cache_folder())
+        images = _model_images(trained, subset, cache or environment.cache_folder())
         batches = (images.__getitems__([(0, place)]) for place in range(len(images)))
         scores.append(np.array([-score(family, batch, seed) for batch in batches], np.float64))
     return ModelScores((scores[0], scores[1]), description)
@@ -200,7 +201,7 @@ def model_scores(
 
 def _model_images(trained: Artifact, manifest: Manifest, cache: Path) -> Images:
     spec = trained.image
-    images = load_images(manifest, trained.data, cache)
+    images = load_images(manifest, trained_data_config(trained.config, trained.folder), cache)
     channels = spec.channels + len(spec.source_channels)
     if images.shape[1:] != (channels, *spec.size):
         raise ImageError(
@@ -229,7 +230,7 @@ def _mean_loss(family: Any, batch: Batch, seed: int) -> float:
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         for start in range(0, NUM_DRAWS, at_once):
             count = min(at_once, NUM_DRAWS - start)
-            torch.manual_seed(runtime.derived_seed(seed, "draws", start))
+            torch.manual_seed(environment.derived_seed(seed, "draws", start))
             terms = family.loss(_repeated(batch, count, family.device))
             losses.append(float(terms["loss"]) * count)
     return sum(losses) / NUM_DRAWS

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from synthcube import runtime
+from synthcube import environment
 from synthcube.evaluation import neighbours
 from synthcube.evaluation.arrays import Array, Floats, Ints, Mask
 from synthcube.evaluation.config import EvaluationConfig
@@ -171,7 +171,7 @@ def _threshold(distances: Floats, allowed: float) -> float:
 
 def _false_alarms(distances: Floats, subjects: Ints, allowed: float, seed: int) -> float:
     names, owner = np.unique(subjects, return_inverse=True)
-    rng = np.random.default_rng(runtime.derived_seed(seed, "folds"))
+    rng = np.random.default_rng(environment.derived_seed(seed, "folds"))
     fold = (rng.permutation(len(names)) % min(_FOLDS, len(names)))[owner]
     hits = 0
     for number in np.unique(fold):
@@ -238,7 +238,7 @@ def search(
             f"the labels cannot calibrate a threshold: {shared.anonymous()}; hold out other images"
         )
     else:
-        seed = runtime.derived_seed(seed, nearest.space)
+        seed = environment.derived_seed(seed, nearest.space)
         calibration = calibrate(nearest.labels, labels.subjects(), config.copy_false_alarms, seed)
         if calibration is None:
             invalid = (
@@ -288,7 +288,7 @@ def _duplicate_distances(
         return np.empty(0), np.empty(0)
     distances = []
     for images, name in ((p, "predictions"), (t, "train_data")):
-        rng = np.random.default_rng(runtime.derived_seed(seed, "twins", name))
+        rng = np.random.default_rng(environment.derived_seed(seed, "twins", name))
         chosen = np.sort(rng.permutation(len(images))[:count])
         some = images if count == len(images) else images.subset(chosen)
         similarity = nearest_images(some, some, flips=False, exclude_self=True).similarity

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from synthcube import runtime
+from synthcube import environment
 from synthcube.data.manifest import Row, capped, image_suffix
 from synthcube.errors import ManifestError
 from synthcube.evaluation import similarity
@@ -157,7 +157,12 @@ def compare_pairs(predictions: ImageSet, labels: ImageSet, pairs: Pairs, seed: i
     section = Section("paired")
     for name, values in scores.items():
         section.measures[name] = _overall(
-            name, values, subjects, baselines.get(name), scales, runtime.derived_seed(seed, name)
+            name,
+            values,
+            subjects,
+            baselines.get(name),
+            scales,
+            environment.derived_seed(seed, name),
         )
         finite = values[np.isfinite(values)]
         if len(finite):
@@ -230,7 +235,7 @@ def _unrelated(
     labels: ImageSet, rows: list[int], ranges: Ranges, scales: int, seed: int
 ) -> dict[str, float]:
     """The mean of each measure between labels of different subjects."""
-    rng = np.random.default_rng(runtime.derived_seed(seed, "unrelated pairs"))
+    rng = np.random.default_rng(environment.derived_seed(seed, "unrelated pairs"))
     order = rng.permutation(rows)[: _UNRELATED + 1]
     subjects = labels.subjects()
     pairs = [

@@ -13,10 +13,10 @@ import numpy as np
 
 from synthcube.data.images import Image, read_image
 from synthcube.data.manifest import Manifest, Row
-from synthcube.data.transforms import DataConfig, Preprocessing
+from synthcube.data.preprocessing import DataConfig, Preprocessing
+from synthcube.environment import told
 from synthcube.errors import EvaluationError, SynthCubeError
 from synthcube.evaluation.arrays import Array, Float32Rows, Floats, Ints, append_rows
-from synthcube.runtime import told
 
 log = logging.getLogger("synthcube")
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from synthcube import runtime
+from synthcube import environment
 from synthcube.data.conditions import LABEL, cell
-from synthcube.data.splitting import split_subjects
+from synthcube.data.module import split_subjects
 from synthcube.evaluation.arrays import Floats, Ints
 from synthcube.evaluation.intervals import auc, mean_interval
 from synthcube.evaluation.results import Measure, Plot, Section
@@ -98,7 +98,7 @@ def usefulness(
     scores = {
         name: probabilities(
             examples.images, examples.rows, examples.classes, tests.images, tests.rows, len(names),
-            runtime.derived_seed(seed, "classifier"),
+            environment.derived_seed(seed, "classifier"),
         )
         for name, examples in (("synthetic", synthetic), ("real", real))
     }  # fmt: skip
@@ -165,7 +165,7 @@ def _equal_counts(
         places = [np.flatnonzero(side.classes == number) for side in (synthetic, real)]
         count = min(*map(len, places), max(_FEWEST, _MOST // num_classes))
         for side, candidates in enumerate(places):
-            rng = np.random.default_rng(runtime.derived_seed(seed, "class", number, side))
+            rng = np.random.default_rng(environment.derived_seed(seed, "class", number, side))
             chosen[side].append(np.sort(rng.permutation(candidates)[:count]))
     return synthetic.subset(np.concatenate(chosen[0])), real.subset(np.concatenate(chosen[1]))
 
@@ -247,7 +247,7 @@ def _balanced_interval(
     hits, counts = np.zeros((num_subjects, num_classes)), np.zeros((num_subjects, num_classes))
     np.add.at(hits, (owner, truth), correct)
     np.add.at(counts, (owner, truth), 1)
-    rng = np.random.default_rng(runtime.derived_seed(seed, "recall"))
+    rng = np.random.default_rng(environment.derived_seed(seed, "recall"))
     means = []
     for _ in range(_RESAMPLES):
         drawn = np.bincount(rng.integers(num_subjects, size=num_subjects), minlength=num_subjects)

@@ -21,9 +21,9 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from synthcube.errors import ConfigError
-from synthcube.losses import at_least_float32
 from synthcube.models.family import Family, FamilyConfig
-from synthcube.optimization import OptimizerConfig, SchedulerConfig
+from synthcube.models.losses import at_least_float32
+from synthcube.models.optimizers import OptimizerConfig, SchedulerConfig
 from synthcube.schema import Batch, ImageSpec, Schema
 
 AdversarialLoss = Literal["non_saturating", "hinge", "least_squares"]

@@ -19,7 +19,6 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
-from synthcube.losses import LossConfig, Losses, WeightedLosses, at_least_float32, loss_faults
 from synthcube.models.adversarial import (
     AdversarialFamily,
     AdversarialLoss,
@@ -28,6 +27,13 @@ from synthcube.models.adversarial import (
     generator_term,
 )
 from synthcube.models.family import FamilyConfig
+from synthcube.models.losses import (
+    LossConfig,
+    Losses,
+    WeightedLosses,
+    at_least_float32,
+    loss_faults,
+)
 from synthcube.models.nets.norm import share_statistics
 from synthcube.models.nets.perceptual import PerceptualDistance, require_efficientnet
 from synthcube.schema import Batch, Depth, ImageSpec, StepNumber, Weight, Width

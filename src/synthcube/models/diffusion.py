@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from synthcube.losses import LossConfig, Losses, WeightedLosses, at_least_float32
 from synthcube.models import samplers
+from synthcube.models.losses import LossConfig, Losses, WeightedLosses, at_least_float32
 from synthcube.models.samplers import SAMPLERS, DiffusionSampler, Predict
 from synthcube.schema import Schema
 

@@ -15,12 +15,11 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 from typing_extensions import Self
 
-from synthcube import artifact, registry
-from synthcube.artifact import Artifact
-from synthcube.digests import PREFIX, weights_digest
 from synthcube.errors import ConfigError
+from synthcube.models import artifact, registry
+from synthcube.models.artifact import PREFIX, Artifact, weights_digest
 from synthcube.models.family import Family, FamilyConfig
-from synthcube.names import TRAINED
+from synthcube.plugins import TRAINED
 from synthcube.schema import Batch, ImageSpec
 from synthcube.storage import sha256
 

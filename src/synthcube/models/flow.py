@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from synthcube.losses import LossConfig, Losses, WeightedLosses, at_least_float32
 from synthcube.models import samplers
+from synthcube.models.losses import LossConfig, Losses, WeightedLosses, at_least_float32
 from synthcube.models.samplers import FlowSampler, Predict
 from synthcube.schema import Schema
 

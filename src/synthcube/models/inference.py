@@ -9,14 +9,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from synthcube import compute, runtime
+from synthcube import compute, environment
 from synthcube.models.family import Reconstructs, Samples
 from synthcube.schema import Condition
 
 
 def image_seeds(seed: int, num_images: int) -> list[int]:
     """The seed of each image, in [0, 2**63): a longer list begins with the shorter one."""
-    return [runtime.derived_seed(seed, "image", index) for index in range(num_images)]
+    return [environment.derived_seed(seed, "image", index) for index in range(num_images)]
 
 
 def generate(

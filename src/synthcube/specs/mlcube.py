@@ -63,9 +63,9 @@ docker:
 
 def image_line(image: str) -> str:
     """The key `image`, written as YAML reads it back: 1:30 would be a number."""
-    from synthcube import yaml_text  # not needed by other commands, which start the faster
+    from synthcube import reading  # not needed by other commands, which start the faster
 
-    return yaml_text.dump({"image": image})
+    return reading.dump({"image": image})
 
 
 def task_head(task: Task) -> str:

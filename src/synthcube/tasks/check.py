@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from synthcube import compute, config, runtime
+from synthcube import compute, config, environment
 from synthcube.config import RunConfig
 from synthcube.data.manifest import Manifest, read_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError, SynthCubeError
-from synthcube.tasks import forecast, origins
-from synthcube.training import shortage, start, strategies
+from synthcube.tasks import hub_pins, train
+from synthcube.training import fine_tuning, memory, strategies
 
 
 def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) -> list[str]:
@@ -33,7 +33,7 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
     faults: list[SynthCubeError] = []
     try:
         settings = config.load(config_path, overrides)
-        settings = origins.pinned(settings, {})
+        settings = hub_pins.pinned(settings, {})
         settings = settings.model_copy(update={"model": settings.model.resolved()})
     except SynthCubeError as error:
         settings = None
@@ -46,7 +46,7 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
         raise faults[0] if len(faults) == 1 else ConfigError("\n".join(map(str, faults)))
     data = DataModule(
         manifest, settings.data, batch_size=settings.training.batch_size,
-        seed=settings.seed, cache=runtime.cache_folder(),
+        seed=settings.seed, cache=environment.cache_folder(),
     )  # fmt: skip
     if misfits := settings.model.faults(data.image):
         raise ImageError("The images do not fit the model:", misfits)
@@ -55,12 +55,12 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
 
 
 def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:
-    training = start.resolved(settings.training, {})
+    training = fine_tuning.resolved(settings.training, {})
     if training.start_from is None:
         return []
     family = settings.model.build(data.image)
-    start.take_weights(family, training)
-    start.freeze(family, training)
+    fine_tuning.take_weights(family, training)
+    fine_tuning.freeze(family, training)
     trained = sum(each.requires_grad for each in family.parameters())
     return [f"start: {training.start_from} fits, {trained} weights are trained further"]
 
@@ -93,9 +93,9 @@ def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
     strategies.require_usable(settings.compute, settings.training, device)
     num_devices = compute.devices_used(settings.compute, device)
     compute.require_even_shares(settings.compute, num_devices, settings.training.batch_size)
-    need = forecast.need_of(settings, data.image, precision, device)
+    need = train.need_of(settings, data.image, precision, device)
     weights, needed = need.estimate().weights, need.bytes_needed()
-    lack = shortage.warning(need, needed, need.bytes_free())
+    lack = memory.warning(need, needed, need.bytes_free())
     # Two checkpoints of weights, average and two moments; one more while it is being written.
     on_disk = 3 * 4 * weights + weights
     free = shutil.disk_usage(Path.cwd()).free
@@ -107,6 +107,6 @@ def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
         f"beside about 1 GB of libraries{' for each process' if need.processes > 1 else ''}",
         *([lack] if lack else []),
         f"disk: about {on_disk / 1e6:.0f} MB for the run, {free / 1e9:.1f} GB free here; the "
-        f"cache holds {np.prod(data.cache.shape) * 4 / 1e6:.0f} MB in {runtime.cache_folder()}",
+        f"cache holds {np.prod(data.cache.shape) * 4 / 1e6:.0f} MB in {environment.cache_folder()}",
         f"length: {steps} steps in {settings.training.max_epochs} epochs",
     ]

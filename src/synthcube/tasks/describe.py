@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from synthcube import registry
-from synthcube.config import config_class
-from synthcube.data.transforms import DataConfig
-from synthcube.yaml_template import template
+from synthcube.config import config_class, template
+from synthcube.data.preprocessing import DataConfig
+from synthcube.models import registry
 
 
 def family_lines() -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from synthcube import __version__, artifact, compute, config, runtime, storage, yaml_text
+from synthcube import __version__, compute, config, environment, reading, storage
 from synthcube.config import RunConfig
 from synthcube.data.manifest import Manifest, read_manifest, require_outside
 from synthcube.errors import EvaluationError, OutputError, SynthCubeError
@@ -16,7 +16,8 @@ from synthcube.evaluation.evaluation import Evaluation
 from synthcube.evaluation.report.page import require_own_report, write_report
 from synthcube.evaluation.results import plain
 from synthcube.evaluation.sets import ImageSet, check_comparable, comparability_notes, open_sets
-from synthcube.tasks.run_folder import CONFIG, SPLIT
+from synthcube.models import artifact
+from synthcube.tasks.train import CONFIG, SPLIT
 
 log = logging.getLogger("synthcube")
 
@@ -71,7 +72,7 @@ def evaluate(
     manifests = _manifests(given)
     for manifest in manifests.values():
         require_outside({"report": report}, manifest)
-    cache = storage.make_folder(runtime.cache_folder())
+    cache = storage.make_folder(environment.cache_folder())
     with storage.scratch_folder(cache) as folder:
         sets, faults = open_sets(manifests, settings.data, folder)
         check_comparable(sets, faults)
@@ -84,7 +85,7 @@ def evaluate(
     results = {**header, **{section.name: section.plain() for section in sections}}
     if report:
         write_report(storage.make_folder(report, "report"), header, sections)
-    storage.write_mounted(output, yaml_text.dump(results))
+    storage.write_mounted(output, reading.dump(results))
     return output
 
 
@@ -158,7 +159,7 @@ def _header(
             "data": plain(settings.data.preprocessing_key),
         },
         "notes": comparability_notes(sets),
-        "versions": runtime.versions(),
+        "versions": environment.versions(),
     }
 
 

@@ -1,13 +1,15 @@
-"""Export: a verified, self-contained folder of a trained model, ready for a Hub."""
+"""What is said of an exported model and where it goes: the YAML, and the command line over it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,102 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from synthcube import artifact, reading, storage, yaml_text
-from synthcube.artifact import Artifact
+from synthcube import config, reading, storage
 from synthcube.errors import ArtifactError, ConfigError, OutputError
-from synthcube.export import identities
-from synthcube.export.card import Story, Task, model_card
-from synthcube.export.config import DATASET, LICENSE, Runtime, Weights
-from synthcube.export.metadata import METADATA, metadata
-from synthcube.export.scores import read_results
+from synthcube.models import artifact
+from synthcube.models.artifact import Artifact
 from synthcube.models.family import Family, Samples
-from synthcube.tasks.conversions import Conversions, conversions
+from synthcube.sharing import identities
+from synthcube.sharing.card import METADATA, Story, Task, metadata, model_card, read_results
+from synthcube.sharing.config import DATASET, LICENSE, TOKEN, ExportConfig, Runtime, Weights
+from synthcube.sharing.runtimes import RUNTIMES, Converted, is_part, record_name
+from synthcube.sharing.runtimes.conversion import check_request, convert, converted
+from synthcube.storage import scratch_folder
 
 log = logging.getLogger("synthcube")
+
+# Where MLCube mounts the folder of a file, whether the file is there or not.
+_MOUNTED = re.compile(r"/mlcube_io\d+/.*")
+
+
+def publication(config_path: Path | None, given: Mapping[str, Any]) -> ExportConfig:
+    """The section `export` of a YAML, with what the command line says in place of it.
+
+    Args:
+        config_path: YAML of the run, of which no other section is used; none for the defaults.
+        given: by the section's keys; what is None or empty was not given.
+
+    Raises:
+        ConfigError: all that is wrong with the YAML; a token in place of something else; or a
+            model that is to be published has no license.
+        HubError: what it is to be published as is no name of a model.
+    """
+    section = config.load(config_path, trained=True).export if config_path else ExportConfig()
+    said = {name: value for name, value in given.items() if value not in (None, "", ())}
+    settings = section.model_copy(update=said)
+    if TOKEN.search(repr(said)):
+        raise ConfigError("A token is on the command line, where others see it: set HF_TOKEN.")
+    if settings.push_to:
+        artifact.repo_id(settings.push_to)
+        if not settings.license:
+            raise ConfigError(
+                "--push_to needs a license, and none is ever assumed: say which, as in --license "
+                "apache-2.0; it must be one that the owners of the training images allow."
+            )
+    return settings
+
+
+def place(settings: ExportConfig) -> str:
+    """Address under which the model will be found; empty where it is not published."""
+    return str(artifact.Address(settings.push_to)) if settings.push_to else ""
+
+
+def present(path: Path | None) -> Path | None:
+    """A file that MLCube always names and that need not be there; any other is as it was given."""
+    if path and _MOUNTED.fullmatch(str(path)) and not path.exists():
+        log.warning("evaluation: there is no %s, and the card shows no numbers.", path.name)
+        return None
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Conversions:
+    """What an export adds for other runtimes."""
+
+    records: tuple[Converted, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+@contextmanager
+def conversions(
+    trained: Artifact, asked: Sequence[Runtime], weights: Weights
+) -> Iterator[Conversions]:
+    """The networks converted for the runtimes asked for; the files are there for so long.
+
+    What the model was converted for before, it stays converted for.
+
+    Raises:
+        ConfigError: a runtime is not installed, or does not store weights so.
+        FamilyError: a network cannot be converted, or would make other images.
+    """
+    for each in asked:
+        check_request(each, weights)
+    listed = artifact.read_index(trained.folder)
+    kept: list[Runtime] = [
+        each for each in RUNTIMES if record_name(each) in listed and each not in asked
+    ]
+    records = [converted(trained.folder, each) for each in kept]
+    files = [trained.folder / name for each in kept for name in listed if is_part(name, each)]
+    with scratch_folder() as folder:
+        for each in asked:
+            records.append(convert(trained.build(torch.device("cpu")), folder, each, weights))
+            log.info(
+                "%s, weights in %s: its images are off those of torch by %.2g of the range at "
+                "most, by %.2g on average.",
+                each, weights, records[-1].largest_difference, records[-1].mean_difference,
+            )  # fmt: skip
+        yield Conversions(tuple(records), (*files, *sorted(folder.iterdir())))
+
 
 CARD = artifact.CARD
 
@@ -116,7 +202,7 @@ def _texts(public: Artifact, story: Story, version: str) -> dict[str, str]:
     """The files that are written anew, by name."""
     about = metadata(public, version=version, license_id=story.license_id, results=story.results)
     return {
-        artifact.CONFIG: yaml_text.dump(public.config),
+        artifact.CONFIG: reading.dump(public.config),
         artifact.IMAGE: _json(public.image.model_dump(mode="json")),
         artifact.METRICS: _json(dict(public.metrics)),
         METADATA: _json(about),

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from synthcube import artifact, config, legacy, runtime
+from synthcube import config, environment
 from synthcube.config import RunConfig
 from synthcube.errors import ArtifactError, ConfigError, FamilyError, OutputError
+from synthcube.models import artifact, legacy
 from synthcube.schema import ImageSpec
 from synthcube.storage import contents, require_separate, settle
 
@@ -57,7 +58,7 @@ def import_weights(
     image = _image_spec(settings, channels, model_range)
     if faults := settings.model.faults(image):
         raise ConfigError("The config does not describe a network:", faults)
-    torch.manual_seed(runtime.derived_seed(settings.seed, "weights"))
+    torch.manual_seed(environment.derived_seed(settings.seed, "weights"))
     family = settings.model.build(image).eval()
     if not isinstance(family, legacy.Imports):
         raise FamilyError(f"{family_name} has no counterpart in monai-generative 0.2.3.")

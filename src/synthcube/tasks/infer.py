@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from synthcube import artifact, compute, config, runtime, storage
-from synthcube.artifact import Artifact
+from synthcube import compute, config, environment, storage
+from synthcube.data.conditions import parse_counts, read_wishes
 from synthcube.data.manifest import read_manifest, require_outside
 from synthcube.data.postprocessing import Postprocessing
-from synthcube.data.wishes import parse_counts, read_wishes
 from synthcube.errors import ConfigError, FamilyError
-from synthcube.export.croissant import CroissantConfig
-from synthcube.export.runtimes.substitution import substitute
+from synthcube.models import artifact
+from synthcube.models.artifact import Artifact
 from synthcube.models.family import Reconstructs, Samples
-from synthcube.tasks.croissant import wished
-from synthcube.tasks.jobs import Generation, Job, Reconstruction, Request, Translation
-from synthcube.tasks.shares import make_alone, make_in_pool, make_in_ranks
+from synthcube.sharing.croissant import CroissantConfig, wished
+from synthcube.sharing.runtimes.conversion import substitute
+from synthcube.tasks.inference_jobs import Generation, Job, Reconstruction, Request, Translation
+from synthcube.tasks.parallel_inference import make_alone, make_in_pool, make_in_ranks
 
 log = logging.getLogger("synthcube")
 
@@ -78,7 +78,7 @@ def infer(
         tuple(conditions), conditions_path, wished(settings["sampling"], croissant),
         computed_by,
     )  # fmt: skip
-    launched = 1 if num_devices == 1 else runtime.launched_processes()
+    launched = 1 if num_devices == 1 else environment.launched_processes()
     if launched > 1 and launched == _processes(settings["compute"], device):
         return make_in_ranks(asked.open, _own_device(device))
     number = num_devices or _devices(settings["compute"], given, device, launched)
@@ -189,7 +189,7 @@ def _own_device(device: torch.device) -> torch.device:
     """That of this process among those of its node."""
     if device.type == "cpu":
         return device
-    return torch.device("cuda", runtime.local_rank() % torch.cuda.device_count())
+    return torch.device("cuda", environment.local_rank() % torch.cuda.device_count())
 
 
 def _processes(section: Mapping[str, Any], device: torch.device) -> int:

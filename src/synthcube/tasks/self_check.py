@@ -12,18 +12,18 @@ from pathlib import Path
 import torch
 
 import synthcube
-from synthcube import artifact, registry, yaml_text
+from synthcube import reading
 from synthcube.data.phantom import write_phantoms
-from synthcube.export.config import Runtime
-from synthcube.export.runtimes.formats import RUNTIMES, is_installed
+from synthcube.models import artifact, registry
 from synthcube.models.family import Samples
+from synthcube.sharing.config import Runtime
+from synthcube.sharing.runtimes import RUNTIMES, is_installed
 from synthcube.storage import make_folder, sha256, write_text
 from synthcube.tasks.evaluate import evaluate
 from synthcube.tasks.export import export
-from synthcube.tasks.image_folder import IMAGES
 from synthcube.tasks.infer import infer
-from synthcube.tasks.run_folder import CONFIG
-from synthcube.tasks.train import train
+from synthcube.tasks.inference_jobs import IMAGES
+from synthcube.tasks.train import CONFIG, train
 
 _NUM_IMAGES, _SIDE, _SPACING_MM = 6, 16, (1.0, 1.5, 3.0)
 
@@ -97,7 +97,7 @@ def _write_inputs(folder: Path, data: Path, family: str, rank: int) -> None:
     training = {"max_epochs": 1, "batch_size": 4, "sample_every_n_epochs": 0}
     light = {"extractor": {"name": "radiomic"}, "num_repeats": 2}
     content = {"model": model, "training": training, "evaluation": light}
-    write_text(folder / CONFIG, yaml_text.dump(content))
+    write_text(folder / CONFIG, reading.dump(content))
 
 
 def _source(model: Path, data: Path) -> Path | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synthcube import config, runtime
+from synthcube import config, environment
 from synthcube.data.manifest import read_manifest
 from synthcube.errors import ConfigError, PreemptedError, SynthCubeError
 from synthcube.storage import make_folder, require_separate
@@ -102,7 +102,7 @@ def _runs(config_paths: Sequence[Path], out: Path) -> list[Path]:
     Raises:
         ConfigError: two would have the same, or a launcher started several processes.
     """
-    processes = runtime.launched_processes()
+    processes = environment.launched_processes()
     if processes > 1:
         raise ConfigError(
             f"Several configs in one call train one after another, and a launcher has started "

@@ -1,26 +1,371 @@
-"""Train: a config and data in, a run folder with an artifact out."""
+"""What a run will need of memory: said before it starts, explained where it runs out."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from synthcube import compute, config, runtime, storage
+from synthcube import compute, config, environment, reading, storage
+from synthcube import environment as runtime
 from synthcube.config import RunConfig
-from synthcube.data.manifest import read_manifest, require_outside
+from synthcube.data.cache import content_digests
+from synthcube.data.manifest import Manifest, capped, read_manifest, require_outside, write_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
-from synthcube.errors import ConfigError, ImageError
-from synthcube.tasks import forecast, origins, run_folder
-from synthcube.training import Plan, TrainingConfig, checkpoints, fit, start, strategies
-from synthcube.training.early_stop import stopped_early
+from synthcube.errors import ConfigError, ImageError, OutputError
+from synthcube.models import artifact
+from synthcube.schema import ImageSpec
+from synthcube.tasks import hub_pins
+from synthcube.training import (
+    Plan,
+    TrainingConfig,
+    checkpoints,
+    fine_tuning,
+    fit,
+    memory,
+    strategies,
+)
+from synthcube.training.memory import Need
+from synthcube.training.metrics import stopped_early
 from synthcube.training.preemption import Preemption
 
 log = logging.getLogger("synthcube")
+
+
+def need_of(settings: RunConfig, image: ImageSpec, precision: str, device: torch.device) -> Need:
+    """The memory that this run needs on that device, for such images."""
+    return Need(
+        settings.model, image, settings.training, settings.compute, precision, device,
+        settings.data.num_workers,
+    )  # fmt: skip
+
+
+def foretell(need: Need) -> None:
+    """Log what is needed and what is free, and a warning where that is less."""
+    free = need.bytes_free()
+    try:
+        needed = need.bytes_needed()
+    except Exception as error:  # what is wrong the training will say, better than an estimate
+        log.debug("No estimate of memory: %s", error)
+        return
+    log.info("Needs about %.2f GB beside the libraries; %.2f GB free.", needed / 1e9, free / 1e9)
+    if lack := memory.warning(need, needed, free):
+        log.warning(lack)
+
+
+@contextmanager
+def shortage_explained(need: Need, run: Path) -> Iterator[None]:
+    """Explain memory that runs out, and say what is left of `run`.
+
+    Raises:
+        MemoryShortageError: it ran out.
+    """
+
+    def kept() -> str:
+        last = run / "checkpoints" / checkpoints.LAST
+        if last.exists():
+            return f"The last checkpoint, {last}, is intact."
+        return "There is no checkpoint yet, and nothing half-written."
+
+    with memory.explained(need, need.bytes_free(), kept):
+        yield
+
+
+CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
+LOCK = ".synthcube.lock"
+_WRITTEN = (CONFIG, "artifact", "samples", "metrics.csv", "throughput.json", "logs")
+IMAGES = "images.json"
+"""A digest of the files of each image, in the order of SPLIT."""
+# Keys that may differ from the run that is continued: they change no step already taken.
+_FREE = (
+    "training.max_epochs.", "training.max_minutes.", "training.sample_every_n_epochs.",
+    "training.num_sample_images.", "training.log_every_n_steps.", "training.loggers.",
+    "training.checkpoint_every_n_minutes.", "training.stop_signals.", "training.early_stop.",
+    "sampling.", "compute.", "evaluation.", "data.num_workers.", "data.cache_gb.",
+    "model.first_stage.",  # its hash must stay
+    "model.first_stage_image.labels.",  # an export leaves out those that are people
+    "export.",
+)  # fmt: skip
+# Keys that may not differ at all: the state of the optimizers would be of others.
+_FIXED = r"model\.(name|.*optimizer\.name)|training\.(freeze|start_.*)"
+
+
+def save_artifact(run: Path, settings: RunConfig, data: DataModule) -> None:
+    """Write what the best checkpoint of a run holds, or else its last, as an artifact."""
+    source = _source(run)
+    epochs, steps = checkpoints.reached(source)
+    pictures = sorted((run / "samples").glob("*.png"))
+    artifact.save(
+        run / "artifact",
+        config=settings.dump(),
+        image=data.image,
+        weights=_single(checkpoints.weights(source)),
+        metrics={"epochs": epochs, "steps": steps, **checkpoints.monitored(source)},
+        picture=pictures[-1] if pictures else None,
+        checkpoint=checkpoints.fingerprint(source),
+    )
+
+
+def has_current_artifact(run: Path, settings: RunConfig) -> bool:
+    """Whether the artifact of a run is of its checkpoint and its config as they are now.
+
+    It is not where a training was killed after its last checkpoint, over an older artifact.
+    """
+    folder = run / "artifact"
+    try:
+        index = json.loads((folder / artifact.INDEX).read_text(encoding="utf-8"))
+        written = (folder / artifact.CONFIG).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(index, dict)
+        and index.get("checkpoint") == checkpoints.fingerprint(_source(run))
+        and written == reading.dump(settings.dump())
+    )
+
+
+def _source(run: Path) -> Path:
+    best = run / "checkpoints" / checkpoints.BEST
+    return best if best.exists() else run / "checkpoints" / checkpoints.LAST
+
+
+def _single(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights in float32, whatever they were trained in: what every machine can sample with."""
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+
+
+def starting_checkpoint(run: Path, resume: str) -> Path | None:
+    """Where a training starts from; None for the beginning.
+
+    Args:
+        resume: "auto", "never" or a path; see `train`.
+
+    Raises:
+        ConfigError: there is no such checkpoint.
+        OutputError: nothing may be resumed, and there is something.
+    """
+    last = run / "checkpoints" / checkpoints.LAST
+    if resume == "auto":
+        return last if last.exists() else None
+    if resume == "never":
+        if last.exists() or (run / "artifact").exists():
+            raise OutputError(
+                f"output_path {run} already holds a run, and --resume is never: give another one, "
+                "or remove this one."
+            )
+        return None
+    if not Path(resume).is_file():
+        raise ConfigError(
+            f"--resume {resume}: there is no such checkpoint; use auto, never, or the path of one."
+        )
+    if lack := checkpoints.lack(Path(resume)):
+        raise ConfigError(
+            f"--resume {resume}: {lack}. Only a checkpoint of synthcube train can be continued: "
+            "checkpoints/last.ckpt of a run. To start a new training from the weights of a model, "
+            "set training.start_from to its folder (a run, an exported or an imported model)."
+        )
+    return Path(resume)
+
+
+def take(run: Path, rank: int, held: ExitStack) -> None:
+    """Claim and lock the folder until `held` ends, and tidy up after a training that was killed.
+
+    The first of the processes that train together does it for all, and only where the folder is
+    there already.
+
+    Raises:
+        OutputError: it is something else than a run, or another training is in it.
+    """
+    if rank or not run.is_dir():
+        return
+    claim(run)
+    held.enter_context(locked(run))
+    for name in ("artifact", "checkpoints", "samples", "logs"):
+        storage.sweep(run / name)
+    storage.settle(run / "artifact")
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the folder for one training; the lock ends with the process, however that ends.
+
+    Raises:
+        OutputError: another training is in it.
+    """
+    path = run / LOCK
+    with ExitStack() as held:
+        try:
+            file = held.enter_context(path.open("r+b" if path.exists() else "w+b", buffering=0))
+            # Of the process alone: a loader that outlives it must not hold the folder.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate()
+            file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n".encode())
+        except BlockingIOError as error:
+            raise OutputError(
+                f"output_path {run} is being trained by another process "
+                f"({file.read().decode(errors='replace').strip()}): wait for its end, or give "
+                "another folder."
+            ) from error
+        except OSError as error:  # read-only, of another user, or on a disk that is full
+            log.warning("%s cannot be locked against a second training: %s.", run, error.strerror)
+        yield
+
+
+def claim(run: Path) -> None:
+    """Take a folder that is empty or a run; other files in it stay.
+
+    Raises:
+        OutputError: it is a folder of something else, or a file that is written is there already.
+    """
+    storage.require_own(run, SPLIT, "output_path")
+    if any((run / name).exists() for name in (LOCK, SPLIT, ENVIRONMENT, "checkpoints")):
+        return
+    if found := [name for name in _WRITTEN if (run / name).exists()]:
+        raise OutputError(
+            f"output_path {run} is no run, and what it holds would be written over "
+            f"({', '.join(found)}): give another one."
+        )
+
+
+def recorded_config(run: Path) -> dict[str, Any]:
+    """The config that a run was trained with last; empty where there is none."""
+    path = run / CONFIG
+    found = reading.read_yaml(path, OutputError) if path.exists() else {}
+    for section in ("model", "data", "training", "sampling", "compute"):
+        if not isinstance(found.get(section, {}), dict):
+            raise OutputError(f"{path} is damaged: {section} is not a section.")
+    return found
+
+
+def check_unchanged(
+    run: Path, recorded: Mapping[str, Any], settings: RunConfig, accept_changes: bool
+) -> None:
+    """Compare the config of a run with what it is to be continued with.
+
+    Raises:
+        ConfigError: a key that matters differs, and that is not accepted, or no checkpoint can
+            be continued so.
+    """
+    before, now = _flat(recorded), _flat(settings.dump())
+    changed = [
+        key
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+        and not f"{key}.".startswith(_FREE)
+        # A key that an older version did not know, and that is left empty.
+        and (key in before or now[key])
+    ]
+    faults = [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in changed]
+    kinds = [key for key in changed if re.fullmatch(_FIXED, key)]
+    if faults and accept_changes and not kinds:
+        log.warning("Continuing with other values: %s", "; ".join(faults))
+    elif faults:
+        way = "" if kinds else ", or --accept_changes to go on with these"
+        raise ConfigError(
+            f"output_path {run} was trained with another config; give another one, or the "
+            f"same values{way}:",
+            faults,
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def record_run(
+    run: Path, settings: RunConfig, data: DataModule, environment: dict[str, Any], *,
+    continued: bool, accept_changes: bool,
+) -> None:  # fmt: skip
+    """Write config, split, digests of the images, and environment.
+
+    Args:
+        continued: whether something was trained in this run before.
+
+    Raises:
+        ConfigError: the run was trained on other subjects; or on other content of their files, and
+            that is not accepted.
+    """
+    rows = [
+        {
+            "SubjectID": row.subject,
+            "Split": split,
+            "Label": row.label_name,
+            **{f"Channel_{i}": str(path) for i, path in enumerate(row.channels)},
+        }
+        for row, split in zip(data.manifest.rows, data.splits, strict=True)
+    ]
+    _check_same_split(run / SPLIT, rows)
+    digests = _digests(data.manifest)
+    if continued:
+        _check_same_content(run / IMAGES, data.manifest, digests, accept_changes)
+    storage.write_text(run / CONFIG, reading.dump(settings.dump()))
+    write_manifest(run / SPLIT, rows)
+    storage.write_json(run / IMAGES, digests)
+    storage.write_json(run / ENVIRONMENT, environment)
+
+
+def _check_same_split(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """A run is continued on the images it was started with: subjects must not change sides."""
+    if not path.exists():
+        return
+    recorded_rows = reading.read_rows(path, ("SubjectID", "Split"), OutputError)
+    before = [(row["SubjectID"], row["Split"]) for row in recorded_rows]
+    if before != [(row["SubjectID"], row["Split"]) for row in rows]:
+        raise ConfigError(
+            f"output_path {path.parent} was trained on other subjects ({len(before)} images then, "
+            f"{len(rows)} now); give another one, or the same data."
+        )
+
+
+def _digests(manifest: Manifest) -> list[str]:
+    digests = content_digests(
+        [path for row in manifest.rows for path in row.channels], runtime.cache_folder()
+    )
+    return ["-".join(digests[path] for path in row.channels) for row in manifest.rows]
+
+
+def _check_same_content(
+    path: Path, manifest: Manifest, digests: Sequence[str], accept_changes: bool
+) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # of an older version, which did not write it
+    if not isinstance(before, list) or len(before) != len(digests):
+        return
+    changed = [
+        ", ".join(map(str, row.channels))
+        for row, old, new in zip(manifest.rows, before, digests, strict=True)
+        if old != new
+    ]
+    if changed and accept_changes:
+        log.warning("Continuing on changed images: %s", "; ".join(capped(changed)))
+    elif changed:
+        count = "1 image has" if len(changed) == 1 else f"{len(changed)} images have"
+        raise ConfigError(
+            f"{count} changed since output_path {path.parent} was trained on them; restore them, "
+            "give another output_path, or --accept_changes to go on with these:",
+            capped(changed),
+        )
 
 
 def train(
@@ -57,49 +402,49 @@ def _train(
     device = compute.device(settings.compute.accelerator)
     rank = _join(settings, compute.devices_used(settings.compute, device))
     storage.require_separate({"output_path": run}, _inputs(settings, data_path))
-    run_folder.take(run, rank, held)
-    checkpoint = run_folder.checkpoint(run, resume)
+    take(run, rank, held)
+    checkpoint = starting_checkpoint(run, resume)
     end = _end(run, checkpoint, settings.training)
     # Where nothing was trained yet, a config that was refused may be mended.
-    before = run_folder.recorded(run) if checkpoint or (run / "artifact").exists() else {}
-    settings = origins.pinned(settings, before)
+    before = recorded_config(run) if checkpoint or (run / "artifact").exists() else {}
+    settings = hub_pins.pinned(settings, before)
     settings = settings.model_copy(update={"model": settings.model.resolved()})
     if settings.compute.deterministic:
-        runtime.fix_cublas()
+        environment.fix_cublas()
     precision, reason = compute.precision(settings.compute.precision, device)
     strategies.require_usable(settings.compute, settings.training, device)
     manifest = read_manifest(data_path)
     require_outside({"output_path": run}, manifest)
     storage.make_folder(run, "output_path")
-    run_folder.take(run, rank, held)
-    started = start.resolved(settings.training, before.get("training", {}))
+    take(run, rank, held)
+    started = fine_tuning.resolved(settings.training, before.get("training", {}))
     settings = settings.model_copy(update={"training": started})
     if before:
-        run_folder.check_unchanged(run, before, settings, accept_changes)
+        check_unchanged(run, before, settings, accept_changes)
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
     data = DataModule(
         manifest, settings.data, batch_size=settings.training.batch_size,
-        seed=settings.seed, cache=runtime.cache_folder(),
+        seed=settings.seed, cache=environment.cache_folder(),
     )  # fmt: skip
     if faults := settings.model.faults(data.image):
         raise ImageError("The images do not fit the model:", faults)
     # infer would refuse it, after all the training
     Postprocessing(settings.sampling.postprocessing, data.image)
     if rank == 0:
-        run_folder.record(
-            run, settings, data, runtime.environment_record(device, precision),
+        record_run(
+            run, settings, data, environment.environment_record(device, precision),
             continued=bool(before), accept_changes=accept_changes,
         )  # fmt: skip
-    need = forecast.need_of(settings, data.image, precision, device)
-    with forecast.shortage_explained(need, run):
+    need = need_of(settings, data.image, precision, device)
+    with shortage_explained(need, run):
         if end:
             log.info("This training is complete; %s to continue it.", end)
         else:
             if rank == 0:
-                forecast.foretell(need)
+                foretell(need)
             _fit(run, settings, data, precision, device, checkpoint, preemption, accept_changes)
-        if rank == 0 and not (end and run_folder.has_current_artifact(run, settings)):
-            run_folder.save_artifact(run, settings, data)
+        if rank == 0 and not (end and has_current_artifact(run, settings)):
+            save_artifact(run, settings, data)
     return None if rank else run / "artifact"
 
 
@@ -143,7 +488,7 @@ def _join(settings: RunConfig, num_devices: int) -> int:
     """
     compute.require_even_shares(settings.compute, num_devices, settings.training.batch_size)
     processes = num_devices * settings.compute.num_nodes
-    rank = runtime.process_rank(num_devices) if processes > 1 else 0
+    rank = environment.process_rank(num_devices) if processes > 1 else 0
     if rank:
         log.setLevel(logging.WARNING)
     return rank
@@ -158,7 +503,7 @@ def _fit(
         len(data.rows("train")), len(data.rows("validation")),
         "x".join(map(str, data.image.size)), data.image.channels,
     )  # fmt: skip
-    torch.manual_seed(runtime.derived_seed(settings.seed, "weights"))
+    torch.manual_seed(environment.derived_seed(settings.seed, "weights"))
     family = settings.model.build(data.image).to(device)
     if checkpoint:
         checkpoints.check_fits(checkpoint, family)
@@ -167,7 +512,7 @@ def _fit(
     family.fit_statistics(data.every_image(), data.rows("train"))
     if not checkpoint:
         # After `fit_statistics`: the weights were trained with the statistics of other images.
-        start.take_weights(family, settings.training)
+        fine_tuning.take_weights(family, settings.training)
     fit(
         family,
         Plan(

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from synthcube import artifact, compute, config, storage
+from synthcube import compute, config, storage
 from synthcube.config import RunConfig
 from synthcube.data.conditions import cell
 from synthcube.data.manifest import Manifest, Row, read_manifest, write_manifest
+from synthcube.models import artifact
 from synthcube.models.family import Samples
-from synthcube.tasks.image_folder import IMAGES
 from synthcube.tasks.infer import infer
+from synthcube.tasks.inference_jobs import IMAGES
 from synthcube.tasks.train import train
 
 _BATCHES, _CPU_BATCH, _IMAGES = 3, 2, 2

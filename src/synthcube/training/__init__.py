@@ -1,7 +1,6 @@
 """Training: the Lightning Trainer, put together from the config."""
 
 from synthcube.training.config import EMAConfig, TrainingConfig
-from synthcube.training.fit import fit
-from synthcube.training.plan import Plan
+from synthcube.training.fit import Plan, fit
 
 __all__ = ["EMAConfig", "Plan", "TrainingConfig", "fit"]

@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor
 
 from synthcube.errors import NonFiniteLossError
 from synthcube.schema import Batch
-from synthcube.training.processes import of_each
+from synthcube.training.acceleration import plain_name
 from synthcube.training.progress import optimizer_names
-from synthcube.training.recomputation import plain_name
+from synthcube.training.strategies import of_each
 
 # A float16 scaler starts at 2 ** 16 and halves with each step that it skips: after as many,
 # gradients that are still not finite are so without any scale.

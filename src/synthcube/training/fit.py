@@ -2,34 +2,188 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
+from synthcube.compute import ComputeConfig, devices_used
+from synthcube.data.module import DataModule
+from synthcube.environment import derived_seed, is_terminal, quiet_lightning
 from synthcube.errors import ConfigError
 from synthcube.models.family import Family
 from synthcube.models.nets.norm import share_statistics
-from synthcube.runtime import is_terminal, quiet_lightning
 from synthcube.storage import make_folder, sweep
-from synthcube.training import checkpoints, reports, throughput
-from synthcube.training.best import require_metrics
-from synthcube.training.callbacks import callbacks
-from synthcube.training.checkpoint_io import AtomicCheckpointIO, load
-from synthcube.training.compilation import compile_networks, explained
-from synthcube.training.determinism import determinism
-from synthcube.training.metrics import MetricsTable
+from synthcube.training import checkpoints, loggers, progress
+from synthcube.training.acceleration import (
+    compile_networks,
+    determinism,
+    explained,
+    is_halved,
+    recompute_blocks,
+    weights_precision,
+)
+from synthcube.training.checkpoints import (
+    AtomicCheckpointIO,
+    Continuation,
+    NewHyperparameters,
+    load,
+)
+from synthcube.training.config import TrainingConfig
+from synthcube.training.ema import RampedEMA
+from synthcube.training.fine_tuning import Frozen, freeze
+from synthcube.training.finiteness import FiniteGuard
+from synthcube.training.metrics import (
+    EarlyStop,
+    LogMeans,
+    MetricGuard,
+    MetricsTable,
+    best_and_last,
+    require_metrics,
+)
 from synthcube.training.pictures import SamplePictures
-from synthcube.training.plan import Plan
-from synthcube.training.precision import weights_precision
-from synthcube.training.recomputation import recompute_blocks
-from synthcube.training.start import Frozen, freeze
+from synthcube.training.preemption import Preemption
+from synthcube.training.progress import Ledger, LogLines, SlowestProcess
 from synthcube.training.strategies import require_same, strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One training, or the rest of one.
+
+    Args:
+        run: folder that everything is written to.
+        precision: Lightning's full name of it.
+        checkpoint: to go on from, if any.
+        accept_changes: optimizers of a continued run take the hyperparameters of the config.
+        settings: the resolved config, for loggers that show it.
+    """
+
+    data: DataModule
+    training: TrainingConfig
+    compute: ComputeConfig
+    run: Path
+    seed: int
+    precision: str
+    device: torch.device
+    checkpoint: Path | None = None
+    preemption: Preemption = field(default_factory=lambda: Preemption(()))
+    accept_changes: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of each node, with a process for each."""
+        return devices_used(self.compute, self.device)
+
+    @property
+    def num_processes(self) -> int:
+        return self.num_devices * self.compute.num_nodes
+
+    @property
+    def validates(self) -> bool:
+        return bool(self.data.rows("validation"))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Their folder."""
+        return self.run / "checkpoints"
+
+
+class StepSeeds(Callback):
+    """Draws of every step depend on the seed and the step alone: a resumed run repeats them."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._draw(trainer, "step", trainer.fit_loop.total_batch_idx)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        # The same draws at every validation, so that its loss compares from epoch to epoch.
+        self._draw(trainer, "validation")
+
+    def _draw(self, trainer: pl.Trainer, *parts: str | int) -> None:
+        # Processes that share a batch draw noise of their own.
+        rank = [trainer.global_rank] if trainer.global_rank else []
+        torch.manual_seed(derived_seed(self.seed, *parts, *rank))
+
+
+def callbacks(family: Family, plan: Plan, ledger: Ledger) -> list[Callback]:
+    """All of them; Lightning calls those that save last, whatever the order."""
+    training = plan.training
+    ema = RampedEMA(training.ema.decay, halved=is_halved(plan.precision)) if training.ema else None
+    guard = _guard(plan)
+    found: list[Callback | None] = [
+        StepSeeds(plan.seed),
+        guard,
+        LogMeans(),
+        NewHyperparameters() if plan.accept_changes else None,
+        LogLines(training.log_every_n_steps, ledger, quiet=is_terminal()),
+        SlowestProcess(ledger),
+        MetricGuard(training),
+        best_and_last(plan.checkpoints, _monitor(family, plan), training),
+        SamplePictures(
+            plan.run / "samples",
+            plan.data.examples(_pictured(plan)),
+            lambda: ema.model if ema else None,
+            training.sample_every_n_epochs,
+            plan.seed,
+            plan.preemption,
+        ),
+        ema,
+        Continuation(
+            plan.checkpoints / checkpoints.LAST,
+            plan.preemption,
+            accumulate=training.accumulate,
+            every_n_minutes=training.checkpoint_every_n_minutes,
+            restored=ema.restore if ema else lambda *_: None,
+        ),
+        EarlyStop(training.early_stop, training.validate_every_n_epochs)
+        if training.early_stop
+        else None,
+        Timer(timedelta(minutes=training.max_minutes), interval="step")
+        if training.max_minutes
+        else None,
+        TQDMProgressBar() if is_terminal() else None,
+    ]
+    return [each for each in found if each]
+
+
+def _guard(plan: Plan) -> FiniteGuard:
+    def files(rows: Sequence[int]) -> list[str]:
+        return [str(path) for row in rows for path in plan.data.manifest.rows[row].channels]
+
+    def last_good() -> str:
+        last = plan.checkpoints / checkpoints.LAST
+        return str(last) if last.exists() else "none yet"
+
+    return FiniteGuard(files, last_good, plan.training.log_every_n_steps)
+
+
+def _monitor(family: Family, plan: Plan) -> str | None:
+    """The loss whose lowest point is the best model; None where there is no such loss."""
+    if plan.validates:
+        return "validation/loss"
+    # A loss against an opponent says who is winning, not how good the images are.
+    return "train/loss" if family.automatic_optimization else None
+
+
+def _pictured(plan: Plan) -> list[int]:
+    """Rows whose conditions are followed in pictures: of every class, if these are in a row."""
+    held = plan.data.rows("validation") or plan.data.rows("train")
+    number = min(plan.training.num_sample_images, len(held))
+    return [held[i * len(held) // number] for i in range(number)]
 
 
 def fit(family: Family, plan: Plan) -> dict[str, float]:
@@ -45,7 +199,7 @@ def fit(family: Family, plan: Plan) -> dict[str, float]:
         OutputError: the run folder cannot be written.
     """
     table = MetricsTable(plan.run / "metrics.csv")
-    ledger = throughput.Ledger(type(family).__name__, SamplePictures.__name__)
+    ledger = progress.Ledger(type(family).__name__, SamplePictures.__name__)
     if plan.checkpoint:
         plan.data.position = checkpoints.position(plan.checkpoint)
         require_same(load(plan.checkpoint, mapped=True), plan.compute, plan.num_processes)
@@ -124,7 +278,7 @@ def _lengths(family: Family, plan: Plan) -> dict[str, Any]:
 
 @contextmanager
 def _reported(
-    trainer: pl.Trainer, table: MetricsTable, ledger: throughput.Ledger, plan: Plan
+    trainer: pl.Trainer, table: MetricsTable, ledger: progress.Ledger, plan: Plan
 ) -> Iterator[None]:
     """Report to every logger, on from the checkpoint, and where the time went, however it ends."""
     if not trainer.is_global_zero:
@@ -135,13 +289,13 @@ def _reported(
     start = plan.checkpoint
     steps = checkpoints.reached(start)[1] if start else None
     table.drop_after(steps or 0, within_epoch=bool(start and checkpoints.is_within_epoch(start)))
-    opened = reports.opened(plan.training.loggers, plan.run, plan.settings, steps)
+    opened = loggers.opened(plan.training.loggers, plan.run, plan.settings, steps)
     trainer.loggers = [table, *opened]
     try:
         yield
     finally:
         taken = trainer.global_step - (steps or 0)
-        throughput.report(
+        progress.report(
             ledger, taken, plan.data, plan.training, plan.run, resumed=steps is not None
         )
         for each in opened:

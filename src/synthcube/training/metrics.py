@@ -1,4 +1,4 @@
-"""metrics.csv: one row for each thing logged, continued when a run resumes."""
+"""Metrics of a training: their means, metrics.csv, the best model, the early stop."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from synthcube import reading
-from synthcube.errors import OutputError
+from synthcube.errors import ConfigError, OutputError
+from synthcube.models.family import EpochMeans, Family
+from synthcube.schema import Batch
 from synthcube.storage import explained, write_with
+from synthcube.training.acceleration import copy_of, trained_terms
+from synthcube.training.checkpoints import BestAndLast, load
+from synthcube.training.config import EarlyStopConfig, TrainingConfig
+from synthcube.training.strategies import of_each
 
 FIRST = ("epoch", "step")
 
@@ -100,3 +109,150 @@ def _is_step(text: str) -> bool:
 
 def _is_of_epoch(row: Mapping[str, str]) -> bool:
     return any(value for name, value in row.items() if name.endswith("/loss"))
+
+
+_KEY = "epoch_means"
+
+
+class LogMeans(Callback):
+    """Logs each term's mean over the epoch and over processes.
+
+    Unlike Lightning's own means these are kept in a checkpoint, so that an epoch that was
+    interrupted ends with the same numbers, and what depends on them is the same.
+    """
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        _log(trainer, module, module.means["train"])
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        module.means["validation"].clear()  # of a validation that was interrupted
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        _log(trainer, module, module.means["validation"])
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[_KEY] = of_each(module.means["train"].state(), trainer)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        states = checkpoint.get(_KEY, [])
+        if len(states) == trainer.world_size:
+            module.means["train"].load(states[trainer.global_rank], module.device)
+
+
+def _log(trainer: pl.Trainer, module: pl.LightningModule, means: EpochMeans) -> None:
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(trainer.strategy.reduce(values, reduce_op="sum"))
+
+    found = means.take(summed)
+    module.log_dict(found, on_step=False, on_epoch=True, prog_bar=True, logger=False, batch_size=1)
+    # Now, and not by Lightning once the checkpoint is saved: a kill in between would lose the row.
+    row = {name: float(value) for name, value in found.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics({**row, "epoch": trainer.current_epoch}, trainer.global_step)
+
+
+def best_and_last(folder: Path, monitor: str | None, training: TrainingConfig) -> BestAndLast:
+    """Checkpoints by `training.best`, or by `monitor` where that says nothing."""
+    best = training.best
+    every = training.validate_every_n_epochs
+    if best is None:
+        return BestAndLast(folder, monitor, every, "min")
+    return BestAndLast(folder, best.metric, every, best.mode)
+
+
+def metrics_asked_for(training: TrainingConfig) -> dict[str, str]:
+    """Names of metrics that a config mentions, by the key that does."""
+    sections = {"training.best": training.best, "training.early_stop": training.early_stop}
+    return {f"{key}.metric": section.metric for key, section in sections.items() if section}
+
+
+def require_metrics(
+    family: Family, batch: Batch, training: TrainingConfig, *, validates: bool
+) -> None:
+    """Compute the losses of one batch on a copy of `family`, if its metrics must be known.
+
+    Args:
+        batch: on the family's device.
+        validates: whether there are images to validate on.
+
+    Raises:
+        ConfigError: a metric that the config mentions is none of this training.
+    """
+    asked = metrics_asked_for(training)
+    if not asked:
+        return
+    known = {f"train/{name}" for name in trained_terms(copy_of(family), batch)}
+    if validates:
+        with torch.no_grad():
+            known |= {f"validation/{name}" for name in copy_of(family).loss(batch)}
+    _refuse_unknown(asked, sorted(known), validates=validates)
+
+
+class MetricGuard(Callback):
+    """Stops at the first validation that lacks a metric that was there before the first step."""
+
+    def __init__(self, training: TrainingConfig) -> None:
+        self.asked = metrics_asked_for(training)
+        self.every_n_epochs = training.validate_every_n_epochs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            _refuse_unknown(self.asked, sorted(trainer.callback_metrics), validates=True)
+
+
+def _refuse_unknown(asked: dict[str, str], known: list[str], *, validates: bool) -> None:
+    unknown = [
+        f"{key} is {metric!r}; known: {', '.join(known)}"
+        for key, metric in asked.items()
+        if metric not in known
+    ]
+    if unknown:
+        hint = "" if validates else " (no images are validated: raise data.validation_fraction)"
+        raise ConfigError(f"This training has no such metric{hint}:", unknown)
+
+
+class EarlyStop(EarlyStopping):
+    """Lightning's, whose patience counts validations whatever the metric, and may be raised.
+
+    A metric that is not finite counts as one that did not improve.
+    """
+
+    def __init__(self, config: EarlyStopConfig, every_n_epochs: int) -> None:
+        super().__init__(
+            monitor=config.metric,
+            min_delta=config.min_change,
+            patience=config.patience,
+            mode=config.mode,
+            check_finite=False,
+            # After a validation, at whose end alone there are new values of it.
+            check_on_train_epoch_end=not config.metric.startswith("validation/"),
+        )
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning would take the patience back to what it was.
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+def stopped_early(checkpoint: Path, training: TrainingConfig) -> str:
+    """Why the training of a checkpoint needs no more steps; empty where it may go on."""
+    config = training.early_stop
+    if config is None:
+        return ""
+    key = EarlyStop(config, training.validate_every_n_epochs).state_key
+    state = load(checkpoint, mapped=True)["callbacks"].get(key, {})
+    waited = int(state.get("wait_count", 0))
+    if waited < config.patience:
+        return ""
+    return (
+        f"{config.metric} has not improved on {float(state['best_score']):.6g} in {waited} "
+        f"validations (training.early_stop.patience is {config.patience})"
+    )

@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from synthcube.data.pictures import save_grid
+from synthcube.environment import derived_seed
 from synthcube.models.family import Reconstructs, Samples
-from synthcube.runtime import derived_seed
 from synthcube.schema import Batch, Condition
 from synthcube.storage import make_folder
+from synthcube.training.loggers import Report
 from synthcube.training.preemption import Preemption
-from synthcube.training.reports import Report
 from synthcube.training.strategies import is_cut
 
 

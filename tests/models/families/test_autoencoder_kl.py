@@ -10,7 +10,7 @@ from synthcube.models.families import autoencoder_kl
 from synthcube.models.families.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from synthcube.models.nets.tiling import reach, windows
 from synthcube.schema import Batch, Condition, ImageSpec
-from synthcube.training.recomputation import recompute_blocks
+from synthcube.training.acceleration import recompute_blocks
 
 
 def image_spec(*size: int) -> ImageSpec:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from synthcube import yaml_text
+from synthcube import reading
 from synthcube.data.images import read_image, write_image
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.models.families.dcgan import DCGAN, DCGANConfig
@@ -186,7 +186,7 @@ def test_sampled_images_follow_class_and_number(rank: int, tmp_path: Path) -> No
                      "ema": {"decay": 0.99}},
         "compute": {"accelerator": "cpu", "precision": "32"},
     }  # fmt: skip
-    (tmp_path / "run.yaml").write_text(yaml_text.dump(values), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(reading.dump(values), encoding="utf-8")
     train(tmp_path / "run.yaml", tmp_path, tmp_path / "run")
     infer(tmp_path / "run", tmp_path / "out", num_images=64)
     asked, measured, right = [], [], []

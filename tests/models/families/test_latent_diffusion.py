@@ -13,10 +13,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from synthcube import artifact, config
+from synthcube import config
 from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ArtifactError, ConfigError, SynthCubeError
+from synthcube.models import artifact
 from synthcube.models.families.latent_diffusion import DiffusionObjective, LatentDiffusionConfig
 from synthcube.schema import Batch, ConditionSpec, ImageSpec
 from synthcube.storage import sha256
@@ -257,8 +258,8 @@ def test_meta_shapes_need_no_weights() -> None:
 @pytest.mark.parametrize("family", ["latent_diffusion", "code_prior"])
 def test_samples_resemble_the_data(family: str, tiny_config, tmp_path: Path) -> None:
     """Mean and spread over all voxels, and how bright the brightest are, as of the phantoms."""
-    from synthcube import registry
     from synthcube.data.phantom import write_phantoms
+    from synthcube.models import registry
 
     images = write_phantoms(tmp_path / "data", num=100, size=(16, 16)).parent
     common = ["training.batch_size=16", "training.sample_every_n_epochs=0",

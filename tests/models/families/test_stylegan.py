@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from synthcube import yaml_text
+from synthcube import reading
 from synthcube.errors import ConfigError
 from synthcube.models.adversarial import (
     AdversarialFamily,
@@ -288,7 +288,7 @@ def grown_config(tmp_path: Path, **extra: Any) -> Path:
     training = {"max_epochs": 6, "batch_size": 4, "sample_every_n_epochs": 0, **extra}
     path = tmp_path / "grown.yaml"
     sections = {"model": model, "training": training, "compute": {"precision": "32"}}
-    path.write_text(yaml_text.dump(sections), encoding="utf-8")
+    path.write_text(reading.dump(sections), encoding="utf-8")
     return path
 
 

@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
-from synthcube.losses import at_least_float32
 from synthcube.models.autoencoder import Autoencoder, AutoencoderConfig
 from synthcube.models.family import size_faults
+from synthcube.models.losses import at_least_float32
 from synthcube.models.nets.tiling import decode_in_tiles
-from synthcube.optimization import OptimizerConfig
+from synthcube.models.optimizers import OptimizerConfig
 from synthcube.schema import Depth, ImageSpec, Level, Levels, Voxels, Weight, Width
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import Self
 
-from synthcube.losses import at_least_float32
 from synthcube.models.family import Quantizes
 from synthcube.models.first_stage import TwoStageConfig, TwoStageFamily
+from synthcube.models.losses import at_least_float32
 from synthcube.models.nets.conditioning import ConditionEmbedding, GuidanceFields, dropped, guided
 from synthcube.schema import Batch, Condition, ConditionSpec, Depth, ImageSpec, Width
 

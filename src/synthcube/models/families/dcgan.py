@@ -20,7 +20,6 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 from typing_extensions import Self
 
-from synthcube.losses import at_least_float32
 from synthcube.models.adversarial import (
     AdversarialFamily,
     DiscriminatorFields,
@@ -29,10 +28,11 @@ from synthcube.models.adversarial import (
     sliced_wasserstein,
 )
 from synthcube.models.family import FamilyConfig, size_faults
+from synthcube.models.losses import at_least_float32
 from synthcube.models.nets.conditioning import ConditionEmbedding, dropped
 from synthcube.models.nets.norm import ConditionalNorm, NormName, build_norm
+from synthcube.models.optimizers import OptimizerConfig, SchedulerConfig
 from synthcube.models.samplers import noise
-from synthcube.optimization import OptimizerConfig, SchedulerConfig
 from synthcube.schema import Batch, Condition, ImageSpec, Levels, Width
 
 _ADAM = OptimizerConfig.model_validate({"name": "Adam", "lr": 2e-4, "betas": [0.5, 0.999]})

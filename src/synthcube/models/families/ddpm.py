@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
-from synthcube.losses import loss_faults
 from synthcube.models.diffusion import DiffusionFields
 from synthcube.models.family import Family, FamilyConfig
+from synthcube.models.losses import loss_faults
 from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.models.nets.unet import UNetFields, outputs_of
 from synthcube.models.samplers import noise

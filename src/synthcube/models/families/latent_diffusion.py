@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
-from synthcube.losses import loss_faults
 from synthcube.models.diffusion import DiffusionFields
 from synthcube.models.family import Encodes
 from synthcube.models.first_stage import TwoStageConfig, TwoStageFamily
 from synthcube.models.flow import FlowFields
+from synthcube.models.losses import loss_faults
 from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.models.nets.unet import UNetFields
 from synthcube.models.samplers import noise

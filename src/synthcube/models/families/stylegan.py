@@ -36,8 +36,8 @@ from synthcube.models.nets.style import (
     doubled,
     halved,
 )
+from synthcube.models.optimizers import OptimizerConfig, SchedulerConfig
 from synthcube.models.samplers import noise
-from synthcube.optimization import OptimizerConfig, SchedulerConfig
 from synthcube.schema import Batch, Condition, Count, Depth, ImageSpec, Levels, Weight, Width
 
 log = logging.getLogger("synthcube")

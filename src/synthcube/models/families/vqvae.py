@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
-from synthcube.losses import at_least_float32
 from synthcube.models.autoencoder import Autoencoder, AutoencoderConfig
 from synthcube.models.family import size_faults
-from synthcube.optimization import OptimizerConfig
+from synthcube.models.losses import at_least_float32
+from synthcube.models.optimizers import OptimizerConfig
 from synthcube.schema import Depth, ImageSpec, Levels, Weight, Width
 
 # (stride, kernel, dilation, padding): halves every side exactly, and doubles it back.

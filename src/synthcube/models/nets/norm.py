@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from synthcube.losses import at_least_float32
+from synthcube.models.losses import at_least_float32
 
 NormName = Literal["batch", "group", "instance"]
 _OF_ONE_PROCESS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from synthcube.losses import at_least_float32
+from synthcube.models.losses import at_least_float32
 from synthcube.models.nets.conditioning import ConditionEmbedding
 from synthcube.schema import ConditionSpec, ImageSpec
 

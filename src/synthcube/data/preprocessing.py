@@ -1,0 +1,236 @@
+"""From an image in its own units to what a model sees, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from synthcube.data.conditions import ConditionFields
+from synthcube.data.geometry import Affine, cropped_or_padded, resampled
+from synthcube.data.images import Image
+from synthcube.data.transforms import AugmentationConfig, TransformConfig
+from synthcube.errors import ArtifactError, ImageError
+from synthcube.plugins import TRAINED
+from synthcube.reading import validated
+from synthcube.schema import LARGEST_SPACING, MAX_SIDE, SMALLEST_SPACING, List, Pair, size_fault
+
+
+class DataConfig(ConditionFields):
+    """How images are read, brought to one shape and range, split and augmented."""
+
+    spacing_mm: List[Annotated[float, Field(le=LARGEST_SPACING)]] | None = Field(
+        default=None, description="Resample to this voxel size; null keeps the source's."
+    )
+    size: List[Annotated[int, Field(le=MAX_SIDE)]] | None = Field(
+        default=None, description="Voxels along each axis; null: all images already agree."
+    )
+    fit: Literal["resize", "crop_or_pad"] = Field(
+        default="resize", description="How an image is brought to data.size."
+    )
+    intensity_range: Pair | None = Field(
+        default=None,
+        description="Source intensities that become -1 and 1 (clipped beyond), such as "
+        "[-1000, 1000] for CT; null: 0 to 255 for 8-bit pictures, else percentiles of each image.",
+    )
+    percentiles: Pair = Field(
+        default=(0.5, 99.5), description="Percentiles of an image that become -1 and 1."
+    )
+    preprocessing: List[TransformConfig] = Field(
+        default=(),
+        description="TorchIO transforms applied once, before resampling and sizing: "
+        "[{name: CropOrPad, target_shape: 64}].",
+    )
+    augmentation: List[AugmentationConfig] = Field(
+        default=(),
+        description="TorchIO transforms applied anew in every epoch, such as "
+        "[{name: RandomFlip, axes: 0}].",
+    )
+    validation_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of the subjects held out, where the manifest has no Split column.",
+    )
+    num_workers: int = Field(
+        default=0,
+        ge=0,
+        le=512,
+        description="Loader processes; the cache makes 0 enough without augmentation.",
+    )
+    cache_gb: float = Field(
+        default=20,
+        ge=0,
+        le=1e6,
+        description="Size that the cache of preprocessed images may reach.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        pairs = {"percentiles": self.percentiles, "intensity_range": self.intensity_range}
+        for name, pair in pairs.items():
+            if pair and not pair[0] < pair[1]:
+                raise ValueError(f"{name} {list(pair)}: the first must be below the second")
+        if min(self.percentiles) < 0 or max(self.percentiles) > 100:
+            raise ValueError(f"percentiles {list(self.percentiles)} must lie in 0 to 100")
+        for name, values in (("size", self.size), ("spacing_mm", self.spacing_mm)):
+            if values is not None and (len(values) not in (2, 3) or min(values) <= 0):
+                raise ValueError(f"{name} {list(values)}: two or three positive values are needed")
+        if self.size and (fault := size_fault(self.size)):
+            raise ValueError(f"size: {fault}")
+        if self.spacing_mm and min(self.spacing_mm) < SMALLEST_SPACING:
+            raise ValueError(
+                f"spacing_mm {list(self.spacing_mm)}: {SMALLEST_SPACING:g} to {LARGEST_SPACING:g} "
+                "mm are possible"
+            )
+        return self
+
+    @property
+    def preprocessing_key(self) -> dict[str, Any]:
+        """The settings on which a preprocessed image depends."""
+        kept = {"spacing_mm", "size", "fit", "intensity_range", "percentiles", "preprocessing"}
+        return self.model_dump(mode="json", include=kept)
+
+
+def trained_data_config(config: Mapping[str, Any], folder: Path) -> DataConfig:
+    """The section `data` of a trained model's config.
+
+    Args:
+        config: all of it.
+        folder: of the model, for the message.
+
+    Raises:
+        ArtifactError: the section is not that of a training.
+    """
+    section = dict(config["data"])
+    where = f"The section data of {folder / 'config.yaml'}"
+    return validated(section, DataConfig, where, ArtifactError, context=TRAINED)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image as a model sees it, with what is needed to put it back."""
+
+    tensor: torch.Tensor  # (C, *spatial), float32 in [-1, 1]
+    affine: npt.NDArray[np.float64]  # (4, 4), voxel index to RAS+ mm
+    intensity_range: tuple[tuple[float, float], ...]  # per channel, in the source's units
+    found: tuple[tuple[float, float], ...] = ()  # likewise, the least and the greatest there was
+
+
+class Preprocessing:
+    """The deterministic part: orientation, the user's transforms, spacing, size, intensity."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.transforms = [transform.build() for transform in config.preprocessing]
+
+    @property
+    def keeps_intensities(self) -> bool:
+        """Whether the user's transforms leave a picture in its own 0 to 255."""
+        import torchio as tio
+
+        return all(isinstance(each, tio.SpatialTransform) for each in self.transforms)
+
+    def __call__(self, image: Image) -> Prepared:
+        """Bring `image` into the model's range.
+
+        Raises:
+            ImageError: it is constant, or a transform cannot be applied to it.
+        """
+        tensor, affine = self.placed(image)
+        low, high = (end.tolist() for end in tensor.flatten(1).aminmax(dim=1))
+        tensor, ranges = self._rescaled(
+            tensor, eight_bit=image.file_format == "png" and self.keeps_intensities
+        )
+        if tensor.shape[-1] == 1:
+            tensor = tensor[..., 0]
+        return Prepared(tensor.contiguous(), affine, ranges, tuple(zip(low, high, strict=True)))
+
+    def placed(self, image: Image, *, may_be_constant: bool = False) -> tuple[torch.Tensor, Affine]:
+        """All but the last step: (C, X, Y, Z) in the source's own units, and its affine.
+
+        Raises:
+            ImageError: it is constant, or a transform cannot be applied to it.
+        """
+        import torchio as tio
+
+        scalar: Any = tio.ScalarImage(tensor=image.tensor, affine=image.affine)
+        if image.tensor.shape[-1] > 1 and not image.raster:
+            # Volumes are kept the same way round, whatever order their scanner stored them in.
+            scalar = tio.ToCanonical()(scalar)
+        for transform, settings in zip(self.transforms, self.config.preprocessing, strict=True):
+            try:
+                scalar = transform(scalar)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ImageError(f"{settings.name} cannot be applied: {error}") from error
+        tensor, affine = scalar.data.float(), np.asarray(scalar.affine, dtype=float)
+        if not may_be_constant:
+            _check_contrast(tensor)  # resampling would turn a constant into noise
+        return self._sized(tensor, affine)
+
+    def _sized(self, tensor: torch.Tensor, affine: Affine) -> tuple[torch.Tensor, Affine]:
+        size, spacing = self.config.size, self.config.spacing_mm
+        if spacing:
+            shape, own = tensor.shape[1:], np.linalg.norm(affine[:3, :3], axis=0)
+            wanted = (*spacing, own[2])[:3]  # of a single slice, the thickness is kept
+            steps = [w / o if n > 1 else 1.0 for w, o, n in zip(wanted, own, shape, strict=True)]
+            sides = [max(1, round(n / step)) for n, step in zip(shape, steps, strict=True)]
+            if fault := size_fault(sides, len(tensor)):
+                raise ImageError(f"data.spacing_mm {list(spacing)}: {fault}")
+            tensor, affine = resampled(tensor, affine, sides, steps)
+        if not size:
+            return tensor, affine
+        shape, target = tensor.shape[1:], (*size, 1)[:3]
+        if (len(size) == 2 and shape[2] > 1) or (target[2] > 1 and shape[2] == 1):
+            kind = f"a volume of {list(shape)}" if shape[2] > 1 else f"2D, {list(shape[:2])}"
+            raise ImageError(f"data.size {list(size)} has {len(size)} sides, the image is {kind}")
+        if self.config.fit == "crop_or_pad":
+            return cropped_or_padded(tensor, affine, target)
+        steps = [old / new for old, new in zip(shape, target, strict=True)]
+        return resampled(tensor, affine, target, steps)
+
+    def _rescaled(
+        self, tensor: torch.Tensor, *, eight_bit: bool
+    ) -> tuple[torch.Tensor, tuple[tuple[float, float], ...]]:
+        _check_contrast(tensor)
+        fixed = self.config.intensity_range or ((0.0, 255.0) if eight_bit else None)
+        ranges = tuple(fixed or self._percentile_range(channel) for channel in tensor)
+        # (C, 1, 1, 1)
+        low, high = (
+            torch.tensor([pair[end] for pair in ranges]).view(-1, 1, 1, 1) for end in (0, 1)
+        )
+        return ((tensor - low) / (high - low) * 2 - 1).clamp(-1, 1), ranges
+
+    def _percentile_range(self, channel: torch.Tensor) -> tuple[float, float]:
+        low, high = np.percentile(channel.numpy(), self.config.percentiles)
+        if low == high:  # nearly all background
+            low, high = channel.min(), channel.max()
+        if low == high:
+            raise ImageError(f"constant channel: every voxel is {float(low):g}")
+        return float(low), float(high)
+
+
+def to_intensities(
+    tensor: torch.Tensor, intensity_range: tuple[tuple[float, float], ...]
+) -> torch.Tensor:
+    """(C, *spatial) in [-1, 1] to the source's units, channel by channel."""
+    shape = (-1, *[1] * (tensor.ndim - 1))
+    low, high = (
+        torch.tensor([pair[end] for pair in intensity_range]).view(shape) for end in (0, 1)
+    )
+    return (tensor.float().cpu() + 1) / 2 * (high - low) + low
+
+
+def _check_contrast(tensor: torch.Tensor) -> None:
+    low, high = float(tensor.min()), float(tensor.max())
+    if not low - high <= 0:
+        raise ImageError("data.preprocessing leaves voxels that are not a number")
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # rounding errors of float32 included
+        raise ImageError(f"constant image: every voxel is {low:g}; leave it out of the manifest")

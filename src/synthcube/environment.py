@@ -1,0 +1,451 @@
+"""The process a run happens in: caches, threads, memory, log, versions, seeds, Hub settings.
+
+The only reader of the environment.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import getpass
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import stat
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from synthcube.escapes import visible
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "PUBLIC_HUB", "cache_folder", "calm_threads", "derived_seed", "environment_record",
+    "fix_cublas", "free_memory", "import_monai", "is_offline", "is_terminal",
+    "keep_caches_private", "keep_conversions_local", "keep_loggers_local",
+    "keep_out_current_folder", "launched_processes",
+    "local_rank", "name_user", "num_cores", "open_log", "process_rank", "quiet_lightning",
+    "ready_hub", "resident_bytes", "told", "uses_xet", "versions", "workers_that_fit",
+]  # fmt: skip
+
+log = logging.getLogger("synthcube")
+
+_CACHES = (
+    "SYNTHCUBE_CACHE", "XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR", "MPLCONFIGDIR", "NUMBA_CACHE_DIR",
+)  # fmt: skip
+"""Variables that name folders of caches, ours and those of libraries, which run what is in some."""
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where caches may be kept: SYNTHCUBE_CACHE, the user's cache folder, or a temporary one.
+
+    Where everyone may write, as in /tmp, it is a folder of this user alone.
+    """
+    return private(_chosen(environment))
+
+
+def keep_caches_private(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let no library keep its cache where someone else could have put something; to be called
+    before they are imported.
+    """
+    for name in _CACHES:
+        if path := environment.get(name):
+            environment[name] = str(private(Path(path)))
+
+
+def private(path: Path) -> Path:
+    """`path`, or a fresh folder that goes at the end where someone else could have prepared it.
+
+    Below a folder that everyone may write to, such as /tmp, the first folder must be this user's,
+    no link, and not for others to write to; where there is none, it is made so. A mount was put
+    there by who runs the container, and is trusted.
+    """
+    for folder in reversed([path.absolute(), *path.absolute().parents[:-1]]):
+        if _is_open(folder.parent) and not _is_own(folder):
+            fresh = _fresh() / path.name
+            log.warning("%s may be someone else's: %s is used until the end.", path, fresh)
+            return fresh
+    return path
+
+
+def _chosen(environment: Mapping[str, str]) -> Path:
+    if chosen := environment.get("SYNTHCUBE_CACHE"):
+        return Path(chosen)
+    if base := environment.get("XDG_CACHE_HOME"):
+        return Path(base) / "synthcube"
+    home = environment.get("HOME", "")
+    if home and os.access(home, os.W_OK):
+        return Path(home) / ".cache" / "synthcube"
+    return Path(tempfile.gettempdir()) / f"synthcube-{os.geteuid()}"
+
+
+def _is_open(folder: Path) -> bool:
+    try:
+        return bool(folder.stat().st_mode & stat.S_IWOTH)
+    except OSError:  # there is none yet, and what is above it decides who makes it
+        return False
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether that is a folder of this user, who may be the only one to write to it."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    except OSError:  # nothing can be written here: whoever needs a cache will say so
+        return True
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return False
+    if folder.is_mount() or _is_shared_by_root(found):
+        return True
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _is_shared_by_root(found: os.stat_result) -> bool:
+    """One such as /var/tmp: what is below it is looked at in turn."""
+    return found.st_uid == 0 and bool(found.st_mode & stat.S_ISVTX)
+
+
+@cache
+def _fresh() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="synthcube-"))
+    process = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == process:  # not at the end of a worker
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+PUBLIC_HUB = "https://huggingface.co"
+
+
+def ready_hub(environment: MutableMapping[str, str] = os.environ) -> str:
+    """Ready this process for a Hub; to be called before huggingface_hub is imported.
+
+    Returns:
+        Address of the Hub: HF_ENDPOINT, or the public one. No other has the storage service Xet,
+        which the client would insist on: uploads would fail, so it is switched off.
+    """
+    endpoint = environment.get("HF_ENDPOINT", "").rstrip("/") or PUBLIC_HUB
+    if endpoint != PUBLIC_HUB:
+        environment.setdefault("HF_HUB_DISABLE_XET", "1")
+    environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not is_terminal():
+        environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return endpoint
+
+
+def uses_xet(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether files go by the Hub's storage service Xet: see :func:`ready_hub`."""
+    return not _is_true(environment.get("HF_HUB_DISABLE_XET", ""))
+
+
+def is_offline(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the user forbids to ask a Hub for anything: HF_HUB_OFFLINE=1."""
+    return _is_true(environment.get("HF_HUB_OFFLINE", ""))
+
+
+def _is_true(text: str) -> bool:
+    return text.upper() in ("1", "ON", "YES", "TRUE")
+
+
+_LIGHTNING_CHATTER = (
+    r"Found \d+ module\(s\) in eval mode",  # a first stage stays as it is
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"The '.*_dataloader' does not have many workers",
+    r"The number of training batches .* is smaller than the logging interval",
+    r"It is recommended to use .self.log",  # LogMeans has added them up over processes
+    r"You're resuming from a checkpoint that ended before the epoch ended",  # batches.start
+    r"Checkpoint directory .* exists and is not empty",
+    r"GPU available but not used",
+    r"The dirpath has changed from",
+    r"The `srun` command is available on your system but is not used",
+    r"The `srun` command is available on your system",
+    r"The \.grad attribute of a Tensor that is not a leaf Tensor",  # torch.compile looks at inputs
+)
+
+
+def calm_threads() -> None:
+    """Let waiting threads sleep; to be called before torch is imported.
+
+    GNU OpenMP's threads spin while they wait. On a machine that is busy with something else this
+    made sampling nine times slower; see docs/benchmarks.md.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def fix_cublas() -> None:
+    """Let cuBLAS compute the same bits every time; to be called before its first product."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def name_user() -> None:
+    """Give a nameless user a name; to be called before MONAI is imported, which fails without.
+
+    A container may run under any number, also one that its list of users does not have.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError since Python 3.13
+        os.environ["USER"] = "synthcube"
+
+
+def keep_out_current_folder() -> None:
+    """Let no file of the current folder take the place of a module in processes to come.
+
+    Python 3.10 does not know of it.
+    """
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+
+def keep_loggers_local() -> None:
+    """Keep what MLflow and W&B would report to their makers on this machine, and let MLflow write
+    to a folder; to be called before they are imported.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    # Newer MLflow would have a database, which does not work on the file systems of clusters.
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    os.environ.setdefault("WANDB_CACHE_DIR", str(cache_folder() / "wandb"))
+
+
+def keep_conversions_local() -> None:
+    """Keep what ONNX Runtime and OpenVINO would report to their makers on this machine; to be
+    called before they are imported.
+    """
+    # With less, ONNX Runtime 1.31 still reports that it was started, and keeps a number of the
+    # machine in the home folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # OpenVINO's converter and NNCF do without this package where it cannot be imported.
+    for name in ("openvino_telemetry", "openvino_telemetry.backend"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def import_monai() -> None:
+    """Import MONAI for the first time, but not the MLflow that it would import for a handler.
+
+    That takes seconds at every start, and reports the import to MLflow's maker.
+    """
+    if "monai" in sys.modules or "mlflow" in sys.modules:
+        return
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # Python's way to say: not there
+    try:
+        import monai  # noqa: F401
+    finally:
+        del sys.modules["mlflow"]
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep out what Lightning tells its developers: its advertisements, and what users know."""
+
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in _LIGHTNING_CHATTER:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# Of a container the files of its own group are at the top; version 2, then 1.
+_CGROUP_FILES = (
+    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+    (
+        "sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take of the host's memory: by the kernel's account of the
+    machine, the limit of its container or job (cgroup), and that of its address space."""
+    found = [sys.maxsize]
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        line = next(each for each in lines if each.startswith("MemAvailable:"))
+        found.append(int(line.split()[1]) * 1024)
+    for limit, used in _CGROUP_FILES:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            taken = int((root / used).read_text())
+            found.append(max(0, int((root / limit).read_text()) - taken))
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit_bytes != resource.RLIM_INFINITY:
+            pages = int((root / "proc/self/statm").read_text().split()[0])
+            found.append(max(0, limit_bytes - pages * resource.getpagesize()))
+    return min(found)
+
+
+def workers_that_fit(
+    num_workers: int, batch_bytes: int, shared_memory: Path = Path("/dev/shm")
+) -> int:
+    """As many of `num_workers` as shared memory has room for; says so where these are fewer.
+
+    Every worker keeps two batches there and the training holds a third; a container has 64 MB
+    unless told otherwise. Another sharing strategy of PyTorch would not help: each of them takes
+    the same memory. The batches are the same with any number of workers.
+    """
+    if not num_workers or not shared_memory.is_dir():
+        return num_workers
+    free = shutil.disk_usage(shared_memory).free
+    fitting = min(num_workers, max(0, free // batch_bytes - 1) // 2)
+    if fitting < num_workers:
+        log.info(
+            "Loading data with %d instead of %d workers: %s has %.1f MB free, they need %.1f MB. "
+            "Give the container more with --shm-size.",
+            fitting, num_workers, shared_memory, free / 1e6,
+            (2 * num_workers + 1) * batch_bytes / 1e6,
+        )  # fmt: skip
+    return fitting
+
+
+T = TypeVar("T")
+
+
+def is_terminal() -> bool:
+    """Whether a person watches: progress bars are for people, lines are for logs."""
+    return sys.stderr.isatty()
+
+
+class _Visible(logging.Formatter):
+    """Names of others in a line give no orders to a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def told(items: Iterable[T], total: int, doing: str, seconds: float = 5.0) -> Iterator[T]:
+    """The items, while the log is told every few seconds how many of them went by.
+
+    Args:
+        doing: what is being done, as "Reading FILE".
+    """
+    last = time.monotonic()
+    for number, item in enumerate(items):
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            log.info("%s: %d of %d ...", doing, number, total)
+        yield item
+
+
+def open_log(*, debug: bool = False) -> None:
+    """Send the package's log to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Visible("%(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def process_rank(num_devices: int = 1, environment: Mapping[str, str] = os.environ) -> int:
+    """Number of this process among those that train together, as their launcher wrote it.
+
+    Args:
+        num_devices: processes on each node.
+    """
+    for name in ("RANK", "SLURM_PROCID"):
+        if environment.get(name, "").isdecimal():
+            return int(environment[name])
+    # Without a launcher, where the user starts the same command on each node.
+    node, local = (environment.get(name, "0") for name in ("NODE_RANK", "LOCAL_RANK"))
+    return int(node) * num_devices + int(local) if (node + local).isdecimal() else 0
+
+
+def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Number of this process among those of its node, as their launcher wrote it."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if environment.get(name, "").isdecimal():
+            return int(environment[name])
+    return 0
+
+
+def launched_processes(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes a launcher (torchrun, srun) has started with this one."""
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if environment.get(name, "").isdecimal():
+            return int(environment[name])
+    return 1
+
+
+_RECORDED = (
+    "synthcube", "torch", "lightning", "monai", "monai-generative", "torchio", "SimpleITK",
+    "nibabel", "diffusers", "numpy", "pydantic", "safetensors",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for name in _RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment_record(on: torch.device, precision_name: str) -> dict[str, Any]:
+    """What `environment.json` holds: enough to tell why two runs differ."""
+    import torch
+
+    name = torch.cuda.get_device_name(on) if on.type == "cuda" else _cpu_name()
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "device": on.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "precision": precision_name,
+        "command": sys.argv,
+    }
+
+
+def _cpu_name() -> str:
+    import torch
+
+    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor())
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed in [0, 2**63) that depends on every part, the same on every machine."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,133 @@
+"""Sanity check: does what `prepare` wrote hold, and does nobody's image count twice?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from synthcube.data.cache import shape_faults
+from synthcube.data.images import read_image
+from synthcube.data.manifest import Manifest, read_manifest
+from synthcube.data.preprocessing import DataConfig
+from synthcube.errors import ManifestError, SynthCubeError
+from synthcube.medperf.infer import PreparatorConfig, read_parameters
+from synthcube.medperf.prepare import (
+    INDEX,
+    changed_files,
+    condition_faults,
+    raw_of,
+    read_digests,
+    read_sources,
+    voxel_digest,
+)
+
+log = logging.getLogger("synthcube")
+
+_TOLERANCE_MM = 1e-3  # an affine in a file is float32
+
+Owners = dict[str, dict[str, str]]
+"""By the digest of an image: each subject that has it, and a file of theirs."""
+
+
+def sanity_check(
+    data_path: Path,
+    labels_path: Path,
+    *,
+    parameters_file: Path | None = None,
+    additional_files: Path | None = None,
+) -> str:
+    """Read every prepared image of both folders, and say how many are sound.
+
+    Args:
+        additional_files: folder with lists (voxels.json, or any .json like it) of images that are
+            used elsewhere, such as in the training of a model, and must not be here.
+
+    Raises:
+        ConfigError: the parameters are not valid.
+        ManifestError: all that is wrong, naming files and subjects.
+    """
+    config = read_parameters(parameters_file, PreparatorConfig).data
+    owners: Owners = {}
+    faults: list[str] = []
+    splits: dict[str, set[str]] = {}
+    counts = []
+    for name, folder in (("data_path", data_path), ("labels_path", labels_path)):
+        try:
+            faults += changed_files(folder)
+            manifest = read_manifest(folder)
+        except SynthCubeError as error:
+            faults += [f"{name}: {text}" for text in error.faults or (str(error),)]
+            continue
+        log.info("Checking %d images of %s ...", len(manifest.rows), name)
+        faults += _image_faults(manifest, config, owners)
+        for row in manifest.rows:
+            splits.setdefault(row.subject, set()).add(row.split)
+        for source in read_sources(folder / INDEX):
+            owners.setdefault(source.voxels, {}).setdefault(source.subject, source.path)
+        if name == "data_path":
+            faults += condition_faults(raw_of(manifest), config.conditions)
+        counts.append(f"{len(manifest.rows)} images of {name}")
+    faults += _leaks(owners, splits, _elsewhere(additional_files))
+    if faults:
+        faults = list(dict.fromkeys(faults))
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ManifestError(f"The prepared images have {count}:", faults)
+    return ", ".join(counts)
+
+
+def _image_faults(manifest: Manifest, config: DataConfig, owners: Owners) -> list[str]:
+    faults: list[str] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    for row in manifest.rows:
+        where = str(row.channels[0])
+        try:
+            image = read_image(row.channels)
+        except SynthCubeError as error:
+            faults.append(str(error))
+            continue
+        owners.setdefault(voxel_digest(image.tensor), {}).setdefault(row.subject, where)
+        low, high = float(image.tensor.min()), float(image.tensor.max())
+        if low == high:
+            faults.append(f"{where}: constant image: every voxel is {low:g}")
+        shapes[where] = tuple(image.tensor.shape)
+        if config.size and shapes[where][1:] != (*config.size, 1)[:3]:
+            faults.append(
+                f"{where}: size {list(shapes[where][1:])}, data.size is {list(config.size)}"
+            )
+        if not image.raster:
+            faults += [f"{where}: {text}" for text in _spacing_faults(image.affine, config)]
+    return faults + shape_faults(shapes)
+
+
+def _spacing_faults(affine: object, config: DataConfig) -> list[str]:
+    if not config.spacing_mm or (config.size and config.fit == "resize"):
+        return []
+    spacing = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)[: len(config.spacing_mm)]
+    if np.allclose(spacing, config.spacing_mm, rtol=0, atol=_TOLERANCE_MM):
+        return []
+    return [f"spacing {spacing.round(3).tolist()} mm, data.spacing_mm is {list(config.spacing_mm)}"]
+
+
+def _leaks(owners: Owners, splits: dict[str, set[str]], elsewhere: dict[str, str]) -> list[str]:
+    faults = [
+        f"subject {subject!r} is in several splits: "
+        f"{', '.join(sorted(name or '(empty)' for name in names))}; a subject belongs to one"
+        for subject, names in splits.items()
+        if len(names) > 1
+    ]
+    for digest, found in owners.items():
+        subjects = ", ".join(f"{subject!r} ({path})" for subject, path in found.items())
+        if len(found) > 1:
+            faults.append(f"the same image belongs to different subjects: {subjects}")
+        if digest in elsewhere:
+            faults.append(f"the image of {subjects} is used elsewhere ({elsewhere[digest]})")
+    return faults
+
+
+def _elsewhere(folder: Path | None) -> dict[str, str]:
+    """The list that an image is in, by the digest of its voxels."""
+    lists: Sequence[Path] = sorted(folder.rglob("*.json")) if folder else ()
+    return {digest: path.name for path in lists for digest in read_digests(path)}

@@ -1,0 +1,236 @@
+"""Losses by name, several with weights, their arguments checked at start."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationInfo, model_validator
+from typing_extensions import Self
+
+from synthcube import plugins
+from synthcube.errors import ConfigError
+from synthcube.schema import ImageSpec, List, Schema
+
+if TYPE_CHECKING:
+    import torch
+
+# As GaNDLF-Synth has them; plain_mean is our own.
+_INHERITED = {
+    "cel": "CrossEntropyLoss",
+    "l1": "L1Loss",
+    "bce": "BCELoss",
+    "bcelogits": "BCEWithLogitsLoss",
+    "mse": "MSELoss",
+}
+# Looked at one by one: nothing here opens, downloads or imports what an argument names.
+_OF_TORCH = (
+    "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HingeEmbeddingLoss", "HuberLoss",
+    "KLDivLoss", "L1Loss", "MSELoss", "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss",
+    "MultiMarginLoss", "NLLLoss", "PoissonNLLLoss", "SmoothL1Loss", "SoftMarginLoss",
+)  # fmt: skip
+_OF_MONAI = (
+    "AsymmetricUnifiedFocalLoss", "BarlowTwinsLoss", "BoundaryLoss", "BoxGIoULoss",
+    "ContrastiveLoss", "Dice", "DiceCELoss", "DiceFocalLoss", "DiceLoss", "FocalLoss",
+    "GeneralizedDiceFocalLoss", "GeneralizedDiceLoss", "GeneralizedWassersteinDiceLoss",
+    "GlobalMutualInformationLoss", "HausdorffDTLoss", "JukeboxLoss",
+    "LocalNormalizedCrossCorrelationLoss", "LogHausdorffDTLoss", "MCCLoss", "NACLLoss", "SSIMLoss",
+    "SoftDiceclDiceLoss", "SoftclDiceLoss", "TverskyLoss", "dice_ce", "dice_focal",
+    "generalized_dice", "generalized_dice_focal", "generalized_wasserstein_dice", "giou",
+)  # fmt: skip
+_MANY = "it does not compare one prediction with one target"
+_NESTED = "it takes another loss; list that one itself"
+_TRAINED = "it has weights of its own to train"
+UNUSABLE_LOSSES = {
+    "AUCMLoss": _TRAINED,
+    "AdaptiveLogSoftmaxWithLoss": _TRAINED,
+    "LinearCrossEntropyLoss": _TRAINED,
+    "NLLLoss2d": "it is deprecated for NLLLoss",
+    "BendingEnergyLoss": _MANY,
+    "CTCLoss": _MANY,
+    "CosineEmbeddingLoss": _MANY,
+    "DiffusionLoss": _MANY,
+    "GaussianNLLLoss": _MANY,
+    "MarginRankingLoss": _MANY,
+    "PatchAdversarialLoss": _MANY,
+    "SURELoss": _MANY,
+    "TripletMarginLoss": _MANY,
+    "TripletMarginWithDistanceLoss": _MANY,
+    "DeepSupervisionLoss": _NESTED,
+    "MaskedDiceLoss": "it takes a mask too; DiceLoss is the same without",
+    "MaskedLoss": _NESTED,
+    "MultiScaleLoss": _NESTED,
+    "PerceptualLoss": "it downloads a network, and code that it runs",
+}
+# Voxels along an axis, at most, of the noise on which a loss is tried before a training.
+_TRIAL_SIZE = 32
+
+
+class LossConfig(Schema):
+    """A loss by name, with its weight; every further key is one of its arguments.
+
+    It is a class of torch.nn or monai.losses that docs/names.md lists, in any case; what
+    GaNDLF-Synth calls one (``cel``, ``l1``, ``bce``, ``bcelogits``, ``mse``, ``plain_mean``); or a
+    user's own ``package.module:MyLoss``. A list of numbers becomes a tensor where the class takes
+    one.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="Name of the loss (docs/names.md), or package.module:MyLoss.")
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=1e6,
+        description="Weight in the sum of losses. What a class calls weight is class_weights here.",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_built(self, info: ValidationInfo) -> Self:
+        if plugins.is_needless(info):
+            return self
+        kind = self._kind()
+        plugins.check_arguments(kind, self._named(2), taken=("size_average", "reduce"))
+        if (self.model_extra or {}).get("reduction") == "none":
+            raise ValueError("reduction none: a loss is one number, take mean or sum")
+        if not plugins.is_own(self.name):
+            plugins.attempt(lambda: self.build(2), plugins.called(kind))
+        return self
+
+    def build(self, spatial_dims: int) -> torch.nn.Module:
+        """The loss for images of that many spatial axes: (prediction, target) to a scalar."""
+        plugins.arguments(self.name, self.model_extra)
+        taken = inspect.signature(self._kind()).parameters
+        given = self._named(spatial_dims)
+        made: torch.nn.Module = self._kind()(
+            **{name: _converted(value, taken.get(name)) for name, value in given.items()}
+        )
+        return made
+
+    def _kind(self) -> Any:
+        import torch
+
+        kind = plugins.find(self.name, known_losses(), "loss", UNUSABLE_LOSSES)
+        if plugins.is_own(self.name) and not (
+            isinstance(kind, type) and issubclass(kind, torch.nn.Module)
+        ):
+            raise ValueError(f"{self.name!r} is no loss: it must be a subclass of torch.nn.Module")
+        return kind
+
+    def _named(self, spatial_dims: int) -> dict[str, Any]:
+        """The arguments by the names that the class has for them."""
+        taken = inspect.signature(self._kind()).parameters
+        # Images lie in [-1, 1].
+        given: dict[str, Any] = {"spatial_dims": spatial_dims, "data_range": 2.0}
+        given = {name: value for name, value in given.items() if name in taken}
+        for name, value in (self.model_extra or {}).items():
+            renamed = name == "class_weights" and "weight" in taken
+            given["weight" if renamed else name] = value
+        return given
+
+
+Losses = Annotated[List[LossConfig], Field(min_length=1)]
+"""The field of a family's config: at least one loss."""
+
+
+class WeightedLosses:
+    """The weighted sum of losses.
+
+    It is no module, so that what a loss holds is neither trained, nor averaged, nor saved. The
+    losses are built when first called: a trained model does without.
+    """
+
+    def __init__(self, losses: Iterable[LossConfig], spatial_dims: int) -> None:
+        self.losses = tuple(losses)
+        self.spatial_dims = spatial_dims
+
+    @cached_property
+    def terms(self) -> list[tuple[float, torch.nn.Module]]:
+        """Weights and losses, which are not themselves trained.
+
+        Raises:
+            ConfigError: those that a trained model was trained with cannot be had here.
+        """
+        try:
+            modules = [each.build(self.spatial_dims) for each in self.losses]
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"model.losses: {error}") from error  # of a trained model
+        return [
+            (each.weight, module.requires_grad_(False).eval())
+            for each, module in zip(self.losses, modules, strict=True)
+        ]
+
+    def __call__(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Two (B, C, *spatial) to a scalar."""
+        device = prediction.device
+        first, *others = (
+            weight * loss.to(device)(prediction, target) for weight, loss in self.terms
+        )
+        total: torch.Tensor = sum(others, start=first)
+        return total
+
+
+def loss_faults(losses: Iterable[LossConfig], image: ImageSpec) -> list[str]:
+    """Why losses cannot compare two such images of real values, one sentence each."""
+    found = [(each.name, _fault(each, image)) for each in losses]
+    return [f"model.losses: {name} {fault}" for name, fault in found if fault]
+
+
+def known_losses() -> dict[str, Any]:
+    """Every loss that has a name, by it."""
+    import monai.losses
+    import torch
+
+    kinds = plugins.classes(torch.nn, _OF_TORCH) | plugins.classes(monai.losses, _OF_MONAI)
+    inherited = {name: kinds[stands_for] for name, stands_for in _INHERITED.items()}
+    return {**inherited, "plain_mean": plain_mean, **kinds}
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float32, in which losses are computed; float64 stays."""
+    import torch
+
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def plain_mean() -> torch.nn.Module:
+    """The mean of the prediction, whatever the target: the loss of a Wasserstein critic."""
+    import torch
+
+    class PlainMean(torch.nn.Module):
+        def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return prediction.mean()
+
+    return PlainMean()
+
+
+def _converted(value: Any, parameter: inspect.Parameter | None) -> Any:
+    if (
+        not isinstance(value, list)
+        or parameter is None
+        or "Tensor" not in str(parameter.annotation)
+    ):
+        return value
+    import torch
+
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def _fault(loss: LossConfig, image: ImageSpec) -> str:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, image.channels, *(min(side, _TRIAL_SIZE) for side in image.size))
+    prediction, target = torch.rand(2, *shape, generator=generator) * 2 - 1
+    prediction.requires_grad_()
+    try:
+        value = WeightedLosses([loss], image.rank)(prediction, target)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return f"cannot compare images of {list(image.size)}: {error}"
+    if value.ndim:
+        return f"gives {list(value.shape)} numbers for two images, not one"
+    if not value.requires_grad or not torch.autograd.grad(value, prediction)[0].any():
+        return "does not tell one prediction from another"
+    return ""

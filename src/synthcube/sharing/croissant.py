@@ -1,0 +1,390 @@
+"""The files and the records of croissant.json: what is in a folder of made images, and where."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from synthcube import __version__
+from synthcube.data.manifest import Row, read_table
+from synthcube.errors import ArtifactError, ConfigError
+from synthcube.models.artifact import Artifact
+from synthcube.schema import ConditionSpec, ImageSpec, List, Schema
+from synthcube.sharing import identities
+from synthcube.sharing.card import MadeImages, disclosure, summary
+from synthcube.storage import sha256, write_json
+
+MANIFEST, FILES, RECORDS = "manifest.csv", "image-files", "images"
+
+# NIfTI has no registered type; the specification asks for the most appropriate address then.
+_ENCODINGS = {
+    "png": ["image/png"],
+    "nii.gz": ["application/gzip", "https://nifti.nimh.nih.gov/nifti-1"],
+}
+# What readers of a CSV, pandas among them, take for a number, a truth value or nothing at all.
+_GUESSED = re.compile(
+    r"[-+]?[\d.]*\d[\d.]*(e[-+]?\d+)?|[-+]?(inf|infinity|nan)|true|false|n/?a|<na>|null|none|#.*",
+    re.IGNORECASE,
+)
+
+
+def distribution(images: MadeImages) -> list[dict[str, Any]]:
+    file_format = images.image.file_format
+    note = " It names subjects and originals." if images.is_derived else ""
+    return [
+        {
+            "@type": "cr:FileObject",
+            "@id": MANIFEST,
+            "name": MANIFEST,
+            "description": f"One row for each image.{note}",
+            "contentUrl": MANIFEST,
+            "encodingFormat": "text/csv",
+            "sha256": images.manifest_sha256,
+        },
+        {
+            "@type": "cr:FileSet",
+            "@id": FILES,
+            "name": FILES,
+            "description": f"The {images.number} images, .{file_format}.",
+            "encodingFormat": _ENCODINGS[file_format],
+            "includes": f"images/*.{file_format}",
+        },
+    ]
+
+
+def record_sets(images: MadeImages) -> list[dict[str, Any]]:
+    taken: list[str] = ["file", "image", "SubjectID", "Seed"]
+    fields = [_file(images)]
+    if images.image.file_format == "png":  # mlcroissant has no reader of NIfTI
+        fields.append(
+            {
+                "@type": "cr:Field",
+                "@id": f"{RECORDS}/image",
+                "name": "image",
+                "description": "The picture.",
+                "dataType": "sc:ImageObject",
+                "source": {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "content"}},
+            }
+        )
+    fields += [_known(column, images) for column in _KNOWN if column in images.columns]
+    enumerations = []
+    for spec in images.image.conditions:
+        if spec.name not in images.columns:
+            continue
+        part = identifier(spec.name, taken)
+        taken.append(part)
+        if spec.kind == "class":
+            enumerations.append(_enumeration(spec, part))
+        fields.append(_condition(spec, part))
+    records = {
+        "@type": "cr:RecordSet",
+        "@id": RECORDS,
+        "name": RECORDS,
+        "description": "One record for each image.",
+        "key": {"@id": f"{RECORDS}/file"},
+        "field": fields,
+    }
+    return [records, *enumerations]
+
+
+def _file(images: MadeImages) -> dict[str, Any]:
+    """The column that joins the manifest to the images; the first, as mlcroissant joins once."""
+    found = _column("file", "Channel_0", "sc:Text", "Name of the file within the folder images.")
+    found["source"]["transform"] = {"regex": "^(?:images/)?(.+)$"}
+    if images.image.file_format == "png":
+        found["references"] = {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "filename"}}
+    return found
+
+
+_KNOWN = {
+    "SubjectID": ("sc:Text", "Whose image it is, as text: 0001 is not 1."),
+    "Seed": ("sc:Integer", "Gives the same image again, by the same model."),
+}
+
+
+def _known(column: str, images: MadeImages) -> dict[str, Any]:
+    kind, text = _KNOWN[column]
+    if column != "SubjectID" or images.is_derived:
+        return _column(column, column, kind, text)
+    # The name of a made image is its number, which readers of a CSV take for one: 00001 is not 1.
+    found = _column(column, "Channel_0", kind, "No person: the number of the image, as text.")
+    suffix = re.escape(images.image.file_format)
+    found["source"]["transform"] = {"regex": rf"^(?:images/)?(.+)\.{suffix}$"}
+    return found
+
+
+def _condition(spec: ConditionSpec, part: str) -> dict[str, Any]:
+    told = "What the model was told to make; empty: nothing."
+    if spec.kind == "number":
+        text = f"{told} It was trained on {spec.low:g} to {spec.high:g}."
+        return _column(part, spec.name, "sc:Float", text, name=spec.name)
+    found = _column(part, spec.name, ["sc:Text", "cr:Label"], told, name=spec.name)
+    if any(_GUESSED.fullmatch(each) for each in spec.classes):
+        found["description"] += " As text: 01 is not 1, NA is not nothing."
+    else:  # mlcroissant 1.1 joins the references, and fails where the columns' types differ
+        found["references"] = {"field": {"@id": f"{part}-classes/name"}}
+    return found
+
+
+def _enumeration(spec: ConditionSpec, part: str) -> dict[str, Any]:
+    top = f"{part}-classes"
+    return {
+        "@type": "cr:RecordSet",
+        "@id": top,
+        "name": top,
+        "description": f"The classes of {spec.name} that the model knows.",
+        "dataType": "sc:Enumeration",
+        "key": {"@id": f"{top}/name"},
+        "field": [
+            {"@type": "cr:Field", "@id": f"{top}/name", "name": "name", "dataType": "sc:Text"}
+        ],
+        "data": [{f"{top}/name": each} for each in spec.classes],
+    }
+
+
+def _column(
+    part: str, column: str, kind: str | list[str], text: str, name: str = ""
+) -> dict[str, Any]:
+    return {
+        "@type": "cr:Field",
+        "@id": f"{RECORDS}/{part}",
+        "name": name or part,
+        "description": text,
+        "dataType": kind,
+        "source": {"fileObject": {"@id": MANIFEST}, "extract": {"column": column}},
+    }
+
+
+def identifier(text: str, taken: Iterable[str] = ()) -> str:
+    """`text` as part of an IRI, another one than those taken."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
+    found, number, others = plain, 1, set(taken)
+    while found in others:
+        number += 1
+        found = f"{plain}_{number}"
+    return found
+
+
+CROISSANT = "croissant.json"
+VERSION = "1.0.0"
+"""Of the data: another seed, model or number of images is another data set, by its name."""
+
+CITATION = (
+    "@software{synthcube, title = {synthcube}, author = {{The synthcube contributors}}, "
+    f"version = {{{__version__}}}, license = {{Apache-2.0}}}}"
+)
+"""SynthCube's, as in CITATION.cff, which an installed package does not have."""
+
+# The recommended one of the specification, appendix 1, and the vocabularies used beside it.
+_CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "arrayShape": "cr:arrayShape",
+    "citeAs": "cr:citeAs",
+    "column": "cr:column",
+    "conformsTo": "dct:conformsTo",
+    "containedIn": "cr:containedIn",
+    "cr": "http://mlcommons.org/croissant/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "description": {"@container": "@language"},
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileObject": "cr:fileObject",
+    "fileProperty": "cr:fileProperty",
+    "fileSet": "cr:fileSet",
+    "format": "cr:format",
+    "includes": "cr:includes",
+    "isArray": "cr:isArray",
+    "isLiveDataset": "cr:isLiveDataset",
+    "jsonPath": "cr:jsonPath",
+    "key": "cr:key",
+    "md5": "cr:md5",
+    "name": {"@container": "@language"},
+    "parentField": "cr:parentField",
+    "path": "cr:path",
+    "prov": "http://www.w3.org/ns/prov#",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "recordSet": "cr:recordSet",
+    "references": "cr:references",
+    "regex": "cr:regex",
+    "repeated": "cr:repeated",
+    "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
+    "sc": "https://schema.org/",
+    "separator": "cr:separator",
+    "source": "cr:source",
+    "subField": "cr:subField",
+    "transform": "cr:transform",
+}
+_CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
+
+
+class CroissantConfig(Schema):
+    """What only the user can say of the images."""
+
+    license: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9.+-]*|https?://\S+)?$",
+        description="Of the images: an identifier such as cc-by-4.0, or an address; never assumed.",
+    )
+    creators: List[str] = Field(
+        default=(), description="Groups or institutions that answer for the images."
+    )
+
+
+def stated(is_wished: bool, license_id: str, creators: Sequence[str]) -> CroissantConfig | None:
+    """What the command line says.
+
+    Raises:
+        ConfigError: the license is none, or something is said although nothing is wished.
+    """
+    if not is_wished:
+        if license_id or creators:
+            raise ConfigError("--license and --creator are of --croissant: give that as well.")
+        return None
+    try:
+        return CroissantConfig(license=license_id, creators=tuple(creators))
+    except ValidationError as error:
+        raise ConfigError(
+            f"--license {license_id!r}: give an identifier such as cc-by-4.0, or an address."
+        ) from error
+
+
+def description(images: MadeImages, config: CroissantConfig) -> dict[str, Any]:
+    """The content of croissant.json; the same for the same images.
+
+    Left out, because only their publisher knows them: url, datePublished, and the license and the
+    creator where `config` has none. The specification asks for all four.
+    """
+    title = name(images)
+    said: dict[str, Any] = {"license": config.license} if config.license else {}
+    if config.creators:
+        said["creator"] = [{"@type": "Organization", "name": each} for each in config.creators]
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "name": title,
+        "description": summary(images),
+        "conformsTo": _CONFORMS_TO,
+        "version": VERSION,
+        **said,
+        "citeAs": _cite_as(title, images, config.creators),
+        "citation": CITATION,
+        "keywords": [
+            "synthetic data", "medical imaging", images.family, f"{images.image.rank}D",
+        ],
+        "isLiveDataset": False,
+        **disclosure(images),
+        "distribution": distribution(images),
+        "recordSet": record_sets(images),
+    }  # fmt: skip
+
+
+def name(images: MadeImages) -> str:
+    """Of the data set: of which model, and how it was asked."""
+    done = {"generate": "generated", "translate": "translated", "reconstruct": "reconstructed"}
+    family = identifier(images.family)
+    words = [family, f"{images.image.rank}d", images.model_sha256[:8], done[images.task]]
+    words += [] if images.seed is None else ["seed", str(images.seed)]
+    return "-".join(words)
+
+
+def _cite_as(title: str, images: MadeImages, creators: Sequence[str]) -> str:
+    author = f"author = {{{' and '.join(f'{{{each}}}' for each in creators)}}}, "
+    return (
+        f"@misc{{{title}, title = {{{title}}}, {author if creators else ''}"
+        f"note = {{Version {VERSION}, {images.number} images made by {images.model}}}}}"
+    )
+
+
+log = logging.getLogger("synthcube")
+
+
+def wished(section: Mapping[str, Any], given: CroissantConfig | None) -> CroissantConfig | None:
+    """What is given over what the section `sampling` says; None: no description is wished."""
+    said = section.get("croissant")
+    if said is None:
+        return given
+    over = given.model_dump(exclude_defaults=True) if given else {}
+    return CroissantConfig.model_validate({**said, **over})
+
+
+def check(
+    trained: Artifact,
+    asked: Mapping[str, Any],
+    originals: Sequence[Row],
+    config: CroissantConfig,
+) -> None:
+    """Refuse a description that would name a place or a person; warn of what it cannot say.
+
+    Args:
+        asked: the record of the job.
+        originals: the images that others are made of.
+
+    Raises:
+        ArtifactError: what, before any image is made.
+    """
+    known = identities.subjects_of(trained.folder)
+    rows = [*known, *map(_cells, originals)]
+    image = identities.public_image(trained.image, {row.get("SubjectID", "") for row in rows})
+    images = _images(trained, image, asked, 0, ())
+    # Not our own prose, where a user called research would be found; nor what is said to be told.
+    if found := identities.traces({CROISSANT: "\n".join(images.words)}, rows):
+        raise ArtifactError(
+            f"{CROISSANT} would tell of people or of this machine; no image was made:", found
+        )
+    if not config.license:
+        log.warning(
+            "%s will state no license, which the Croissant specification asks for and nobody else "
+            "can use the images without: say which, with --license or as "
+            "sampling.croissant.license.", CROISSANT,
+        )  # fmt: skip
+    if images.is_derived:
+        log.warning(
+            "These images are made out of those of real people: their names and %s tell subjects' "
+            "ids and places of originals, and %s says so.", MANIFEST, CROISSANT,
+        )  # fmt: skip
+
+
+def write(
+    out: Path, trained: Artifact, asked: Mapping[str, Any], number: int, config: CroissantConfig
+) -> Path:
+    """Write croissant.json beside the images and their manifest, in one step.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    image, manifest = identities.public_image(trained.image, ()), out / MANIFEST
+    columns = read_table(manifest).header
+    images = _images(trained, image, asked, number, columns, sha256(manifest))
+    write_json(out / CROISSANT, description(images, config))
+    return out / CROISSANT
+
+
+def _images(
+    trained: Artifact,
+    image: ImageSpec,
+    asked: Mapping[str, Any],
+    number: int,
+    columns: Sequence[str],
+    manifest_sha256: str = "0" * 64,
+) -> MadeImages:
+    family = trained.config["model"]["name"]
+    return MadeImages(
+        image, family, trained.sha256, asked["task"], asked.get("seed"), number, columns,
+        [str(step["name"]) for step in asked["postprocessing"]], manifest_sha256,
+    )  # fmt: skip
+
+
+def _cells(row: Row) -> dict[str, str]:
+    channels = {f"Channel_{index}": str(path) for index, path in enumerate(row.channels)}
+    return {"SubjectID": row.subject, **channels}

@@ -1,0 +1,138 @@
+"""Moving average of the weights: what is validated, drawn and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from synthcube.training.strategies import FullySharded, gathered, scattered
+
+
+class RampedEMA(WeightAveraging):
+    """Moving average of the weights whose decay ramps up, so that early weights are forgotten.
+
+    At the n-th update the decay is min(`decay`, (1 + n) / (10 + n)), as in the exponential
+    moving average of TensorFlow and diffusers. Buffers are copied, not averaged, but for the
+    statistics of batch norms: those of the latest weights do not fit averaged ones. So is what a
+    family names in `unaveraged`, before it is needed.
+
+    Args:
+        halved: whether the weights have 16 bits; the average is in float32 all the same.
+    """
+
+    def __init__(self, decay: float, *, halved: bool = False) -> None:
+        super().__init__(use_buffers=False)
+        self.max_decay = decay
+        self.halved = halved
+
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """The model with the averaged weights, while training."""
+        return self._average_model.module if self._average_model else None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+        if self.halved and self.model:
+            self.model.float()
+        if isinstance(trainer.strategy, FullySharded) and self.model:
+            trainer.strategy.shard(self.model)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._copy_unaveraged(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint["state_dict"] = gathered(checkpoint["state_dict"])
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        pieces = {
+            name: scattered(checkpoint[name], pl_module)
+            for name in ("state_dict", "current_model_state")
+            if name in checkpoint
+        }
+        super().on_load_checkpoint(trainer, pl_module, checkpoint | pieces)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        # Not Lightning's, which asks the device at every step, and averages what is not drawn.
+        if trainer.global_step <= self._latest_update_step or self._average_model is None:
+            return
+        self._update(self._average_model.module, pl_module)
+        self._average_model.n_averaged += 1
+        self._latest_update_step = trainer.global_step
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._copy_unaveraged(pl_module)
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def restore(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Put the trained weights back in a validation that is broken off."""
+        self.on_validation_epoch_end(trainer, module)
+
+    @torch.no_grad()
+    def _update(self, averaged: torch.nn.Module, family: Any) -> None:
+        # The first step's weights are taken as they are.
+        weight = 1 - self._decay(self._latest_update_step) if self._latest_update_step else 1.0
+        skipped = {id(each) for each in _unaveraged(family)}
+        pairs = [
+            (one, other)
+            for one, other in zip(averaged.parameters(), family.parameters(), strict=True)
+            if id(other) not in skipped  # a codebook has no gradient, and moves all the same
+        ]
+        ours, theirs = _local([one for one, _ in pairs]), _local([other for _, other in pairs])
+        if self.halved:
+            theirs = [other.to(one.dtype) for one, other in zip(ours, theirs, strict=True)]
+        torch._foreach_lerp_(ours, theirs, weight)
+        statistics = _statistics(averaged)
+        if statistics:
+            torch._foreach_lerp_(statistics, _statistics(family), weight)
+        done = {id(each) for each in statistics}
+        for own, other in zip(averaged.buffers(), family.buffers(), strict=True):
+            if id(own) not in done:
+                own.copy_(other)
+
+    @torch.no_grad()
+    def _copy_unaveraged(self, family: Any) -> None:
+        for one, other in zip(_unaveraged(self.model), _unaveraged(family), strict=True):
+            one.copy_(other)
+
+    def _swap_models(self, pl_module: pl.LightningModule) -> None:
+        if not self.halved or self.model is None:
+            super()._swap_models(pl_module)
+            return
+        averaged = chain(self.model.parameters(), self.model.buffers())
+        for one, other in zip(averaged, chain(pl_module.parameters(), pl_module.buffers()),
+                              strict=True):  # fmt: skip
+            # Not their values: those of the average would be rounded.
+            one.data, other.data = other.data, one.data
+
+    def _decay(self, number: int) -> float:
+        return min(self.max_decay, (1 + number) / (10 + number))
+
+
+def _unaveraged(family: Any) -> list[torch.Tensor]:
+    """Weights of the modules that the family excepts."""
+    names = getattr(family, "unaveraged", ())
+    modules = [each for name in names if (each := getattr(family, name)) is not None]
+    return [weight for module in modules for weight in module.parameters()]
+
+
+def _local(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """This process's pieces of those that are cut, and the others as they are."""
+    return [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
+
+
+def _statistics(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Running mean and variance of every batch norm."""
+    norms = [each for each in module.modules() if isinstance(each, _BatchNorm)]
+    found = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
+    return [each for each in found if each is not None]
