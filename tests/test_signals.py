@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -177,12 +177,16 @@ def ended(work: Callable[[], object], errors: Path) -> int | None:
     return None
 
 
-def at_file_operation(moment: int, act: Callable[[], object]) -> list[str]:
-    """From now on this process does that at the file operation of that number; returns all."""
+def at_file_operation(moment: int, act: Callable[[], object], folders: Sequence[Path]) -> list[str]:
+    """From now on this process does that at its operation of that number in those folders.
+
+    Returns:
+        All of them, as they come.
+    """
     seen: list[str] = []
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
-        if event in EVENTS:
+        if event in EVENTS and str(arguments[0]).startswith(tuple(map(str, folders))):
             seen.append(f"{event} {arguments[:2]}")
             if len(seen) == moment:
                 act()
@@ -218,14 +222,16 @@ class Resumed:
         self.config, self.data, self.folder = config, data, folder
         train(config, data, folder / "begun", overrides=[*MORE, "training.max_epochs=2"])
         self.run = folder / "run"
+        self.folders = (config, data, self.run, Path(os.environ["SYNTHCUBE_CACHE"]))
         shutil.copytree(folder / "begun", self.run)
         count = folder / "count"
 
         def counted() -> None:
-            seen = at_file_operation(0, lambda: None)
+            seen = at_file_operation(0, lambda: None, self.folders)
             self.again()
             count.write_text(str(len(seen)))
 
+        shutil.rmtree(self.folders[-1])  # images are read, and preprocessed
         assert ended(counted, folder / "errors") == 0, (folder / "errors").read_text()
         self.operations = int(count.read_text())
         self.run.rename(folder / "straight")
@@ -237,11 +243,11 @@ class Resumed:
         """Send a signal at that file operation, and go on with the same command."""
         shutil.rmtree(self.run, ignore_errors=True)
         shutil.copytree(self.folder / "begun", self.run)
-        shutil.rmtree(Path(os.environ["SYNTHCUBE_CACHE"]))  # images are read, and preprocessed
+        shutil.rmtree(self.folders[-1])
 
         def work() -> None:
             interruption.guard_start(["train"])  # as the command does
-            at_file_operation(moment, lambda: os.kill(os.getpid(), number))
+            at_file_operation(moment, lambda: os.kill(os.getpid(), number), self.folders)
             self.again()
 
         errors = self.folder / "errors"
