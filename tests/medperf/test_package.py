@@ -50,6 +50,13 @@ def test_medperf_takes_every_command_of_the_readme(
     assert [each for each in commands if medperf_contract.command_fault(each)] == []
 
 
+def test_the_readme_says_what_the_model_follows(conditional: Path, first_stage, package_of) -> None:
+    page = (package_of(conditional) / "README.md").read_text()
+    assert "follows conditions: `conditions: prepared`" in page
+    page = (package_of(first_stage("dcgan"), "other") / "README.md").read_text()
+    assert "no conditions, and refuses `conditions: prepared`" in page
+
+
 def test_a_package_takes_the_place_of_nothing_else(conditional: Path, package_of, tmp_path) -> None:
     (tmp_path / "cube").mkdir()
     (tmp_path / "cube" / "thesis.txt").write_text("mine")

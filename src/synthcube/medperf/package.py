@@ -72,6 +72,11 @@ def write_demo(path: Path, *, num: int, size: Sequence[int], seed: int = 0) -> s
 
 def registration_steps(trained: Artifact, *, image: str, archive: str, archive_sha256: str) -> str:
     """Markdown with the exact commands, for the MedPerf client 0.3."""
+    conditions = (
+        "The model follows conditions: `conditions: prepared` asks for those of a site's images."
+        if trained.image.conditions
+        else "The model follows no conditions, and refuses `conditions: prepared`."
+    )
     name = f"synthcube-{trained.config['model']['name']}-{trained.sha256[:8]}".replace("_", "-")
     return f"""# A model to register with MedPerf
 
@@ -84,6 +89,8 @@ and MLCube can run. For research only; not a medical device.
 | `workspace/parameters.yaml` | what it is to do: task, conditions, number of images, seed |
 | `{archive}` | the weights, to be hosted; SHA-256 `{archive_sha256}` |
 | `workspace/additional_files` | the same, unpacked, for a trial with MLCube |
+
+{conditions}
 
 ## 1. The image
 
