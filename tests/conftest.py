@@ -25,6 +25,8 @@ def _own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("SYNTHCUBE_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONSAFEPATH", "")  # commands set it for the processes that they start
+    monkeypatch.delenv("PYTHONSAFEPATH")
     with plugins.vouching():
         yield
     log = logging.getLogger("synthcube")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synthcube import config
+from synthcube import config, reading
 from synthcube.errors import ConfigError
 from synthcube.models import registry
 from synthcube.tasks.describe import starting_yaml
@@ -49,7 +49,7 @@ def test_numbers_are_read_as_people_write_them(write) -> None:
 
 
 def test_no_and_on_are_words_not_truths() -> None:
-    assert config.yaml_text.parse("[no, on, yes, 2020-01-01]", "x")[0] == [
+    assert reading.parse("[no, on, yes, 2020-01-01]", "x")[0] == [
         "no", "on", "yes", "2020-01-01",
     ]  # fmt: skip
 

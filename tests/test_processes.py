@@ -88,7 +88,7 @@ def test_a_bad_loss_in_one_process_is_said_once_with_its_files(
     ended = subprocess.run(
         [sys.executable, "-m", "synthcube", "train", "-c", str(tiny_config()), "-d", str(phantoms),
          "-o", str(tmp_path / "run"), "--set", "compute.num_devices=2",
-         "--set", "model.optimizer.lr=1e30", "--set", "training.gradient_clip_norm=null",
+         "--set", "model.optimizer.lr=1e4", "--set", "training.gradient_clip_norm=null",
          "--set", "training.max_epochs=20", "--set", "model.scheduler=null"],
         capture_output=True, text=True, timeout=LIMIT_S,
     )  # fmt: skip

@@ -64,8 +64,11 @@ def learned(name: str, data: Path, out: Path, steps: int, classes: tuple[str, ..
         family.loss(batch)["loss"].backward()
         optimizer.step()
     section = {
+        "seed": 0,
         "model": config.model_dump(mode="json"),
         "data": DataConfig().model_dump(mode="json"),
+        "sampling": {},
+        "compute": {},
     }
     artifact.save(out, config=section, image=spec, weights=family.state_dict(), metrics={})
 

@@ -32,7 +32,6 @@ RESULTS: dict[str, Any] = {
         "copies": {"value": 0.0, "real_baseline": 0.01, "count": 40},
         "nearness": {"value": 0.9, "reason": "the labels cannot calibrate it"},
         "threshold": 0.3,
-        "odd": {"value": float("nan")},
         "notes": ["No copies were found, which does not show that there are none."],
     },
     "versions": {"torch": "2.13.0"},

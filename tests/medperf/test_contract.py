@@ -85,7 +85,7 @@ def test_a_volume_is_an_option_that_defaults_to_its_mount(role: Role, task) -> N
     group: Any = typer.main.get_command(app)
     options = {each.name: each for each in group.commands["medperf"].commands[task.name].params}
     volumes = {each.name: each for each in (*task.inputs, *task.outputs)}
-    assert options.keys() == volumes.keys()
+    assert options.keys() == {*volumes, "plugins", "trust"}
     for name, volume in volumes.items():
         assert not options[name].required
         assert options[name].default == (None if volume.optional else Path(volume.mount))

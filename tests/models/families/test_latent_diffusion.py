@@ -245,7 +245,8 @@ def test_latents_are_not_clipped_while_they_are_drawn() -> None:
 
 def test_meta_shapes_need_no_weights() -> None:
     image = ImageSpec(
-        size=(16, 16, 16), channels=1, spacing_mm=(1, 1, 1), affine=(((1.0,) * 4),) * 4,
+        size=(16, 16, 16), channels=1, spacing_mm=(1, 1, 1),
+        affine=((1.0, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)),
         intensity_range=((0.0, 1.0),), file_format="nii.gz", conditions=(AGE,),
     )  # fmt: skip
     family = LatentDiffusionConfig.tiny().build(image)
