@@ -126,10 +126,10 @@ def test_the_faulty_channel_is_the_one_that_is_named(tmp_path: Path, cache: Path
 
 def test_a_name_that_is_part_of_another_is_still_told(tmp_path: Path, cache: Path) -> None:
     """A fault's text about 1.png must not pass for one that names the file itself."""
-    code = {"name": "Pad", "padding": 1, "padding_mode": "reflect"}
+    code = {"name": "Crop", "cropping": 3}
     image = volume(tmp_path / "1.nii.gz", 4, 4, 4)
     _, lines = faults(listed(tmp_path, [image]), cache, preprocessing=[code])
-    assert lines[0].startswith(f"{image}: Resample cannot be applied: ")
+    assert lines[0].startswith(f"{image}: Crop cannot be applied: it leaves no voxels")
 
 
 def test_mixed_shapes_name_every_file_and_the_cure(tmp_path: Path, cache: Path) -> None:

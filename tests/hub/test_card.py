@@ -172,9 +172,9 @@ def test_what_cannot_be_said(options: tuple[str, str], text: str, cli, first_sta
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"\xff\xfe", "this is no YAML file"),
-        (b"a: [1", "this is no YAML file"),
-        (b"- 1", "this is not what synthcube evaluate wrote"),
+        (b"\xff\xfe", "this is not a text file (byte 0 is not UTF-8)"),
+        (b"a: [1", "line 1: this is not YAML"),
+        (b"- 1", "this is not a mapping of keys to values"),
         (b"fidelity: {kid: {value: 1}}", "this is not what synthcube evaluate wrote"),
         (b"synthcube_evaluation: 1\nfidelity: {}", "there is no measure in it"),
     ],

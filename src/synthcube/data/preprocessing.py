@@ -170,6 +170,8 @@ class Preprocessing:
                 scalar = transform(scalar)
             except (OSError, RuntimeError, ValueError) as error:
                 raise ImageError(f"{settings.name} cannot be applied: {error}") from error
+            if not scalar.data.numel():
+                raise ImageError(f"{settings.name} cannot be applied: it leaves no voxels")
         tensor, affine = scalar.data.float(), np.asarray(scalar.affine, dtype=float)
         if not may_be_constant:
             _check_contrast(tensor)  # resampling would turn a constant into noise
