@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from synthcube import __version__
-from synthcube.data.images import read_image
-from synthcube.data.manifest import Manifest, capped
+from synthcube.data.images import read_images
+from synthcube.data.manifest import Manifest, Row, capped
 from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing
 from synthcube.environment import told
-from synthcube.errors import ImageError, OutputError, SynthCubeError
+from synthcube.errors import ImageError, OutputError
 from synthcube.storage import explained, make_folder, write_json
 
 
@@ -78,6 +78,47 @@ _OURS = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|{re.escape(_BUILDING)}[0-9a-f]{{
 _MAPPED_BYTES = 2 << 20
 
 
+class Float32Rows:
+    """An array (N, *row_shape) in a file that holds nothing else, read a few rows at a time.
+
+    The file must not be empty. A memory map holds it open, and with it a shared lock.
+    """
+
+    def __init__(self, path: Path, row_shape: Sequence[int]) -> None:
+        self.path, self.row_shape = path, tuple(row_shape)
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # the map keeps it: an open cache is not pruned
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        values: npt.NDArray[np.float32] = np.frombuffer(self._map, np.float32)
+        self.mapped = values.reshape(-1, *self.row_shape)
+        """The whole array, as a memory map."""
+        self._touched = 0
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """A copy of those rows, (len(rows), *row_shape)."""
+        batch: npt.NDArray[np.float32] = self.mapped[np.asarray(rows, np.int64)]
+        self._touched += batch.nbytes
+        if self._touched > _MAPPED_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+        return batch
+
+
+@contextmanager
+def append_rows(path: Path) -> Iterator[Callable[[npt.NDArray[np.float32]], None]]:
+    """Yield a function that appends an array to a new file at `path`, for :class:`Float32Rows`.
+
+    Raises:
+        OutputError: the disk is full, or the file cannot be written.
+    """
+    with explained(path), path.open("wb") as file:
+
+        def append(rows: npt.NDArray[np.float32]) -> None:
+            file.write(rows.tobytes())
+
+        yield append
+
+
 class ImageCache:
     """The images of one manifest under one set of settings, (N, C, *spatial) float32.
 
@@ -91,13 +132,7 @@ class ImageCache:
         self.affines: npt.NDArray[np.float64] = np.array(index["affines"])
         self.intensity_ranges: npt.NDArray[np.float64] = np.array(index["intensity_ranges"])
         self._folder = folder
-        with (folder / _ARRAY).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # the map keeps it: what is open is not pruned
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._images: npt.NDArray[np.float32] = np.frombuffer(self._map, np.float32).reshape(
-            self.shape
-        )
-        self._touched = 0
+        self._images = Float32Rows(folder / _ARRAY, self.shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -107,12 +142,7 @@ class ImageCache:
 
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """A copy of those images, (len(rows), C, *spatial)."""
-        batch: npt.NDArray[np.float32] = self._images[np.asarray(rows)]
-        self._touched += batch.nbytes
-        if self._touched > _MAPPED_BYTES:
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
-        return batch
+        return self._images.read(rows)
 
 
 def cache_key(files: Sequence[Sequence[Path]], settings: dict[str, Any], root: Path) -> str:
@@ -298,31 +328,23 @@ def load_images(manifest: Manifest, config: DataConfig, cache: Path) -> ImageCac
 def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
     """Every image preprocessed, in the manifest's order; faults of all are raised together."""
     preprocessing = Preprocessing(config)
-    faults: list[str] = []
+    unusable: dict[Row, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     contrasts = _Contrasts()
     log.info("Preprocessing %d images (kept for next time) ...", len(manifest.rows))
-    for row in told(manifest.rows, len(manifest.rows), "Preprocessing images"):
-        where = str(row.channels[0])
-        try:
-            prepared = preprocessing(read_image(row.channels))
-        except SynthCubeError as error:
-            text = str(error)
-            names_it = any(str(path) in text for path in row.channels)
-            faults.append(text if names_it else f"{where}: {text}")
-            continue
-        shapes[where] = tuple(prepared.tensor.shape)
+    rows = told(manifest.rows, len(manifest.rows), "Preprocessing images")
+    for row, prepared in read_images(rows, lambda _, image: preprocessing(image), unusable):
+        shapes[str(row.channels[0])] = tuple(prepared.tensor.shape)
         contrasts.add(prepared)
-        if not faults:
+        if not unusable:
             yield prepared
-    if config.intensity_range and not faults and (lost := contrasts.faults()):
+    if config.intensity_range and not unusable and (lost := contrasts.faults()):
         raise ImageError(
             f"data.intensity_range {list(config.intensity_range)} leaves nothing to see in any "
             f"image of {manifest.path}:",
             lost,
         )
-    faults += shape_faults(shapes)
-    if faults:
+    if faults := [*unusable.values(), *shape_faults(shapes)]:
         count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         raise ImageError(
             f"{count} of {manifest.path} cannot be used "

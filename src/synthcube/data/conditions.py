@@ -85,7 +85,7 @@ def condition_values(
     return values
 
 
-def requested(
+def requested_values(
     specs: Sequence[ConditionSpec], wishes: Sequence[Mapping[str, str]]
 ) -> npt.NDArray[np.float32]:
     """(len(wishes), len(specs)): what a model sees of what is asked for; NaN where nothing is.
@@ -142,10 +142,10 @@ def _number_spec(
     bad = [
         f"row {number}, column {name}: {text!r} is not a number"
         for number, text in cells.items()
-        if text and _number(text) is None
+        if text and parse_number(text) is None
     ]
     faults += bad
-    numbers = [number for text in trained if (number := _number(text)) is not None]
+    numbers = [number for text in trained if (number := parse_number(text)) is not None]
     if bad or not numbers:
         faults += [] if bad else [f"column {name}: no training row has a number"]
         return []
@@ -162,7 +162,7 @@ def _fault(spec: ConditionSpec, places: Mapping[str, int], text: str) -> str:
         if text in places:
             return ""
         return f"{text!r} is not among the classes {', '.join(capped(spec.classes))}"
-    number = _number(text)
+    number = parse_number(text)
     if number is None:
         return f"{text!r} is not a number"
     if not spec.low <= number <= spec.high:
@@ -183,7 +183,8 @@ def _places(spec: ConditionSpec) -> dict[str, int]:
     return {name: place for place, name in enumerate(spec.classes)}
 
 
-def _number(text: str) -> float | None:
+def parse_number(text: str) -> float | None:
+    """The finite number that `text` is, or None."""
     try:
         number = float(text)
     except ValueError:
@@ -191,7 +192,7 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-Wish = dict[str, str]
+ConditionRequest = dict[str, str]
 COUNT = "Count"
 
 
@@ -215,12 +216,12 @@ def parse_counts(text: str) -> int | dict[str, int]:
     return numbers
 
 
-def read_wishes(
+def read_condition_requests(
     specs: Sequence[ConditionSpec],
     num_images: int | Mapping[str, int],
     conditions: Sequence[str] = (),
     table: Path | None = None,
-) -> list[Wish]:
+) -> list[ConditionRequest]:
     """One wish for each image.
 
     Args:
@@ -250,10 +251,10 @@ def read_wishes(
     ]
 
 
-def complete(
+def draw_missing_conditions(
     values: npt.NDArray[np.float32],
     specs: Sequence[ConditionSpec],
-    wishes: Sequence[Wish],
+    wishes: Sequence[ConditionRequest],
     seeds: Sequence[int],
 ) -> npt.NDArray[np.float32]:
     """`values` with what was not asked for drawn from each image's seed, all equally likely.
@@ -293,10 +294,10 @@ def _pair(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _rows(path: Path) -> list[Wish]:
+def _rows(path: Path) -> list[ConditionRequest]:
     table = read_table(path)
     faults = list(table.faults)
-    wishes: list[Wish] = []
+    wishes: list[ConditionRequest] = []
     for number, cells in table.records.items():
         text = cells.pop(COUNT, "1") or "1"
         count = _count(text)

@@ -8,10 +8,10 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -25,14 +25,16 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
-from synthcube.data.manifest import SUFFIXES, image_suffix
+from synthcube.data.geometry import PICTURE_AFFINE
+from synthcube.data.manifest import SUFFIXES, Row, image_suffix
 from synthcube.environment import free_memory
-from synthcube.errors import ImageError
+from synthcube.errors import ImageError, OutputError, SynthCubeError
 from synthcube.reading import open_file
 from synthcube.schema import MAX_VOXELS, FileFormat, affine_fault
 from synthcube.storage import write_with
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 _SMALL_BYTES = 1 << 26  # what every machine has
 _BYTES_BESIDE = 8  # of a voxel, beside the file's own: float32, and a copy of it
@@ -202,9 +204,6 @@ def _channels_first(path: Path, data: Array) -> Array:
     )
 
 
-PICTURE_AFFINE = ((-1.0, 0, 0, 0), (0, -1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
-"""By convention, as in SimpleITK and TorchIO: x to the patient's left, y to the back, 1 mm."""
-
 # Pillow's mode -> the mode that is read: grey stays grey, colour stays colour, alpha is dropped.
 # A palette is colour even where its colours happen to be grey: one data set, one channel count.
 _MODES = {
@@ -340,6 +339,27 @@ def read_image(paths: Sequence[Path]) -> Image:
         integer=all(file.integer for file in files),
         raster=files[0].raster,
     )
+
+
+def read_images(
+    rows: Iterable[Row], use: Callable[[Row, Image], T], faults: dict[Row, str]
+) -> Iterator[tuple[Row, T]]:
+    """Each row with what `use` returns for its image; rows that fail go to `faults` instead.
+
+    Raises:
+        OutputError: `use` cannot write.
+    """
+    for row in rows:
+        try:
+            outcome = use(row, read_image(row.channels))
+        except OutputError:
+            raise
+        except SynthCubeError as error:
+            text = str(error)
+            names_it = any(str(path) in text for path in row.channels)
+            faults[row] = text if names_it else f"{row.channels[0]}: {text}"
+        else:
+            yield row, outcome
 
 
 def image_fault(path: Path) -> str:

@@ -22,7 +22,7 @@ _CHANNEL = re.compile(r"Channel_(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class CsvTable:
     """Stripped cells by line number, in the header's order; `faults` are the lines that do not
     fit."""
 
@@ -46,7 +46,7 @@ class Table:
         return {number: cells[place] for number, cells in self.lines.items()}
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> CsvTable:
     """Read a UTF-8 CSV (a byte order mark is fine); empty lines are skipped.
 
     Raises:
@@ -65,7 +65,7 @@ def read_table(path: Path) -> Table:
     if not lines and not faults:
         found = "only a header" if header else "nothing"
         raise ManifestError(f"{path} is empty: it holds {found}; one row per image is needed.")
-    return Table(tuple(header), lines, tuple(faults))
+    return CsvTable(tuple(header), lines, tuple(faults))
 
 
 def channel_columns(path: Path, header: Sequence[str]) -> list[str]:
@@ -233,6 +233,26 @@ class Row:
         """A stem for output files, unique within a manifest: number and subject."""
         subject = re.sub(r"[^A-Za-z0-9._-]+", "_", self.subject).strip("._")
         return f"{self.number:05d}-{subject[:80] or 'image'}"
+
+    @property
+    def channel_cells(self) -> dict[str, str]:
+        """Its files by column, Channel_0 and so on."""
+        return {f"Channel_{index}": str(path) for index, path in enumerate(self.channels)}
+
+    @property
+    def known_cells(self) -> dict[str, str]:
+        """Its other cells by column: SubjectID, the label and split if it has them, conditions."""
+        cells = {"SubjectID": self.subject}
+        if self.label >= 0:
+            cells |= {"Label": str(self.label), "LabelMapping": self.label_name}
+        if self.split:
+            cells["Split"] = self.split
+        return cells | dict(self.conditions)
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """All of its cells by column, as :func:`write_manifest` takes them."""
+        return self.channel_cells | self.known_cells
 
 
 @dataclass(frozen=True, slots=True)

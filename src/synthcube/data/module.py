@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from synthcube.data.cache import ImageCache, load_images
 from synthcube.data.conditions import condition_specs, condition_values
+from synthcube.data.geometry import as_rows, generated_affine, spacing_of
 from synthcube.data.images import read_image
 from synthcube.data.manifest import Manifest
 from synthcube.data.preprocessing import DataConfig, Preprocessing
@@ -116,7 +117,7 @@ def _rank(seed: int, subject: str) -> bytes:
     return hashlib.sha256(f"{seed}:{subject}".encode()).digest()
 
 
-class Images(Dataset[Batch]):
+class CachedImages(Dataset[Batch]):
     """Rows of a cache, as whole batches; augmented where the config says so."""
 
     def __init__(
@@ -272,7 +273,9 @@ class DataModule(pl.LightningDataModule):
         yield from self._batches(range(len(self.manifest.rows)), self.batch_size)
 
     def _batches(self, rows: Sequence[int], size: int) -> Iterator[Batch]:
-        images = Images(self.cache, self.manifest, self.image, (), self.seed)  # looks at every row
+        images = CachedImages(
+            self.cache, self.manifest, self.image, (), self.seed
+        )  # looks at every row
         for start in range(0, len(rows), size):
             yield images.__getitems__([(0, row) for row in rows[start : start + size]])
 
@@ -290,7 +293,7 @@ class DataModule(pl.LightningDataModule):
             # At once, and not when the epoch starts: workers fetch ahead as soon as they are made.
             batches.epoch, batches.start = self.position
         return DataLoader(
-            Images(self.cache, self.manifest, self.image, augmentation, self.seed),
+            CachedImages(self.cache, self.manifest, self.image, augmentation, self.seed),
             batch_sampler=batches,
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
@@ -333,12 +336,12 @@ class DataModule(pl.LightningDataModule):
         source = read_image(self.manifest.rows[0].channels)
         keeps = Preprocessing(self.config).keeps_intensities
         is_picture = source.file_format == "png" and len(made) in (1, 3) and keeps
-        spacing = np.median(np.linalg.norm(affines[:, :3, :3], axis=1), axis=0)
+        spacing = np.median(spacing_of(affines), axis=0)
         return ImageSpec(
             size=self.cache.shape[2:],
             channels=len(made),
             spacing_mm=tuple(np.round(spacing, 6).tolist()),
-            affine=_common_affine(affines, spacing, self.cache.shape[2:]),
+            affine=as_rows(generated_affine(affines, self.cache.shape[2:])),
             intensity_range=tuple(tuple(pair) for pair in ranges.mean(axis=0).tolist()),
             file_format="png" if is_picture else "nii.gz",
             integer=source.integer and keeps,
@@ -356,18 +359,6 @@ def _made_channels(channels: int, source: Sequence[int]) -> list[int]:
             "from 0, of which one at least must be left to make"
         )
     return made
-
-
-def _common_affine(
-    affines: np.ndarray, spacing: np.ndarray, size: Sequence[int]
-) -> tuple[tuple[float, ...], ...]:
-    """The affine of all images where they share one, else an upright one around the origin."""
-    if np.allclose(affines, affines[0], atol=1e-4):
-        return tuple(map(tuple, affines[0].tolist()))
-    affine = np.diag([*spacing, 1.0])
-    centre = (np.array([*size, 1][:3]) - 1) / 2
-    affine[:3, 3] = -centre * spacing
-    return tuple(map(tuple, affine.tolist()))
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from synthcube.data.conditions import ConditionFields
-from synthcube.data.geometry import Affine, cropped_or_padded, resampled
+from synthcube.data.geometry import Affine, cropped_or_padded, resampled, spacing_of
 from synthcube.data.images import Image
 from synthcube.data.transforms import AugmentationConfig, TransformConfig
 from synthcube.errors import ArtifactError, ImageError
@@ -178,9 +178,12 @@ class Preprocessing:
     def _sized(self, tensor: torch.Tensor, affine: Affine) -> tuple[torch.Tensor, Affine]:
         size, spacing = self.config.size, self.config.spacing_mm
         if spacing:
-            shape, own = tensor.shape[1:], np.linalg.norm(affine[:3, :3], axis=0)
-            wanted = (*spacing, own[2])[:3]  # of a single slice, the thickness is kept
-            steps = [w / o if n > 1 else 1.0 for w, o, n in zip(wanted, own, shape, strict=True)]
+            shape, spacing_before = tensor.shape[1:], spacing_of(affine)
+            wanted = (*spacing, spacing_before[2])[:3]  # of a single slice, the thickness is kept
+            steps = [
+                new / old if voxels > 1 else 1.0
+                for new, old, voxels in zip(wanted, spacing_before, shape, strict=True)
+            ]
             sides = [max(1, round(n / step)) for n, step in zip(shape, steps, strict=True)]
             if fault := size_fault(sides, len(tensor)):
                 raise ImageError(f"data.spacing_mm {list(spacing)}: {fault}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from synthcube.data.cache import Float32Rows, append_rows
 from synthcube.errors import OutputError
-from synthcube.evaluation.arrays import Float32Rows, append_rows
 
 
 def test_rows_are_read_in_the_order_that_is_wanted(tmp_path):
@@ -17,7 +17,7 @@ def test_rows_are_read_in_the_order_that_is_wanted(tmp_path):
             append(values[start : start + 2])
     rows = Float32Rows(path, (2, 3))
     assert np.array_equal(rows.read([4, 0, 4]), values[[4, 0, 4]])
-    assert np.array_equal(rows.mapped(), values)
+    assert np.array_equal(rows.mapped, values)
     assert rows.read([]).shape == (0, 2, 3)
 
 
