@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from synthcube.evaluation.pairs.pairing import _Attempt
+from synthcube.evaluation.pairs import _Attempt
 
 from synthcube.data.conditions import condition_specs, condition_values
 from synthcube.data.manifest import Manifest, Row, read_manifest

@@ -40,8 +40,9 @@ def generated_affine(affines: Affine, size: Sequence[int]) -> Affine:
 
     The one they share, else a centred one of their median spacing.
     """
-    if np.allclose(affines, affines[0], atol=1e-4):
-        return affines[0]
+    common: Affine = affines[0]
+    if np.allclose(affines, common, atol=1e-4):
+        return common
     return centred_affine(np.median(spacing_of(affines), axis=0).tolist(), size)
 
 
