@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from synthcube.evaluation.pairs import _Attempt
 
 from synthcube.data.conditions import condition_specs, condition_values
 from synthcube.data.manifest import Manifest, Row, read_manifest
 from synthcube.data.module import split_subjects
 from synthcube.data.preprocessing import DataConfig
 from synthcube.environment import told
+from synthcube.evaluation.pairs import _Matching
 from synthcube.medperf.evaluate import check_anonymous
 from synthcube.medperf.prepare import _report, _Side, raw_of
 
@@ -89,7 +89,7 @@ WORK: dict[str, Callable[[Path], Callable[[int], object]]] = {
     ),
     "a class in every row": lambda _: conditions(),
     "pairs of one subject": lambda _: (
-        lambda number: _Attempt("SubjectID", [["s"]] * number, [["s"]] * number)
+        lambda number: _Matching("SubjectID", [["s"]] * number, [["s"]] * number)
     ),
     "the report of a preparation": lambda _: report(),
     "names that must not leave": anonymity,
