@@ -63,7 +63,7 @@ def test_images_are_kept_in_the_order_of_the_manifest(
     with caplog.at_level(logging.INFO, "synthcube"):
         images = load_images(manifest, config, cache)
         again = load_images(manifest, config, cache)
-    assert caplog.messages == ["Preprocessing 3 images (kept for next time) ..."]
+    assert caplog.messages == ["Preprocessing 3 images (cached for next time) ..."]
     expected = np.stack([Preprocessing(config)(read_image([path])).tensor for path in paths])
     np.testing.assert_array_equal(images.read(range(3)), expected)
     np.testing.assert_array_equal(again.read(range(3)), expected)

@@ -1,4 +1,4 @@
-"""Preprocessed images, made once and read from a memory-mapped file from then on."""
+"""Preprocessed images, computed once and then read from a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -31,17 +31,16 @@ from synthcube.storage import explained, make_folder, write_json
 
 
 def content_digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
-    """Content hashes; a file that is the same to the file system is not read again.
+    """Content hashes of files; one whose metadata have not changed is not read again.
 
-    Its times are that of its content, which anybody may set, and that of its change, which nobody
-    may.
+    The metadata include ctime, which users cannot set, as mtime can be set by anybody.
     """
     memo_path = root / "digests.json"
     try:
         memo = dict(json.loads(memo_path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         memo = {}
-    found: dict[Path, str] = {}
+    digests: dict[Path, str] = {}
     fresh: dict[str, str] = {}
     for path in paths:
         try:
@@ -49,13 +48,13 @@ def content_digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
             name = "|".join(
                 map(str, (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
             )
-            found[path] = memo.get(name) or fresh.setdefault(name, _digest(path))
+            digests[path] = memo.get(name) or fresh.setdefault(name, _digest(path))
         except OSError:
-            found[path] = os.urandom(16).hex()  # in no cache; reading the image says why
+            digests[path] = os.urandom(16).hex()  # in no cache; reading the image says why
     if fresh:
         make_folder(root)
         write_json(memo_path, memo | fresh)
-    return found
+    return digests
 
 
 def _digest(path: Path) -> str:
@@ -71,7 +70,7 @@ log = logging.getLogger("synthcube")
 _FORMAT = 3
 _ARRAY, _INDEX = "images.f32", "index.json"
 _KEY_LENGTH, _BUILDING = 32, ".building-"
-# Whatever else is in the folder is not for us to remove.
+# Nothing else in the folder is ours to remove.
 _OURS = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|{re.escape(_BUILDING)}[0-9a-f]{{{_KEY_LENGTH}}}-.*")
 # Mapped pages count as memory of the process; past this much they are handed back. The kernel maps
 # some pages around every one that is read, so that several times as much is resident.
@@ -146,7 +145,7 @@ class ImageCache:
 
 
 def cache_key(files: Sequence[Sequence[Path]], settings: dict[str, Any], root: Path) -> str:
-    """Name of the cache of these files' content under these settings."""
+    """Name of the cache for the content of these files under these settings."""
     digests = content_digests([path for row in files for path in row], root)
     parts = {
         "format": _FORMAT,
@@ -179,7 +178,7 @@ def open_cache(
         if not _is_whole(folder):
             with explained(folder):
                 if folder.exists():
-                    log.warning("The cache %s is damaged: it is made again.", folder)
+                    log.warning("The cache %s is damaged and is built again.", folder)
                     shutil.rmtree(folder)
                 _build(folder, num_images, prepare(), limit_bytes)
             _prune(root, keep=folder, limit_bytes=limit_bytes)
@@ -249,9 +248,9 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _prune(root: Path, *, keep: Path, limit_bytes: float) -> None:
-    """Drop the caches not used for longest until the rest fits the limit, and killed builds.
+    """Remove the least recently used caches until the rest fits the limit, and killed builds.
 
-    One that a process has open or is about to open stays.
+    A cache that a process has open or is about to open stays.
     """
     folders = [path for path in root.iterdir() if _OURS.fullmatch(path.name) and path != keep]
     folders.sort(key=_last_use, reverse=True)
@@ -264,7 +263,7 @@ def _prune(root: Path, *, keep: Path, limit_bytes: float) -> None:
         key = folder.name.removeprefix(_BUILDING)[:_KEY_LENGTH]
         with suppress(OutputError), _locked(root / f"{key}.lock", wait=False) as is_mine:
             if is_mine and (is_leftover or not _is_open(folder)):
-                log.info("The cache %s goes, to keep within data.cache_gb.", folder)
+                log.info("Removing the cache %s to stay within data.cache_gb.", folder)
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -312,7 +311,7 @@ _GREY_LEVEL = 2 / 255  # of a picture of 8 bits, in [-1, 1]
 
 
 def load_images(manifest: Manifest, config: DataConfig, cache: Path) -> ImageCache:
-    """The preprocessed images of `manifest`, in its order; made only where they are not kept yet.
+    """The preprocessed images of `manifest`, in its order, from the cache or newly computed.
 
     Raises:
         ImageError: images that cannot be read, are constant, or differ in shape; all at once.
@@ -331,7 +330,7 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
     unusable: dict[Row, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     contrasts = _Contrasts()
-    log.info("Preprocessing %d images (kept for next time) ...", len(manifest.rows))
+    log.info("Preprocessing %d images (cached for next time) ...", len(manifest.rows))
     rows = told(manifest.rows, len(manifest.rows), "Preprocessing images")
     for row, prepared in read_images(rows, lambda _, image: preprocessing(image), unusable):
         shapes[str(row.channels[0])] = tuple(prepared.tensor.shape)
@@ -340,7 +339,7 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
             yield prepared
     if config.intensity_range and not unusable and (lost := contrasts.faults()):
         raise ImageError(
-            f"data.intensity_range {list(config.intensity_range)} leaves nothing to see in any "
+            f"data.intensity_range {list(config.intensity_range)} leaves no contrast in any "
             f"image of {manifest.path}:",
             lost,
         )
@@ -354,9 +353,9 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
 
 
 class _Contrasts:
-    """What each channel of all images spans, before intensities are brought to [-1, 1] and after.
+    """The contrast of each channel over all images, before and after scaling to [-1, 1].
 
-    A fixed range may leave one image all black; where it does so to all of them, it is a mistake.
+    A fixed range may make one image all black; if it does so to all of them, it is a mistake.
     """
 
     def __init__(self) -> None:
@@ -368,7 +367,9 @@ class _Contrasts:
         after = (high - low).tolist()
         self.before = [
             (min(a, c), max(b, d))
-            for (a, b), (c, d) in zip(self.before or image.found, image.found, strict=False)
+            for (a, b), (c, d) in zip(
+                self.before or image.source_range, image.source_range, strict=False
+            )
         ]
         self.after = [max(pair) for pair in zip(self.after or after, after, strict=False)]
 

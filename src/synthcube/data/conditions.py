@@ -1,4 +1,4 @@
-"""Conditions: classes, numbers and source channels, of a manifest's rows or as requested."""
+"""Conditions (classes, numbers, source channels), read from a manifest or requested by a user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABEL = "Label"
 
 
 class ConditionFields(Schema):
-    """What a model is told of an image, beside the image itself."""
+    """Settings of the conditions that a model is trained on."""
 
     conditions: dict[str, Literal["class", "number"]] = Field(
         default={},
@@ -56,10 +56,9 @@ def condition_specs(
                 + (f" and {LABEL}" if manifest.labels else "")
             )
         elif kind == "class":
-            known = [each for each in manifest.labels if name == LABEL] or sorted(
-                {*trained} - {""}, key=natural_key
-            )
-            specs.append(ConditionSpec(name=name, kind="class", classes=tuple(known)))
+            classes = manifest.labels if name == LABEL else ()
+            classes = classes or tuple(sorted({*trained} - {""}, key=natural_key))
+            specs.append(ConditionSpec(name=name, kind="class", classes=classes))
         else:
             specs += _number_spec(name, cells, trained, faults)
     places = {spec.name: (spec, _places(spec)) for spec in specs if spec.kind == "class"}
@@ -86,18 +85,18 @@ def condition_values(
 
 
 def requested_values(
-    specs: Sequence[ConditionSpec], wishes: Sequence[Mapping[str, str]]
+    specs: Sequence[ConditionSpec], requests: Sequence[Mapping[str, str]]
 ) -> npt.NDArray[np.float32]:
-    """(len(wishes), len(specs)): what a model sees of what is asked for; NaN where nothing is.
+    """(len(requests), len(specs)): each request as a model sees it; NaN where it names nothing.
 
     Raises:
         ConfigError: a name, a class or a number that the model was not trained on.
     """
     folded = {spec.name.casefold(): (i, spec, _places(spec)) for i, spec in enumerate(specs)}
     faults = []
-    values = np.full((len(wishes), len(specs)), np.nan, np.float32)
-    for index, wish in enumerate(wishes):
-        for name, text in wish.items():
+    values = np.full((len(requests), len(specs)), np.nan, np.float32)
+    for index, request in enumerate(requests):
+        for name, text in request.items():
             if name.casefold() not in folded:
                 faults.append(f"{name}: the model knows {_described(specs)}")
                 continue
@@ -117,7 +116,7 @@ def cell(row: Row, name: str) -> str:
 
 
 def shown(spec: ConditionSpec, value: float) -> str:
-    """The cell that stands for what a model sees; empty where that is NaN."""
+    """The text of a cell for a value as a model sees it; empty for NaN."""
     if math.isnan(value):
         return ""
     if spec.kind == "class":
@@ -179,7 +178,7 @@ def _value(spec: ConditionSpec, places: Mapping[str, int], text: str) -> float:
 
 
 def _places(spec: ConditionSpec) -> dict[str, int]:
-    """The number of each class: a search for it in all of them is slow where there are many."""
+    """The index of each class by name, for a fast look-up."""
     return {name: place for place, name in enumerate(spec.classes)}
 
 
@@ -222,7 +221,7 @@ def read_condition_requests(
     conditions: Sequence[str] = (),
     table: Path | None = None,
 ) -> list[ConditionRequest]:
-    """One wish for each image.
+    """One request for each image: the conditions it names, as text.
 
     Args:
         num_images: how many, or how many of each class; not used with a table.
@@ -237,7 +236,7 @@ def read_condition_requests(
     if not table:
         _check_number(num_images if isinstance(num_images, int) else sum(num_images.values()))
     if table:
-        return [common | wish for wish in _rows(table)]
+        return [common | request for request in _rows(table)]
     if isinstance(num_images, int):
         return [dict(common) for _ in range(num_images)]
     columns = [spec.name for spec in specs if spec.kind == "class"]
@@ -254,16 +253,16 @@ def read_condition_requests(
 def draw_missing_conditions(
     values: npt.NDArray[np.float32],
     specs: Sequence[ConditionSpec],
-    wishes: Sequence[ConditionRequest],
+    requests: Sequence[ConditionRequest],
     seeds: Sequence[int],
 ) -> npt.NDArray[np.float32]:
-    """`values` with what was not asked for drawn from each image's seed, all equally likely.
+    """`values` with the conditions that a request does not name drawn from its image's seed.
 
-    What is asked to be unknown, by an empty text, stays so.
+    All values are equally likely. A condition that is requested as an empty text stays unknown.
     """
     filled: npt.NDArray[np.float32] = values.copy()
-    for row, (wish, seed) in enumerate(zip(wishes, seeds, strict=True)):
-        named = {name.casefold() for name in wish}
+    for row, (request, seed) in enumerate(zip(requests, seeds, strict=True)):
+        named = {name.casefold() for name in request}
         for column, spec in enumerate(specs):
             if spec.name.casefold() in named:
                 continue
@@ -297,15 +296,15 @@ def _pair(text: str) -> tuple[str, str]:
 def _rows(path: Path) -> list[ConditionRequest]:
     table = read_table(path)
     faults = list(table.faults)
-    wishes: list[ConditionRequest] = []
+    requests: list[ConditionRequest] = []
     for number, cells in table.records.items():
         text = cells.pop(COUNT, "1") or "1"
         count = _count(text)
         if count < 0:
             faults.append(f"row {number}, column {COUNT}: {text!r} is not a whole number")
             continue
-        _check_number(len(wishes) + count)
-        wishes += [dict(cells) for _ in range(count)]
-    if faults or not wishes:
-        raise ConfigError(f"--conditions {path} asks for no image, or is faulty:", faults)
-    return wishes
+        _check_number(len(requests) + count)
+        requests += [dict(cells) for _ in range(count)]
+    if faults or not requests:
+        raise ConfigError(f"--conditions {path} requests no image, or is faulty:", faults)
+    return requests

@@ -42,7 +42,7 @@ _BYTES_BESIDE = 8  # of a voxel, beside the file's own: float32, and a copy of i
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """The channels of one file, and what its format says of them."""
+    """The channels of one file, with the properties that its format states."""
 
     voxels: Array  # (C, X, Y, Z) float32
     affine: Array  # (4, 4) float64, voxel index to RAS+ millimetres
@@ -159,11 +159,7 @@ def nifti_bytes(voxels: Array, affine: Array, integer: bool) -> bytes:
 
 
 def check_affine(path: Path, affine: Array) -> None:
-    """Refuse what is not an invertible 4x4 matrix, or makes voxels of an impossible size.
-
-    Raises:
-        ImageError: with the matrix.
-    """
+    """Raise an ImageError unless `affine` is an invertible 4x4 matrix of possible voxel sizes."""
     if fault := affine_fault(affine.tolist()):
         raise ImageError(
             f"{path} has an affine that cannot be used, {affine.tolist()}: {fault}; correct its "
@@ -295,7 +291,7 @@ def _deep_colour(path: Path) -> Array:
 
 
 _BOMBS = (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError)
-# What decoders raise at damaged files. Not Exception: our own fault is not to pass for damage.
+# What decoders raise at damaged files. Not Exception: a bug of ours must not pass for damage.
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, RuntimeError),
     TypeError,  # Pillow, at a TIFF whose tags have the wrong type

@@ -23,8 +23,7 @@ _CHANNEL = re.compile(r"Channel_(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class CsvTable:
-    """Stripped cells by line number, in the header's order; `faults` are the lines that do not
-    fit."""
+    """Stripped cells of a CSV by line number; `faults` names lines that do not fit the header."""
 
     header: tuple[str, ...]
     lines: dict[int, list[str]]
@@ -63,8 +62,8 @@ def read_table(path: Path) -> CsvTable:
         else:
             faults.append(f"row {number}: {len(cells)} cells, but the header has {len(header)}")
     if not lines and not faults:
-        found = "only a header" if header else "nothing"
-        raise ManifestError(f"{path} is empty: it holds {found}; one row per image is needed.")
+        content = "only a header" if header else "nothing"
+        raise ManifestError(f"{path} is empty: it holds {content}; one row per image is needed.")
     return CsvTable(tuple(header), lines, tuple(faults))
 
 
@@ -74,7 +73,7 @@ def channel_columns(path: Path, header: Sequence[str]) -> list[str]:
     Raises:
         ManifestError: there is none, one is missing, or a column is there twice or misspelt.
     """
-    found = ", ".join(name or "(no name)" for name in header)
+    listed = ", ".join(name or "(no name)" for name in header)
     count = sum(_CHANNEL.fullmatch(name) is not None for name in header)
     expected = [f"Channel_{i}" for i in range(count)]
     exact = {name.casefold(): name for name in (*KNOWN_COLUMNS, *expected, "Channel_0")}
@@ -90,16 +89,16 @@ def channel_columns(path: Path, header: Sequence[str]) -> list[str]:
         if exact.get(name.casefold(), name) != name
     ]
     if not count:
-        hint = " Separate the columns with commas." if set(found) & set(";\t") else ""
+        hint = " Separate the columns with commas." if set(listed) & set(";\t") else ""
         raise ManifestError(
-            f"{path} has no column Channel_0 with the images; its columns are: {found}.{hint}",
+            f"{path} has no column Channel_0 with the images; its columns are: {listed}.{hint}",
             faults,
         )
     missing = [name for name in expected if name not in header]
     if missing:
         faults.append(f"channels count from 0 without a gap, but {missing[0]} is missing")
     if faults:
-        raise ManifestError(f"The header of {path} is faulty; its columns are: {found}.", faults)
+        raise ManifestError(f"The header of {path} is faulty; its columns are: {listed}.", faults)
     return expected
 
 
@@ -109,11 +108,11 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         text = path.read_bytes().decode("utf-8-sig")
         if "\0" in text:
             raise ManifestError(f"{path} is binary, not text; a CSV in UTF-8 is needed.")
-        if found := _CONTROL.search(text):
-            line_number = text.count("\n", 0, found.start()) + 1
+        if control := _CONTROL.search(text):
+            line_number = text.count("\n", 0, control.start()) + 1
             raise ManifestError(
-                f"{path}, line {line_number} holds {visible(found[0])}, a control character: "
-                "take it out."
+                f"{path}, line {line_number} holds {visible(control[0])}, a control character: "
+                "remove it."
             )
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         for line in reader:
@@ -217,7 +216,7 @@ _UNLABELLED = (-1, "")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image: its channel files (absolute paths), whose it is, and what is known of it."""
+    """One image: its channel files (absolute paths), subject, label, split and conditions."""
 
     channels: tuple[Path, ...]
     subject: str
@@ -276,7 +275,7 @@ def image_suffix(path: Path) -> str:
 
 
 def name_fault(name: str) -> str:
-    """Why the name of a file can be in no manifest; empty where it can."""
+    """Why a file name cannot be in a manifest; empty if it can."""
     if not is_utf8(name):
         return "the name is not UTF-8; rename it"
     if "\n" in name or "\t" in name or hidden_in(name):
@@ -285,7 +284,7 @@ def name_fault(name: str) -> str:
 
 
 def capped(faults: Sequence[str]) -> list[str]:
-    """The first faults, and how many more there are: a screen, not a flood."""
+    """The first MAX_SHOWN faults, and a line with the number of the others."""
     more = len(faults) - MAX_SHOWN
     return [*faults[:MAX_SHOWN], *([f"and {more} more"] if more > 0 else [])]
 
@@ -326,7 +325,7 @@ def require_outside(outputs: Mapping[str, Path | None], manifest: Manifest) -> N
 
 
 def _identity(folder: Path | str) -> tuple[int, int]:
-    """What a folder is to the system, by whatever path it is reached."""
+    """Device and inode of a folder, the same for every path to it."""
     stat = Path(folder).stat()
     return stat.st_dev, stat.st_ino
 
@@ -334,7 +333,7 @@ def _identity(folder: Path | str) -> tuple[int, int]:
 def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Write a CSV in one step; columns in the order in which the rows bring them.
 
-    What a spreadsheet would compute is written so that it does not; whoever reads the file
+    Cells that a spreadsheet would compute are escaped; whoever reads the file
     without :func:`read_table` needs :func:`from_spreadsheet`.
 
     Raises:
@@ -425,7 +424,7 @@ def _cell_faults(row: Row) -> list[str]:
 
 
 class _Files(dict[str, Path]):
-    """The file that a cell names, and in `faults` what is wrong with it; each looked at once."""
+    """The file that a cell names; `faults` has what is wrong with it. Each is checked once."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()

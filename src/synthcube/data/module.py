@@ -1,4 +1,4 @@
-"""The data of a run: images preprocessed once, split by subject, and handed out in batches."""
+"""The data of a training run: splits by subject, batches, and the Lightning data module."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def split_subjects(
         subjects: subject of each row.
         labels: class id of each row, -1 where it has none.
         fractions: share of the subjects for each split, in 0..1; the remainder is "train".
-        seed: another seed, another split.
+        seed: a different seed gives a different split.
 
     Returns:
         Split name by subject, sorted by subject.
@@ -66,9 +66,9 @@ def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
     """Positive shares that add up to 1, train first."""
     total = sum(fractions.values())
     if not all(0 <= share <= 1 for share in fractions.values()) or total > 1 + 1e-9:
-        given = ", ".join(f"{name} {share:g}" for name, share in fractions.items())
+        listed = ", ".join(f"{name} {share:g}" for name, share in fractions.items())
         raise ManifestError(
-            f"The fractions {given} cannot be split off; "
+            f"The fractions {listed} cannot be split off; "
             "each must lie in 0 to 1, and together they must not exceed 1."
         )
     rest = fractions.get(TRAIN, 0.0) + 1 - total
@@ -88,7 +88,7 @@ def _strata(subjects: Sequence[str], labels: Sequence[int], seed: int) -> list[l
 
 
 def _counts(size: int, shares: Mapping[str, float], owed: dict[str, float]) -> Counter[str]:
-    """How many of `size` subjects each split gets; `owed` is brought up to date."""
+    """How many of `size` subjects each split gets; `owed` is updated."""
     for name, share in shares.items():
         owed[name] += size * share
     counts: Counter[str] = Counter()
@@ -132,7 +132,7 @@ class CachedImages(Dataset[Batch]):
         self.labels = torch.tensor([row.label for row in manifest.rows], dtype=torch.int64)
         self.conditions = torch.from_numpy(condition_values(image.conditions, manifest.rows))
         self.source = list(image.source_channels)
-        self.made = [i for i in range(cache.shape[1]) if i not in self.source]
+        self.target = [i for i in range(cache.shape[1]) if i not in self.source]
         self.augmentation = [transform.build() for transform in augmentation]
         self.seed = seed
 
@@ -145,12 +145,11 @@ class CachedImages(Dataset[Batch]):
         image = torch.from_numpy(self.cache.read(rows))
         if self.augmentation:
             image = torch.stack(
-                [self._augmented(each, *place) for each, place in zip(image, places, strict=True)]
+                [self._augmented(one, *place) for one, place in zip(image, places, strict=True)]
             )
         condition = Condition(values=self.conditions[rows], source=image[:, self.source])
-        made = image[:, self.made] if self.source else image
         return Batch(
-            image=made,
+            image=image[:, self.target] if self.source else image,
             label=self.labels[rows],
             index=torch.tensor(rows),
             augmented=bool(self.augmentation),
@@ -158,7 +157,7 @@ class CachedImages(Dataset[Batch]):
         )
 
     def _augmented(self, image: torch.Tensor, epoch: int, row: int) -> torch.Tensor:
-        """(C, *spatial) to the same; depends on nothing but the seed, the epoch and the row."""
+        """An augmented image of the same shape; depends only on the seed, the epoch and the row."""
         import torchio as tio
 
         affine = self.cache.affines[row]
@@ -185,7 +184,7 @@ class EpochBatches:
         place: rank of this process, and how many share each batch.
 
     Attributes:
-        start: batches of this epoch to leave out, for they were trained on before.
+        start: batches of this epoch that are skipped because they were trained on before.
     """
 
     def __init__(
@@ -250,7 +249,7 @@ class DataModule(pl.LightningDataModule):
         self.image = self._image_spec()
         self.num_workers = config.num_workers
         self.position = (0, 0)
-        """Epoch, and batches of it to leave out, that the training goes on with."""
+        """Epoch with which training continues, and how many of its batches are skipped."""
 
     def rows(self, split: str) -> list[int]:
         """Indices into the manifest's rows that are in that split."""
@@ -295,17 +294,17 @@ class DataModule(pl.LightningDataModule):
         return DataLoader(
             CachedImages(self.cache, self.manifest, self.image, augmentation, self.seed),
             batch_sampler=batches,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=self.num_workers,
             persistent_workers=False,
         )
 
     def _place(self) -> tuple[int, int]:
-        """This process among those that train together: its rank, and how many they are."""
+        """The rank of this process, and the number of processes that train together."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _batch_bytes(self) -> int:
-        """A batch in shared memory: images, labels and indices, each in pages of its own."""
+        """Bytes of a batch in shared memory: images, labels and indices, each in its own pages."""
         pages = 3 * 4096
         image_bytes = int(np.prod(self.cache.shape[1:])) * 4
         return min(self.batch_size, len(self.rows("train"))) * image_bytes + pages
@@ -331,15 +330,15 @@ class DataModule(pl.LightningDataModule):
 
     def _image_spec(self) -> ImageSpec:
         train = self.rows("train")
-        made = _made_channels(self.cache.shape[1], self.config.source_channels)
-        ranges, affines = self.cache.intensity_ranges[train][:, made], self.cache.affines[train]
+        target = _target_channels(self.cache.shape[1], self.config.source_channels)
+        ranges, affines = self.cache.intensity_ranges[train][:, target], self.cache.affines[train]
         source = read_image(self.manifest.rows[0].channels)
         keeps = Preprocessing(self.config).keeps_intensities
-        is_picture = source.file_format == "png" and len(made) in (1, 3) and keeps
+        is_picture = source.file_format == "png" and len(target) in (1, 3) and keeps
         spacing = np.median(spacing_of(affines), axis=0)
         return ImageSpec(
             size=self.cache.shape[2:],
-            channels=len(made),
+            channels=len(target),
             spacing_mm=tuple(np.round(spacing, 6).tolist()),
             affine=as_rows(generated_affine(affines, self.cache.shape[2:])),
             intensity_range=tuple(tuple(pair) for pair in ranges.mean(axis=0).tolist()),
@@ -351,15 +350,15 @@ class DataModule(pl.LightningDataModule):
         )
 
 
-def _made_channels(channels: int, source: Sequence[int]) -> list[int]:
-    made = [index for index in range(channels) if index not in source]
-    if not made or any(index >= channels for index in source):
+def _target_channels(channels: int, source: Sequence[int]) -> list[int]:
+    target = [index for index in range(channels) if index not in source]
+    if not target or any(index >= channels for index in source):
         raise ImageError(
             f"data.source_channels {list(source)}: the images have {channels} channel(s), counted "
             "from 0, of which one at least must be left to make"
         )
-    return made
+    return target
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

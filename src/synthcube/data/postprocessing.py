@@ -1,4 +1,4 @@
-"""Changes of finished images, in their own intensities, before they are written."""
+"""Postprocessing of generated images, in source intensities, before they are written."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Change = Callable[[Array, Array], Array]
 
 
 class Operation(Schema, ABC):
-    """What all operations share; a subclass changes the voxels of the channels it acts on."""
+    """Base of the operations; a subclass changes the voxels of the channels it acts on."""
 
     keeps_integers: ClassVar[bool] = True
     name: str = Field(description="Name of the operation.")
@@ -81,10 +81,10 @@ class Operation(Schema, ABC):
 
     @abstractmethod
     def on_channels(self, number: int) -> Callable[[Array], Array]:
-        """What is done to (number, *spatial) voxels."""
+        """A function from (number, *spatial) voxels to changed ones of the same shape."""
 
     def record(self) -> dict[str, Any]:
-        """Everything on which the outcome depends, as plain values."""
+        """All settings on which the outcome depends, as plain values."""
         values: dict[str, Any] = self.model_dump(mode="json")
         return values
 
@@ -321,7 +321,7 @@ class FinishingTransform(TransformConfig):
 
     @property
     def keeps_integers(self) -> bool:
-        """Whether intensities only move; those that are computed are no whole numbers."""
+        """Whether voxels only move; computed intensities are not whole numbers."""
         import torchio as tio
 
         return isinstance(self.build(), tio.SpatialTransform)
@@ -340,8 +340,8 @@ class FinishingTransform(TransformConfig):
         return known[self.name]
 
 
-def _of_its_kind(value: Any) -> Any:
-    """The section as the class that its name stands for: one set of faults, not one for each."""
+def _validated_step(value: Any) -> Any:
+    """The section as the class that its name stands for, so that only its faults are listed."""
     if isinstance(value, Schema):
         return value
     if not isinstance(value, dict):
@@ -362,7 +362,7 @@ PostprocessingConfig = Annotated[
     | FillHoles
     | HistogramMatching
     | FinishingTransform,
-    BeforeValidator(_of_its_kind),
+    BeforeValidator(_validated_step),
 ]
 _STEPS: TypeAdapter[tuple[Any, ...]] = TypeAdapter(List[PostprocessingConfig])
 
@@ -430,7 +430,7 @@ class Postprocessing:
         return torch.from_numpy(voxels)
 
     def _faults(self, image: ImageSpec) -> list[str]:
-        """What goes wrong with a ramp over all intensities: found before hours of sampling."""
+        """Faults that show on a ramp over all intensities, before hours of sampling."""
         import torch
 
         ramps = [np.linspace(*pair, int(np.prod(image.size))) for pair in image.intensity_range]

@@ -1,4 +1,4 @@
-"""From an image in its own units to what a model sees, and back."""
+"""From an image in source intensities to the model's range [-1, 1], and back."""
 
 from __future__ import annotations
 
@@ -116,12 +116,12 @@ def trained_data_config(config: Mapping[str, Any], folder: Path) -> DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An image as a model sees it, with what is needed to put it back."""
+    """An image in the model's range, with its affine and source intensities."""
 
     tensor: torch.Tensor  # (C, *spatial), float32 in [-1, 1]
     affine: npt.NDArray[np.float64]  # (4, 4), voxel index to RAS+ mm
     intensity_range: tuple[tuple[float, float], ...]  # per channel, in the source's units
-    found: tuple[tuple[float, float], ...] = ()  # likewise, the least and the greatest there was
+    source_range: tuple[tuple[float, float], ...] = ()  # likewise, its minimum and maximum
 
 
 class Preprocessing:
@@ -133,10 +133,10 @@ class Preprocessing:
 
     @property
     def keeps_intensities(self) -> bool:
-        """Whether the user's transforms leave a picture in its own 0 to 255."""
+        """Whether the user's transforms keep the 0 to 255 of a picture."""
         import torchio as tio
 
-        return all(isinstance(each, tio.SpatialTransform) for each in self.transforms)
+        return all(isinstance(step, tio.SpatialTransform) for step in self.transforms)
 
     def __call__(self, image: Image) -> Prepared:
         """Bring `image` into the model's range.
@@ -154,7 +154,7 @@ class Preprocessing:
         return Prepared(tensor.contiguous(), affine, ranges, tuple(zip(low, high, strict=True)))
 
     def placed(self, image: Image, *, may_be_constant: bool = False) -> tuple[torch.Tensor, Affine]:
-        """All but the last step: (C, X, Y, Z) in the source's own units, and its affine.
+        """(C, X, Y, Z) before intensities are scaled, in source units, and its affine.
 
         Raises:
             ImageError: it is constant, or a transform cannot be applied to it.

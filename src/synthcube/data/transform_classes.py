@@ -1,4 +1,4 @@
-"""TorchIO transforms for names of GaNDLF whose own class does not do for every image as it is.
+"""TorchIO transforms for names of GaNDLF, adapted to images in [-1, 1] and to 2D.
 
 Each takes the arguments of the class it extends. Training images are in [-1, 1] when they are
 augmented, and 2D ones have a third axis of one voxel: what assumes intensities from 0 up, or a
@@ -115,10 +115,10 @@ class RelativeNoise(tio.RandomNoise):
         super().__init__(mean=mean, std=std, **kwargs)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        own = float(subject.get_first_image().data.std())
+        deviation = float(subject.get_first_image().data.std())
         low, high = self.std_range
         noise = tio.RandomNoise(
-            mean=self.mean_range, std=(low * own, high * own), **self._get_base_args()
+            mean=self.mean_range, std=(low * deviation, high * deviation), **self._get_base_args()
         )
         noisy: tio.Subject = noise(subject)
         return noisy
@@ -171,7 +171,7 @@ class QuarterTurn(tio.SpatialTransform):
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         axis = self.axes[int(torch.randint(len(self.axes), (1,)))]
-        plane = [1 + each for each in range(3) if each != axis]  # after the channels
+        plane = [1 + other for other in range(3) if other != axis]  # after the channels
         for image in self.get_images(subject):
             image.set_data(torch.rot90(image.data, self.turns, plane))
         return subject

@@ -1,4 +1,4 @@
-"""Transforms that a YAML names: TorchIO's, those that GaNDLF called otherwise, a user's own."""
+"""Transforms by the names that a YAML uses: of TorchIO, of GaNDLF, or of a user's own class."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _OF_TORCHIO = (
 )  # fmt: skip
 _NESTED = "it takes other transforms; list those themselves"
 _LABELS = "it is for maps of labels, and images are none"
-_ARRAYS = "it takes arrays, which nobody writes down; the one that draws them is Random"
+_ARRAYS = "it takes arrays, which a YAML does not hold; the one that draws them is Random"
 UNUSABLE_TRANSFORMS = {
     **dict.fromkeys(("Compose", "OneOf"), _NESTED),
     "Lambda": "it takes a function; name a class of your own, package.module:Class",
@@ -147,7 +147,7 @@ class TransformConfig(Schema):
 
 
 class AugmentationConfig(TransformConfig):
-    """A transform as :class:`TransformConfig` has it, of which a trained model has no need."""
+    """A transform that is needed for training only, not by a trained model."""
 
     only_trains: ClassVar[bool] = True
 
@@ -185,21 +185,19 @@ def torchio_transforms() -> dict[str, Any]:
 
 
 def refuse_unusable(name: str, *reasons: Mapping[str, str]) -> None:
-    """
-    Raises:
-        ConfigError: `name` is known to be of no use here, and why.
-    """
+    """Raise a ConfigError with the reason if `name` is among those that cannot be used."""
     for known in (*reasons, UNUSABLE_TRANSFORMS):
         if name in known:
             raise ConfigError(f"there is no transform {name!r}: {known[name]}")
 
 
-def _argument_hint(kind: Any, given: Collection[str]) -> str:
+def _argument_hint(kind: Any, names: Collection[str]) -> str:
     starts = [vars(base).get("__init__") for base in kind.__mro__]
-    known = {name for each in starts if inspect.isfunction(each) for name in _parameters(each)}
-    return "".join(plugins.did_you_mean(name, known) for name in given if name not in known)
-
-
-def _parameters(function: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
+    known = {
+        parameter.name
+        for start in starts
+        if inspect.isfunction(start)
+        for parameter in inspect.signature(start).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    return "".join(plugins.did_you_mean(name, known) for name in names if name not in known)
