@@ -29,44 +29,7 @@ from synthcube.environment import told
 from synthcube.errors import ImageError, OutputError
 from synthcube.storage import explained, make_folder, write_json
 
-
-def content_digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
-    """Content hashes of files; one whose metadata have not changed is not read again.
-
-    The metadata include ctime, which users cannot set, as mtime can be set by anybody.
-    """
-    memo_path = root / "digests.json"
-    try:
-        memo = dict(json.loads(memo_path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        memo = {}
-    digests: dict[Path, str] = {}
-    fresh: dict[str, str] = {}
-    for path in paths:
-        try:
-            stat = path.stat()
-            name = "|".join(
-                map(str, (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
-            )
-            digests[path] = memo.get(name) or fresh.setdefault(name, _digest(path))
-        except OSError:
-            digests[path] = os.urandom(16).hex()  # in no cache; reading the image says why
-    if fresh:
-        make_folder(root)
-        write_json(memo_path, memo | fresh)
-    return digests
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 log = logging.getLogger("synthcube")
-
 _FORMAT = 3
 _ARRAY, _INDEX = "images.f32", "index.json"
 _KEY_LENGTH, _BUILDING = 32, ".building-"
@@ -75,6 +38,46 @@ _OURS = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|{re.escape(_BUILDING)}[0-9a-f]{{
 # Mapped pages count as memory of the process; past this much they are handed back. The kernel maps
 # some pages around every one that is read, so that several times as much is resident.
 _MAPPED_BYTES = 2 << 20
+_GREY_LEVEL = 2 / 255  # of a picture of 8 bits, in [-1, 1]
+
+
+def load_images(manifest: Manifest, config: DataConfig, cache: Path) -> ImageCache:
+    """The preprocessed images of `manifest`, in its order, from the cache or newly computed.
+
+    Raises:
+        ImageError: images that cannot be read, are constant, or differ in shape; all at once.
+        OutputError: the cache does not fit its limit or the disk.
+    """
+    files = [row.channels for row in manifest.rows]
+    key = cache_key(files, config.preprocessing_key, cache)
+    return open_cache(
+        cache, key, len(files), lambda: _prepared(manifest, config), config.cache_gb * 1e9
+    )
+
+
+def shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """One line for each image, by its name, whose shape (C, *spatial) is not the usual one."""
+    if len(set(shapes.values())) <= 1:
+        return []
+    usual, _ = Counter(shapes.values()).most_common(1)[0]
+    faults = []
+    for name, shape in shapes.items():
+        if shape[0] != usual[0]:
+            faults.append(
+                f"{name}: {shape[0]} channels, the others have {usual[0]}; "
+                "convert it, or leave it out"
+            )
+        elif len(shape) != len(usual):
+            faults.append(
+                f"{name}: {len(shape) - 1} spatial axes, the others have {len(usual) - 1}; "
+                "leave it out"
+            )
+        elif shape != usual:
+            faults.append(
+                f"{name}: shape {shape[1:]}, the others {usual[1:]}; data.size: {list(usual[1:])} "
+                "brings all to one shape (data.spacing_mm and fit: crop_or_pad keep proportions)"
+            )
+    return faults
 
 
 class Float32Rows:
@@ -144,20 +147,6 @@ class ImageCache:
         return self._images.read(rows)
 
 
-def cache_key(files: Sequence[Sequence[Path]], settings: dict[str, Any], root: Path) -> str:
-    """Name of the cache for the content of these files under these settings."""
-    digests = content_digests([path for row in files for path in row], root)
-    parts = {
-        "format": _FORMAT,
-        "version": __version__,
-        "settings": settings,
-        "files": [[digests[path] for path in row] for row in files],
-    }
-    return hashlib.blake2b(
-        json.dumps(parts, sort_keys=True).encode(), digest_size=_KEY_LENGTH // 2
-    ).hexdigest()
-
-
 def open_cache(
     root: Path,
     key: str,
@@ -184,6 +173,105 @@ def open_cache(
             _prune(root, keep=folder, limit_bytes=limit_bytes)
         os.utime(folder)
         return ImageCache(folder)
+
+
+def cache_key(files: Sequence[Sequence[Path]], settings: dict[str, Any], root: Path) -> str:
+    """Name of the cache for the content of these files under these settings."""
+    digests = content_digests([path for row in files for path in row], root)
+    parts = {
+        "format": _FORMAT,
+        "version": __version__,
+        "settings": settings,
+        "files": [[digests[path] for path in row] for row in files],
+    }
+    return hashlib.blake2b(
+        json.dumps(parts, sort_keys=True).encode(), digest_size=_KEY_LENGTH // 2
+    ).hexdigest()
+
+
+def content_digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
+    """Content hashes of files; one whose metadata have not changed is not read again.
+
+    The metadata include ctime, which users cannot set, as mtime can be set by anybody.
+    """
+    memo_path = root / "digests.json"
+    try:
+        memo = dict(json.loads(memo_path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        memo = {}
+    digests: dict[Path, str] = {}
+    fresh: dict[str, str] = {}
+    for path in paths:
+        try:
+            stat = path.stat()
+            name = "|".join(
+                map(str, (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+            )
+            digests[path] = memo.get(name) or fresh.setdefault(name, _digest(path))
+        except OSError:
+            digests[path] = os.urandom(16).hex()  # in no cache; reading the image says why
+    if fresh:
+        make_folder(root)
+        write_json(memo_path, memo | fresh)
+    return digests
+
+
+def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
+    """Every image preprocessed, in the manifest's order; faults of all are raised together."""
+    preprocessing = Preprocessing(config)
+    unusable: dict[Row, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    contrasts = _Contrasts()
+    log.info("Preprocessing %d images (cached for next time) ...", len(manifest.rows))
+    rows = told(manifest.rows, len(manifest.rows), "Preprocessing images")
+    for row, prepared in read_images(rows, lambda _, image: preprocessing(image), unusable):
+        shapes[str(row.channels[0])] = tuple(prepared.tensor.shape)
+        contrasts.add(prepared)
+        if not unusable:
+            yield prepared
+    if config.intensity_range and not unusable and (lost := contrasts.faults()):
+        raise ImageError(
+            f"data.intensity_range {list(config.intensity_range)} leaves no contrast in any "
+            f"image of {manifest.path}:",
+            lost,
+        )
+    if faults := [*unusable.values(), *shape_faults(shapes)]:
+        count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
+        raise ImageError(
+            f"{count} of {manifest.path} cannot be used "
+            "(synthcube prepare --verify leaves them out):",
+            capped(faults),
+        )
+
+
+class _Contrasts:
+    """The contrast of each channel over all images, before and after scaling to [-1, 1].
+
+    A fixed range may make one image all black; if it does so to all of them, it is a mistake.
+    """
+
+    def __init__(self) -> None:
+        self.before: list[tuple[float, float]] = []
+        self.after: list[float] = []
+
+    def add(self, image: Prepared) -> None:
+        low, high = image.tensor.flatten(1).aminmax(dim=1)
+        after = (high - low).tolist()
+        self.before = [
+            (min(a, c), max(b, d))
+            for (a, b), (c, d) in zip(
+                self.before or image.source_range, image.source_range, strict=False
+            )
+        ]
+        self.after = [max(pair) for pair in zip(self.after or after, after, strict=False)]
+
+    def faults(self) -> list[str]:
+        """One line for each channel that is left with less than a grey level in every image."""
+        return [
+            f"channel {index}: its intensities are {low:g} to {high:g}"
+            for index, ((low, high), after) in enumerate(zip(self.before, self.after, strict=True))
+            if low < high and after < _GREY_LEVEL
+        ]
 
 
 def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_bytes: float) -> None:
@@ -307,101 +395,9 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
             yield True
 
 
-_GREY_LEVEL = 2 / 255  # of a picture of 8 bits, in [-1, 1]
-
-
-def load_images(manifest: Manifest, config: DataConfig, cache: Path) -> ImageCache:
-    """The preprocessed images of `manifest`, in its order, from the cache or newly computed.
-
-    Raises:
-        ImageError: images that cannot be read, are constant, or differ in shape; all at once.
-        OutputError: the cache does not fit its limit or the disk.
-    """
-    files = [row.channels for row in manifest.rows]
-    key = cache_key(files, config.preprocessing_key, cache)
-    return open_cache(
-        cache, key, len(files), lambda: _prepared(manifest, config), config.cache_gb * 1e9
-    )
-
-
-def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
-    """Every image preprocessed, in the manifest's order; faults of all are raised together."""
-    preprocessing = Preprocessing(config)
-    unusable: dict[Row, str] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    contrasts = _Contrasts()
-    log.info("Preprocessing %d images (cached for next time) ...", len(manifest.rows))
-    rows = told(manifest.rows, len(manifest.rows), "Preprocessing images")
-    for row, prepared in read_images(rows, lambda _, image: preprocessing(image), unusable):
-        shapes[str(row.channels[0])] = tuple(prepared.tensor.shape)
-        contrasts.add(prepared)
-        if not unusable:
-            yield prepared
-    if config.intensity_range and not unusable and (lost := contrasts.faults()):
-        raise ImageError(
-            f"data.intensity_range {list(config.intensity_range)} leaves no contrast in any "
-            f"image of {manifest.path}:",
-            lost,
-        )
-    if faults := [*unusable.values(), *shape_faults(shapes)]:
-        count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
-        raise ImageError(
-            f"{count} of {manifest.path} cannot be used "
-            "(synthcube prepare --verify leaves them out):",
-            capped(faults),
-        )
-
-
-class _Contrasts:
-    """The contrast of each channel over all images, before and after scaling to [-1, 1].
-
-    A fixed range may make one image all black; if it does so to all of them, it is a mistake.
-    """
-
-    def __init__(self) -> None:
-        self.before: list[tuple[float, float]] = []
-        self.after: list[float] = []
-
-    def add(self, image: Prepared) -> None:
-        low, high = image.tensor.flatten(1).aminmax(dim=1)
-        after = (high - low).tolist()
-        self.before = [
-            (min(a, c), max(b, d))
-            for (a, b), (c, d) in zip(
-                self.before or image.source_range, image.source_range, strict=False
-            )
-        ]
-        self.after = [max(pair) for pair in zip(self.after or after, after, strict=False)]
-
-    def faults(self) -> list[str]:
-        """One line for each channel that is left with less than a grey level in every image."""
-        return [
-            f"channel {index}: its intensities are {low:g} to {high:g}"
-            for index, ((low, high), after) in enumerate(zip(self.before, self.after, strict=True))
-            if low < high and after < _GREY_LEVEL
-        ]
-
-
-def shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """One line for each image, by its name, whose shape (C, *spatial) is not the usual one."""
-    if len(set(shapes.values())) <= 1:
-        return []
-    usual, _ = Counter(shapes.values()).most_common(1)[0]
-    faults = []
-    for name, shape in shapes.items():
-        if shape[0] != usual[0]:
-            faults.append(
-                f"{name}: {shape[0]} channels, the others have {usual[0]}; "
-                "convert it, or leave it out"
-            )
-        elif len(shape) != len(usual):
-            faults.append(
-                f"{name}: {len(shape) - 1} spatial axes, the others have {len(usual) - 1}; "
-                "leave it out"
-            )
-        elif shape != usual:
-            faults.append(
-                f"{name}: shape {shape[1:]}, the others {usual[1:]}; data.size: {list(usual[1:])} "
-                "brings all to one shape (data.spacing_mm and fit: crop_or_pad keep proportions)"
-            )
-    return faults
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

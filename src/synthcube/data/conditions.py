@@ -18,6 +18,8 @@ from synthcube.errors import ConfigError, ManifestError
 from synthcube.schema import MAX_IMAGES, ConditionSpec, List, Schema
 
 LABEL = "Label"
+COUNT = "Count"
+ConditionRequest = dict[str, str]
 
 
 class ConditionFields(Schema):
@@ -84,117 +86,6 @@ def condition_values(
     return values
 
 
-def requested_values(
-    specs: Sequence[ConditionSpec], requests: Sequence[Mapping[str, str]]
-) -> npt.NDArray[np.float32]:
-    """(len(requests), len(specs)): each request as a model sees it; NaN where it names nothing.
-
-    Raises:
-        ConfigError: a name, a class or a number that the model was not trained on.
-    """
-    folded = {spec.name.casefold(): (i, spec, _places(spec)) for i, spec in enumerate(specs)}
-    faults = []
-    values = np.full((len(requests), len(specs)), np.nan, np.float32)
-    for index, request in enumerate(requests):
-        for name, text in request.items():
-            if name.casefold() not in folded:
-                faults.append(f"{name}: the model knows {_described(specs)}")
-                continue
-            column, spec, places = folded[name.casefold()]
-            if fault := _fault(spec, places, text):
-                faults.append(f"{spec.name}={text}: {fault}")
-            else:
-                values[index, column] = _value(spec, places, text)
-    if faults:
-        raise ConfigError("These conditions cannot be met:", capped(list(dict.fromkeys(faults))))
-    return values
-
-
-def cell(row: Row, name: str) -> str:
-    """The text of a row's column; for Label its class name."""
-    return row.label_name if name == LABEL else row.conditions.get(name, "")
-
-
-def shown(spec: ConditionSpec, value: float) -> str:
-    """The text of a cell for a value as a model sees it; empty for NaN."""
-    if math.isnan(value):
-        return ""
-    if spec.kind == "class":
-        return spec.classes[int(value)]
-    return f"{spec.low + (value + 1) / 2 * (spec.high - spec.low):.6g}"
-
-
-def _described(specs: Sequence[ConditionSpec]) -> str:
-    if not specs:
-        return "no conditions"
-    return ", ".join(
-        f"{spec.name} ({', '.join(capped(spec.classes))})"
-        if spec.kind == "class"
-        else f"{spec.name} ({spec.low:g} to {spec.high:g})"
-        for spec in specs
-    )
-
-
-def _number_spec(
-    name: str, cells: Mapping[int, str], trained: Sequence[str], faults: list[str]
-) -> list[ConditionSpec]:
-    bad = [
-        f"row {number}, column {name}: {text!r} is not a number"
-        for number, text in cells.items()
-        if text and parse_number(text) is None
-    ]
-    faults += bad
-    numbers = [number for text in trained if (number := parse_number(text)) is not None]
-    if bad or not numbers:
-        faults += [] if bad else [f"column {name}: no training row has a number"]
-        return []
-    if min(numbers) == max(numbers):
-        faults.append(f"column {name}: every training row has {numbers[0]:g}, nothing to learn")
-        return []
-    return [ConditionSpec(name=name, kind="number", low=min(numbers), high=max(numbers))]
-
-
-def _fault(spec: ConditionSpec, places: Mapping[str, int], text: str) -> str:
-    if not text:
-        return ""
-    if spec.kind == "class":
-        if text in places:
-            return ""
-        return f"{text!r} is not among the classes {', '.join(capped(spec.classes))}"
-    number = parse_number(text)
-    if number is None:
-        return f"{text!r} is not a number"
-    if not spec.low <= number <= spec.high:
-        return f"it was trained on {spec.low:g} to {spec.high:g}"
-    return ""
-
-
-def _value(spec: ConditionSpec, places: Mapping[str, int], text: str) -> float:
-    if not text:
-        return math.nan
-    if spec.kind == "class":
-        return float(places[text])
-    return 2 * (float(text) - spec.low) / (spec.high - spec.low) - 1
-
-
-def _places(spec: ConditionSpec) -> dict[str, int]:
-    """The index of each class by name, for a fast look-up."""
-    return {name: place for place, name in enumerate(spec.classes)}
-
-
-def parse_number(text: str) -> float | None:
-    """The finite number that `text` is, or None."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-ConditionRequest = dict[str, str]
-COUNT = "Count"
-
-
 def parse_counts(text: str) -> int | dict[str, int]:
     """ "8", or "Hand=5,HeadCT=3" for so many of each class.
 
@@ -250,6 +141,32 @@ def read_condition_requests(
     ]
 
 
+def requested_values(
+    specs: Sequence[ConditionSpec], requests: Sequence[Mapping[str, str]]
+) -> npt.NDArray[np.float32]:
+    """(len(requests), len(specs)): each request as a model sees it; NaN where it names nothing.
+
+    Raises:
+        ConfigError: a name, a class or a number that the model was not trained on.
+    """
+    folded = {spec.name.casefold(): (i, spec, _places(spec)) for i, spec in enumerate(specs)}
+    faults = []
+    values = np.full((len(requests), len(specs)), np.nan, np.float32)
+    for index, request in enumerate(requests):
+        for name, text in request.items():
+            if name.casefold() not in folded:
+                faults.append(f"{name}: the model knows {_described(specs)}")
+                continue
+            column, spec, places = folded[name.casefold()]
+            if fault := _fault(spec, places, text):
+                faults.append(f"{spec.name}={text}: {fault}")
+            else:
+                values[index, column] = _value(spec, places, text)
+    if faults:
+        raise ConfigError("These conditions cannot be met:", capped(list(dict.fromkeys(faults))))
+    return values
+
+
 def draw_missing_conditions(
     values: npt.NDArray[np.float32],
     specs: Sequence[ConditionSpec],
@@ -271,6 +188,87 @@ def draw_missing_conditions(
             number = int(draw * len(spec.classes)) if spec.kind == "class" else 2 * draw - 1
             filled[row, column] = number
     return filled
+
+
+def cell(row: Row, name: str) -> str:
+    """The text of a row's column; for Label its class name."""
+    return row.label_name if name == LABEL else row.conditions.get(name, "")
+
+
+def shown(spec: ConditionSpec, value: float) -> str:
+    """The text of a cell for a value as a model sees it; empty for NaN."""
+    if math.isnan(value):
+        return ""
+    if spec.kind == "class":
+        return spec.classes[int(value)]
+    return f"{spec.low + (value + 1) / 2 * (spec.high - spec.low):.6g}"
+
+
+def parse_number(text: str) -> float | None:
+    """The finite number that `text` is, or None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _number_spec(
+    name: str, cells: Mapping[int, str], trained: Sequence[str], faults: list[str]
+) -> list[ConditionSpec]:
+    bad = [
+        f"row {number}, column {name}: {text!r} is not a number"
+        for number, text in cells.items()
+        if text and parse_number(text) is None
+    ]
+    faults += bad
+    numbers = [number for text in trained if (number := parse_number(text)) is not None]
+    if bad or not numbers:
+        faults += [] if bad else [f"column {name}: no training row has a number"]
+        return []
+    if min(numbers) == max(numbers):
+        faults.append(f"column {name}: every training row has {numbers[0]:g}, nothing to learn")
+        return []
+    return [ConditionSpec(name=name, kind="number", low=min(numbers), high=max(numbers))]
+
+
+def _fault(spec: ConditionSpec, places: Mapping[str, int], text: str) -> str:
+    if not text:
+        return ""
+    if spec.kind == "class":
+        if text in places:
+            return ""
+        return f"{text!r} is not among the classes {', '.join(capped(spec.classes))}"
+    number = parse_number(text)
+    if number is None:
+        return f"{text!r} is not a number"
+    if not spec.low <= number <= spec.high:
+        return f"it was trained on {spec.low:g} to {spec.high:g}"
+    return ""
+
+
+def _value(spec: ConditionSpec, places: Mapping[str, int], text: str) -> float:
+    if not text:
+        return math.nan
+    if spec.kind == "class":
+        return float(places[text])
+    return 2 * (float(text) - spec.low) / (spec.high - spec.low) - 1
+
+
+def _places(spec: ConditionSpec) -> dict[str, int]:
+    """The index of each class by name, for a fast look-up."""
+    return {name: place for place, name in enumerate(spec.classes)}
+
+
+def _described(specs: Sequence[ConditionSpec]) -> str:
+    if not specs:
+        return "no conditions"
+    return ", ".join(
+        f"{spec.name} ({', '.join(capped(spec.classes))})"
+        if spec.kind == "class"
+        else f"{spec.name} ({spec.low:g} to {spec.high:g})"
+        for spec in specs
+    )
 
 
 def _count(text: str) -> int:

@@ -60,11 +60,7 @@ class Operation(Schema, ABC):
     )
 
     def ready(self, image: ImageSpec) -> Change:
-        """The operation for images like `image`, with all that it reads already read.
-
-        Raises:
-            SynthCubeError: it does not fit such images, or a file cannot be read.
-        """
+        """The operation for images like `image`, with its files already read."""
         chosen = list(range(image.channels) if self.channels is None else self.channels)
         if max(chosen) >= image.channels:
             raise ConfigError(
@@ -291,11 +287,7 @@ class FinishingTransform(TransformConfig):
     """
 
     def build(self) -> Callable[[Any], Any]:
-        """The transform.
-
-        Raises:
-            ConfigError: it is unknown, or draws random numbers.
-        """
+        """The transform, which must not draw random numbers."""
         import torchio as tio
         from monai.transforms import Randomizable
         from torchio.transforms.augmentation import RandomTransform

@@ -100,11 +100,7 @@ class DataConfig(ConditionFields):
 
 
 def trained_data_config(config: Mapping[str, Any], folder: Path) -> DataConfig:
-    """The section `data` of a trained model's config.
-
-    Args:
-        config: all of it.
-        folder: of the model, for the message.
+    """The section `data` of a trained model's whole config; `folder` is that of the model.
 
     Raises:
         ArtifactError: the section is not that of a training.
@@ -139,11 +135,7 @@ class Preprocessing:
         return all(isinstance(step, tio.SpatialTransform) for step in self.transforms)
 
     def __call__(self, image: Image) -> Prepared:
-        """Bring `image` into the model's range.
-
-        Raises:
-            ImageError: it is constant, or a transform cannot be applied to it.
-        """
+        """`image` in the model's range; an ImageError if it is constant or a transform fails."""
         tensor, affine = self.placed(image)
         low, high = (end.tolist() for end in tensor.flatten(1).aminmax(dim=1))
         tensor, ranges = self._rescaled(

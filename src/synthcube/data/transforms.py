@@ -153,11 +153,7 @@ class AugmentationConfig(TransformConfig):
 
 
 def own_class(name: str) -> Any:
-    """The class of transforms called ``package.module:Class``.
-
-    Raises:
-        ConfigError: there is none, or what is there makes nothing that can be called.
-    """
+    """The class of transforms called ``package.module:Class``; ConfigError if it is none."""
     kind: Any = plugins.load(name)
     # Looked at before anything is called: a shared model's config must not run a function.
     if not (inspect.isclass(kind) and any("__call__" in vars(base) for base in kind.__mro__)):
