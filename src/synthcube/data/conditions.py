@@ -63,11 +63,11 @@ def condition_specs(
             specs.append(ConditionSpec(name=name, kind="class", classes=classes))
         else:
             specs += _number_spec(name, cells, trained, faults)
-    places = {spec.name: (spec, _places(spec)) for spec in specs if spec.kind == "class"}
+    indices = {spec.name: (spec, _indices(spec)) for spec in specs if spec.kind == "class"}
     for row in manifest.rows:
         faults += [
             f"row {row.number}, column {name}: {text}"
-            for name, (spec, known) in places.items()
+            for name, (spec, known) in indices.items()
             if (text := _fault(spec, known, cell(row, name)))
         ]
     if faults:
@@ -81,8 +81,8 @@ def condition_values(
     """(len(rows), len(specs)): what a model sees of each row; NaN where a cell is empty."""
     values = np.empty((len(rows), len(specs)), np.float32)
     for column, spec in enumerate(specs):
-        places = _places(spec)
-        values[:, column] = [_value(spec, places, cell(row, spec.name)) for row in rows]
+        indices = _indices(spec)
+        values[:, column] = [_value(spec, indices, cell(row, spec.name)) for row in rows]
     return values
 
 
@@ -149,7 +149,7 @@ def requested_values(
     Raises:
         ConfigError: a name, a class or a number that the model was not trained on.
     """
-    folded = {spec.name.casefold(): (i, spec, _places(spec)) for i, spec in enumerate(specs)}
+    folded = {spec.name.casefold(): (i, spec, _indices(spec)) for i, spec in enumerate(specs)}
     faults = []
     values = np.full((len(requests), len(specs)), np.nan, np.float32)
     for index, request in enumerate(requests):
@@ -157,11 +157,11 @@ def requested_values(
             if name.casefold() not in folded:
                 faults.append(f"{name}: the model knows {_described(specs)}")
                 continue
-            column, spec, places = folded[name.casefold()]
-            if fault := _fault(spec, places, text):
+            column, spec, indices = folded[name.casefold()]
+            if fault := _fault(spec, indices, text):
                 faults.append(f"{spec.name}={text}: {fault}")
             else:
-                values[index, column] = _value(spec, places, text)
+                values[index, column] = _value(spec, indices, text)
     if faults:
         raise ConfigError("These conditions cannot be met:", capped(list(dict.fromkeys(faults))))
     return values
@@ -232,11 +232,11 @@ def _number_spec(
     return [ConditionSpec(name=name, kind="number", low=min(numbers), high=max(numbers))]
 
 
-def _fault(spec: ConditionSpec, places: Mapping[str, int], text: str) -> str:
+def _fault(spec: ConditionSpec, indices: Mapping[str, int], text: str) -> str:
     if not text:
         return ""
     if spec.kind == "class":
-        if text in places:
+        if text in indices:
             return ""
         return f"{text!r} is not among the classes {', '.join(capped(spec.classes))}"
     number = parse_number(text)
@@ -247,17 +247,17 @@ def _fault(spec: ConditionSpec, places: Mapping[str, int], text: str) -> str:
     return ""
 
 
-def _value(spec: ConditionSpec, places: Mapping[str, int], text: str) -> float:
+def _value(spec: ConditionSpec, indices: Mapping[str, int], text: str) -> float:
     if not text:
         return math.nan
     if spec.kind == "class":
-        return float(places[text])
+        return float(indices[text])
     return 2 * (float(text) - spec.low) / (spec.high - spec.low) - 1
 
 
-def _places(spec: ConditionSpec) -> dict[str, int]:
+def _indices(spec: ConditionSpec) -> dict[str, int]:
     """The index of each class by name, for a fast look-up."""
-    return {name: place for place, name in enumerate(spec.classes)}
+    return {name: index for index, name in enumerate(spec.classes)}
 
 
 def _described(specs: Sequence[ConditionSpec]) -> str:

@@ -7,7 +7,7 @@ certain size along each axis, is adapted to the image here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,20 +92,14 @@ class GammaFromBlack(tio.RandomGamma):
     """Gamma over the image's own range: TorchIO's counts from 0, mid-grey in [-1, 1]."""
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        ranges = _to_unit(self.get_images(subject))
-        changed = super().apply_transform(subject)
-        _from_unit(self.get_images(changed), ranges)
-        return changed
+        return _over_own_range(subject, self.get_images, super().apply_transform)
 
 
 class BiasFieldFromBlack(tio.RandomBiasField):
     """Bias field over the image's own range: black stays black, as where no signal is."""
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        ranges = _to_unit(self.get_images(subject))
-        changed = super().apply_transform(subject)
-        _from_unit(self.get_images(changed), ranges)
-        return changed
+        return _over_own_range(subject, self.get_images, super().apply_transform)
 
 
 class RelativeNoise(tio.RandomNoise):
@@ -191,15 +185,18 @@ def _nonzero(voxels: torch.Tensor) -> torch.Tensor:
     return voxels != 0
 
 
-def _to_unit(images: Iterable[Any]) -> list[_Range]:
+def _over_own_range(
+    subject: tio.Subject,
+    images_of: Callable[[tio.Subject], list[Any]],
+    apply: Callable[[tio.Subject], tio.Subject],
+) -> tio.Subject:
+    """`apply` with intensities scaled to [0, 1] before, and scaled back after."""
     ranges = []
-    for image in images:
+    for image in images_of(subject):
         low, high = float(image.data.min()), float(image.data.max())
         image.set_data((image.data - low) / ((high - low) or 1))
         ranges.append((low, high))
-    return ranges
-
-
-def _from_unit(images: Iterable[Any], ranges: Iterable[_Range]) -> None:
-    for image, (low, high) in zip(images, ranges, strict=True):
+    changed = apply(subject)
+    for image, (low, high) in zip(images_of(changed), ranges, strict=True):
         image.set_data(image.data * (high - low) + low)
+    return changed
