@@ -89,7 +89,7 @@ WORK: dict[str, Callable[[Path], Callable[[int], object]]] = {
     ),
     "a class in every row": lambda _: conditions(),
     "pairs of one subject": lambda _: (
-        lambda number: _Matching("SubjectID", [["s"]] * number, [["s"]] * number)
+        lambda number: _Matching("SubjectID", ["s"] * number, [["s"]] * number)
     ),
     "the report of a preparation": lambda _: report(),
     "names that must not leave": anonymity,

@@ -124,12 +124,18 @@ def test_the_faulty_channel_is_the_one_that_is_named(tmp_path: Path, cache: Path
     assert lines[0].startswith(f"{second} is cut short or damaged")
 
 
-def test_a_name_that_is_part_of_another_is_still_told(tmp_path: Path, cache: Path) -> None:
-    """A fault's text about 1.png must not pass for one that names the file itself."""
-    code = {"name": "Resample", "target": str(tmp_path / "no" / "1.nii.gz")}
+def test_a_name_that_is_part_of_another_is_still_told(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault's text about no/1.nii.gz must not pass for one that names the file itself."""
     image = volume(tmp_path / "1.nii.gz", 4, 4, 4)
-    _, lines = faults(listed(tmp_path, [image]), cache, preprocessing=[code])
-    assert lines[0].startswith(f"{image}: Resample cannot be applied: ")
+
+    def fails(*_: object) -> None:
+        raise ImageError(f"Mine cannot be applied: {tmp_path / 'no' / '1.nii.gz'} is missing")
+
+    monkeypatch.setattr(Preprocessing, "__call__", fails)
+    _, lines = faults(listed(tmp_path, [image]), cache)
+    assert lines[0].startswith(f"{image}: Mine cannot be applied: ")
 
 
 def test_mixed_shapes_name_every_file_and_the_cure(tmp_path: Path, cache: Path) -> None:
