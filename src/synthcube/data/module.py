@@ -272,9 +272,8 @@ class DataModule(pl.LightningDataModule):
         yield from self._batches(range(len(self.manifest.rows)), self.batch_size)
 
     def _batches(self, rows: Sequence[int], size: int) -> Iterator[Batch]:
-        images = CachedImages(
-            self.cache, self.manifest, self.image, (), self.seed
-        )  # looks at every row
+        # once for all batches: it looks at every row
+        images = CachedImages(self.cache, self.manifest, self.image, (), self.seed)
         for start in range(0, len(rows), size):
             yield images.__getitems__([(0, row) for row in rows[start : start + size]])
 
