@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -29,7 +28,7 @@ from synthcube.evaluation.config import EvaluationConfig
 from synthcube.models import registry
 from synthcube.models.artifact import CONFIG, Artifact
 from synthcube.models.family import FamilyConfig
-from synthcube.plugins import TRAINED
+from synthcube.plugins import TRAINED, did_you_mean
 from synthcube.schema import MAX_BATCH, MAX_IMAGES, MAX_SEED, List, Schema
 from synthcube.sharing.config import ExportConfig, Runtime
 from synthcube.sharing.croissant import CroissantConfig
@@ -281,9 +280,8 @@ def _explained(
     key = ".".join(str(part) for part in place) or "config"
     value = fault["input"]
     if fault["type"] == "extra_forbidden":
-        near = get_close_matches(str(place[-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        message = f"unknown key; {hint}"
+        hint = did_you_mean(str(place[-1]), known) or f"; known: {', '.join(known)}"
+        message = f"unknown key{hint}"
     elif fault["type"] == "value_error":
         message = str(fault["ctx"]["error"])
     else:

@@ -18,7 +18,8 @@ from PIL.Image import Image as Picture
 from synthcube import compute, environment, storage
 from synthcube.config import trained_settings
 from synthcube.data.cache import load_images
-from synthcube.data.conditions import complete, requested
+from synthcube.data.conditions import draw_missing_conditions, requested_values
+from synthcube.data.geometry import placed_like
 from synthcube.data.images import write_image
 from synthcube.data.manifest import read_manifest
 from synthcube.data.pictures import grid
@@ -36,7 +37,7 @@ from synthcube.sharing.runtimes.conversion import substitute
 
 _SHOWN = 64
 
-Wish = Mapping[str, str | float]
+ConditionRequest = Mapping[str, str | float]
 
 
 def from_pretrained(
@@ -180,7 +181,7 @@ class Generator:
         n: int = 1,
         *,
         seed: int = 0,
-        condition: Wish | Sequence[Wish] | None = None,
+        condition: ConditionRequest | Sequence[ConditionRequest] | None = None,
         batch_size: int | None = None,
     ) -> Images:
         """Make `n` images, the same as `synthcube infer -n N --seed SEED` makes.
@@ -208,7 +209,7 @@ class Generator:
         wishes = [{name: str(value) for name, value in each.items()} for each in given]
         seeds = inference.image_seeds(seed, n)
         specs = self.image.conditions
-        values = complete(requested(specs, wishes), specs, wishes, seeds)
+        values = draw_missing_conditions(requested_values(specs, wishes), specs, wishes, seeds)
         made = []
         for rows in self._batches(n, batch_size):
             made.append(
@@ -254,13 +255,8 @@ class Generator:
             config = trained_data_config(self.trained.config, self.trained.folder)
             cache = load_images(read_manifest(Path(images)), config, environment.cache_folder())
         specs = tuple(
-            self.image.model_copy(
-                update={
-                    "affine": cache.affines[index].tolist(),
-                    "intensity_range": cache.intensity_ranges[index].tolist(),
-                }
-            )
-            for index in range(len(cache.affines))
+            placed_like(self.image, affine, intensity_range)
+            for affine, intensity_range in zip(cache.affines, cache.intensity_ranges, strict=True)
         )
         return torch.from_numpy(cache.read(range(len(specs)))), specs
 

@@ -267,12 +267,17 @@ def find(name: str, known: Mapping[str, Any], what: str, unusable: Mapping[str, 
     for each, reason in unusable.items():
         if each.lower() == name.lower():
             raise ValueError(f"{each} cannot be used by name: {reason}")
-    near = get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-    hint = f"; did you mean {folded[near[0]]}?" if near else ""
     raise ValueError(
-        f"unknown {what} {name!r}{hint} Known: {', '.join(known)}; your own is named "
-        "package.module:Name"
+        f"unknown {what} {name!r}{did_you_mean(name, known, cutoff=0.5)} "
+        f"Known: {', '.join(known)}; your own is named package.module:Name"
     )
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`; did you mean X?` with the most similar name in any case, or an empty text."""
+    folded = {other.lower(): other for other in known}
+    near = get_close_matches(name.lower(), folded, n=1, cutoff=cutoff)
+    return f"; did you mean {folded[near[0]]}?" if near else ""
 
 
 def is_own(name: str) -> bool:

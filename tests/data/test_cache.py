@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from synthcube.data import cache as digests
-from synthcube.data.cache import ImageCache, cache_key, open_cache
+from synthcube.data.cache import Float32Rows, ImageCache, append_rows, cache_key, open_cache
 from synthcube.data.preprocessing import Prepared
 from synthcube.errors import ImageError, OutputError
 
@@ -250,7 +250,7 @@ def test_a_damaged_cache_is_made_again_and_says_so(
     damage(tmp_path / KEYS[0])
     with caplog.at_level(logging.WARNING, "synthcube"):
         cache = open_cache(tmp_path, KEYS[0], 3, lambda: images(3, first=0.5), PLENTY)
-    assert caplog.messages == [f"The cache {tmp_path / KEYS[0]} is damaged: it is made again."]
+    assert caplog.messages == [f"The cache {tmp_path / KEYS[0]} is damaged and is built again."]
     for row, item in enumerate(images(3, first=0.5)):
         np.testing.assert_array_equal(cache.read([row])[0], item.tensor.numpy())
         np.testing.assert_array_equal(cache.affines[row], item.affine)
@@ -453,3 +453,21 @@ print(total, mebibytes() - before)
     total, growth = map(float, output(code, tmp_path).split())
     assert total == pytest.approx(sum(range(300)) / 10)
     assert growth < 150
+
+
+def test_rows_are_read_in_the_order_that_is_wanted(tmp_path):
+    values = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
+    path = tmp_path / "rows.f32"
+    with append_rows(path) as append:
+        for start in (0, 2, 4):
+            append(values[start : start + 2])
+    rows = Float32Rows(path, (2, 3))
+    assert np.array_equal(rows.read([4, 0, 4]), values[[4, 0, 4]])
+    assert np.array_equal(rows.mapped, values)
+    assert rows.read([]).shape == (0, 2, 3)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "nowhere" / "rows.f32"
+    with pytest.raises(OutputError, match=r"Cannot write .*rows\.f32"), append_rows(path):
+        pass

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from synthcube.data.conditions import (
-    complete,
     condition_specs,
     condition_values,
+    draw_missing_conditions,
     parse_counts,
-    read_wishes,
-    requested,
+    read_condition_requests,
+    requested_values,
     shown,
 )
 from synthcube.data.manifest import Manifest, Row
@@ -78,7 +78,7 @@ def test_a_class_that_only_validation_has_is_named() -> None:
 
 
 def test_what_is_asked_becomes_what_the_model_sees() -> None:
-    values = requested(SPECS, [{"site": "south", "AGE": "50"}, {"Age": "80"}, {}])
+    values = requested_values(SPECS, [{"site": "south", "AGE": "50"}, {"Age": "80"}, {}])
     np.testing.assert_allclose(values, [[1, 0], [math.nan, 1], [math.nan, math.nan]])
     assert [shown(spec, value) for spec, value in zip(SPECS, values[0], strict=True)] == [
         "south", "50",
@@ -88,7 +88,7 @@ def test_what_is_asked_becomes_what_the_model_sees() -> None:
 
 def test_all_that_cannot_be_met_is_named_with_what_is_known() -> None:
     with pytest.raises(ConfigError) as caught:
-        requested(SPECS, [{"Site": "west"}, {"Age": "90"}, {"Sex": "f"}, {"Age": "old"}])
+        requested_values(SPECS, [{"Site": "west"}, {"Age": "90"}, {"Sex": "f"}, {"Age": "old"}])
     text = str(caught.value)
     assert "Site=west: 'west' is not among the classes north, south" in text
     assert "Age=90: it was trained on 20 to 80" in text
@@ -98,23 +98,23 @@ def test_all_that_cannot_be_met_is_named_with_what_is_known() -> None:
 
 def test_what_is_not_asked_is_drawn_from_the_seed_of_the_image() -> None:
     wishes = [{"site": "south"}, {"Site": ""}] + [{}] * 200
-    values = requested(SPECS, wishes)
+    values = requested_values(SPECS, wishes)
     seeds = list(range(len(wishes)))
-    filled = complete(values, SPECS, wishes, seeds)
+    filled = draw_missing_conditions(values, SPECS, wishes, seeds)
     assert filled[0, 0] == 1
     assert math.isnan(filled[1, 0]), "asked to be unknown"
     assert not np.isnan(filled[2:]).any()
     assert 0.35 < filled[2:, 0].mean() < 0.65
     assert filled[2:, 1].min() < -0.9
     assert filled[2:, 1].max() > 0.9
-    again = complete(values[5:9], SPECS, wishes[5:9], seeds[5:9])
+    again = draw_missing_conditions(values[5:9], SPECS, wishes[5:9], seeds[5:9])
     assert np.array_equal(again, filled[5:9]), "an image's draw is its seed's"
 
 
 def test_counts() -> None:
     assert parse_counts("8") == 8
     assert parse_counts("north=2, south=1") == {"north": 2, "south": 1}
-    wishes = read_wishes(SPECS, {"north": 2, "south": 1}, ["Age=30"])
+    wishes = read_condition_requests(SPECS, {"north": 2, "south": 1}, ["Age=30"])
     assert wishes == [{"Age": "30", "Site": "north"}] * 2 + [{"Age": "30", "Site": "south"}]
 
 
@@ -126,19 +126,23 @@ def test_counts_that_are_none(text: str) -> None:
 
 def test_counts_need_one_class() -> None:
     with pytest.raises(ConfigError, match="the model has 0 conditions that are classes"):
-        read_wishes([AGE], {"north": 2})
+        read_condition_requests([AGE], {"north": 2})
 
 
 def test_a_table_asks_for_each_image(tmp_path: Path) -> None:
     path = tmp_path / "wanted.csv"
     path.write_text("Site,Age,Count\nnorth,30,2\nsouth,,\n")
     north = {"Site": "north", "Age": "30"}
-    assert read_wishes(SPECS, 99, [], path) == [north, north, {"Site": "south", "Age": ""}]
+    assert read_condition_requests(SPECS, 99, [], path) == [
+        north,
+        north,
+        {"Site": "south", "Age": ""},
+    ]
     path.write_text("Site,Count\nnorth,two\n")
     with pytest.raises(ConfigError, match="row 2, column Count: 'two' is not a whole number"):
-        read_wishes(SPECS, 99, [], path)
+        read_condition_requests(SPECS, 99, [], path)
 
 
 def test_a_wish_without_equals() -> None:
     with pytest.raises(ConfigError, match="--condition Hand: write it as name=value"):
-        read_wishes(SPECS, 1, ["Hand"])
+        read_condition_requests(SPECS, 1, ["Hand"])

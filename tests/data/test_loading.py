@@ -63,7 +63,7 @@ def test_images_are_kept_in_the_order_of_the_manifest(
     with caplog.at_level(logging.INFO, "synthcube"):
         images = load_images(manifest, config, cache)
         again = load_images(manifest, config, cache)
-    assert caplog.messages == ["Preprocessing 3 images (kept for next time) ..."]
+    assert caplog.messages == ["Preprocessing 3 images (cached for next time) ..."]
     expected = np.stack([Preprocessing(config)(read_image([path])).tensor for path in paths])
     np.testing.assert_array_equal(images.read(range(3)), expected)
     np.testing.assert_array_equal(again.read(range(3)), expected)
@@ -124,12 +124,25 @@ def test_the_faulty_channel_is_the_one_that_is_named(tmp_path: Path, cache: Path
     assert lines[0].startswith(f"{second} is cut short or damaged")
 
 
-def test_a_name_that_is_part_of_another_is_still_told(tmp_path: Path, cache: Path) -> None:
-    """A fault's text about 1.png must not pass for one that names the file itself."""
+def test_a_transform_that_leaves_nothing_is_a_fault_of_its_image(tmp_path: Path, cache: Path) -> None:
     code = {"name": "Crop", "cropping": 3}
     image = volume(tmp_path / "1.nii.gz", 4, 4, 4)
     _, lines = faults(listed(tmp_path, [image]), cache, preprocessing=[code])
     assert lines[0].startswith(f"{image}: Crop cannot be applied: it leaves no voxels")
+
+
+def test_a_name_that_is_part_of_another_is_still_told(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault's text about no/1.nii.gz must not pass for one that names the file itself."""
+    image = volume(tmp_path / "1.nii.gz", 4, 4, 4)
+
+    def fails(*_: object) -> None:
+        raise ImageError(f"Mine cannot be applied: {tmp_path / 'no' / '1.nii.gz'} is missing")
+
+    monkeypatch.setattr(Preprocessing, "__call__", fails)
+    _, lines = faults(listed(tmp_path, [image]), cache)
+    assert lines[0].startswith(f"{image}: Mine cannot be applied: ")
 
 
 def test_mixed_shapes_name_every_file_and_the_cure(tmp_path: Path, cache: Path) -> None:

@@ -205,3 +205,10 @@ def test_names_are_safe() -> None:
     assert Row((), subject="...").name == "00000-image"
     assert image_suffix(Path("A.NII.GZ")) == ".nii.gz"
     assert Manifest(Path(), (Row((), "s", 2, "c"),)).labels == ("0", "1", "c")
+
+
+def test_the_cells_of_a_row_are_read_as_that_row(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    row = Row((tmp_path / "a.png",), "s1", 0, "cat", "test", {"Age": "3"}, number=2)
+    write_manifest(tmp_path / "list.csv", [row.cells])
+    assert read_manifest(tmp_path / "list.csv").rows == (row,)

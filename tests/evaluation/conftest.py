@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from synthcube.data.cache import Float32Rows
 from synthcube.data.manifest import Manifest, Row
-from synthcube.evaluation.arrays import Float32Rows
 from synthcube.evaluation.sets import ImageSet
 
 

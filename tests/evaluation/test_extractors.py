@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from synthcube.data.cache import Float32Rows
 from synthcube.data.manifest import Manifest, Row
 from synthcube.errors import ArtifactError, ConfigError, FamilyError, ImageError
-from synthcube.evaluation.arrays import Float32Rows
 from synthcube.evaluation.config import EvaluationConfig, ExtractorConfig
 from synthcube.evaluation.extractors import Extractor, load_extractor
 from synthcube.evaluation.features import extract, scaled

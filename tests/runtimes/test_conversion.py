@@ -10,7 +10,7 @@ import pytest
 import torch
 from monai.networks.blocks import Upsample
 
-from synthcube.data.conditions import complete, requested
+from synthcube.data.conditions import draw_missing_conditions, requested_values
 from synthcube.errors import ArtifactError, ConfigError, FamilyError
 from synthcube.models import inference
 from synthcube.models.family import Reconstructs, Samples
@@ -29,7 +29,7 @@ def images(family, number: int, batch: int) -> torch.Tensor:
     if isinstance(family, Samples):
         seeds, specs = inference.image_seeds(5, number), family.image.conditions
         wishes: list[dict[str, str]] = [{} for _ in seeds]
-        values = complete(requested(specs, wishes), specs, wishes, seeds)
+        values = draw_missing_conditions(requested_values(specs, wishes), specs, wishes, seeds)
         for start in range(0, number, batch):
             rows = slice(start, start + batch)
             made.append(inference.generate(family, seeds[rows], values[rows], "32-true", CPU))

@@ -1,4 +1,4 @@
-"""Preprocessed images, made once and read from a memory-mapped file from then on."""
+"""Preprocessed images, computed once and then read from a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -22,60 +22,103 @@ import numpy as np
 import numpy.typing as npt
 
 from synthcube import __version__
-from synthcube.data.images import read_image
-from synthcube.data.manifest import Manifest, capped
+from synthcube.data.images import read_images
+from synthcube.data.manifest import Manifest, Row, capped
 from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing
 from synthcube.environment import told
-from synthcube.errors import ImageError, OutputError, SynthCubeError
+from synthcube.errors import ImageError, OutputError
 from synthcube.storage import explained, make_folder, write_json
 
-
-def content_digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
-    """Content hashes; a file that is the same to the file system is not read again.
-
-    Its times are that of its content, which anybody may set, and that of its change, which nobody
-    may.
-    """
-    memo_path = root / "digests.json"
-    try:
-        memo = dict(json.loads(memo_path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        memo = {}
-    found: dict[Path, str] = {}
-    fresh: dict[str, str] = {}
-    for path in paths:
-        try:
-            stat = path.stat()
-            name = "|".join(
-                map(str, (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
-            )
-            found[path] = memo.get(name) or fresh.setdefault(name, _digest(path))
-        except OSError:
-            found[path] = os.urandom(16).hex()  # in no cache; reading the image says why
-    if fresh:
-        make_folder(root)
-        write_json(memo_path, memo | fresh)
-    return found
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 log = logging.getLogger("synthcube")
-
 _FORMAT = 3
 _ARRAY, _INDEX = "images.f32", "index.json"
 _KEY_LENGTH, _BUILDING = 32, ".building-"
-# Whatever else is in the folder is not for us to remove.
+# Nothing else in the folder is ours to remove.
 _OURS = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|{re.escape(_BUILDING)}[0-9a-f]{{{_KEY_LENGTH}}}-.*")
 # Mapped pages count as memory of the process; past this much they are handed back. The kernel maps
 # some pages around every one that is read, so that several times as much is resident.
 _MAPPED_BYTES = 2 << 20
+_GREY_LEVEL = 2 / 255  # of a picture of 8 bits, in [-1, 1]
+
+
+def load_images(manifest: Manifest, config: DataConfig, cache: Path) -> ImageCache:
+    """The preprocessed images of `manifest`, in its order, from the cache or newly computed.
+
+    Raises:
+        ImageError: images that cannot be read, are constant, or differ in shape; all at once.
+        OutputError: the cache does not fit its limit or the disk.
+    """
+    files = [row.channels for row in manifest.rows]
+    key = cache_key(files, config.preprocessing_key, cache)
+    return open_cache(
+        cache, key, len(files), lambda: _prepared(manifest, config), config.cache_gb * 1e9
+    )
+
+
+def shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """One line for each image, by its name, whose shape (C, *spatial) is not the usual one."""
+    if len(set(shapes.values())) <= 1:
+        return []
+    usual, _ = Counter(shapes.values()).most_common(1)[0]
+    faults = []
+    for name, shape in shapes.items():
+        if shape[0] != usual[0]:
+            faults.append(
+                f"{name}: {shape[0]} channels, the others have {usual[0]}; "
+                "convert it, or leave it out"
+            )
+        elif len(shape) != len(usual):
+            faults.append(
+                f"{name}: {len(shape) - 1} spatial axes, the others have {len(usual) - 1}; "
+                "leave it out"
+            )
+        elif shape != usual:
+            faults.append(
+                f"{name}: shape {shape[1:]}, the others {usual[1:]}; data.size: {list(usual[1:])} "
+                "brings all to one shape (data.spacing_mm and fit: crop_or_pad keep proportions)"
+            )
+    return faults
+
+
+class Float32Rows:
+    """An array (N, *row_shape) in a file that holds nothing else, read a few rows at a time.
+
+    The file must not be empty. A memory map holds it open, and with it a shared lock.
+    """
+
+    def __init__(self, path: Path, row_shape: Sequence[int]) -> None:
+        self.path, self.row_shape = path, tuple(row_shape)
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # the map keeps it: an open cache is not pruned
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        values: npt.NDArray[np.float32] = np.frombuffer(self._map, np.float32)
+        self.mapped = values.reshape(-1, *self.row_shape)
+        """The whole array, as a memory map."""
+        self._touched = 0
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """A copy of those rows, (len(rows), *row_shape)."""
+        batch: npt.NDArray[np.float32] = self.mapped[np.asarray(rows, np.int64)]
+        self._touched += batch.nbytes
+        if self._touched > _MAPPED_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+        return batch
+
+
+@contextmanager
+def append_rows(path: Path) -> Iterator[Callable[[npt.NDArray[np.float32]], None]]:
+    """Yield a function that appends an array to a new file at `path`, for :class:`Float32Rows`.
+
+    Raises:
+        OutputError: the disk is full, or the file cannot be written.
+    """
+    with explained(path), path.open("wb") as file:
+
+        def append(rows: npt.NDArray[np.float32]) -> None:
+            file.write(rows.tobytes())
+
+        yield append
 
 
 class ImageCache:
@@ -91,13 +134,7 @@ class ImageCache:
         self.affines: npt.NDArray[np.float64] = np.array(index["affines"])
         self.intensity_ranges: npt.NDArray[np.float64] = np.array(index["intensity_ranges"])
         self._folder = folder
-        with (folder / _ARRAY).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # the map keeps it: what is open is not pruned
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._images: npt.NDArray[np.float32] = np.frombuffer(self._map, np.float32).reshape(
-            self.shape
-        )
-        self._touched = 0
+        self._images = Float32Rows(folder / _ARRAY, self.shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -107,26 +144,7 @@ class ImageCache:
 
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """A copy of those images, (len(rows), C, *spatial)."""
-        batch: npt.NDArray[np.float32] = self._images[np.asarray(rows)]
-        self._touched += batch.nbytes
-        if self._touched > _MAPPED_BYTES:
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
-        return batch
-
-
-def cache_key(files: Sequence[Sequence[Path]], settings: dict[str, Any], root: Path) -> str:
-    """Name of the cache of these files' content under these settings."""
-    digests = content_digests([path for row in files for path in row], root)
-    parts = {
-        "format": _FORMAT,
-        "version": __version__,
-        "settings": settings,
-        "files": [[digests[path] for path in row] for row in files],
-    }
-    return hashlib.blake2b(
-        json.dumps(parts, sort_keys=True).encode(), digest_size=_KEY_LENGTH // 2
-    ).hexdigest()
+        return self._images.read(rows)
 
 
 def open_cache(
@@ -149,12 +167,111 @@ def open_cache(
         if not _is_whole(folder):
             with explained(folder):
                 if folder.exists():
-                    log.warning("The cache %s is damaged: it is made again.", folder)
+                    log.warning("The cache %s is damaged and is built again.", folder)
                     shutil.rmtree(folder)
                 _build(folder, num_images, prepare(), limit_bytes)
             _prune(root, keep=folder, limit_bytes=limit_bytes)
         os.utime(folder)
         return ImageCache(folder)
+
+
+def cache_key(files: Sequence[Sequence[Path]], settings: dict[str, Any], root: Path) -> str:
+    """Name of the cache for the content of these files under these settings."""
+    digests = content_digests([path for row in files for path in row], root)
+    parts = {
+        "format": _FORMAT,
+        "version": __version__,
+        "settings": settings,
+        "files": [[digests[path] for path in row] for row in files],
+    }
+    return hashlib.blake2b(
+        json.dumps(parts, sort_keys=True).encode(), digest_size=_KEY_LENGTH // 2
+    ).hexdigest()
+
+
+def content_digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
+    """Content hashes of files; one whose metadata have not changed is not read again.
+
+    The metadata include ctime, which users cannot set, as mtime can be set by anybody.
+    """
+    memo_path = root / "digests.json"
+    try:
+        memo = dict(json.loads(memo_path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        memo = {}
+    digests: dict[Path, str] = {}
+    fresh: dict[str, str] = {}
+    for path in paths:
+        try:
+            stat = path.stat()
+            name = "|".join(
+                map(str, (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+            )
+            digests[path] = memo.get(name) or fresh.setdefault(name, _digest(path))
+        except OSError:
+            digests[path] = os.urandom(16).hex()  # in no cache; reading the image says why
+    if fresh:
+        make_folder(root)
+        write_json(memo_path, memo | fresh)
+    return digests
+
+
+def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
+    """Every image preprocessed, in the manifest's order; faults of all are raised together."""
+    preprocessing = Preprocessing(config)
+    unusable: dict[Row, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    contrasts = _Contrasts()
+    log.info("Preprocessing %d images (cached for next time) ...", len(manifest.rows))
+    rows = told(manifest.rows, len(manifest.rows), "Preprocessing images")
+    for row, prepared in read_images(rows, lambda _, image: preprocessing(image), unusable):
+        shapes[str(row.channels[0])] = tuple(prepared.tensor.shape)
+        contrasts.add(prepared)
+        if not unusable:
+            yield prepared
+    if config.intensity_range and not unusable and (lost := contrasts.faults()):
+        raise ImageError(
+            f"data.intensity_range {list(config.intensity_range)} leaves no contrast in any "
+            f"image of {manifest.path}:",
+            lost,
+        )
+    if faults := [*unusable.values(), *shape_faults(shapes)]:
+        count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
+        raise ImageError(
+            f"{count} of {manifest.path} cannot be used "
+            "(synthcube prepare --verify leaves them out):",
+            capped(faults),
+        )
+
+
+class _Contrasts:
+    """The contrast of each channel over all images, before and after scaling to [-1, 1].
+
+    A fixed range may make one image all black; if it does so to all of them, it is a mistake.
+    """
+
+    def __init__(self) -> None:
+        self.before: list[tuple[float, float]] = []
+        self.after: list[float] = []
+
+    def add(self, image: Prepared) -> None:
+        low, high = image.tensor.flatten(1).aminmax(dim=1)
+        after = (high - low).tolist()
+        self.before = [
+            (min(a, c), max(b, d))
+            for (a, b), (c, d) in zip(
+                self.before or image.source_range, image.source_range, strict=False
+            )
+        ]
+        self.after = [max(pair) for pair in zip(self.after or after, after, strict=False)]
+
+    def faults(self) -> list[str]:
+        """One line for each channel that is left with less than a grey level in every image."""
+        return [
+            f"channel {index}: its intensities are {low:g} to {high:g}"
+            for index, ((low, high), after) in enumerate(zip(self.before, self.after, strict=True))
+            if low < high and after < _GREY_LEVEL
+        ]
 
 
 def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_bytes: float) -> None:
@@ -219,9 +336,9 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _prune(root: Path, *, keep: Path, limit_bytes: float) -> None:
-    """Drop the caches not used for longest until the rest fits the limit, and killed builds.
+    """Remove the least recently used caches until the rest fits the limit, and killed builds.
 
-    One that a process has open or is about to open stays.
+    A cache that a process has open or is about to open stays.
     """
     folders = [path for path in root.iterdir() if _OURS.fullmatch(path.name) and path != keep]
     folders.sort(key=_last_use, reverse=True)
@@ -234,7 +351,7 @@ def _prune(root: Path, *, keep: Path, limit_bytes: float) -> None:
         key = folder.name.removeprefix(_BUILDING)[:_KEY_LENGTH]
         with suppress(OutputError), _locked(root / f"{key}.lock", wait=False) as is_mine:
             if is_mine and (is_leftover or not _is_open(folder)):
-                log.info("The cache %s goes, to keep within data.cache_gb.", folder)
+                log.info("Removing the cache %s to stay within data.cache_gb.", folder)
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -278,107 +395,9 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
             yield True
 
 
-_GREY_LEVEL = 2 / 255  # of a picture of 8 bits, in [-1, 1]
-
-
-def load_images(manifest: Manifest, config: DataConfig, cache: Path) -> ImageCache:
-    """The preprocessed images of `manifest`, in its order; made only where they are not kept yet.
-
-    Raises:
-        ImageError: images that cannot be read, are constant, or differ in shape; all at once.
-        OutputError: the cache does not fit its limit or the disk.
-    """
-    files = [row.channels for row in manifest.rows]
-    key = cache_key(files, config.preprocessing_key, cache)
-    return open_cache(
-        cache, key, len(files), lambda: _prepared(manifest, config), config.cache_gb * 1e9
-    )
-
-
-def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
-    """Every image preprocessed, in the manifest's order; faults of all are raised together."""
-    preprocessing = Preprocessing(config)
-    faults: list[str] = []
-    shapes: dict[str, tuple[int, ...]] = {}
-    contrasts = _Contrasts()
-    log.info("Preprocessing %d images (kept for next time) ...", len(manifest.rows))
-    for row in told(manifest.rows, len(manifest.rows), "Preprocessing images"):
-        where = str(row.channels[0])
-        try:
-            prepared = preprocessing(read_image(row.channels))
-        except SynthCubeError as error:
-            text = str(error)
-            names_it = any(str(path) in text for path in row.channels)
-            faults.append(text if names_it else f"{where}: {text}")
-            continue
-        shapes[where] = tuple(prepared.tensor.shape)
-        contrasts.add(prepared)
-        if not faults:
-            yield prepared
-    if config.intensity_range and not faults and (lost := contrasts.faults()):
-        raise ImageError(
-            f"data.intensity_range {list(config.intensity_range)} leaves nothing to see in any "
-            f"image of {manifest.path}:",
-            lost,
-        )
-    faults += shape_faults(shapes)
-    if faults:
-        count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
-        raise ImageError(
-            f"{count} of {manifest.path} cannot be used "
-            "(synthcube prepare --verify leaves them out):",
-            capped(faults),
-        )
-
-
-class _Contrasts:
-    """What each channel of all images spans, before intensities are brought to [-1, 1] and after.
-
-    A fixed range may leave one image all black; where it does so to all of them, it is a mistake.
-    """
-
-    def __init__(self) -> None:
-        self.before: list[tuple[float, float]] = []
-        self.after: list[float] = []
-
-    def add(self, image: Prepared) -> None:
-        low, high = image.tensor.flatten(1).aminmax(dim=1)
-        after = (high - low).tolist()
-        self.before = [
-            (min(a, c), max(b, d))
-            for (a, b), (c, d) in zip(self.before or image.found, image.found, strict=False)
-        ]
-        self.after = [max(pair) for pair in zip(self.after or after, after, strict=False)]
-
-    def faults(self) -> list[str]:
-        """One line for each channel that is left with less than a grey level in every image."""
-        return [
-            f"channel {index}: its intensities are {low:g} to {high:g}"
-            for index, ((low, high), after) in enumerate(zip(self.before, self.after, strict=True))
-            if low < high and after < _GREY_LEVEL
-        ]
-
-
-def shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """One line for each image, by its name, whose shape (C, *spatial) is not the usual one."""
-    if len(set(shapes.values())) <= 1:
-        return []
-    usual, _ = Counter(shapes.values()).most_common(1)[0]
-    faults = []
-    for name, shape in shapes.items():
-        if shape[0] != usual[0]:
-            faults.append(
-                f"{name}: {shape[0]} channels, the others have {usual[0]}; "
-                "convert it, or leave it out"
-            )
-        elif len(shape) != len(usual):
-            faults.append(
-                f"{name}: {len(shape) - 1} spatial axes, the others have {len(usual) - 1}; "
-                "leave it out"
-            )
-        elif shape != usual:
-            faults.append(
-                f"{name}: shape {shape[1:]}, the others {usual[1:]}; data.size: {list(usual[1:])} "
-                "brings all to one shape (data.spacing_mm and fit: crop_or_pad keep proportions)"
-            )
-    return faults
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Conditions: classes, numbers and source channels, of a manifest's rows or as requested."""
+"""Conditions (classes, numbers, source channels), read from a manifest or requested by a user."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from synthcube.errors import ConfigError, ManifestError
 from synthcube.schema import MAX_IMAGES, ConditionSpec, List, Schema
 
 LABEL = "Label"
+COUNT = "Count"
+ConditionRequest = dict[str, str]
 
 
 class ConditionFields(Schema):
-    """What a model is told of an image, beside the image itself."""
+    """Settings of the conditions that a model is trained on."""
 
     conditions: dict[str, Literal["class", "number"]] = Field(
         default={},
@@ -56,17 +58,16 @@ def condition_specs(
                 + (f" and {LABEL}" if manifest.labels else "")
             )
         elif kind == "class":
-            known = [each for each in manifest.labels if name == LABEL] or sorted(
-                {*trained} - {""}, key=natural_key
-            )
-            specs.append(ConditionSpec(name=name, kind="class", classes=tuple(known)))
+            classes = manifest.labels if name == LABEL else ()
+            classes = classes or tuple(sorted({*trained} - {""}, key=natural_key))
+            specs.append(ConditionSpec(name=name, kind="class", classes=classes))
         else:
             specs += _number_spec(name, cells, trained, faults)
-    places = {spec.name: (spec, _places(spec)) for spec in specs if spec.kind == "class"}
+    indices = {spec.name: (spec, _indices(spec)) for spec in specs if spec.kind == "class"}
     for row in manifest.rows:
         faults += [
             f"row {row.number}, column {name}: {text}"
-            for name, (spec, known) in places.items()
+            for name, (spec, known) in indices.items()
             if (text := _fault(spec, known, cell(row, name)))
         ]
     if faults:
@@ -80,119 +81,9 @@ def condition_values(
     """(len(rows), len(specs)): what a model sees of each row; NaN where a cell is empty."""
     values = np.empty((len(rows), len(specs)), np.float32)
     for column, spec in enumerate(specs):
-        places = _places(spec)
-        values[:, column] = [_value(spec, places, cell(row, spec.name)) for row in rows]
+        indices = _indices(spec)
+        values[:, column] = [_value(spec, indices, cell(row, spec.name)) for row in rows]
     return values
-
-
-def requested(
-    specs: Sequence[ConditionSpec], wishes: Sequence[Mapping[str, str]]
-) -> npt.NDArray[np.float32]:
-    """(len(wishes), len(specs)): what a model sees of what is asked for; NaN where nothing is.
-
-    Raises:
-        ConfigError: a name, a class or a number that the model was not trained on.
-    """
-    folded = {spec.name.casefold(): (i, spec, _places(spec)) for i, spec in enumerate(specs)}
-    faults = []
-    values = np.full((len(wishes), len(specs)), np.nan, np.float32)
-    for index, wish in enumerate(wishes):
-        for name, text in wish.items():
-            if name.casefold() not in folded:
-                faults.append(f"{name}: the model knows {_described(specs)}")
-                continue
-            column, spec, places = folded[name.casefold()]
-            if fault := _fault(spec, places, text):
-                faults.append(f"{spec.name}={text}: {fault}")
-            else:
-                values[index, column] = _value(spec, places, text)
-    if faults:
-        raise ConfigError("These conditions cannot be met:", capped(list(dict.fromkeys(faults))))
-    return values
-
-
-def cell(row: Row, name: str) -> str:
-    """The text of a row's column; for Label its class name."""
-    return row.label_name if name == LABEL else row.conditions.get(name, "")
-
-
-def shown(spec: ConditionSpec, value: float) -> str:
-    """The cell that stands for what a model sees; empty where that is NaN."""
-    if math.isnan(value):
-        return ""
-    if spec.kind == "class":
-        return spec.classes[int(value)]
-    return f"{spec.low + (value + 1) / 2 * (spec.high - spec.low):.6g}"
-
-
-def _described(specs: Sequence[ConditionSpec]) -> str:
-    if not specs:
-        return "no conditions"
-    return ", ".join(
-        f"{spec.name} ({', '.join(capped(spec.classes))})"
-        if spec.kind == "class"
-        else f"{spec.name} ({spec.low:g} to {spec.high:g})"
-        for spec in specs
-    )
-
-
-def _number_spec(
-    name: str, cells: Mapping[int, str], trained: Sequence[str], faults: list[str]
-) -> list[ConditionSpec]:
-    bad = [
-        f"row {number}, column {name}: {text!r} is not a number"
-        for number, text in cells.items()
-        if text and _number(text) is None
-    ]
-    faults += bad
-    numbers = [number for text in trained if (number := _number(text)) is not None]
-    if bad or not numbers:
-        faults += [] if bad else [f"column {name}: no training row has a number"]
-        return []
-    if min(numbers) == max(numbers):
-        faults.append(f"column {name}: every training row has {numbers[0]:g}, nothing to learn")
-        return []
-    return [ConditionSpec(name=name, kind="number", low=min(numbers), high=max(numbers))]
-
-
-def _fault(spec: ConditionSpec, places: Mapping[str, int], text: str) -> str:
-    if not text:
-        return ""
-    if spec.kind == "class":
-        if text in places:
-            return ""
-        return f"{text!r} is not among the classes {', '.join(capped(spec.classes))}"
-    number = _number(text)
-    if number is None:
-        return f"{text!r} is not a number"
-    if not spec.low <= number <= spec.high:
-        return f"it was trained on {spec.low:g} to {spec.high:g}"
-    return ""
-
-
-def _value(spec: ConditionSpec, places: Mapping[str, int], text: str) -> float:
-    if not text:
-        return math.nan
-    if spec.kind == "class":
-        return float(places[text])
-    return 2 * (float(text) - spec.low) / (spec.high - spec.low) - 1
-
-
-def _places(spec: ConditionSpec) -> dict[str, int]:
-    """The number of each class: a search for it in all of them is slow where there are many."""
-    return {name: place for place, name in enumerate(spec.classes)}
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-Wish = dict[str, str]
-COUNT = "Count"
 
 
 def parse_counts(text: str) -> int | dict[str, int]:
@@ -215,13 +106,13 @@ def parse_counts(text: str) -> int | dict[str, int]:
     return numbers
 
 
-def read_wishes(
+def read_condition_requests(
     specs: Sequence[ConditionSpec],
     num_images: int | Mapping[str, int],
     conditions: Sequence[str] = (),
     table: Path | None = None,
-) -> list[Wish]:
-    """One wish for each image.
+) -> list[ConditionRequest]:
+    """One request for each image: the conditions it names, as text.
 
     Args:
         num_images: how many, or how many of each class; not used with a table.
@@ -236,7 +127,7 @@ def read_wishes(
     if not table:
         _check_number(num_images if isinstance(num_images, int) else sum(num_images.values()))
     if table:
-        return [common | wish for wish in _rows(table)]
+        return [common | request for request in _rows(table)]
     if isinstance(num_images, int):
         return [dict(common) for _ in range(num_images)]
     columns = [spec.name for spec in specs if spec.kind == "class"]
@@ -250,19 +141,45 @@ def read_wishes(
     ]
 
 
-def complete(
+def requested_values(
+    specs: Sequence[ConditionSpec], requests: Sequence[Mapping[str, str]]
+) -> npt.NDArray[np.float32]:
+    """(len(requests), len(specs)): each request as a model sees it; NaN where it names nothing.
+
+    Raises:
+        ConfigError: a name, a class or a number that the model was not trained on.
+    """
+    folded = {spec.name.casefold(): (i, spec, _indices(spec)) for i, spec in enumerate(specs)}
+    faults = []
+    values = np.full((len(requests), len(specs)), np.nan, np.float32)
+    for index, request in enumerate(requests):
+        for name, text in request.items():
+            if name.casefold() not in folded:
+                faults.append(f"{name}: the model knows {_described(specs)}")
+                continue
+            column, spec, indices = folded[name.casefold()]
+            if fault := _fault(spec, indices, text):
+                faults.append(f"{spec.name}={text}: {fault}")
+            else:
+                values[index, column] = _value(spec, indices, text)
+    if faults:
+        raise ConfigError("These conditions cannot be met:", capped(list(dict.fromkeys(faults))))
+    return values
+
+
+def draw_missing_conditions(
     values: npt.NDArray[np.float32],
     specs: Sequence[ConditionSpec],
-    wishes: Sequence[Wish],
+    requests: Sequence[ConditionRequest],
     seeds: Sequence[int],
 ) -> npt.NDArray[np.float32]:
-    """`values` with what was not asked for drawn from each image's seed, all equally likely.
+    """`values` with the conditions that a request does not name drawn from its image's seed.
 
-    What is asked to be unknown, by an empty text, stays so.
+    All values are equally likely. A condition that is requested as an empty text stays unknown.
     """
     filled: npt.NDArray[np.float32] = values.copy()
-    for row, (wish, seed) in enumerate(zip(wishes, seeds, strict=True)):
-        named = {name.casefold() for name in wish}
+    for row, (request, seed) in enumerate(zip(requests, seeds, strict=True)):
+        named = {name.casefold() for name in request}
         for column, spec in enumerate(specs):
             if spec.name.casefold() in named:
                 continue
@@ -271,6 +188,87 @@ def complete(
             number = int(draw * len(spec.classes)) if spec.kind == "class" else 2 * draw - 1
             filled[row, column] = number
     return filled
+
+
+def cell(row: Row, name: str) -> str:
+    """The text of a row's column; for Label its class name."""
+    return row.label_name if name == LABEL else row.conditions.get(name, "")
+
+
+def shown(spec: ConditionSpec, value: float) -> str:
+    """The text of a cell for a value as a model sees it; empty for NaN."""
+    if math.isnan(value):
+        return ""
+    if spec.kind == "class":
+        return spec.classes[int(value)]
+    return f"{spec.low + (value + 1) / 2 * (spec.high - spec.low):.6g}"
+
+
+def parse_number(text: str) -> float | None:
+    """The finite number that `text` is, or None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _number_spec(
+    name: str, cells: Mapping[int, str], trained: Sequence[str], faults: list[str]
+) -> list[ConditionSpec]:
+    bad = [
+        f"row {number}, column {name}: {text!r} is not a number"
+        for number, text in cells.items()
+        if text and parse_number(text) is None
+    ]
+    faults += bad
+    numbers = [number for text in trained if (number := parse_number(text)) is not None]
+    if bad or not numbers:
+        faults += [] if bad else [f"column {name}: no training row has a number"]
+        return []
+    if min(numbers) == max(numbers):
+        faults.append(f"column {name}: every training row has {numbers[0]:g}, nothing to learn")
+        return []
+    return [ConditionSpec(name=name, kind="number", low=min(numbers), high=max(numbers))]
+
+
+def _fault(spec: ConditionSpec, indices: Mapping[str, int], text: str) -> str:
+    if not text:
+        return ""
+    if spec.kind == "class":
+        if text in indices:
+            return ""
+        return f"{text!r} is not among the classes {', '.join(capped(spec.classes))}"
+    number = parse_number(text)
+    if number is None:
+        return f"{text!r} is not a number"
+    if not spec.low <= number <= spec.high:
+        return f"it was trained on {spec.low:g} to {spec.high:g}"
+    return ""
+
+
+def _value(spec: ConditionSpec, indices: Mapping[str, int], text: str) -> float:
+    if not text:
+        return math.nan
+    if spec.kind == "class":
+        return float(indices[text])
+    return 2 * (float(text) - spec.low) / (spec.high - spec.low) - 1
+
+
+def _indices(spec: ConditionSpec) -> dict[str, int]:
+    """The index of each class by name, for a fast look-up."""
+    return {name: index for index, name in enumerate(spec.classes)}
+
+
+def _described(specs: Sequence[ConditionSpec]) -> str:
+    if not specs:
+        return "no conditions"
+    return ", ".join(
+        f"{spec.name} ({', '.join(capped(spec.classes))})"
+        if spec.kind == "class"
+        else f"{spec.name} ({spec.low:g} to {spec.high:g})"
+        for spec in specs
+    )
 
 
 def _count(text: str) -> int:
@@ -293,18 +291,18 @@ def _pair(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _rows(path: Path) -> list[Wish]:
+def _rows(path: Path) -> list[ConditionRequest]:
     table = read_table(path)
     faults = list(table.faults)
-    wishes: list[Wish] = []
+    requests: list[ConditionRequest] = []
     for number, cells in table.records.items():
         text = cells.pop(COUNT, "1") or "1"
         count = _count(text)
         if count < 0:
             faults.append(f"row {number}, column {COUNT}: {text!r} is not a whole number")
             continue
-        _check_number(len(wishes) + count)
-        wishes += [dict(cells) for _ in range(count)]
-    if faults or not wishes:
-        raise ConfigError(f"--conditions {path} asks for no image, or is faulty:", faults)
-    return wishes
+        _check_number(len(requests) + count)
+        requests += [dict(cells) for _ in range(count)]
+    if faults or not requests:
+        raise ConfigError(f"--conditions {path} requests no image, or is faulty:", faults)
+    return requests

@@ -1,7 +1,6 @@
-"""Images on another grid, at the same place in the world.
+"""Affines of images, and images on another grid at the same place in the world.
 
-Not with TorchIO's Resample: its smoothing refuses pictures and volumes of less than four slices,
-and a rounding error in the spacing costs it a voxel, which CropOrPad then fills with zeros.
+An affine is a (4, 4) matrix from voxel indices to RAS+ millimetres.
 """
 
 from __future__ import annotations
@@ -13,7 +12,53 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from synthcube.schema import ImageSpec
+
 Affine = npt.NDArray[np.float64]
+
+PICTURE_AFFINE = ((-1.0, 0, 0, 0), (0, -1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
+"""By convention, as in SimpleITK and TorchIO: x to the patient's left, y to the back, 1 mm."""
+
+
+def spacing_of(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Voxel size in mm along each axis, (..., 3), of one affine or a stack of them."""
+    axes = np.asarray(affine, float)[..., :3, :3]
+    spacing: npt.NDArray[np.float64] = np.linalg.norm(axes, axis=-2)
+    return spacing
+
+
+def centred_affine(spacing_mm: Sequence[float], size: Sequence[int]) -> Affine:
+    """An upright affine whose origin is the centre of `size` voxels (two or three sides)."""
+    spacing = np.array([*spacing_mm, 1.0, 1.0, 1.0][:3])
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -(np.array([*size, 1][:3]) - 1) / 2 * spacing
+    return affine
+
+
+def generated_affine(affines: Affine, size: Sequence[int]) -> Affine:
+    """The affine of a generated image, from those of the training images, (N, 4, 4).
+
+    The one they share, else a centred one of their median spacing.
+    """
+    common: Affine = affines[0]
+    if np.allclose(affines, common, atol=1e-4):
+        return common
+    return centred_affine(np.median(spacing_of(affines), axis=0).tolist(), size)
+
+
+def placed_like(
+    image: ImageSpec, affine: Affine, intensity_range: npt.NDArray[np.float64] | None = None
+) -> ImageSpec:
+    """`image` with the affine (and the intensities) of the one source image it is made from."""
+    source = {"affine": affine.tolist()}
+    if intensity_range is not None:
+        source["intensity_range"] = intensity_range.tolist()
+    return image.model_copy(update=source)
+
+
+def as_rows(affine: Affine) -> tuple[tuple[float, ...], ...]:
+    """An affine as :class:`ImageSpec` keeps it."""
+    return tuple(map(tuple, affine.tolist()))
 
 
 def resampled(
@@ -25,6 +70,8 @@ def resampled(
     voxel, the kernel is as wide as the step, so that nothing aliases. At the border the
     weights of what is inside are scaled up: nothing is filled in.
     """
+    # Not TorchIO's Resample: its smoothing refuses pictures and volumes of less than four slices,
+    # and a rounding error in the spacing costs it a voxel, which CropOrPad then fills with zeros.
     old_centre, new_centre = ((np.array(grid) - 1) / 2 for grid in (tensor.shape[1:], shape))
     moved = affine.copy()
     moved[:3, :3] = affine[:3, :3] * np.asarray(steps)

@@ -8,10 +8,10 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -25,284 +25,16 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
-from synthcube.data.manifest import SUFFIXES, image_suffix
+from synthcube.data.geometry import PICTURE_AFFINE
+from synthcube.data.manifest import SUFFIXES, Row, image_suffix
 from synthcube.environment import free_memory
-from synthcube.errors import ImageError
+from synthcube.errors import ImageError, OutputError, SynthCubeError
 from synthcube.reading import open_file
 from synthcube.schema import MAX_VOXELS, FileFormat, affine_fault
 from synthcube.storage import write_with
 
 Array = npt.NDArray[Any]
-
-_SMALL_BYTES = 1 << 26  # what every machine has
-_BYTES_BESIDE = 8  # of a voxel, beside the file's own: float32, and a copy of it
-
-
-@dataclass(frozen=True, slots=True)
-class Channels:
-    """The channels of one file, and what its format says of them."""
-
-    voxels: Array  # (C, X, Y, Z) float32
-    affine: Array  # (4, 4) float64, voxel index to RAS+ millimetres
-    eight_bit: bool  # a picture of 8 bits or fewer, which a PNG holds without loss
-    integer: bool  # intensities are whole numbers
-    raster: bool  # a picture: no true geometry
-
-
-def check_declared(path: Path, shape: Sequence[int], itemsize: int) -> None:
-    """Refuse an image by its header, before its voxels are read.
-
-    Args:
-        itemsize: bytes of a voxel in the file.
-
-    Raises:
-        ImageError: it is larger than an image may be, or than the memory that is free.
-    """
-    text = " x ".join(map(str, shape))
-    if math.prod(shape) > MAX_VOXELS:
-        raise ImageError(
-            f"{path} is {text} by its header; an image may have {MAX_VOXELS} voxels at most."
-        )
-    needed = math.prod(shape) * (itemsize + _BYTES_BESIDE)
-    if needed > _SMALL_BYTES and needed > (free := free_memory()):
-        raise ImageError(
-            f"{path} is {text} by its header and needs {needed / 1e9:.1f} GB to be read; "
-            f"{free / 1e9:.1f} GB of memory are free."
-        )
-
-
-MAX_CHANNELS_4D = 4
-"""A fourth axis that is longer is taken for a time series, not for channels."""
-
-_HEADER_SIZES = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # the first field of the file
-_MAX_EXTENSIONS = 1 << 26  # bytes before the voxels
-_MAX_TRAILING = 1 << 20  # bytes after them, which every reader ignores
-_MILLIMETRES = "mm"
-_SCANNER = 1  # form code: millimetres in the coordinates of the scanner
-_INTEGERS = (np.uint8, np.int16, np.int32)
-
-
-def read_nifti(path: Path) -> Channels:
-    """Read a .nii or .nii.gz of 2 to 5 axes; its scale factors are applied.
-
-    Raises:
-        ImageError: it is no NIfTI, complex, a time series, or its affine is singular.
-        Exception: whatever a damaged file makes gzip or nibabel raise.
-    """
-    with open_file(path, ImageError) as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        image = _read_image(path, gzip.GzipFile(fileobj=file) if packed else file)
-    proxy: Any = image.dataobj
-    coloured = bool(proxy.dtype.names)
-    if proxy.dtype.kind == "c":
-        raise ImageError(f"{path} holds complex numbers; export the magnitude as real numbers.")
-    data = np.asarray(proxy, dtype=None if coloured else np.float32)
-    affine = np.asarray(image.affine, dtype=np.float64)
-    check_affine(path, affine)
-    whole = proxy.dtype.kind in "iu" and all(
-        float(factor).is_integer() for factor in (proxy.slope, proxy.inter)
-    )
-    voxels = np.ascontiguousarray(_channels_first(path, data), dtype=np.float32)
-    return Channels(voxels, affine, eight_bit=False, integer=whole or coloured, raster=False)
-
-
-def _read_image(path: Path, file: BinaryIO | gzip.GzipFile) -> Any:
-    """The image in an unpacked file, of which no more is read than its header says."""
-    start = file.read(max(_HEADER_SIZES))
-    sizes = (int.from_bytes(start[:4], order) for order in ("little", "big"))
-    size, kind = next(
-        ((size, _HEADER_SIZES[size]) for size in sizes if size in _HEADER_SIZES), (0, None)
-    )
-    if kind is None:
-        raise ImageError(f"{path} is not a NIfTI image, whatever its name says.")
-    header = kind.header_class.from_fileobj(io.BytesIO(start[:size]))
-    shape, dtype = header.get_data_shape(), header.get_data_dtype()
-    if min(shape, default=0) < 0:
-        raise ImageError(f"{path} has a damaged header: its shape is {shape}.")
-    offset = float(header["vox_offset"])
-    if not 0 <= offset <= _MAX_EXTENSIONS:
-        raise ImageError(f"{path} has a damaged header: its voxels begin at byte {offset:g}.")
-    check_declared(path, shape, dtype.itemsize)
-    expected = int(offset) + math.prod(shape) * dtype.itemsize
-    raw = start + file.read(max(0, expected - len(start)))
-    rest = _MAX_TRAILING
-    while rest > 0 and (piece := file.read(1 << 16)):  # to the end: its checksum is compared
-        rest -= len(piece)
-    if rest <= 0:
-        raise ImageError(
-            f"{path} holds far more than the image of shape {shape} that its header describes; "
-            "export it again."
-        )
-    return kind.from_bytes(raw)
-
-
-def nifti_bytes(voxels: Array, affine: Array, integer: bool) -> bytes:
-    """An uncompressed NIfTI-1 file; see :func:`.images.write_image` for the representation.
-
-    Args:
-        voxels: (C, X, Y, Z), finite.
-        affine: (4, 4), voxel index to RAS+ millimetres, invertible.
-        integer: round, and store as the smallest integer type that fits.
-    """
-    data = voxels[0] if len(voxels) == 1 else np.moveaxis(voxels, 0, -1)[:, :, :, None]
-    image = nib.Nifti1Image(_stored(data, integer), affine)
-    # both forms, as readers differ in which they prefer; shears are in the sform only
-    image.set_sform(affine, code=_SCANNER)
-    image.set_qform(affine, code=_SCANNER)
-    image.header.set_xyzt_units(_MILLIMETRES)
-    if len(voxels) > 1:
-        image.header.set_intent("vector")
-    return bytes(image.to_bytes())
-
-
-def check_affine(path: Path, affine: Array) -> None:
-    """Refuse what is not an invertible 4x4 matrix, or makes voxels of an impossible size.
-
-    Raises:
-        ImageError: with the matrix.
-    """
-    if fault := affine_fault(affine.tolist()):
-        raise ImageError(
-            f"{path} has an affine that cannot be used, {affine.tolist()}: {fault}; correct its "
-            "header."
-        )
-
-
-def _stored(data: Array, integer: bool) -> Array:
-    if not integer:
-        return data.astype(np.float32)
-    rounded = np.rint(data)
-    low, high = float(rounded.min()), float(rounded.max())
-    for dtype in _INTEGERS:
-        limits = np.iinfo(dtype)
-        if limits.min <= low and high <= limits.max:
-            return rounded.astype(dtype)
-    return rounded.astype(np.float32)
-
-
-def _channels_first(path: Path, data: Array) -> Array:
-    """Any array that a NIfTI file can hold, as (C, X, Y, Z)."""
-    if data.dtype.names:  # RGB24 or RGBA32: a record for each voxel; alpha is dropped
-        return np.concatenate([_channels_first(path, data[n]) for n in data.dtype.names[:3]])
-    shape = data.shape
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim < 2 or not data.size:
-        raise ImageError(f"{path} has the shape {shape}; two or three spatial axes are needed.")
-    if data.ndim <= 3:
-        return data.reshape(1, *data.shape[:2], -1)
-    if data.ndim == 5 and data.shape[3] == 1:  # the standard's place for vectors
-        return np.moveaxis(data[:, :, :, 0], -1, 0)
-    if data.ndim == 4 and data.shape[3] <= MAX_CHANNELS_4D:
-        return np.moveaxis(data, -1, 0)
-    raise ImageError(
-        f"{path} has the shape {shape}: a time series, or more than {MAX_CHANNELS_4D} channels; "
-        "split it into 3D files, one per time point (a row each) or per channel (a column each)."
-    )
-
-
-PICTURE_AFFINE = ((-1.0, 0, 0, 0), (0, -1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0))
-"""By convention, as in SimpleITK and TorchIO: x to the patient's left, y to the back, 1 mm."""
-
-# Pillow's mode -> the mode that is read: grey stays grey, colour stays colour, alpha is dropped.
-# A palette is colour even where its colours happen to be grey: one data set, one channel count.
-_MODES = {
-    **dict.fromkeys(("1", "L", "LA"), "L"),
-    **dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBX"), "RGB"),
-    **{mode: mode for mode in ("I", "I;16", "I;16L", "I;16B", "F")},
-}
-
-
-def read_raster(path: Path) -> Channels:
-    """Read a picture; the pages of a TIFF become its slices, an EXIF rotation is applied.
-
-    Raises:
-        ImageError: an animation, pages that differ, or colours that are not grey, RGB or RGBA.
-        Exception: whatever a damaged file makes Pillow or SimpleITK raise.
-    """
-    with (
-        open_file(path, ImageError) as file,
-        PIL.Image.open(file, formats=("PNG", "JPEG", "TIFF")) as picture,
-    ):
-        pages = getattr(picture, "n_frames", 1)
-        if picture.format == "PNG" and pages > 1:
-            raise ImageError(f"{path} is an animation of {pages} pictures; store one per file.")
-        channels = len(picture.getbands())
-        check_declared(path, (*picture.size, pages, channels), 1)
-        if _has_deep_colour(picture):
-            picture.load()  # finds out if it was cut short
-            stack = _deep_colour(path)
-        else:
-            stack = _stack(path, picture, pages if picture.format == "TIFF" else 1)
-    return Channels(
-        np.ascontiguousarray(stack.transpose(3, 2, 1, 0), dtype=np.float32),
-        np.array(PICTURE_AFFINE),
-        eight_bit=stack.dtype == np.uint8,
-        integer=stack.dtype.kind in "iu",
-        raster=True,
-    )
-
-
-def picture_of(path: Path, voxels: Array) -> PIL.Image.Image:
-    """An 8-bit picture of (C, X, Y, 1) intensities, rounded and clipped to 0..255.
-
-    Raises:
-        ImageError: it is a volume, or has neither one channel nor three.
-    """
-    channels, _, _, depth = voxels.shape
-    if depth > 1 or channels not in (1, 3):
-        raise ImageError(
-            f"{path.name}: a PNG holds 2D images of 1 or 3 channels, this one has {channels} "
-            f"and {depth} slices; write it as .nii.gz."
-        )
-    pixels = np.rint(voxels[..., 0]).clip(0, 255).astype(np.uint8).transpose(2, 1, 0)
-    return PIL.Image.fromarray(pixels if channels == 3 else pixels[..., 0])
-
-
-def _stack(path: Path, picture: PIL.Image.Image, pages: int) -> Array:
-    frames = []
-    for page in range(pages):
-        picture.seek(page)
-        check_declared(path, (*picture.size, pages, len(picture.getbands())), 1)
-        mode = _MODES.get(picture.mode)
-        if mode is None:
-            raise ImageError(
-                f"{path} has the colour mode {picture.mode}; save it as grey, RGB or RGBA."
-            )
-        upright = PIL.ImageOps.exif_transpose(picture)
-        frame = np.asarray(upright if upright.mode == mode else upright.convert(mode))
-        frames.append(frame.reshape(*frame.shape[:2], -1))  # (Y, X, C)
-    kinds = {(frame.shape, frame.dtype.str) for frame in frames}
-    if len(kinds) > 1:
-        sizes = ", ".join(sorted(f"{x} x {y}, {c} channels" for (y, x, c), _ in kinds))
-        raise ImageError(f"{path} has pages that differ ({sizes}); store one page per file.")
-    return np.stack(frames)  # (Z, Y, X, C)
-
-
-def _has_deep_colour(picture: PIL.Image.Image) -> bool:
-    """Whether Pillow would cut several 16-bit channels down to 8 bits."""
-    tile = getattr(picture, "tile", None)
-    arguments = tile[0].args if tile else ""
-    raw_mode = arguments if isinstance(arguments, str) else str((arguments or ("",))[0])
-    return ";16" in raw_mode and not picture.mode.startswith("I")
-
-
-def _deep_colour(path: Path) -> Array:
-    image = sitk.ReadImage(str(path))
-    pixels = sitk.GetArrayFromImage(image)
-    pixels = pixels[None] if image.GetDimension() == 2 else pixels
-    return np.asarray(pixels[..., :3])  # (Z, Y, X, C)
-
-
-_BOMBS = (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError)
-# What decoders raise at damaged files. Not Exception: our own fault is not to pass for damage.
-_DAMAGE = (
-    *(OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, RuntimeError),
-    TypeError,  # Pillow, at a TIFF whose tags have the wrong type
-    *(zlib.error, struct.error),
-    *(HeaderDataError, HeaderTypeError, ImageDataError, ImageFileError, WrapStructError),
-)
+T = TypeVar("T")
 _TOLERANCE_MM = 1e-3  # between the affines of one image's files: float32 in their headers
 
 
@@ -340,6 +72,27 @@ def read_image(paths: Sequence[Path]) -> Image:
         integer=all(file.integer for file in files),
         raster=files[0].raster,
     )
+
+
+def read_images(
+    rows: Iterable[Row], use: Callable[[Row, Image], T], faults: dict[Row, str]
+) -> Iterator[tuple[Row, T]]:
+    """Each row with what `use` returns for its image; rows that fail go to `faults` instead.
+
+    Raises:
+        OutputError: `use` cannot write.
+    """
+    for row in rows:
+        try:
+            outcome = use(row, read_image(row.channels))
+        except OutputError:
+            raise
+        except SynthCubeError as error:
+            text = str(error)
+            names_it = any(str(path) in text for path in row.channels)
+            faults[row] = text if names_it else f"{row.channels[0]}: {text}"
+        else:
+            yield row, outcome
 
 
 def image_fault(path: Path) -> str:
@@ -384,18 +137,28 @@ def write_image(
     _check_finite(path, voxels)
     suffix = image_suffix(path)
     if suffix == ".png":
-        picture = picture_of(path, voxels)
+        picture = _picture_of(path, voxels)
         write_with(path, lambda temporary: picture.save(temporary, format="PNG"))
     elif suffix == ".nii.gz":
         matrix = np.asarray(affine, dtype=np.float64)
-        check_affine(path, matrix)
-        raw = nifti_bytes(voxels, matrix, integer)
+        _check_affine(path, matrix)
+        raw = _nifti_bytes(voxels, matrix, integer)
         write_with(path, lambda temporary: _write_gzip(temporary, raw))
     else:
         raise ImageError(f"{path.name}: images are written as .png or .nii.gz only.")
 
 
-def _read_file(path: Path) -> Channels:
+_BOMBS = (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError)
+# What decoders raise at damaged files. Not Exception: a bug of ours must not pass for damage.
+_DAMAGE = (
+    *(OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, RuntimeError),
+    TypeError,  # Pillow, at a TIFF whose tags have the wrong type
+    *(zlib.error, struct.error),
+    *(HeaderDataError, HeaderTypeError, ImageDataError, ImageFileError, WrapStructError),
+)
+
+
+def _read_file(path: Path) -> _FileImage:
     suffix = image_suffix(path)
     if not suffix:
         raise ImageError(f"{path} is not a known image; its name ends in {', '.join(SUFFIXES)}.")
@@ -408,7 +171,7 @@ def _read_file(path: Path) -> Channels:
         with warnings.catch_warnings(), LoggingOutputSuppressor(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            file = read_nifti(path) if suffix.startswith(".nii") else read_raster(path)
+            file = _read_nifti(path) if suffix.startswith(".nii") else _read_raster(path)
     except _BOMBS as error:
         raise ImageError(
             f"{path} has more than {PIL.Image.MAX_IMAGE_PIXELS} pixels, as a file would that is "
@@ -431,7 +194,7 @@ def _reason(error: Exception, suffix: str) -> str:
     return f"is cut short or damaged ({text.splitlines()[0]})"
 
 
-def _check_agreement(path: Path, file: Channels, other_path: Path, other: Channels) -> None:
+def _check_agreement(path: Path, file: _FileImage, other_path: Path, other: _FileImage) -> None:
     size, other_size = file.voxels.shape[1:], other.voxels.shape[1:]
     if size != other_size:
         raise ImageError(
@@ -463,3 +226,231 @@ def _write_gzip(path: Path, raw: bytes) -> None:
         gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=file, mtime=0) as packed,
     ):
         packed.write(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class _FileImage:
+    """The channels of one file, with the properties that its format states."""
+
+    voxels: Array  # (C, X, Y, Z) float32
+    affine: Array  # (4, 4) float64, voxel index to RAS+ millimetres
+    eight_bit: bool  # a picture of 8 bits or fewer, which a PNG holds without loss
+    integer: bool  # intensities are whole numbers
+    raster: bool  # a picture: no true geometry
+
+
+_SMALL_BYTES = 1 << 26  # what every machine has
+_BYTES_BESIDE = 8  # of a voxel, beside the file's own: float32, and a copy of it
+
+
+def _check_declared(path: Path, shape: Sequence[int], itemsize: int) -> None:
+    """Raise an ImageError if an image is too large by its header, before its voxels are read.
+
+    `itemsize` is the number of bytes of a voxel in the file.
+    """
+    text = " x ".join(map(str, shape))
+    if math.prod(shape) > MAX_VOXELS:
+        raise ImageError(
+            f"{path} is {text} by its header; an image may have {MAX_VOXELS} voxels at most."
+        )
+    needed = math.prod(shape) * (itemsize + _BYTES_BESIDE)
+    if needed > _SMALL_BYTES and needed > (free := free_memory()):
+        raise ImageError(
+            f"{path} is {text} by its header and needs {needed / 1e9:.1f} GB to be read; "
+            f"{free / 1e9:.1f} GB of memory are free."
+        )
+
+
+_MAX_CHANNELS_4D = 4
+"""A fourth axis that is longer is taken for a time series, not for channels."""
+_HEADER_SIZES = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # the first field of the file
+_MAX_EXTENSIONS = 1 << 26  # bytes before the voxels
+_MAX_TRAILING = 1 << 20  # bytes after them, which every reader ignores
+_SCANNER = 1  # form code: millimetres in the coordinates of the scanner
+_INTEGERS = (np.uint8, np.int16, np.int32)
+
+
+def _read_nifti(path: Path) -> _FileImage:
+    """Read a .nii or .nii.gz of 2 to 5 axes; its scale factors are applied."""
+    with open_file(path, ImageError) as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        image = _unpacked(path, gzip.GzipFile(fileobj=file) if packed else file)
+    proxy: Any = image.dataobj
+    coloured = bool(proxy.dtype.names)
+    if proxy.dtype.kind == "c":
+        raise ImageError(f"{path} holds complex numbers; export the magnitude as real numbers.")
+    data = np.asarray(proxy, dtype=None if coloured else np.float32)
+    affine = np.asarray(image.affine, dtype=np.float64)
+    _check_affine(path, affine)
+    whole = proxy.dtype.kind in "iu" and all(
+        float(factor).is_integer() for factor in (proxy.slope, proxy.inter)
+    )
+    voxels = np.ascontiguousarray(_channels_first(path, data), dtype=np.float32)
+    return _FileImage(voxels, affine, eight_bit=False, integer=whole or coloured, raster=False)
+
+
+def _unpacked(path: Path, file: BinaryIO | gzip.GzipFile) -> Any:
+    """The image in an unpacked file, of which no more is read than its header says."""
+    start = file.read(max(_HEADER_SIZES))
+    sizes = (int.from_bytes(start[:4], order) for order in ("little", "big"))
+    size, kind = next(
+        ((size, _HEADER_SIZES[size]) for size in sizes if size in _HEADER_SIZES), (0, None)
+    )
+    if kind is None:
+        raise ImageError(f"{path} is not a NIfTI image, whatever its name says.")
+    header = kind.header_class.from_fileobj(io.BytesIO(start[:size]))
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    if min(shape, default=0) < 0:
+        raise ImageError(f"{path} has a damaged header: its shape is {shape}.")
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= _MAX_EXTENSIONS:
+        raise ImageError(f"{path} has a damaged header: its voxels begin at byte {offset:g}.")
+    _check_declared(path, shape, dtype.itemsize)
+    expected = int(offset) + math.prod(shape) * dtype.itemsize
+    raw = start + file.read(max(0, expected - len(start)))
+    rest = _MAX_TRAILING
+    while rest > 0 and (piece := file.read(1 << 16)):  # to the end: its checksum is compared
+        rest -= len(piece)
+    if rest <= 0:
+        raise ImageError(
+            f"{path} holds far more than the image of shape {shape} that its header describes; "
+            "export it again."
+        )
+    return kind.from_bytes(raw)
+
+
+def _channels_first(path: Path, data: Array) -> Array:
+    """Any array that a NIfTI file can hold, as (C, X, Y, Z)."""
+    if data.dtype.names:  # RGB24 or RGBA32: a record for each voxel; alpha is dropped
+        return np.concatenate([_channels_first(path, data[n]) for n in data.dtype.names[:3]])
+    shape = data.shape
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.ndim < 2 or not data.size:
+        raise ImageError(f"{path} has the shape {shape}; two or three spatial axes are needed.")
+    if data.ndim <= 3:
+        return data.reshape(1, *data.shape[:2], -1)
+    if data.ndim == 5 and data.shape[3] == 1:  # the standard's place for vectors
+        return np.moveaxis(data[:, :, :, 0], -1, 0)
+    if data.ndim == 4 and data.shape[3] <= _MAX_CHANNELS_4D:
+        return np.moveaxis(data, -1, 0)
+    raise ImageError(
+        f"{path} has the shape {shape}: a time series, or more than {_MAX_CHANNELS_4D} channels; "
+        "split it into 3D files, one per time point (a row each) or per channel (a column each)."
+    )
+
+
+def _nifti_bytes(voxels: Array, affine: Array, integer: bool) -> bytes:
+    """An uncompressed NIfTI-1 file of (C, X, Y, Z) voxels, as :func:`write_image` says."""
+    data = voxels[0] if len(voxels) == 1 else np.moveaxis(voxels, 0, -1)[:, :, :, None]
+    image = nib.Nifti1Image(_stored(data, integer), affine)
+    # both forms, as readers differ in which they prefer; shears are in the sform only
+    image.set_sform(affine, code=_SCANNER)
+    image.set_qform(affine, code=_SCANNER)
+    image.header.set_xyzt_units("mm")
+    if len(voxels) > 1:
+        image.header.set_intent("vector")
+    return bytes(image.to_bytes())
+
+
+def _check_affine(path: Path, affine: Array) -> None:
+    """Raise an ImageError unless `affine` is an invertible 4x4 matrix of possible voxel sizes."""
+    if fault := affine_fault(affine.tolist()):
+        raise ImageError(
+            f"{path} has an affine that cannot be used, {affine.tolist()}: {fault}; correct its "
+            "header."
+        )
+
+
+def _stored(data: Array, integer: bool) -> Array:
+    if not integer:
+        return data.astype(np.float32)
+    rounded = np.rint(data)
+    low, high = float(rounded.min()), float(rounded.max())
+    for dtype in _INTEGERS:
+        limits = np.iinfo(dtype)
+        if limits.min <= low and high <= limits.max:
+            return rounded.astype(dtype)
+    return rounded.astype(np.float32)
+
+
+# Pillow's mode -> the mode that is read: grey stays grey, colour stays colour, alpha is dropped.
+# A palette is colour even where its colours happen to be grey: one data set, one channel count.
+_MODES = {
+    **dict.fromkeys(("1", "L", "LA"), "L"),
+    **dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBX"), "RGB"),
+    **{mode: mode for mode in ("I", "I;16", "I;16L", "I;16B", "F")},
+}
+
+
+def _read_raster(path: Path) -> _FileImage:
+    """Read a picture; the pages of a TIFF become its slices, an EXIF rotation is applied."""
+    with (
+        open_file(path, ImageError) as file,
+        PIL.Image.open(file, formats=("PNG", "JPEG", "TIFF")) as picture,
+    ):
+        pages = getattr(picture, "n_frames", 1)
+        if picture.format == "PNG" and pages > 1:
+            raise ImageError(f"{path} is an animation of {pages} pictures; store one per file.")
+        channels = len(picture.getbands())
+        _check_declared(path, (*picture.size, pages, channels), 1)
+        if _has_deep_colour(picture):
+            picture.load()  # finds out if it was cut short
+            stack = _deep_colour(path)
+        else:
+            stack = _stack(path, picture, pages if picture.format == "TIFF" else 1)
+    return _FileImage(
+        np.ascontiguousarray(stack.transpose(3, 2, 1, 0), dtype=np.float32),
+        np.array(PICTURE_AFFINE),
+        eight_bit=stack.dtype == np.uint8,
+        integer=stack.dtype.kind in "iu",
+        raster=True,
+    )
+
+
+def _stack(path: Path, picture: PIL.Image.Image, pages: int) -> Array:
+    frames = []
+    for page in range(pages):
+        picture.seek(page)
+        _check_declared(path, (*picture.size, pages, len(picture.getbands())), 1)
+        mode = _MODES.get(picture.mode)
+        if mode is None:
+            raise ImageError(
+                f"{path} has the colour mode {picture.mode}; save it as grey, RGB or RGBA."
+            )
+        upright = PIL.ImageOps.exif_transpose(picture)
+        frame = np.asarray(upright if upright.mode == mode else upright.convert(mode))
+        frames.append(frame.reshape(*frame.shape[:2], -1))  # (Y, X, C)
+    kinds = {(frame.shape, frame.dtype.str) for frame in frames}
+    if len(kinds) > 1:
+        sizes = ", ".join(sorted(f"{x} x {y}, {c} channels" for (y, x, c), _ in kinds))
+        raise ImageError(f"{path} has pages that differ ({sizes}); store one page per file.")
+    return np.stack(frames)  # (Z, Y, X, C)
+
+
+def _has_deep_colour(picture: PIL.Image.Image) -> bool:
+    """Whether Pillow would cut several 16-bit channels down to 8 bits."""
+    tile = getattr(picture, "tile", None)
+    arguments = tile[0].args if tile else ""
+    raw_mode = arguments if isinstance(arguments, str) else str((arguments or ("",))[0])
+    return ";16" in raw_mode and not picture.mode.startswith("I")
+
+
+def _deep_colour(path: Path) -> Array:
+    image = sitk.ReadImage(str(path))
+    pixels = sitk.GetArrayFromImage(image)
+    pixels = pixels[None] if image.GetDimension() == 2 else pixels
+    return np.asarray(pixels[..., :3])  # (Z, Y, X, C)
+
+
+def _picture_of(path: Path, voxels: Array) -> PIL.Image.Image:
+    """An 8-bit picture of (C, X, Y, 1) intensities, rounded and clipped to 0..255."""
+    channels, _, _, depth = voxels.shape
+    if depth > 1 or channels not in (1, 3):
+        raise ImageError(
+            f"{path.name}: a PNG holds 2D images of 1 or 3 channels, this one has {channels} "
+            f"and {depth} slices; write it as .nii.gz."
+        )
+    pixels = np.rint(voxels[..., 0]).clip(0, 255).astype(np.uint8).transpose(2, 1, 0)
+    return PIL.Image.fromarray(pixels if channels == 3 else pixels[..., 0])

@@ -1,4 +1,4 @@
-"""The data of a run: images preprocessed once, split by subject, and handed out in batches."""
+"""The data of a training run: splits by subject, batches, and the Lightning data module."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from synthcube.data.cache import ImageCache, load_images
 from synthcube.data.conditions import condition_specs, condition_values
+from synthcube.data.geometry import as_rows, generated_affine, spacing_of
 from synthcube.data.images import read_image
 from synthcube.data.manifest import Manifest
 from synthcube.data.preprocessing import DataConfig, Preprocessing
@@ -41,7 +42,7 @@ def split_subjects(
         subjects: subject of each row.
         labels: class id of each row, -1 where it has none.
         fractions: share of the subjects for each split, in 0..1; the remainder is "train".
-        seed: another seed, another split.
+        seed: a different seed gives a different split.
 
     Returns:
         Split name by subject, sorted by subject.
@@ -65,9 +66,9 @@ def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
     """Positive shares that add up to 1, train first."""
     total = sum(fractions.values())
     if not all(0 <= share <= 1 for share in fractions.values()) or total > 1 + 1e-9:
-        given = ", ".join(f"{name} {share:g}" for name, share in fractions.items())
+        listed = ", ".join(f"{name} {share:g}" for name, share in fractions.items())
         raise ManifestError(
-            f"The fractions {given} cannot be split off; "
+            f"The fractions {listed} cannot be split off; "
             "each must lie in 0 to 1, and together they must not exceed 1."
         )
     rest = fractions.get(TRAIN, 0.0) + 1 - total
@@ -87,7 +88,7 @@ def _strata(subjects: Sequence[str], labels: Sequence[int], seed: int) -> list[l
 
 
 def _counts(size: int, shares: Mapping[str, float], owed: dict[str, float]) -> Counter[str]:
-    """How many of `size` subjects each split gets; `owed` is brought up to date."""
+    """How many of `size` subjects each split gets; `owed` is updated."""
     for name, share in shares.items():
         owed[name] += size * share
     counts: Counter[str] = Counter()
@@ -116,7 +117,7 @@ def _rank(seed: int, subject: str) -> bytes:
     return hashlib.sha256(f"{seed}:{subject}".encode()).digest()
 
 
-class Images(Dataset[Batch]):
+class CachedImages(Dataset[Batch]):
     """Rows of a cache, as whole batches; augmented where the config says so."""
 
     def __init__(
@@ -131,7 +132,7 @@ class Images(Dataset[Batch]):
         self.labels = torch.tensor([row.label for row in manifest.rows], dtype=torch.int64)
         self.conditions = torch.from_numpy(condition_values(image.conditions, manifest.rows))
         self.source = list(image.source_channels)
-        self.made = [i for i in range(cache.shape[1]) if i not in self.source]
+        self.target = [i for i in range(cache.shape[1]) if i not in self.source]
         self.augmentation = [transform.build() for transform in augmentation]
         self.seed = seed
 
@@ -144,12 +145,11 @@ class Images(Dataset[Batch]):
         image = torch.from_numpy(self.cache.read(rows))
         if self.augmentation:
             image = torch.stack(
-                [self._augmented(each, *place) for each, place in zip(image, places, strict=True)]
+                [self._augmented(one, *place) for one, place in zip(image, places, strict=True)]
             )
         condition = Condition(values=self.conditions[rows], source=image[:, self.source])
-        made = image[:, self.made] if self.source else image
         return Batch(
-            image=made,
+            image=image[:, self.target] if self.source else image,
             label=self.labels[rows],
             index=torch.tensor(rows),
             augmented=bool(self.augmentation),
@@ -157,7 +157,7 @@ class Images(Dataset[Batch]):
         )
 
     def _augmented(self, image: torch.Tensor, epoch: int, row: int) -> torch.Tensor:
-        """(C, *spatial) to the same; depends on nothing but the seed, the epoch and the row."""
+        """An augmented image of the same shape; depends only on the seed, the epoch and the row."""
         import torchio as tio
 
         affine = self.cache.affines[row]
@@ -184,7 +184,7 @@ class EpochBatches:
         place: rank of this process, and how many share each batch.
 
     Attributes:
-        start: batches of this epoch to leave out, for they were trained on before.
+        start: batches of this epoch that are skipped because they were trained on before.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class DataModule(pl.LightningDataModule):
         self.image = self._image_spec()
         self.num_workers = config.num_workers
         self.position = (0, 0)
-        """Epoch, and batches of it to leave out, that the training goes on with."""
+        """Epoch with which training continues, and how many of its batches are skipped."""
 
     def rows(self, split: str) -> list[int]:
         """Indices into the manifest's rows that are in that split."""
@@ -272,7 +272,8 @@ class DataModule(pl.LightningDataModule):
         yield from self._batches(range(len(self.manifest.rows)), self.batch_size)
 
     def _batches(self, rows: Sequence[int], size: int) -> Iterator[Batch]:
-        images = Images(self.cache, self.manifest, self.image, (), self.seed)  # looks at every row
+        # once for all batches: it looks at every row
+        images = CachedImages(self.cache, self.manifest, self.image, (), self.seed)
         for start in range(0, len(rows), size):
             yield images.__getitems__([(0, row) for row in rows[start : start + size]])
 
@@ -290,19 +291,19 @@ class DataModule(pl.LightningDataModule):
             # At once, and not when the epoch starts: workers fetch ahead as soon as they are made.
             batches.epoch, batches.start = self.position
         return DataLoader(
-            Images(self.cache, self.manifest, self.image, augmentation, self.seed),
+            CachedImages(self.cache, self.manifest, self.image, augmentation, self.seed),
             batch_sampler=batches,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=self.num_workers,
             persistent_workers=False,
         )
 
     def _place(self) -> tuple[int, int]:
-        """This process among those that train together: its rank, and how many they are."""
+        """The rank of this process, and the number of processes that train together."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _batch_bytes(self) -> int:
-        """A batch in shared memory: images, labels and indices, each in pages of its own."""
+        """Bytes of a batch in shared memory: images, labels and indices, each in its own pages."""
         pages = 3 * 4096
         image_bytes = int(np.prod(self.cache.shape[1:])) * 4
         return min(self.batch_size, len(self.rows("train"))) * image_bytes + pages
@@ -328,17 +329,17 @@ class DataModule(pl.LightningDataModule):
 
     def _image_spec(self) -> ImageSpec:
         train = self.rows("train")
-        made = _made_channels(self.cache.shape[1], self.config.source_channels)
-        ranges, affines = self.cache.intensity_ranges[train][:, made], self.cache.affines[train]
+        target = _target_channels(self.cache.shape[1], self.config.source_channels)
+        ranges, affines = self.cache.intensity_ranges[train][:, target], self.cache.affines[train]
         source = read_image(self.manifest.rows[0].channels)
         keeps = Preprocessing(self.config).keeps_intensities
-        is_picture = source.file_format == "png" and len(made) in (1, 3) and keeps
-        spacing = np.median(np.linalg.norm(affines[:, :3, :3], axis=1), axis=0)
+        is_picture = source.file_format == "png" and len(target) in (1, 3) and keeps
+        spacing = np.median(spacing_of(affines), axis=0)
         return ImageSpec(
             size=self.cache.shape[2:],
-            channels=len(made),
+            channels=len(target),
             spacing_mm=tuple(np.round(spacing, 6).tolist()),
-            affine=_common_affine(affines, spacing, self.cache.shape[2:]),
+            affine=as_rows(generated_affine(affines, self.cache.shape[2:])),
             intensity_range=tuple(tuple(pair) for pair in ranges.mean(axis=0).tolist()),
             file_format="png" if is_picture else "nii.gz",
             integer=source.integer and keeps,
@@ -348,27 +349,15 @@ class DataModule(pl.LightningDataModule):
         )
 
 
-def _made_channels(channels: int, source: Sequence[int]) -> list[int]:
-    made = [index for index in range(channels) if index not in source]
-    if not made or any(index >= channels for index in source):
+def _target_channels(channels: int, source: Sequence[int]) -> list[int]:
+    target = [index for index in range(channels) if index not in source]
+    if not target or any(index >= channels for index in source):
         raise ImageError(
             f"data.source_channels {list(source)}: the images have {channels} channel(s), counted "
             "from 0, of which one at least must be left to make"
         )
-    return made
+    return target
 
 
-def _common_affine(
-    affines: np.ndarray, spacing: np.ndarray, size: Sequence[int]
-) -> tuple[tuple[float, ...], ...]:
-    """The affine of all images where they share one, else an upright one around the origin."""
-    if np.allclose(affines, affines[0], atol=1e-4):
-        return tuple(map(tuple, affines[0].tolist()))
-    affine = np.diag([*spacing, 1.0])
-    centre = (np.array([*size, 1][:3]) - 1) / 2
-    affine[:3, 3] = -centre * spacing
-    return tuple(map(tuple, affine.tolist()))
-
-
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

@@ -1,4 +1,4 @@
-"""A procedural data set: bright crisp shapes, for trying out and for checking a whole run."""
+"""A procedural data set of bright shapes, for demos and for checks of whole runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WALL = 0.5  # inner radius of a ring or shell, as a share of the outer one
 
 @dataclass(frozen=True)
 class Phantom:
-    """One image and the truth about it."""
+    """One image with its ground truth."""
 
     image: torch.Tensor  # (C, *size) float32, intensities in 0..255
     label: int
@@ -55,13 +55,14 @@ def phantom(
         index: from 0; the shapes take turns.
         size: two or three sides of at least 8 voxels.
         channels: every second one shows the same shape dark on a bright background.
-        seed: another seed, another data set.
+        seed: a different seed gives a different data set.
         kind: one of KINDS for as many axes; by `index` where it is None.
 
     Raises:
         ConfigError: the size, the channels or the kind cannot be drawn.
     """
-    kinds = _checked_kinds(size, channels, kind)
+    _check(size, channels, kind)
+    kinds = KINDS[len(size)]
     label = index % len(kinds) if kind is None else kinds.index(kind)
     random = np.random.default_rng((seed, index))
     shortest = min(size)
@@ -129,7 +130,7 @@ def write_phantoms(
     return path
 
 
-def _checked_kinds(size: Sequence[int], channels: int, kind: str | None) -> tuple[str, ...]:
+def _check(size: Sequence[int], channels: int, kind: str | None) -> None:
     kinds = KINDS.get(len(size))
     if kinds is None or min(size) < MIN_SIZE:
         raise ConfigError(
@@ -142,7 +143,6 @@ def _checked_kinds(size: Sequence[int], channels: int, kind: str | None) -> tupl
         raise ConfigError(
             f"There is no phantom {kind!r} of {len(size)} axes; use {', '.join(kinds)}."
         )
-    return kinds
 
 
 def _mask(label: int, size: Sequence[int], centre: Sequence[float], radius: float) -> Mask:

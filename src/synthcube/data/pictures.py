@@ -1,4 +1,4 @@
-"""Pictures of images as a person wants to see them: upright, in one grid."""
+"""Pictures of images for people: upright, and in one grid."""
 
 from __future__ import annotations
 
@@ -71,12 +71,7 @@ def save_grid(
     raster: bool = True,
     spacing_mm: Sequence[float] | None = None,
 ) -> None:
-    """Write :func:`grid` as a PNG in one step.
-
-    Raises:
-        ImageError: as :func:`grid`.
-        OutputError: `path` cannot be written.
-    """
+    """Write :func:`grid` as a PNG in one step; it raises the same errors, and OutputError."""
     picture = grid(images, columns, raster=raster, spacing_mm=spacing_mm)
     write_with(path, lambda temporary: picture.save(temporary, format="PNG"))
 

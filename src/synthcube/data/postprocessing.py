@@ -1,4 +1,4 @@
-"""Changes of finished images, in their own intensities, before they are written."""
+"""Postprocessing of generated images, in source intensities, before they are written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from synthcube import plugins
 from synthcube.data.images import Array
 from synthcube.data.transforms import (
     TransformConfig,
-    near_miss,
     own_class,
     refuse_unusable,
     torchio_transforms,
@@ -52,7 +51,7 @@ Change = Callable[[Array, Array], Array]
 
 
 class Operation(Schema, ABC):
-    """What all operations share; a subclass changes the voxels of the channels it acts on."""
+    """Base of the operations; a subclass changes the voxels of the channels it acts on."""
 
     keeps_integers: ClassVar[bool] = True
     name: str = Field(description="Name of the operation.")
@@ -61,11 +60,7 @@ class Operation(Schema, ABC):
     )
 
     def ready(self, image: ImageSpec) -> Change:
-        """The operation for images like `image`, with all that it reads already read.
-
-        Raises:
-            SynthCubeError: it does not fit such images, or a file cannot be read.
-        """
+        """The operation for images like `image`, with its files already read."""
         chosen = list(range(image.channels) if self.channels is None else self.channels)
         if max(chosen) >= image.channels:
             raise ConfigError(
@@ -82,10 +77,10 @@ class Operation(Schema, ABC):
 
     @abstractmethod
     def on_channels(self, number: int) -> Callable[[Array], Array]:
-        """What is done to (number, *spatial) voxels."""
+        """A function from (number, *spatial) voxels to changed ones of the same shape."""
 
     def record(self) -> dict[str, Any]:
-        """Everything on which the outcome depends, as plain values."""
+        """All settings on which the outcome depends, as plain values."""
         values: dict[str, Any] = self.model_dump(mode="json")
         return values
 
@@ -131,7 +126,7 @@ class Rescale(Operation):
         return rescaled
 
 
-class Threshold(Operation):
+class ThresholdOperation(Operation):
     """Intensities below `below` become `value`."""
 
     name: Literal["threshold"]
@@ -259,7 +254,7 @@ def _check_order(low: float, high: float) -> None:
 OPERATIONS: dict[str, type[Operation]] = {
     "clip": Clip,
     "rescale": Rescale,
-    "threshold": Threshold,
+    "threshold": ThresholdOperation,
     "largest_component": LargestComponent,
     "fill_holes": FillHoles,
     "histogram_matching": HistogramMatching,
@@ -292,11 +287,7 @@ class FinishingTransform(TransformConfig):
     """
 
     def build(self) -> Callable[[Any], Any]:
-        """The transform.
-
-        Raises:
-            ConfigError: it is unknown, or draws random numbers.
-        """
+        """The transform, which must not draw random numbers."""
         import torchio as tio
         from monai.transforms import Randomizable
         from torchio.transforms.augmentation import RandomTransform
@@ -322,7 +313,7 @@ class FinishingTransform(TransformConfig):
 
     @property
     def keeps_integers(self) -> bool:
-        """Whether intensities only move; those that are computed are no whole numbers."""
+        """Whether voxels only move; computed intensities are not whole numbers."""
         import torchio as tio
 
         return isinstance(self.build(), tio.SpatialTransform)
@@ -336,13 +327,13 @@ class FinishingTransform(TransformConfig):
             raise ConfigError(f"{self.name} is random; {_SEED}")
         if self.name not in known:
             listed = f"; known: {', '.join(OPERATIONS)}, and the transforms of MONAI and TorchIO"
-            hint = near_miss(self.name, [*OPERATIONS, *known]) or listed
+            hint = plugins.did_you_mean(self.name, [*OPERATIONS, *known]) or listed
             raise ConfigError(f"there is no operation or transform {self.name!r}{hint}")
         return known[self.name]
 
 
-def _of_its_kind(value: Any) -> Any:
-    """The section as the class that its name stands for: one set of faults, not one for each."""
+def _validated_step(value: Any) -> Any:
+    """The section as the class that its name stands for, so that only its faults are listed."""
     if isinstance(value, Schema):
         return value
     if not isinstance(value, dict):
@@ -358,12 +349,12 @@ def _of_its_kind(value: Any) -> Any:
 PostprocessingConfig = Annotated[
     Clip
     | Rescale
-    | Threshold
+    | ThresholdOperation
     | LargestComponent
     | FillHoles
     | HistogramMatching
     | FinishingTransform,
-    BeforeValidator(_of_its_kind),
+    BeforeValidator(_validated_step),
 ]
 _STEPS: TypeAdapter[tuple[Any, ...]] = TypeAdapter(List[PostprocessingConfig])
 
@@ -431,7 +422,7 @@ class Postprocessing:
         return torch.from_numpy(voxels)
 
     def _faults(self, image: ImageSpec) -> list[str]:
-        """What goes wrong with a ramp over all intensities: found before hours of sampling."""
+        """Faults that show on a ramp over all intensities, before hours of sampling."""
         import torch
 
         ramps = [np.linspace(*pair, int(np.prod(image.size))) for pair in image.intensity_range]
@@ -477,6 +468,6 @@ def _hinted(kind: type[Schema], fault: Any) -> InitErrorDetails:
     )
     if fault["type"] == "extra_forbidden":
         known = list(kind.model_fields)
-        hint = near_miss(str(fault["loc"][-1]), known) or f"; known: {', '.join(known)}"
+        hint = plugins.did_you_mean(str(fault["loc"][-1]), known) or f"; known: {', '.join(known)}"
         details |= {"type": "value_error", "ctx": {"error": ValueError(f"unknown key{hint}")}}
     return details

@@ -37,7 +37,7 @@ _SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
 
 @dataclass(frozen=True)
 class Preparation:
-    """What was written, and what was left out and why."""
+    """The manifest that was written, its counts, and the files left out with the reasons."""
 
     manifest_path: Path
     rows: int
@@ -49,7 +49,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class _Subject:
-    """The images that belong together, and whose they are."""
+    """The files of one subject, with its name and class."""
 
     name: str
     label_name: str
@@ -101,7 +101,9 @@ def prepare(
     left_out: _LeftOut = []
     images = _images(folder.resolve(), csv_path, left_out)
     if fault_of:
-        images = _usable(folder.resolve(), images, fault_of, left_out)
+        faults = {image: fault_of(folder.resolve() / image) for image in images}
+        left_out += [(folder.resolve() / image, text) for image, text in faults.items() if text]
+        images = [image for image, text in faults.items() if not text]
     subjects = _subjects(folder.resolve(), images, paradigm, left_out)
     items = [item for subject in subjects for item in _items(subject, channels, left_out)]
     if not items:
@@ -113,7 +115,10 @@ def prepare(
         )
     rows = _rows(items, csv_path.parent)
     if validation or test:
-        _add_splits(rows, {"validation": validation, "test": test}, seed)
+        labels = [int(row.get("Label", -1)) for row in rows]
+        fractions = {"validation": validation, "test": test}
+        splits = split_subjects([row["SubjectID"] for row in rows], labels, fractions, seed)
+        rows = [row | {"Split": splits[row["SubjectID"]]} for row in rows]
     make_folder(csv_path.parent, "output_path")
     _write_anew(csv_path, rows)
     return Preparation(
@@ -127,12 +132,9 @@ def prepare(
 
 
 def _write_anew(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write a manifest, but not over one that a person has written or edited.
+    """Write a manifest, and its hash beside it in the form that sha256sum --check reads.
 
-    Its hash is kept beside it, in the form that sha256sum --check reads.
-
-    Raises:
-        OutputError: there is such a one, or `path` cannot be written.
+    An OutputError is raised if a person has written or edited the one that is there.
     """
     record = _record(path)
     if path.exists():
@@ -154,18 +156,6 @@ def _record(path: Path) -> Path:
 
 def _hash_line(path: Path) -> str:
     return f"{sha256(path)}  {path.name}\n"
-
-
-def _usable(
-    folder: Path, images: Iterable[Path], fault_of: Callable[[Path], str], left_out: _LeftOut
-) -> list[Path]:
-    usable = []
-    for file in images:
-        if reason := fault_of(folder / file):
-            left_out.append((folder / file, reason))
-        else:
-            usable.append(file)
-    return usable
 
 
 def _check_patterns(channels: Sequence[str]) -> None:
@@ -275,13 +265,6 @@ def _rows(items: Iterable[_Item], base: Path) -> list[dict[str, str]]:
             row["LabelMapping"] = subject.label_name
         rows.append(row)
     return rows
-
-
-def _add_splits(rows: Sequence[dict[str, str]], fractions: dict[str, float], seed: int) -> None:
-    labels = [int(row.get("Label", -1)) for row in rows]
-    splits = split_subjects([row["SubjectID"] for row in rows], labels, fractions, seed)
-    for row in rows:
-        row["Split"] = splits[row["SubjectID"]]
 
 
 def _tally(rows: Iterable[dict[str, str]], column: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""From an image in its own units to what a model sees, and back."""
+"""From an image in source intensities to the model's range [-1, 1], and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from synthcube.data.conditions import ConditionFields
-from synthcube.data.geometry import Affine, cropped_or_padded, resampled
+from synthcube.data.geometry import Affine, cropped_or_padded, resampled, spacing_of
 from synthcube.data.images import Image
 from synthcube.data.transforms import AugmentationConfig, TransformConfig
 from synthcube.errors import ArtifactError, ImageError
@@ -100,11 +100,7 @@ class DataConfig(ConditionFields):
 
 
 def trained_data_config(config: Mapping[str, Any], folder: Path) -> DataConfig:
-    """The section `data` of a trained model's config.
-
-    Args:
-        config: all of it.
-        folder: of the model, for the message.
+    """The section `data` of a trained model's whole config; `folder` is that of the model.
 
     Raises:
         ArtifactError: the section is not that of a training.
@@ -116,12 +112,12 @@ def trained_data_config(config: Mapping[str, Any], folder: Path) -> DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An image as a model sees it, with what is needed to put it back."""
+    """An image in the model's range, with its affine and source intensities."""
 
     tensor: torch.Tensor  # (C, *spatial), float32 in [-1, 1]
     affine: npt.NDArray[np.float64]  # (4, 4), voxel index to RAS+ mm
     intensity_range: tuple[tuple[float, float], ...]  # per channel, in the source's units
-    found: tuple[tuple[float, float], ...] = ()  # likewise, the least and the greatest there was
+    source_range: tuple[tuple[float, float], ...] = ()  # likewise, its minimum and maximum
 
 
 class Preprocessing:
@@ -133,17 +129,13 @@ class Preprocessing:
 
     @property
     def keeps_intensities(self) -> bool:
-        """Whether the user's transforms leave a picture in its own 0 to 255."""
+        """Whether the user's transforms keep the 0 to 255 of a picture."""
         import torchio as tio
 
-        return all(isinstance(each, tio.SpatialTransform) for each in self.transforms)
+        return all(isinstance(step, tio.SpatialTransform) for step in self.transforms)
 
     def __call__(self, image: Image) -> Prepared:
-        """Bring `image` into the model's range.
-
-        Raises:
-            ImageError: it is constant, or a transform cannot be applied to it.
-        """
+        """`image` in the model's range; an ImageError if it is constant or a transform fails."""
         tensor, affine = self.placed(image)
         low, high = (end.tolist() for end in tensor.flatten(1).aminmax(dim=1))
         tensor, ranges = self._rescaled(
@@ -154,7 +146,7 @@ class Preprocessing:
         return Prepared(tensor.contiguous(), affine, ranges, tuple(zip(low, high, strict=True)))
 
     def placed(self, image: Image, *, may_be_constant: bool = False) -> tuple[torch.Tensor, Affine]:
-        """All but the last step: (C, X, Y, Z) in the source's own units, and its affine.
+        """(C, X, Y, Z) before intensities are scaled, in source units, and its affine.
 
         Raises:
             ImageError: it is constant, or a transform cannot be applied to it.
@@ -180,9 +172,12 @@ class Preprocessing:
     def _sized(self, tensor: torch.Tensor, affine: Affine) -> tuple[torch.Tensor, Affine]:
         size, spacing = self.config.size, self.config.spacing_mm
         if spacing:
-            shape, own = tensor.shape[1:], np.linalg.norm(affine[:3, :3], axis=0)
-            wanted = (*spacing, own[2])[:3]  # of a single slice, the thickness is kept
-            steps = [w / o if n > 1 else 1.0 for w, o, n in zip(wanted, own, shape, strict=True)]
+            shape, spacing_before = tensor.shape[1:], spacing_of(affine)
+            wanted = (*spacing, spacing_before[2])[:3]  # of a single slice, the thickness is kept
+            steps = [
+                new / old if voxels > 1 else 1.0
+                for new, old, voxels in zip(wanted, spacing_before, shape, strict=True)
+            ]
             sides = [max(1, round(n / step)) for n, step in zip(shape, steps, strict=True)]
             if fault := size_fault(sides, len(tensor)):
                 raise ImageError(f"data.spacing_mm {list(spacing)}: {fault}")

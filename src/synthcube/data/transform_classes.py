@@ -1,4 +1,4 @@
-"""TorchIO transforms for names of GaNDLF whose own class does not do for every image as it is.
+"""TorchIO transforms for names of GaNDLF, adapted to images in [-1, 1] and to 2D.
 
 Each takes the arguments of the class it extends. Training images are in [-1, 1] when they are
 augmented, and 2D ones have a third axis of one voxel: what assumes intensities from 0 up, or a
@@ -7,7 +7,7 @@ certain size along each axis, is adapted to the image here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,20 +92,14 @@ class GammaFromBlack(tio.RandomGamma):
     """Gamma over the image's own range: TorchIO's counts from 0, mid-grey in [-1, 1]."""
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        ranges = _to_unit(self.get_images(subject))
-        changed = super().apply_transform(subject)
-        _from_unit(self.get_images(changed), ranges)
-        return changed
+        return _over_own_range(subject, self.get_images, super().apply_transform)
 
 
 class BiasFieldFromBlack(tio.RandomBiasField):
     """Bias field over the image's own range: black stays black, as where no signal is."""
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        ranges = _to_unit(self.get_images(subject))
-        changed = super().apply_transform(subject)
-        _from_unit(self.get_images(changed), ranges)
-        return changed
+        return _over_own_range(subject, self.get_images, super().apply_transform)
 
 
 class RelativeNoise(tio.RandomNoise):
@@ -115,10 +109,10 @@ class RelativeNoise(tio.RandomNoise):
         super().__init__(mean=mean, std=std, **kwargs)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        own = float(subject.get_first_image().data.std())
+        deviation = float(subject.get_first_image().data.std())
         low, high = self.std_range
         noise = tio.RandomNoise(
-            mean=self.mean_range, std=(low * own, high * own), **self._get_base_args()
+            mean=self.mean_range, std=(low * deviation, high * deviation), **self._get_base_args()
         )
         noisy: tio.Subject = noise(subject)
         return noisy
@@ -171,7 +165,7 @@ class QuarterTurn(tio.SpatialTransform):
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         axis = self.axes[int(torch.randint(len(self.axes), (1,)))]
-        plane = [1 + each for each in range(3) if each != axis]  # after the channels
+        plane = [1 + other for other in range(3) if other != axis]  # after the channels
         for image in self.get_images(subject):
             image.set_data(torch.rot90(image.data, self.turns, plane))
         return subject
@@ -191,15 +185,18 @@ def _nonzero(voxels: torch.Tensor) -> torch.Tensor:
     return voxels != 0
 
 
-def _to_unit(images: Iterable[Any]) -> list[_Range]:
+def _over_own_range(
+    subject: tio.Subject,
+    images_of: Callable[[tio.Subject], list[Any]],
+    apply: Callable[[tio.Subject], tio.Subject],
+) -> tio.Subject:
+    """`apply` with intensities scaled to [0, 1] before, and scaled back after."""
     ranges = []
-    for image in images:
+    for image in images_of(subject):
         low, high = float(image.data.min()), float(image.data.max())
         image.set_data((image.data - low) / ((high - low) or 1))
         ranges.append((low, high))
-    return ranges
-
-
-def _from_unit(images: Iterable[Any], ranges: Iterable[_Range]) -> None:
-    for image, (low, high) in zip(images, ranges, strict=True):
+    changed = apply(subject)
+    for image, (low, high) in zip(images_of(changed), ranges, strict=True):
         image.set_data(image.data * (high - low) + low)
+    return changed

@@ -1,10 +1,9 @@
-"""Transforms that a YAML names: TorchIO's, those that GaNDLF called otherwise, a user's own."""
+"""Transforms by the names that a YAML uses: of TorchIO, of GaNDLF, or of a user's own class."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field, ValidationInfo, model_validator
@@ -56,7 +55,7 @@ _OF_TORCHIO = (
 )  # fmt: skip
 _NESTED = "it takes other transforms; list those themselves"
 _LABELS = "it is for maps of labels, and images are none"
-_ARRAYS = "it takes arrays, which nobody writes down; the one that draws them is Random"
+_ARRAYS = "it takes arrays, which a YAML does not hold; the one that draws them is Random"
 UNUSABLE_TRANSFORMS = {
     **dict.fromkeys(("Compose", "OneOf"), _NESTED),
     "Lambda": "it takes a function; name a class of your own, package.module:Class",
@@ -142,23 +141,19 @@ class TransformConfig(Schema):
         refuse_unusable(self.name, WITHOUT)
         known = torchio_transforms()
         if self.name not in known:
-            hint = near_miss(self.name, [*known, *ALIASES])
+            hint = plugins.did_you_mean(self.name, [*known, *ALIASES])
             raise ConfigError(f"torchio has no transform {self.name!r}{hint}")
         return known[self.name]
 
 
 class AugmentationConfig(TransformConfig):
-    """A transform as :class:`TransformConfig` has it, of which a trained model has no need."""
+    """A transform that is needed for training only, not by a trained model."""
 
     only_trains: ClassVar[bool] = True
 
 
 def own_class(name: str) -> Any:
-    """The class of transforms called ``package.module:Class``.
-
-    Raises:
-        ConfigError: there is none, or what is there makes nothing that can be called.
-    """
+    """The class of transforms called ``package.module:Class``; ConfigError if it is none."""
     kind: Any = plugins.load(name)
     # Looked at before anything is called: a shared model's config must not run a function.
     if not (inspect.isclass(kind) and any("__call__" in vars(base) for base in kind.__mro__)):
@@ -186,28 +181,19 @@ def torchio_transforms() -> dict[str, Any]:
 
 
 def refuse_unusable(name: str, *reasons: Mapping[str, str]) -> None:
-    """
-    Raises:
-        ConfigError: `name` is known to be of no use here, and why.
-    """
+    """Raise a ConfigError with the reason if `name` is among those that cannot be used."""
     for known in (*reasons, UNUSABLE_TRANSFORMS):
         if name in known:
             raise ConfigError(f"there is no transform {name!r}: {known[name]}")
 
 
-def near_miss(name: str, known: Collection[str]) -> str:
-    """`; did you mean ...?`, or nothing."""
-    folded = {each.lower(): each for each in known}
-    near = get_close_matches(name.lower(), folded, n=1)
-    return f"; did you mean {folded[near[0]]}?" if near else ""
-
-
-def _argument_hint(kind: Any, given: Collection[str]) -> str:
+def _argument_hint(kind: Any, names: Collection[str]) -> str:
     starts = [vars(base).get("__init__") for base in kind.__mro__]
-    known = {name for each in starts if inspect.isfunction(each) for name in _parameters(each)}
-    return "".join(near_miss(name, known) for name in given if name not in known)
-
-
-def _parameters(function: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
+    known = {
+        parameter.name
+        for start in starts
+        if inspect.isfunction(start)
+        for parameter in inspect.signature(start).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    return "".join(plugins.did_you_mean(name, known) for name in names if name not in known)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from synthcube.data.cache import Float32Rows, append_rows
 from synthcube.errors import ImageError
-from synthcube.evaluation.arrays import Array, Float32Rows, Ints, append_rows
+from synthcube.evaluation.arrays import Array, Ints
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.extractors import Extractor
 from synthcube.evaluation.sets import Bounds, ImageSet
@@ -44,7 +45,7 @@ class FeatureTable:
 
     def rows(self) -> Array:
         """(N * s, D), float32, a memory map."""
-        return self.values.mapped()
+        return self.values.mapped
 
     def owners(self) -> Ints:
         """(N * s,): the image of each row."""

@@ -21,7 +21,7 @@ from synthcube import environment
 from synthcube.data.cache import load_images
 from synthcube.data.conditions import cell
 from synthcube.data.manifest import Manifest
-from synthcube.data.module import Images
+from synthcube.data.module import CachedImages
 from synthcube.data.preprocessing import trained_data_config
 from synthcube.errors import ImageError, ManifestError, SynthCubeError
 from synthcube.evaluation.arrays import Floats, Ints
@@ -199,7 +199,7 @@ def model_scores(
     return ModelScores((scores[0], scores[1]), description)
 
 
-def _model_images(trained: Artifact, manifest: Manifest, cache: Path) -> Images:
+def _model_images(trained: Artifact, manifest: Manifest, cache: Path) -> CachedImages:
     spec = trained.image
     images = load_images(manifest, trained_data_config(trained.config, trained.folder), cache)
     channels = spec.channels + len(spec.source_channels)
@@ -217,7 +217,7 @@ def _model_images(trained: Artifact, manifest: Manifest, cache: Path) -> Images:
                 f"classes that the model was trained on, {', '.join(condition.classes)}."
             )
     try:
-        return Images(images, manifest, spec, (), 0)
+        return CachedImages(images, manifest, spec, (), 0)
     except ValueError as error:
         raise ManifestError(f"{manifest.path}: a condition is no number: {error}.") from error
 

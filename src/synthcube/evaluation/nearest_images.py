@@ -19,8 +19,9 @@ import torch
 from scipy.signal.windows import tukey
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
+from synthcube.data.cache import Float32Rows, append_rows
 from synthcube.errors import ImageError
-from synthcube.evaluation.arrays import Array, Float32Rows, Ints, append_rows
+from synthcube.evaluation.arrays import Array, Ints
 from synthcube.evaluation.neighbours import nearest
 from synthcube.evaluation.sets import ImageSet
 from synthcube.storage import scratch_folder

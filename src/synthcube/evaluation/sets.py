@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from synthcube.data.images import Image, read_image
+from synthcube.data.cache import Float32Rows, append_rows
+from synthcube.data.geometry import spacing_of
+from synthcube.data.images import Image, read_images
 from synthcube.data.manifest import Manifest, Row
 from synthcube.data.preprocessing import DataConfig, Preprocessing
 from synthcube.environment import told
-from synthcube.errors import EvaluationError, SynthCubeError
-from synthcube.evaluation.arrays import Array, Float32Rows, Floats, Ints, append_rows
+from synthcube.errors import EvaluationError
+from synthcube.evaluation.arrays import Array, Floats, Ints
 
 log = logging.getLogger("synthcube")
 
@@ -157,7 +159,7 @@ def _placement(data: DataConfig, *, may_be_constant: bool) -> Placement:
 
 def _read_set(name: str, manifest: Manifest, place: Placement, path: Path) -> ImageSet | list[str]:
     """The set, its voxels written to `path`; or the faults of all images."""
-    faults: list[str] = []
+    faults: dict[Row, str] = {}
     shapes: list[tuple[int, ...]] = []
     spacing_mm: tuple[float, ...] = ()
     raster, constant = True, 0
@@ -165,17 +167,12 @@ def _read_set(name: str, manifest: Manifest, place: Placement, path: Path) -> Im
     samples: list[Array] = []
     rng = np.random.default_rng(0)
     with append_rows(path) as append:
-        for row in told(manifest.rows, len(manifest.rows), "Reading images"):
-            try:
-                image = read_image(row.channels)
-                voxels, affine = place(image)
-            except SynthCubeError as error:
-                names_file = any(str(channel) in str(error) for channel in row.channels)
-                faults.append(str(error) if names_file else f"{row.channels[0]}: {error}")
-                continue
+        rows = told(manifest.rows, len(manifest.rows), "Reading images")
+        placed = read_images(rows, lambda _, image: (image.raster, *place(image)), faults)
+        for _, (is_raster, voxels, affine) in placed:
             if not shapes:
-                raster = image.raster
-                spacing_mm = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
+                raster = is_raster
+                spacing_mm = tuple(spacing_of(affine).tolist())
             shapes.append(voxels.shape)
             if voxels.shape == shapes[0]:
                 append(voxels)
@@ -186,8 +183,8 @@ def _read_set(name: str, manifest: Manifest, place: Placement, path: Path) -> Im
             if len(samples) < _SAMPLED_IMAGES:
                 flat = voxels.reshape(voxels.shape[0], -1)
                 samples.append(flat[:, rng.integers(flat.shape[1], size=_SAMPLED_VOXELS)])
-    if faults := faults or _shape_faults(manifest, shapes):
-        return faults
+    if texts := list(faults.values()) or _shape_faults(manifest, shapes):
+        return texts
     bounds = [np.percentile(np.concatenate(v), _PERCENTILES) for v in zip(*samples, strict=True)]
     return ImageSet(
         name, manifest, spacing_mm, raster, constant, tuple(digests), digest.hexdigest(),

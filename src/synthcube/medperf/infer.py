@@ -13,7 +13,7 @@ from typing_extensions import Self
 from synthcube import config, reading, storage
 from synthcube.compute import ComputeConfig
 from synthcube.config import S, SamplingConfig
-from synthcube.data.conditions import Wish, cell, requested
+from synthcube.data.conditions import ConditionRequest, cell, requested_values
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.preprocessing import DataConfig
 from synthcube.errors import ArtifactError, ConfigError
@@ -157,7 +157,7 @@ def find_model(folder: Path) -> Path:
     )
 
 
-def _prepared_conditions(data_path: Path, trained: Artifact, beyond: str) -> list[Wish]:
+def _prepared_conditions(data_path: Path, trained: Artifact, beyond: str) -> list[ConditionRequest]:
     """What the model is to follow, for each prepared image in its order."""
     specs, rows = trained.image.conditions, read_manifest(data_path).rows
     if not specs:
@@ -184,9 +184,9 @@ def _prepared_conditions(data_path: Path, trained: Artifact, beyond: str) -> lis
     return kept
 
 
-def _known(trained: Artifact, wish: Wish) -> bool:
+def _known(trained: Artifact, wish: ConditionRequest) -> bool:
     try:
-        requested(trained.image.conditions, [wish])
+        requested_values(trained.image.conditions, [wish])
     except ConfigError:
         return False
     return True

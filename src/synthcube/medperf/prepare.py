@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +21,8 @@ from pydantic import ConfigDict, Field
 
 from synthcube import __version__, environment, reading, storage
 from synthcube.data.cache import shape_faults
-from synthcube.data.conditions import cell
-from synthcube.data.images import Image, read_image, write_image
+from synthcube.data.conditions import parse_number
+from synthcube.data.images import Image, read_images, write_image
 from synthcube.data.manifest import (
     FILE_NAME,
     KNOWN_COLUMNS,
@@ -243,16 +242,9 @@ def condition_faults(raw: Raw, kinds: Mapping[str, str]) -> list[str]:
             faults += [
                 f"{row.subject}, column {name}: {text!r} is not a number"
                 for row, text in zip(raw.manifest.rows, texts, strict=True)
-                if text and not is_number(text)
+                if text and parse_number(text) is None
             ]
     return faults
-
-
-def is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _text(cells: Cells, name: str) -> str:
@@ -271,13 +263,7 @@ def _images(path: Path, name: str = "data_path") -> Raw:
 
 def raw_of(manifest: Manifest) -> Raw:
     """The images of a manifest as it tells of them."""
-    return Raw(manifest, tuple(_cells(row) for row in manifest.rows))
-
-
-def _cells(row: Row) -> Cells:
-    label = {"Label": str(row.label), "LabelMapping": cell(row, "Label")} if row.label >= 0 else {}
-    split = {"Split": row.split} if row.split else {}
-    return {SUBJECT: row.subject, **label, **split, **row.conditions}
+    return Raw(manifest, tuple(row.known_cells for row in manifest.rows))
 
 
 def _table(path: Path) -> Path | None:
@@ -356,16 +342,17 @@ class _Side:
         (self.folder / IMAGES).mkdir()
         shapes: dict[str, tuple[int, ...]] = {}
         owners: dict[str, str] = {}
-        for row, cells in zip(self.raw.manifest.rows, self.raw.cells, strict=True):
+        cells = dict(zip(self.raw.manifest.rows, self.raw.cells, strict=True))
+        faults: dict[Row, str] = {}
+
+        def write(row: Row, image: Image) -> tuple[int, ...]:
+            return self._write(row, cells[row], image)
+
+        for row, shape in read_images(self.raw.manifest.rows, write, faults):
             where = str(row.channels[0])
-            try:
-                image = read_image(row.channels)
-                shapes[where], owners[where] = self._write(row, cells, image), row.subject
-            except OutputError:
-                raise
-            except SynthCubeError as error:
-                named = any(str(path) in str(error) for path in row.channels)
-                self._fault(row.subject, str(error) if named else f"{where}: {error}")
+            shapes[where], owners[where] = shape, row.subject
+        for row, text in faults.items():
+            self._fault(row.subject, text)
         for text in shape_faults(shapes):
             self._fault(owners[text.split(": ")[0]], text)
 

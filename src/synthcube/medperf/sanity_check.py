@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from synthcube.data.cache import shape_faults
-from synthcube.data.images import read_image
-from synthcube.data.manifest import Manifest, read_manifest
+from synthcube.data.geometry import spacing_of
+from synthcube.data.images import Image, read_images
+from synthcube.data.manifest import Manifest, Row, read_manifest
 from synthcube.data.preprocessing import DataConfig
 from synthcube.errors import ManifestError, SynthCubeError
 from synthcube.medperf.infer import PreparatorConfig, read_parameters
@@ -80,14 +82,12 @@ def sanity_check(
 
 def _image_faults(manifest: Manifest, config: DataConfig, owners: Owners) -> list[str]:
     faults: list[str] = []
+    unreadable: dict[Row, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for row in manifest.rows:
+    images: Iterator[tuple[Row, Image]]
+    images = read_images(manifest.rows, lambda _, image: image, unreadable)
+    for row, image in images:
         where = str(row.channels[0])
-        try:
-            image = read_image(row.channels)
-        except SynthCubeError as error:
-            faults.append(str(error))
-            continue
         owners.setdefault(voxel_digest(image.tensor), {}).setdefault(row.subject, where)
         low, high = float(image.tensor.min()), float(image.tensor.max())
         if low == high:
@@ -99,13 +99,13 @@ def _image_faults(manifest: Manifest, config: DataConfig, owners: Owners) -> lis
             )
         if not image.raster:
             faults += [f"{where}: {text}" for text in _spacing_faults(image.affine, config)]
-    return faults + shape_faults(shapes)
+    return [*unreadable.values(), *faults, *shape_faults(shapes)]
 
 
-def _spacing_faults(affine: object, config: DataConfig) -> list[str]:
+def _spacing_faults(affine: npt.ArrayLike, config: DataConfig) -> list[str]:
     if not config.spacing_mm or (config.size and config.fit == "resize"):
         return []
-    spacing = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)[: len(config.spacing_mm)]
+    spacing = spacing_of(affine)[: len(config.spacing_mm)]
     if np.allclose(spacing, config.spacing_mm, rtol=0, atol=_TOLERANCE_MM):
         return []
     return [f"spacing {spacing.round(3).tolist()} mm, data.spacing_mm is {list(config.spacing_mm)}"]

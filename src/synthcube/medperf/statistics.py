@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from synthcube import __version__, reading, storage
-from synthcube.data.conditions import cell
+from synthcube.data.conditions import cell, parse_number
+from synthcube.data.geometry import spacing_of
 from synthcube.data.images import read_image
 from synthcube.data.manifest import Manifest, Row, read_manifest
 from synthcube.environment import derived_seed
 from synthcube.errors import ManifestError
 from synthcube.medperf.infer import PreparatorConfig, read_parameters
-from synthcube.medperf.prepare import changed_files, is_number
+from synthcube.medperf.prepare import changed_files
 
 _PERCENTILES = (5, 25, 50, 75, 95)
 _VALUES_SAMPLED = 4096  # of each image
@@ -102,8 +103,8 @@ def _numbers(rows: Sequence[Row], cells: Sequence[str], smallest: int) -> Plain:
     """Mean and standard deviation over subjects, a subject's images averaged."""
     values: dict[str, list[float]] = {}
     for row, text in zip(rows, cells, strict=True):
-        if is_number(text):
-            values.setdefault(row.subject, []).append(float(text))
+        if (number := parse_number(text)) is not None:
+            values.setdefault(row.subject, []).append(number)
     known = len(values)
     unknown = len({row.subject for row in rows}) - known
     if known < smallest:
@@ -125,7 +126,7 @@ def _image_summary(rows: Sequence[Row], smallest: int) -> Plain:
         voxels = image.tensor.flatten(1).numpy()  # (C, voxels)
         shape = [side for side in image.tensor.shape[1:] if side > 1]
         sizes.setdefault(" x ".join(map(str, shape)), set()).add(row.subject)
-        spacings.append(np.linalg.norm(image.affine[:3, :3], axis=0))
+        spacings.append(spacing_of(image.affine))
         exact = voxels.astype(np.float64)
         moments.append(np.stack([exact.mean(axis=1), (exact**2).mean(axis=1)], axis=1))
         if index in sampled:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from difflib import get_close_matches
 from importlib.metadata import entry_points
 
 from synthcube import plugins
@@ -39,10 +38,9 @@ def find(name: str) -> type[FamilyConfig]:
         if point.name == name:
             return _checked(point.load(), name)
     if name not in names():
-        near = get_close_matches(name, names(), n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = plugins.did_you_mean(name, names()) or "."
         raise FamilyError(
-            f"There is no family {name!r}.{hint} Families: {', '.join(names())}; "
+            f"There is no family {name!r}{hint} Families: {', '.join(names())}; "
             "your own is named package.module:MyConfig"
         )
     module = importlib.import_module(f"{_BUILT_IN}.{name}")

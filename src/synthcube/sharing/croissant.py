@@ -386,5 +386,4 @@ def _images(
 
 
 def _cells(row: Row) -> dict[str, str]:
-    channels = {f"Channel_{index}": str(path) for index, path in enumerate(row.channels)}
-    return {"SubjectID": row.subject, **channels}
+    return {"SubjectID": row.subject, **row.channel_cells}

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from synthcube import config, environment
 from synthcube.config import RunConfig
+from synthcube.data.geometry import as_rows, centred_affine
 from synthcube.errors import ArtifactError, ConfigError, FamilyError, OutputError
 from synthcube.models import artifact, legacy
 from synthcube.schema import ImageSpec
@@ -154,13 +154,11 @@ def _image_spec(settings: RunConfig, channels: int, model_range: tuple[float, fl
     dark, bright = data.intensity_range or (0.0, 255.0)
     unit = (bright - dark) / (high - low)  # intensities for a step of 1 in the model
     ends = (dark + (-1 - low) * unit, bright + (1 - high) * unit)
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = -(np.array([*data.size, 1][:3]) - 1) / 2 * spacing
     return ImageSpec(
         size=data.size,
         channels=channels,
         spacing_mm=tuple(spacing),
-        affine=tuple(map(tuple, affine.tolist())),
+        affine=as_rows(centred_affine(spacing, data.size)),
         intensity_range=(ends,) * channels,
         file_format="png" if len(data.size) == 2 and channels in (1, 3) else "nii.gz",
         integer=data.intensity_range is None,

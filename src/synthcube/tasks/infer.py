@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from synthcube import compute, config, environment, storage
-from synthcube.data.conditions import parse_counts, read_wishes
+from synthcube.data.conditions import parse_counts, read_condition_requests
 from synthcube.data.manifest import read_manifest, require_outside
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, FamilyError
@@ -152,7 +152,9 @@ class _Asked:
             )
         number = settings["sampling"]["num_images"] if self.num_images is None else self.num_images
         number = parse_counts(number) if isinstance(number, str) else number
-        wishes = read_wishes(image.conditions, number, self.conditions, self.conditions_path)
+        wishes = read_condition_requests(
+            image.conditions, number, self.conditions, self.conditions_path
+        )
         return Generation(request, wishes)
 
 

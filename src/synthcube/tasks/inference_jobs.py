@@ -16,7 +16,14 @@ import torch
 
 from synthcube import __version__, environment, reading, storage
 from synthcube.data.cache import ImageCache, load_images
-from synthcube.data.conditions import Wish, cell, complete, requested, shown
+from synthcube.data.conditions import (
+    ConditionRequest,
+    cell,
+    draw_missing_conditions,
+    requested_values,
+    shown,
+)
+from synthcube.data.geometry import placed_like
 from synthcube.data.images import write_image
 from synthcube.data.manifest import Manifest, Row, write_manifest
 from synthcube.data.pictures import save_grid
@@ -195,11 +202,11 @@ class Job(ABC):
 class Generation(Job):
     """Images out of noise."""
 
-    def __init__(self, request: Request, wishes: list[Wish]) -> None:
+    def __init__(self, request: Request, wishes: list[ConditionRequest]) -> None:
         super().__init__(request, len(wishes))
-        values = requested(self.spec.conditions, wishes)
+        values = requested_values(self.spec.conditions, wishes)
         self.seeds = inference.image_seeds(request.seed, len(wishes))
-        self.values = complete(values, self.spec.conditions, wishes, self.seeds)
+        self.values = draw_missing_conditions(values, self.spec.conditions, wishes, self.seeds)
         self.asked = {"task": "generate", "seed": request.seed, "num_images": len(wishes)}
         self.asked |= {"conditions": wishes} if any(wishes) else {}
 
@@ -243,7 +250,7 @@ class Translation(Job):
         wishes = [
             {each.name: cell(row, each.name) for each in spec.conditions} for row in manifest.rows
         ]
-        self.values = requested(spec.conditions, wishes)
+        self.values = requested_values(spec.conditions, wishes)
         self.seeds = inference.image_seeds(request.seed, len(wishes))
         self.asked = {"task": "translate", "data": str(manifest.path), "seed": request.seed}
 
@@ -256,7 +263,7 @@ class Translation(Job):
         )  # fmt: skip
         made = []
         for index, given, image in zip(rows, source, images, strict=True):
-            own = self.spec.model_copy(update={"affine": self.images.affines[index].tolist()})
+            own = placed_like(self.spec, self.images.affines[index])
             path = request.write(self.rows[index].name, image, own)
             row = _row(path, self.rows[index], self.source[0])
             pair = (given[:1].expand_as(image).numpy(), image.numpy())
@@ -286,12 +293,7 @@ class Reconstruction(Job):
         )
         made = []
         for index, original, image in zip(rows, originals, reconstructed, strict=True):
-            own = self.spec.model_copy(
-                update={
-                    "affine": images.affines[index].tolist(),
-                    "intensity_range": images.intensity_ranges[index].tolist(),
-                }
-            )
+            own = placed_like(self.spec, images.affines[index], images.intensity_ranges[index])
             row = _row(request.write(self.rows[index].name, image, own), self.rows[index])
             pair = (original.numpy(), image.numpy())
             made.append(Made(row, pair if index < _PAIRS_IN_GRID else ()))

@@ -309,7 +309,7 @@ def record_run(
             "SubjectID": row.subject,
             "Split": split,
             "Label": row.label_name,
-            **{f"Channel_{i}": str(path) for i, path in enumerate(row.channels)},
+            **row.channel_cells,
         }
         for row, split in zip(data.manifest.rows, data.splits, strict=True)
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from synthcube import compute, config, storage
 from synthcube.config import RunConfig
-from synthcube.data.conditions import cell
+from synthcube.data.conditions import cell, parse_number
 from synthcube.data.manifest import Manifest, Row, read_manifest, write_manifest
 from synthcube.models import artifact
 from synthcube.models.family import Samples
@@ -101,7 +101,8 @@ def _few(manifest: Manifest, settings: RunConfig, number: int) -> list[dict[str,
     places = {int(i * step) for i in range(min(number, len(trained)))}
     for name, kind in settings.data.conditions.items():
         if kind == "number":  # its range must not be a point
-            known = {i: found for i, row in enumerate(trained) if (found := _number(row, name))}
+            values = {i: parse_number(cell(row, name)) for i, row in enumerate(trained)}
+            known = {i: value for i, value in values.items() if value is not None}
             ordered = sorted(known, key=lambda place: known[place])
             places |= {*ordered[:1], *ordered[-1:]}
     rows = [trained[place] for place in sorted(places)]
@@ -110,18 +111,8 @@ def _few(manifest: Manifest, settings: RunConfig, number: int) -> list[dict[str,
     return [_cells(row, "train") for row in rows] + [_cells(row, "validation") for row in again]
 
 
-def _number(row: Row, name: str) -> tuple[float, ...]:
-    try:
-        return (float(cell(row, name)),)
-    except ValueError:
-        return ()  # not known, or a fault that the training will explain
-
-
 def _cells(row: Row, split: str) -> dict[str, str]:
-    channels = {f"Channel_{i}": str(path) for i, path in enumerate(row.channels)}
-    known = {"SubjectID": f"{row.subject} ({split})", "Split": split, **row.conditions}
-    label = {"Label": str(row.label), "LabelMapping": row.label_name} if row.label >= 0 else {}
-    return channels | known | label
+    return row.cells | {"SubjectID": f"{row.subject} ({split})", "Split": split}
 
 
 def _drawn(model: Path, data: Path, folder: Path, settings: RunConfig) -> Iterator[str]:

@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from synthcube import reading, storage
-from synthcube.data.conditions import complete, requested
+from synthcube.data.conditions import draw_missing_conditions, requested_values
 from synthcube.errors import ArtifactError, ConfigError, FamilyError
 from synthcube.models import inference
 from synthcube.models.family import Family, Reconstructs, Samples
@@ -360,8 +360,8 @@ def _images(family: Any) -> torch.Tensor:
     if isinstance(family, Samples):
         seeds = inference.image_seeds(0, _CHECKED)
         wishes: list[dict[str, str]] = [{} for _ in seeds]
-        asked = requested(image.conditions, wishes)
-        values = complete(asked, image.conditions, wishes, seeds)
+        asked = requested_values(image.conditions, wishes)
+        values = draw_missing_conditions(asked, image.conditions, wishes, seeds)
         shape = (_CHECKED, len(image.source_channels), *image.size)
         source = torch.rand(shape, generator=generator) * 2 - 1 if image.source_channels else None
         made.append(inference.generate(family, seeds, values, _PRECISION, device, source))
