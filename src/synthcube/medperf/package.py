@@ -12,12 +12,12 @@ import torch
 
 from synthcube import __version__, reading, storage
 from synthcube.config import trained_settings
+from synthcube.containers import CONTAINER_CONFIG, IMAGE, PARAMETERS, description, image_name
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import OutputError
 from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import Samples
-from synthcube.specs import CONTAINER_CONFIG, IMAGE, MODEL, container_config, image_name
 from synthcube.tasks.export import export
 
 
@@ -131,7 +131,7 @@ and on a GPU
 """
 
 
-ARCHIVE, PARAMETERS = "additional_files.tar.gz", "workspace/parameters.yaml"
+ARCHIVE = "additional_files.tar.gz"
 _ADDITIONAL = "workspace/additional_files"
 _MODEL = f"{_ADDITIONAL}/model"
 
@@ -163,7 +163,8 @@ def package(model_path: Path, folder: Path, *, image: str = IMAGE) -> Path:
         files = staging / _ADDITIONAL
         export(trained.folder, staging / _MODEL)
         digest = write_archive(staging / ARCHIVE, files)
-        storage.write_text(staging / CONTAINER_CONFIG, container_config(MODEL, image, top=None))
+        config = description(f"model/{CONTAINER_CONFIG}", image, builds=False)
+        storage.write_text(staging / CONTAINER_CONFIG, config)
         storage.write_text(staging / PARAMETERS, reading.dump(_parameters(trained)))
         steps = registration_steps(trained, image=image, archive=ARCHIVE, archive_sha256=digest)
         storage.write_text(staging / "README.md", steps)
