@@ -110,7 +110,7 @@ def test_all_faults_at_once_a_report_and_nothing_that_passes_for_good(site, tmp_
     told = yaml.safe_load(report.read_text())
     assert [each["status"] for each in told.values()] == ["faulty"] * 4 + ["prepared"] * 2
     assert "constant" in told["phantom-00001"]["comment"]
-    with pytest.raises(ManifestError, match=r"cut short: it has no prepared\.json"):
+    with pytest.raises(ManifestError, match=r"interrupted: it has no prepared\.json"):
         site.check()
 
 
@@ -120,7 +120,7 @@ def test_a_preparation_that_was_killed_is_not_taken_for_good(prepared) -> None:
         prepared.check()
     with pytest.raises(ManifestError, match="was not prepared"):
         prepared.statistics()
-    with pytest.raises(OutputError, match=r"holds something else than prepared images \(images/"):
+    with pytest.raises(OutputError, match=r"holds files other than prepared images \(images/"):
         prepared.prepare()
     assert len(list((prepared.data / "images").iterdir())) == 6
 
@@ -149,7 +149,7 @@ def test_two_outputs_are_needed(site) -> None:
 def test_what_else_is_in_an_output_is_not_removed(site) -> None:
     site.data.mkdir(parents=True)
     (site.data / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"something else .*thesis\.txt"):
+    with pytest.raises(OutputError, match=r"files other .*thesis\.txt"):
         site.prepare()
     assert (site.data / "thesis.txt").read_text() == "mine"
 

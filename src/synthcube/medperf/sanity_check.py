@@ -14,15 +14,13 @@ from synthcube.data.manifest import Manifest, read_manifest
 from synthcube.data.preprocessing import DataConfig
 from synthcube.errors import ManifestError, SynthCubeError
 from synthcube.medperf.infer import PreparatorConfig, read_parameters
-from synthcube.medperf.prepare import (
-    INDEX,
+from synthcube.medperf.prepared_folder import (
     changed_files,
-    condition_faults,
-    raw_of,
     read_digests,
-    read_sources,
+    read_index,
     voxel_digest,
 )
+from synthcube.medperf.raw_images import RawImages, condition_faults
 
 log = logging.getLogger("synthcube")
 
@@ -65,10 +63,10 @@ def sanity_check(
         faults += _image_faults(manifest, config, owners)
         for row in manifest.rows:
             splits.setdefault(row.subject, set()).add(row.split)
-        for source in read_sources(folder / INDEX):
-            owners.setdefault(source.voxels, {}).setdefault(source.subject, source.path)
+        for path, image in read_index(folder).images.items():
+            owners.setdefault(image.voxels, {}).setdefault(image.subject, path)
         if name == "data_path":
-            faults += condition_faults(raw_of(manifest), config.conditions)
+            faults += condition_faults(RawImages.of(manifest), config.conditions)
         counts.append(f"{len(manifest.rows)} images of {name}")
     faults += _leaks(owners, splits, _elsewhere(additional_files))
     if faults:

@@ -16,7 +16,8 @@ from synthcube.data.manifest import Manifest, Row, read_manifest
 from synthcube.environment import derived_seed
 from synthcube.errors import ManifestError
 from synthcube.medperf.infer import PreparatorConfig, read_parameters
-from synthcube.medperf.prepare import changed_files, is_number
+from synthcube.medperf.prepared_folder import changed_files
+from synthcube.medperf.raw_images import is_number
 
 _PERCENTILES = (5, 25, 50, 75, 95)
 _VALUES_SAMPLED = 4096  # of each image
