@@ -53,7 +53,7 @@ def test_medperf_takes_every_command_of_the_readme(
 def test_a_package_takes_the_place_of_nothing_else(conditional: Path, package_of, tmp_path) -> None:
     (tmp_path / "cube").mkdir()
     (tmp_path / "cube" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match="holds something that is no package"):
+    with pytest.raises(OutputError, match="holds files that are not a package's"):
         package_of(conditional)
     assert (tmp_path / "cube" / "thesis.txt").read_text() == "mine"
     with pytest.raises(ArtifactError, match="no trained model"):
