@@ -74,7 +74,7 @@ def test_mlcube_finds_every_parameter_and_the_same_command(role: str, task: str)
 @by_task
 def test_a_volume_is_an_option_that_defaults_to_its_mount(role: str, task: str) -> None:
     group: Any = typer.main.get_command(app)
-    options = {each.name: each for each in group.commands["medperf"].commands[task].params}
+    options = {option.name: option for option in group.commands["medperf"].commands[task].params}
     volumes, text = volumes_of(role, task), TEXTS[role].partition(f"\n  {task}:")[2]
     assert options.keys() - {"plugins", "trust"} == volumes.keys() == mounts()[task].keys()
     for name, volume in volumes.items():
@@ -214,6 +214,6 @@ def test_the_client_takes_every_command_of_the_pages(medperf_contract) -> None:
 def test_the_checker_sees_a_command_that_the_client_refuses(
     medperf_contract, command: str, expected: str
 ) -> None:
-    found = medperf_contract.commands_in(f"Then `{command}`.\n\n    {command}\n")
-    assert found == [command, command]
+    commands = medperf_contract.commands_in(f"Then `{command}`.\n\n    {command}\n")
+    assert commands == [command, command]
     assert expected in medperf_contract.command_fault(command)

@@ -47,7 +47,7 @@ def test_medperf_takes_every_command_of_the_readme(
     assert {" ".join(command.split()[1:3]) for command in commands} >= {
         "container submit", "model associate", "run --benchmark", "test run",
     }  # fmt: skip
-    assert [each for each in commands if medperf_contract.command_fault(each)] == []
+    assert [command for command in commands if medperf_contract.command_fault(command)] == []
 
 
 def test_a_package_takes_the_place_of_nothing_else(conditional: Path, package_of, tmp_path) -> None:
