@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image as Pillow
 
+from synthcube.containers import MLCUBE, write_specs
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.errors import ConfigError, HubError
 from synthcube.escapes import from_spreadsheet, hidden_in, markdown, spreadsheet, visible
@@ -20,7 +21,6 @@ from synthcube.evaluation.results import Measure, Section
 from synthcube.models import artifact
 from synthcube.sharing import hub as hubs
 from synthcube.sharing.card import Story, model_card, read_results
-from synthcube.specs import MLCUBE, write_specs
 
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = (
@@ -203,6 +203,6 @@ def test_the_name_of_an_image_is_read_back(image: str, tmp_path: Path) -> None:
     "image", ["a\nrun_args: {command: sh}", 'a"', "a: b", "a #b", "A", "-v /:/"]
 )
 def test_the_name_of_an_image_writes_nothing_else(image: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no name of a container's image"):
+    with pytest.raises(ConfigError, match="is not the name of a container image"):
         write_specs(tmp_path / "specs", image)
     assert not (tmp_path / "specs").exists()

@@ -88,7 +88,7 @@ REFUSED = {
         PREPARE.format("list.csv", "data", "pictures", "out"), "holds images that are read",
     ),
     "a folder like a prepared one": (
-        PREPARE.format("data", "data", "pictures", "out"), "something else than prepared images",
+        PREPARE.format("data", "data", "pictures", "out"), "files other than prepared images",
     ),
     "the report in the data": (
         PREPARE.format("data", "data", "o", "p") + " --report_file data/manifest.csv",

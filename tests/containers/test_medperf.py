@@ -216,7 +216,7 @@ def test_what_is_wrong_ends_the_task_and_is_said(
         docker_client.run(PREPARATOR, "prepare", raw, made, **own)
     shutil.rmtree(tmp_path / "tmp-prepare", ignore_errors=True)
     prepared = {"data_path": tmp_path / "data", "labels_path": tmp_path / "labels"}
-    with pytest.raises(AssertionError, match="was not prepared, or its preparation was cut short"):
+    with pytest.raises(AssertionError, match="its preparation was interrupted"):
         docker_client.run(PREPARATOR, "sanity_check", prepared, {}, **own)
 
 

@@ -19,7 +19,8 @@ from synthcube.data.preprocessing import DataConfig
 from synthcube.environment import told
 from synthcube.evaluation.pairs import _Matching
 from synthcube.medperf.evaluate import check_anonymous
-from synthcube.medperf.prepare import _report, _Side, raw_of
+from synthcube.medperf.prepare import _report, _Side
+from synthcube.medperf.raw_images import RawImages
 
 FEW, MANY = 5_000, 20_000
 
@@ -67,7 +68,9 @@ def conditions() -> Callable[[int], object]:
 
 def report() -> Callable[[int], object]:
     manifests = {number: Manifest(Path("m.csv"), rows(number)) for number in (FEW, MANY)}
-    return lambda number: _report([_Side("data", raw_of(manifests[number]), Path(), DataConfig())])
+    return lambda number: _report(
+        [_Side("data", RawImages.of(manifests[number]), Path(), DataConfig())]
+    )
 
 
 def anonymity(folder: Path) -> Callable[[int], object]:

@@ -124,7 +124,9 @@ def test_the_faulty_channel_is_the_one_that_is_named(tmp_path: Path, cache: Path
     assert lines[0].startswith(f"{second} is cut short or damaged")
 
 
-def test_a_transform_that_leaves_nothing_is_a_fault_of_its_image(tmp_path: Path, cache: Path) -> None:
+def test_a_transform_that_leaves_nothing_is_a_fault_of_its_image(
+    tmp_path: Path, cache: Path
+) -> None:
     code = {"name": "Crop", "cropping": 3}
     image = volume(tmp_path / "1.nii.gz", 4, 4, 4)
     _, lines = faults(listed(tmp_path, [image]), cache, preprocessing=[code])

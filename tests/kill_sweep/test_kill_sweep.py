@@ -29,7 +29,7 @@ from synthcube import reading
 from synthcube.cli import main
 from synthcube.data.manifest import read_manifest
 from synthcube.data.phantom import write_phantoms
-from synthcube.medperf.prepare import changed_files
+from synthcube.medperf.prepared_folder import changed_files
 from synthcube.models import artifact, registry
 from synthcube.storage import recovered_folder, sha256
 from synthcube.tasks import train as run_folder

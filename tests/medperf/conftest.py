@@ -83,10 +83,10 @@ def new_site(tmp_path: Path):
 @pytest.fixture
 def site(new_site) -> Site:
     """Six pictures, which are the reference images as well."""
-    found: Site = new_site()
-    for folder in (found.raw, found.raw_labels):
+    new: Site = new_site()
+    for folder in (new.raw, new.raw_labels):
         write_phantoms(folder, num=6, size=(16, 16))
-    return found
+    return new
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,35 +14,27 @@ import yaml
 
 from synthcube import config
 from synthcube.cli import app
+from synthcube.containers import CONTAINER_CONFIG, ROLES, description, mounts
 from synthcube.medperf.infer import ModelConfig, PreparatorConfig, read_parameters
-from synthcube.specs import (
-    CONTAINER_CONFIG,
-    MODEL,
-    ROLES,
-    Role,
-    container_config,
-    parameters_yaml,
-    readme,
-)
 
 ROOT = Path(__file__).parents[2]
-NAMES = [role.name for role in ROLES]
-PAIRS = [(role, task) for role in ROLES for task in role.tasks]
-by_role = pytest.mark.parametrize("role", ROLES, ids=NAMES)
-by_task = pytest.mark.parametrize(("role", "task"), PAIRS, ids=[task.name for _, task in PAIRS])
+TEXTS = {role: description(f"{role}/{CONTAINER_CONFIG}") for role in ROLES}
+TASKS = {
+    (role, name): task
+    for role, text in TEXTS.items()
+    for name, task in yaml.safe_load(text)["tasks"].items()
+}
+by_role = pytest.mark.parametrize("role", ROLES)
+by_task = pytest.mark.parametrize(("role", "task"), TASKS, ids=[task for _, task in TASKS])
 
 
-@by_role
-def test_the_committed_files_are_what_the_table_says(role: Role) -> None:
-    folder = ROOT / "mlcube" / role.name
-    assert (folder / CONTAINER_CONFIG).read_text(encoding="utf-8") == container_config(role)
-    parameters = folder / "workspace" / "parameters.yaml"
-    assert parameters.read_text(encoding="utf-8") == parameters_yaml(role)
-    assert (folder / "README.md").read_text(encoding="utf-8") == readme(role)
+def volumes_of(role: str, task: str) -> dict[str, dict[str, str]]:
+    """Every volume of a task, by its name."""
+    return {**TASKS[role, task]["input_volumes"], **TASKS[role, task]["output_volumes"]}
 
 
 def test_the_parameters_that_they_come_with_are_valid() -> None:
-    folders = {role.name: ROOT / "mlcube" / role.name / "workspace" for role in ROLES}
+    folders = {role: ROOT / "mlcube" / role / "workspace" for role in ROLES}
     read_parameters(folders["preparator"] / "parameters.yaml", PreparatorConfig)
     read_parameters(folders["model"] / "parameters.yaml", ModelConfig)
     evaluation = config.load(folders["evaluator"] / "parameters.yaml").evaluation
@@ -49,46 +42,60 @@ def test_the_parameters_that_they_come_with_are_valid() -> None:
 
 
 @by_role
-def test_medperf_takes_them(role: Role, medperf_contract) -> None:
-    assert medperf_contract.faults_of(container_config(role), role.name) == []
-    pulled = container_config(role, "docker.io/some/image:1.0", top=None)
-    assert medperf_contract.faults_of(pulled, role.name) == []
+def test_medperf_takes_them(role: str, medperf_contract) -> None:
+    assert medperf_contract.faults_of(TEXTS[role], role) == []
+    name = f"{role}/{CONTAINER_CONFIG}"
+    pulled = description(name, "docker.io/some/image:1.0", builds=False)
+    assert medperf_contract.faults_of(pulled, role) == []
     assert yaml.safe_load(pulled)["image"] == "docker.io/some/image:1.0"
 
 
 @by_task
-def test_mlcube_finds_every_parameter_and_the_same_command(role: Role, task) -> None:
+def test_mlcube_finds_every_parameter_and_the_same_command(role: str, task: str) -> None:
     """MLCube adds --name=path to its entrypoint, whose first word is the program."""
-    described = yaml.safe_load(container_config(role))
-    written = described["tasks"][task.name]
-    assert written["entrypoint"].split() == [
-        "/app/bin/synthcube", *written["run_args"]["command"].split()
-    ]  # fmt: skip
+    described, written = yaml.safe_load(TEXTS[role]), TASKS[role, task]
+    assert written["run_args"]["command"] == f"medperf {task}"
+    assert written["entrypoint"] == f"/app/bin/synthcube medperf {task}"
     for side, opts in (("inputs", "ro"), ("outputs", "rw")):
-        given = written["parameters"][side]
         volumes = written[f"{side[:-1]}_volumes"]
-        assert given.keys() == volumes.keys()
-        for name, each in given.items():
-            assert each.keys() == {"type", "default", "opts"}
-            assert each["opts"] == opts
-            assert each["type"] == volumes[name]["type"]
+        assert written["parameters"][side].keys() == volumes.keys()
+        for name, parameter in written["parameters"][side].items():
+            assert parameter.keys() == {"type", "default", "opts"}
+            assert parameter["opts"] == opts
+            assert parameter["type"] == volumes[name]["type"]
     assert described["docker"]["image"] == described["image"]
     known = {"image", "build_context", "build_file", "build_strategy", "cpu_args", "gpu_args"}
     assert set(described["docker"]) <= known | {"--network"}, "MLCube's runner takes no other keys"
-    top = ROOT / "mlcube" / role.name / described["docker"]["build_context"]
+    top = ROOT / "mlcube" / role / described["docker"]["build_context"]
     assert (top / described["docker"]["build_file"]).is_file()
-    assert (ROOT / "mlcube" / role.name / described["singularity"]["build_file"]).is_file()
+    assert (ROOT / "mlcube" / role / described["singularity"]["build_file"]).is_file()
 
 
 @by_task
-def test_a_volume_is_an_option_that_defaults_to_its_mount(role: Role, task) -> None:
+def test_a_volume_is_an_option_that_defaults_to_its_mount(role: str, task: str) -> None:
     group: Any = typer.main.get_command(app)
-    options = {each.name: each for each in group.commands["medperf"].commands[task.name].params}
-    volumes = {each.name: each for each in (*task.inputs, *task.outputs)}
-    assert options.keys() == {*volumes, "plugins", "trust"}
+    options = {option.name: option for option in group.commands["medperf"].commands[task].params}
+    volumes, text = volumes_of(role, task), TEXTS[role].partition(f"\n  {task}:")[2]
+    assert options.keys() - {"plugins", "trust"} == volumes.keys() == mounts()[task].keys()
     for name, volume in volumes.items():
+        assert mounts()[task][name] == Path(volume["mount_path"])
+        (line, *_) = re.findall(rf"^        {name}: .*", text, re.MULTILINE)
         assert not options[name].required
-        assert options[name].default == (None if volume.optional else Path(volume.mount))
+        optional = line.endswith(" (optional)")
+        assert options[name].default == (None if optional else Path(volume["mount_path"]))
+
+
+@by_task
+def test_the_readme_lists_every_volume(role: str, task: str) -> None:
+    page = (ROOT / "mlcube" / role / "README.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## {task}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (reads|writes) \| `(\S+)` \|", section, re.MULTILINE)
+    written = TASKS[role, task]
+    assert rows == [
+        (name, verb, volume["mount_path"])
+        for side, verb in (("input_volumes", "reads"), ("output_volumes", "writes"))
+        for name, volume in written[side].items()
+    ]
 
 
 def test_optional_volumes_are_those_that_are_mounted(
@@ -98,9 +105,9 @@ def test_optional_volumes_are_those_that_are_mounted(
 
     there = tmp_path / "there"
     there.mkdir()
-    assert medperf._given(None, str(there)) == there
-    assert medperf._given(None, str(tmp_path / "nowhere")) is None
-    assert medperf._given(tmp_path / "own", str(there)) == tmp_path / "own"
+    assert medperf._given(None, there) == there
+    assert medperf._given(None, tmp_path / "nowhere") is None
+    assert medperf._given(tmp_path / "own", there) == tmp_path / "own"
 
 
 Break = Callable[[dict[str, Any]], object]
@@ -149,14 +156,14 @@ def _mount(config: dict[str, Any], name: str, **changes: str) -> None:
 @pytest.mark.parametrize("case", BREAKS)
 def test_the_checker_sees_what_is_broken(case: str, medperf_contract) -> None:
     change, expected = BREAKS[case]
-    config = copy.deepcopy(yaml.safe_load(container_config(MODEL)))
+    config = copy.deepcopy(yaml.safe_load(TEXTS["model"]))
     change(config)
     faults = medperf_contract.faults_of(yaml.safe_dump(config), "model")
     assert any(expected in fault for fault in faults), faults
 
 
 def test_the_checker_sees_what_the_server_would_not_store(medperf_contract) -> None:
-    text = container_config(MODEL)
+    text = TEXTS["model"]
     faults = medperf_contract.faults_of(
         text, "model", image_hash="0" * 101, name="n" * 129, url="u" * 257
     )
@@ -166,7 +173,7 @@ def test_the_checker_sees_what_the_server_would_not_store(medperf_contract) -> N
 
 
 def test_metadata_is_handed_on_only_where_prepare_writes_it(medperf_contract) -> None:
-    config = yaml.safe_load(container_config(ROLES[0]))
+    config = yaml.safe_load(TEXTS["preparator"])
     volume = config["tasks"]["prepare"]["output_volumes"].pop("metadata_path")
     config["tasks"]["statistics"]["input_volumes"]["metadata_path"] = volume
     faults = medperf_contract.faults_of(yaml.safe_dump(config), "preparator")
@@ -207,6 +214,6 @@ def test_the_client_takes_every_command_of_the_pages(medperf_contract) -> None:
 def test_the_checker_sees_a_command_that_the_client_refuses(
     medperf_contract, command: str, expected: str
 ) -> None:
-    found = medperf_contract.commands_in(f"Then `{command}`.\n\n    {command}\n")
-    assert found == [command, command]
+    commands = medperf_contract.commands_in(f"Then `{command}`.\n\n    {command}\n")
+    assert commands == [command, command]
     assert expected in medperf_contract.command_fault(command)

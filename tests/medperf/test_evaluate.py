@@ -26,8 +26,8 @@ def test_numbers_leave_and_cases_stay(prepared, conditional: Path, package_of) -
             parameters_file=parameters, additional_files=train_data.parent,
             local_outputs_path=local,
         )  # fmt: skip
-    told = yaml.safe_load(results.read_text())
-    assert {name: each["count"] for name, each in told["images"].items()} == {
+    values = yaml.safe_load(results.read_text())
+    assert {name: image_set["count"] for name, image_set in values["images"].items()} == {
         "predictions": 6, "labels": 6, "train_data": 6,
     }  # fmt: skip
     assert "phantom" not in results.read_text()

@@ -47,7 +47,7 @@ def test_medperf_takes_every_command_of_the_readme(
     assert {" ".join(command.split()[1:3]) for command in commands} >= {
         "container submit", "model associate", "run --benchmark", "test run",
     }  # fmt: skip
-    assert [each for each in commands if medperf_contract.command_fault(each)] == []
+    assert [command for command in commands if medperf_contract.command_fault(command)] == []
 
 
 def test_the_readme_says_what_the_model_follows(conditional: Path, first_stage, package_of) -> None:
@@ -60,7 +60,7 @@ def test_the_readme_says_what_the_model_follows(conditional: Path, first_stage, 
 def test_a_package_takes_the_place_of_nothing_else(conditional: Path, package_of, tmp_path) -> None:
     (tmp_path / "cube").mkdir()
     (tmp_path / "cube" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match="holds something that is no package"):
+    with pytest.raises(OutputError, match="holds files that are not a package's"):
         package_of(conditional)
     assert (tmp_path / "cube" / "thesis.txt").read_text() == "mine"
     with pytest.raises(ArtifactError, match="no trained model"):

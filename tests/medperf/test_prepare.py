@@ -49,9 +49,9 @@ def test_volumes_get_one_orientation_spacing_and_size_and_keep_their_units(
     assert -500 <= float(first.tensor.min()) < -300
     assert 400 < float(first.tensor.max()) <= 600
     assert site.check() == "2 images of data_path, 2 images of labels_path"
-    told = site.statistics()["data"]
-    assert told["size"] == {"6 x 6 x 8": 2}
-    assert told["spacing_mm"][2] == {"mean": 2.0, "std": 0.0}
+    summary = site.statistics()["data"]
+    assert summary["size"] == {"6 x 6 x 8": 2}
+    assert summary["spacing_mm"][2] == {"mean": 2.0, "std": 0.0}
 
 
 def test_channels_in_files_of_their_own_stay_so(tmp_path: Path, new_site) -> None:
@@ -80,10 +80,10 @@ def test_a_table_of_conditions_in_place_of_reference_images(site) -> None:
     write_manifest(site.raw_labels / "ages.csv", ages)
     site.parameters.write_text("data: {conditions: {Age: number}}\n")
     site.prepare()
-    by_subject = {each["SubjectID"]: each["Age"] for each in ages}
+    by_subject = {row["SubjectID"]: row["Age"] for row in ages}
     for folder in (site.data, site.labels):
-        found = {row.subject: row.conditions["Age"] for row in read_manifest(folder).rows}
-        assert found == by_subject
+        conditions = {row.subject: row.conditions["Age"] for row in read_manifest(folder).rows}
+        assert conditions == by_subject
     assert site.statistics()["labels"]["conditions"]["Age"]["mean"] == 42.5
 
     write_manifest(site.raw_labels / "ages.csv", [*ages[1:], ages[1]])
@@ -107,10 +107,10 @@ def test_all_faults_at_once_a_report_and_nothing_that_passes_for_good(site, tmp_
     for name, text in zip(names, ("empty", "constant", "", "shape (20, 16)"), strict=False):
         assert sum(name in fault and text in fault for fault in caught.value.faults) == 1
     assert [path.name for folder in (site.data, site.labels) for path in folder.iterdir()] == []
-    told = yaml.safe_load(report.read_text())
-    assert [each["status"] for each in told.values()] == ["faulty"] * 4 + ["prepared"] * 2
-    assert "constant" in told["phantom-00001"]["comment"]
-    with pytest.raises(ManifestError, match=r"cut short: it has no prepared\.json"):
+    statuses = yaml.safe_load(report.read_text())
+    assert [status["status"] for status in statuses.values()] == ["faulty"] * 4 + ["prepared"] * 2
+    assert "constant" in statuses["phantom-00001"]["comment"]
+    with pytest.raises(ManifestError, match=r"interrupted: it has no prepared\.json"):
         site.check()
 
 
@@ -120,7 +120,7 @@ def test_a_preparation_that_was_killed_is_not_taken_for_good(prepared) -> None:
         prepared.check()
     with pytest.raises(ManifestError, match="was not prepared"):
         prepared.statistics()
-    with pytest.raises(OutputError, match=r"holds something else than prepared images \(images/"):
+    with pytest.raises(OutputError, match=r"holds files other than prepared images \(images/"):
         prepared.prepare()
     assert len(list((prepared.data / "images").iterdir())) == 6
 
@@ -149,7 +149,7 @@ def test_two_outputs_are_needed(site) -> None:
 def test_what_else_is_in_an_output_is_not_removed(site) -> None:
     site.data.mkdir(parents=True)
     (site.data / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"something else .*thesis\.txt"):
+    with pytest.raises(OutputError, match=r"files other .*thesis\.txt"):
         site.prepare()
     assert (site.data / "thesis.txt").read_text() == "mine"
 

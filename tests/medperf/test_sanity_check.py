@@ -41,7 +41,7 @@ def test_damage_after_the_preparation_is_found(prepared) -> None:
     replaced(prepared, rows[3]["Channel_0"], torch.rand(1, 16, 17) * 255)
     with pytest.raises(ManifestError) as caught:
         prepared.check()
-    told = "\n".join(caught.value.faults)
+    faults = "\n".join(caught.value.faults)
     for name, text in (
         (rows[0]["Channel_0"], "has changed since it was prepared"),
         (rows[0]["Channel_0"], "is empty"),
@@ -49,7 +49,7 @@ def test_damage_after_the_preparation_is_found(prepared) -> None:
         (rows[2]["Channel_0"], "constant image: every voxel is 3"),
         (rows[3]["Channel_0"], "shape (16, 17, 1)"),
     ):
-        assert any(name in line and text in line for line in told.splitlines()), (name, told)
+        assert any(name in line and text in line for line in faults.splitlines()), (name, faults)
 
 
 def test_voxels_that_are_no_numbers_are_named(tmp_path: Path, new_site) -> None:
@@ -99,8 +99,8 @@ def test_images_that_are_used_elsewhere_are_named(prepared, tmp_path: Path, new_
     (known / "training-set.json").write_text(listed)
     with pytest.raises(ManifestError) as caught:
         prepared.check(additional_files=known)
-    told = [each for each in caught.value.faults if "used elsewhere (training-set.json)" in each]
-    assert len(told) == 2
+    leaks = [text for text in caught.value.faults if "used elsewhere (training-set.json)" in text]
+    assert len(leaks) == 2
     (known / "training-set.json").write_text("{}")
     with pytest.raises(ManifestError, match="not a list of digests"):
         prepared.check(additional_files=known)

@@ -12,9 +12,9 @@ from synthcube.medperf.statistics import shown_groups
 
 def test_statistics_tell_of_groups_alone_and_are_right(prepared) -> None:
     path = prepared.folder / "statistics.yaml"
-    told = prepared.statistics()
-    assert told["smallest_group"] == 5
-    data = told["data"]
+    summary = prepared.statistics()
+    assert summary["smallest_group"] == 5
+    data = summary["data"]
     assert (data["images"], data["subjects"], data["channels"]) == (6, 6, 1)
     assert data["conditions"]["Label"] == {"subjects": {}, "some_left_out": True}
     voxels = np.concatenate(
@@ -35,8 +35,8 @@ def test_statistics_tell_of_groups_alone_and_are_right(prepared) -> None:
 
 def test_statistics_of_too_few_subjects_tell_nothing(prepared) -> None:
     prepared.parameters.write_text("smallest_group: 7")
-    told = prepared.statistics()
-    assert told["data"] == {"images": None, "reason": "there are fewer than 7 subjects"}
+    summary = prepared.statistics()
+    assert summary["data"] == {"images": None, "reason": "there are fewer than 7 subjects"}
 
 
 def test_many_images_of_one_person_are_no_group(site) -> None:

@@ -24,7 +24,7 @@ from synthcube.cli.app import (
     located,
     say,
 )
-from synthcube.specs import IMAGE
+from synthcube.containers import IMAGE
 
 
 @app.command()
@@ -313,7 +313,7 @@ def specs(
     image: Annotated[str, typer.Option(help="Name of the container's image.")] = IMAGE,
 ) -> None:
     """Write the descriptions of the container that MLCube and MedPerf read."""
-    from synthcube.specs import write_specs
+    from synthcube.containers import write_specs
 
     for path in write_specs(write, image):
         say(f"Written: {path}")

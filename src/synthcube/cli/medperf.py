@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from synthcube.cli.app import Model, Output, Plugins, Trust, app, begin, located, say
-from synthcube.specs import IMAGE, mounts
+from synthcube.containers import IMAGE, mounts
 
 medperf = typer.Typer(
     name="medperf",
@@ -23,7 +23,7 @@ medperf = typer.Typer(
 app.add_typer(medperf)
 
 _PREPARE, _CHECK, _STATISTICS, _INFER, _EVALUATE = map(
-    mounts, ("prepare", "sanity_check", "statistics", "infer", "evaluate")
+    mounts().__getitem__, ("prepare", "sanity_check", "statistics", "infer", "evaluate")
 )
 _OPTIONAL = "; none where MedPerf mounts none"
 
@@ -33,9 +33,9 @@ def _option(name: str, text: str) -> typer.models.OptionInfo:
     return option
 
 
-def _given(path: Path | None, mount: str) -> Path | None:
+def _given(path: Path | None, mount: Path) -> Path | None:
     """An optional volume: as given, or where MedPerf has mounted it."""
-    return path or (Path(mount) if Path(mount).exists() else None)
+    return path or (mount if mount.exists() else None)
 
 
 _Parameters = Annotated[
@@ -50,16 +50,16 @@ _Labels = Annotated[Path, _option("labels_path", "Reference images that prepare 
 def prepare(
     data_path: Annotated[
         Path, _option("data_path", "Images, with or without a manifest.csv.")
-    ] = Path(_PREPARE["data_path"]),
+    ] = _PREPARE["data_path"],
     labels_path: Annotated[
         Path, _option("labels_path", "Reference images, or a CSV of SubjectID and conditions.")
-    ] = Path(_PREPARE["labels_path"]),
-    output_path: Annotated[Path, _option("output_path", "Folder for the images.")] = Path(
-        _PREPARE["output_path"]
-    ),
+    ] = _PREPARE["labels_path"],
+    output_path: Annotated[Path, _option("output_path", "Folder for the images.")] = _PREPARE[
+        "output_path"
+    ],
     output_labels_path: Annotated[
         Path, _option("output_labels_path", "Folder for the reference images.")
-    ] = Path(_PREPARE["output_labels_path"]),
+    ] = _PREPARE["output_labels_path"],
     parameters_file: _Parameters = None,
     report_file: Annotated[
         Optional[Path],  # noqa: UP045
@@ -87,8 +87,8 @@ def prepare(
 
 @medperf.command("sanity_check")
 def sanity_check(
-    data_path: _Data = Path(_CHECK["data_path"]),
-    labels_path: _Labels = Path(_CHECK["labels_path"]),
+    data_path: _Data = _CHECK["data_path"],
+    labels_path: _Labels = _CHECK["labels_path"],
     parameters_file: _Parameters = None,
     additional_files: Annotated[
         Optional[Path],  # noqa: UP045
@@ -111,11 +111,11 @@ def sanity_check(
 
 @medperf.command()
 def statistics(
-    data_path: _Data = Path(_STATISTICS["data_path"]),
-    labels_path: _Labels = Path(_STATISTICS["labels_path"]),
-    output_path: Annotated[Path, _option("output_path", "YAML to write.")] = Path(
-        _STATISTICS["output_path"]
-    ),
+    data_path: _Data = _STATISTICS["data_path"],
+    labels_path: _Labels = _STATISTICS["labels_path"],
+    output_path: Annotated[Path, _option("output_path", "YAML to write.")] = _STATISTICS[
+        "output_path"
+    ],
     parameters_file: _Parameters = None,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -133,14 +133,14 @@ def statistics(
 
 @medperf.command()
 def infer(
-    data_path: _Data = Path(_INFER["data_path"]),
-    output_path: Annotated[Path, _option("output_path", "Folder for the images.")] = Path(
-        _INFER["output_path"]
-    ),
+    data_path: _Data = _INFER["data_path"],
+    output_path: Annotated[Path, _option("output_path", "Folder for the images.")] = _INFER[
+        "output_path"
+    ],
     parameters_file: _Parameters = None,
     additional_files: Annotated[
         Path, _option("additional_files", "Folder with the trained model.")
-    ] = Path(_INFER["additional_files"]),
+    ] = _INFER["additional_files"],
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
@@ -157,15 +157,15 @@ def infer(
 
 @medperf.command()
 def evaluate(
-    predictions: Annotated[Path, _option("predictions", "Images that infer wrote.")] = Path(
-        _EVALUATE["predictions"]
-    ),
-    labels: Annotated[Path, _option("labels", "Reference images that prepare wrote.")] = Path(
-        _EVALUATE["labels"]
-    ),
-    output_path: Annotated[Path, _option("output_path", "YAML to write, to be uploaded.")] = Path(
-        _EVALUATE["output_path"]
-    ),
+    predictions: Annotated[Path, _option("predictions", "Images that infer wrote.")] = _EVALUATE[
+        "predictions"
+    ],
+    labels: Annotated[Path, _option("labels", "Reference images that prepare wrote.")] = _EVALUATE[
+        "labels"
+    ],
+    output_path: Annotated[
+        Path, _option("output_path", "YAML to write, to be uploaded.")
+    ] = _EVALUATE["output_path"],
     parameters_file: _Parameters = None,
     additional_files: Annotated[
         Optional[Path],  # noqa: UP045

@@ -1,4 +1,7 @@
-"""Evaluate: predictions against a site's reference images; only numbers leave the site."""
+"""Task `evaluate`: compare predictions with the reference images of a site.
+
+Only numbers leave the site.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from synthcube import reading, storage
 from synthcube.data.manifest import read_manifest
 from synthcube.errors import EvaluationError
 
-TRAIN_DATA = "train_data"
 _SHOWN = 5
 
 
@@ -24,11 +26,11 @@ def evaluate(
     additional_files: Path | None = None,
     local_outputs_path: Path | None = None,
 ) -> Path:
-    """Write results.yaml, and what tells of single cases to local_outputs_path.
+    """Write the results to `output_path`, and the report of single cases to `local_outputs_path`.
 
     Args:
-        additional_files: folder; its train_data are the training images, against which copies
-            are looked for.
+        additional_files: folder, whose train_data holds the training images: predictions that
+            copy one of them are counted.
 
     Raises:
         ConfigError: the parameters are not valid.
@@ -37,7 +39,7 @@ def evaluate(
         OutputError: an output cannot be written.
     """
     from synthcube.tasks.evaluate import MARK
-    from synthcube.tasks.evaluate import evaluate as judge
+    from synthcube.tasks.evaluate import evaluate as compare
 
     storage.require_separate(
         {"output_path": output_path, "local_outputs_path": local_outputs_path},
@@ -47,12 +49,12 @@ def evaluate(
         },
     )  # fmt: skip
     storage.require_own_file(output_path, f"{MARK}:", "output_path")
-    train_data = additional_files / TRAIN_DATA if additional_files else None
+    train_data = additional_files / "train_data" if additional_files else None
     if local_outputs_path:
         storage.make_folder(local_outputs_path, "local_outputs_path")
     with storage.scratch_folder() as folder:
         results = folder / "results.yaml"
-        judge(
+        compare(
             predictions, labels, results,
             config_path=parameters_file,
             train_data=train_data if train_data and train_data.exists() else None,
@@ -65,40 +67,40 @@ def evaluate(
 
 
 def check_anonymous(results: Any, folders: list[Path]) -> None:
-    """Refuse results that name what is at the site alone.
+    """Check that `results` name no folder, file or subject of the manifests in `folders`.
 
     Raises:
-        EvaluationError: they name a folder, a file or a subject of one of the manifests.
+        EvaluationError: they do.
     """
     words = {str(folder.absolute()) for folder in folders}
     for folder in folders:
         for row in read_manifest(folder).rows:
             words |= {row.subject, *(path.name for path in row.channels)}
-    # A bare number or a single letter is no name: counts and classes would be taken for it.
+    # Numbers and single letters are not checked: counts and classes look the same.
     words = {word for word in words if len(word) > 1 and not word.isdigit()}
     texts = list(_texts(results))
-    said = "\n".join(texts)
+    joined = "\n".join(texts)  # one fast search, before the exact one in every text
     named = sorted(
         word
         for word in words
-        if word in said
+        if word in joined
         and any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for text in texts)
     )
     if named:
         raise EvaluationError(
-            "The results would be uploaded, and are not written, because they name files, folders "
-            f"or subjects of this site: {', '.join(named[:_SHOWN])}. Where a subject's name is a "
-            "word of the results by chance, give it another one."
+            "The results are not written, because they would be uploaded and name files, folders "
+            f"or subjects of this site: {', '.join(named[:_SHOWN])}. If the name of a subject is "
+            "a word of the results by chance, rename the subject."
         )
 
 
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
-        for name, each in value.items():
+        for name, item in value.items():
             yield str(name)
-            yield from _texts(each)
+            yield from _texts(item)
     elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
+        for item in value:
+            yield from _texts(item)
     elif isinstance(value, str):
         yield value

@@ -1,4 +1,4 @@
-"""Sanity check: does what `prepare` wrote hold, and does nobody's image count twice?"""
+"""Task `sanity_check`: check prepared images for damage, and for leaks between subjects."""
 
 from __future__ import annotations
 
@@ -16,22 +16,19 @@ from synthcube.data.manifest import Manifest, Row, read_manifest
 from synthcube.data.preprocessing import DataConfig
 from synthcube.errors import ManifestError, SynthCubeError
 from synthcube.medperf.infer import PreparatorConfig, read_parameters
-from synthcube.medperf.prepare import (
-    INDEX,
+from synthcube.medperf.prepared_folder import (
     changed_files,
-    condition_faults,
-    raw_of,
     read_digests,
-    read_sources,
+    read_index,
     voxel_digest,
 )
+from synthcube.medperf.raw_images import RawImages, condition_faults
 
 log = logging.getLogger("synthcube")
 
 _TOLERANCE_MM = 1e-3  # an affine in a file is float32
 
-Owners = dict[str, dict[str, str]]
-"""By the digest of an image: each subject that has it, and a file of theirs."""
+Owners = dict[str, dict[str, str]]  # by voxel digest: each subject with that image, and its file
 
 
 def sanity_check(
@@ -41,15 +38,15 @@ def sanity_check(
     parameters_file: Path | None = None,
     additional_files: Path | None = None,
 ) -> str:
-    """Read every prepared image of both folders, and say how many are sound.
+    """Check every prepared image of both folders, and return a line with their numbers.
 
     Args:
         additional_files: folder with lists (voxels.json, or any .json like it) of images that are
-            used elsewhere, such as in the training of a model, and must not be here.
+            used elsewhere, such as in the training of a model. The prepared images must be others.
 
     Raises:
         ConfigError: the parameters are not valid.
-        ManifestError: all that is wrong, naming files and subjects.
+        ManifestError: every fault, with files and subjects.
     """
     config = read_parameters(parameters_file, PreparatorConfig).data
     owners: Owners = {}
@@ -67,10 +64,10 @@ def sanity_check(
         faults += _image_faults(manifest, config, owners)
         for row in manifest.rows:
             splits.setdefault(row.subject, set()).add(row.split)
-        for source in read_sources(folder / INDEX):
-            owners.setdefault(source.voxels, {}).setdefault(source.subject, source.path)
+        for path, image in read_index(folder).images.items():
+            owners.setdefault(image.voxels, {}).setdefault(image.subject, path)
         if name == "data_path":
-            faults += condition_faults(raw_of(manifest), config.conditions)
+            faults += condition_faults(RawImages.of(manifest), config.conditions)
         counts.append(f"{len(manifest.rows)} images of {name}")
     faults += _leaks(owners, splits, _elsewhere(additional_files))
     if faults:
@@ -118,9 +115,9 @@ def _leaks(owners: Owners, splits: dict[str, set[str]], elsewhere: dict[str, str
         for subject, names in splits.items()
         if len(names) > 1
     ]
-    for digest, found in owners.items():
-        subjects = ", ".join(f"{subject!r} ({path})" for subject, path in found.items())
-        if len(found) > 1:
+    for digest, files in owners.items():
+        subjects = ", ".join(f"{subject!r} ({path})" for subject, path in files.items())
+        if len(files) > 1:
             faults.append(f"the same image belongs to different subjects: {subjects}")
         if digest in elsewhere:
             faults.append(f"the image of {subjects} is used elsewhere ({elsewhere[digest]})")
@@ -128,6 +125,6 @@ def _leaks(owners: Owners, splits: dict[str, set[str]], elsewhere: dict[str, str
 
 
 def _elsewhere(folder: Path | None) -> dict[str, str]:
-    """The list that an image is in, by the digest of its voxels."""
+    """Return the name of the list that holds each image, by voxel digest."""
     lists: Sequence[Path] = sorted(folder.rglob("*.json")) if folder else ()
     return {digest: path.name for path in lists for digest in read_digests(path)}

@@ -1,4 +1,7 @@
-"""Statistics of prepared images that tell of no single person: they leave the site."""
+"""Task `statistics`: summarize prepared images in a file that identifies no person.
+
+The file leaves the site.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from synthcube.data.manifest import Manifest, Row, read_manifest
 from synthcube.environment import derived_seed
 from synthcube.errors import ManifestError
 from synthcube.medperf.infer import PreparatorConfig, read_parameters
-from synthcube.medperf.prepare import changed_files
+from synthcube.medperf.prepared_folder import changed_files
 
 _PERCENTILES = (5, 25, 50, 75, 95)
 _VALUES_SAMPLED = 4096  # of each image
@@ -30,10 +33,10 @@ Plain = dict[str, Any]
 def statistics(
     data_path: Path, labels_path: Path, output_path: Path, *, parameters_file: Path | None = None
 ) -> Path:
-    """Count, and summarize size, spacing and intensities, of both prepared folders.
+    """Write counts, sizes, spacings and intensities of both folders; return `output_path`.
 
-    A group of fewer than `smallest_group` subjects is not told of; nor is a larger one from which
-    its size could be computed. There is no name, path or date, and no least or greatest value.
+    Groups of fewer than `smallest_group` subjects are left out, and so are larger groups from which
+    their size could be computed. There are no names, paths, dates, minima or maxima.
 
     Raises:
         ConfigError: the parameters are not valid.
@@ -46,20 +49,20 @@ def statistics(
     )
     storage.require_own_file(output_path, "synthcube:", "output_path")
     settings = read_parameters(parameters_file, PreparatorConfig)
-    told: Plain = {"synthcube": __version__, "smallest_group": settings.smallest_group}
+    summary: Plain = {"synthcube": __version__, "smallest_group": settings.smallest_group}
     for name, folder in (("data", data_path), ("labels", labels_path)):
         if faults := changed_files(folder):
-            raise ManifestError(f"{name}_path {folder} is not what prepare wrote:", faults)
-        told[name] = _side(read_manifest(folder), settings)
-    storage.write_mounted(output_path, reading.dump(told))
+            raise ManifestError(f"{name}_path {folder} is not as prepare wrote it:", faults)
+        summary[name] = _side_summary(read_manifest(folder), settings)
+    storage.write_mounted(output_path, reading.dump(summary))
     return output_path
 
 
 def shown_groups(groups: Mapping[str, int], smallest: int) -> dict[str, int]:
-    """The groups that may be told of, with their sizes.
+    """Return the groups that may be published, with their sizes.
 
-    Small ones are left out; and where those together are still small, so that the total would
-    give them away, the smallest of the others as well.
+    Groups smaller than `smallest` are left out. If their sum is also smaller, the total would
+    reveal it: then the smallest of the other groups is left out as well.
     """
     shown = {name: size for name, size in groups.items() if size >= smallest}
     hidden = sum(groups.values()) - sum(shown.values())
@@ -68,12 +71,11 @@ def shown_groups(groups: Mapping[str, int], smallest: int) -> dict[str, int]:
     return shown
 
 
-def _side(manifest: Manifest, settings: PreparatorConfig) -> Plain:
+def _side_summary(manifest: Manifest, settings: PreparatorConfig) -> Plain:
     rows, smallest = manifest.rows, settings.smallest_group
     subjects = len({row.subject for row in rows})
     if subjects < smallest:
         return {"images": None, "reason": f"there are fewer than {smallest} subjects"}
-    told: Plain = {"images": len(rows), "subjects": subjects}
     kinds: dict[str, str] = dict(settings.data.conditions)
     if manifest.labels:
         kinds = {"Label": "class", **kinds}
@@ -86,21 +88,26 @@ def _side(manifest: Manifest, settings: PreparatorConfig) -> Plain:
         else _numbers(rows, columns[name], smallest)
         for name, kind in kinds.items()
     }
-    return told | {"conditions": conditions} | _image_summary(rows, smallest)
+    return {
+        "images": len(rows),
+        "subjects": subjects,
+        "conditions": conditions,
+        **_image_summary(rows, smallest),
+    }
 
 
 def _classes(rows: Sequence[Row], cells: Sequence[str], smallest: int) -> Plain:
-    """Subjects of each class."""
+    """Return the number of subjects of each class."""
     owners: dict[str, set[str]] = {}
     for row, text in zip(rows, cells, strict=True):
         owners.setdefault(text or "(unknown)", set()).add(row.subject)
-    sizes = {name: len(found) for name, found in owners.items()}
+    sizes = {name: len(subjects) for name, subjects in owners.items()}
     shown = shown_groups(sizes, smallest)
     return {"subjects": shown, "some_left_out": len(shown) < len(sizes)}
 
 
 def _numbers(rows: Sequence[Row], cells: Sequence[str], smallest: int) -> Plain:
-    """Mean and standard deviation over subjects, a subject's images averaged."""
+    """Return mean and standard deviation over subjects, after averaging each subject's images."""
     values: dict[str, list[float]] = {}
     for row, text in zip(rows, cells, strict=True):
         if (number := parse_number(text)) is not None:
@@ -108,10 +115,10 @@ def _numbers(rows: Sequence[Row], cells: Sequence[str], smallest: int) -> Plain:
     known = len(values)
     unknown = len({row.subject for row in rows}) - known
     if known < smallest:
-        return {"mean": None, "reason": f"it is known of fewer than {smallest} subjects"}
-    # A few without a value are not counted apart: the difference to all would give them away.
+        return {"mean": None, "reason": f"fewer than {smallest} subjects have a value"}
+    # If few subjects have no value, the count is left out: its difference to all would reveal them.
     count = {"subjects": known} if unknown == 0 or unknown >= smallest else {}
-    return count | _mean_and_std([float(np.mean(each)) for each in values.values()])
+    return count | _mean_and_std([float(np.mean(numbers)) for numbers in values.values()])
 
 
 def _image_summary(rows: Sequence[Row], smallest: int) -> Plain:
@@ -131,9 +138,9 @@ def _image_summary(rows: Sequence[Row], smallest: int) -> Plain:
         moments.append(np.stack([exact.mean(axis=1), (exact**2).mean(axis=1)], axis=1))
         if index in sampled:
             samples.append(voxels[:, rng.integers(voxels.shape[1], size=_VALUES_SAMPLED)])
-    if len({each.shape for each in moments}) > 1:
-        raise ManifestError("The images differ in their channels: sanity_check names them.")
-    counts = {name: len(found) for name, found in sizes.items()}
+    if len({moment.shape for moment in moments}) > 1:
+        raise ManifestError("The images differ in their channels: run sanity_check to list them.")
+    counts = {size: len(subjects) for size, subjects in sizes.items()}
     return {
         "channels": len(moments[0]),
         "size": shown_groups(counts, smallest),
@@ -148,7 +155,7 @@ def _image_summary(rows: Sequence[Row], smallest: int) -> Plain:
 
 
 def _intensity(moment: npt.NDArray[np.float64], sample: npt.NDArray[np.float32]) -> Plain:
-    """Of all voxels of a channel; every image counts the same."""
+    """Summarize all voxels of a channel; every image has the same weight."""
     mean, square = moment
     percentiles = np.percentile(sample, _PERCENTILES)
     return {
