@@ -122,12 +122,15 @@ def infer(
     """Generate images, or reconstruct or translate those given."""
     begin(plugins, trust)
     from synthcube.sharing.croissant import CROISSANT, stated
+    from synthcube.tasks.infer import InferRequest
     from synthcube.tasks.infer import infer as task
 
     picture = task(
-        located(model), output, num_images=num_images, seed=seed, data_path=data,
-        batch_size=batch_size, config_path=config, conditions=condition, conditions_path=conditions,
-        croissant=stated(croissant, license_id, creator), with_runtime=runtime,
+        InferRequest(
+            located(model), output, num_images=num_images, seed=seed, data=data,
+            batch_size=batch_size, config=config, conditions=condition, conditions_table=conditions,
+            croissant=stated(croissant, license_id, creator), runtime=runtime,
+        )
     )  # fmt: skip
     if picture:
         say(f"Images: {output / 'images'}\nPicture: {picture}")

@@ -21,8 +21,8 @@ from synthcube.sharing.runtimes import RUNTIMES, is_installed
 from synthcube.storage import make_folder, sha256, write_text
 from synthcube.tasks.evaluate import evaluate
 from synthcube.tasks.export import export
-from synthcube.tasks.infer import infer
-from synthcube.tasks.inference_jobs import IMAGES
+from synthcube.tasks.infer import InferRequest, infer
+from synthcube.tasks.inference_jobs import IMAGES, InferenceRuntime
 from synthcube.tasks.train import CONFIG, train
 
 _NUM_IMAGES, _SIDE, _SPACING_MM = 6, 16, (1.0, 1.5, 3.0)
@@ -63,7 +63,7 @@ def _steps(folder: Path, family: str, rank: int) -> dict[str, Callable[[], objec
     return {
         "phantoms": lambda: _write_inputs(folder, data, family, rank),
         "train": lambda: train(folder / CONFIG, data, run),
-        "infer": lambda: infer(run, images, num_images=3, data_path=_source(run, data)),
+        "infer": lambda: _infer(run, images, data),
         # so small a model makes images that are refused: grey ones
         "evaluate": lambda: evaluate(
             data, data, folder / "results.yaml", config_path=folder / CONFIG
@@ -108,7 +108,7 @@ def _source(model: Path, data: Path) -> Path | None:
 
 def _verify(shared: Path, data: Path, images: Path, again: Path) -> None:
     """The exported model makes the same images, byte for byte."""
-    infer(shared, again, num_images=3, data_path=_source(shared, data))
+    _infer(shared, again, data)
     _compare(images / IMAGES, again / IMAGES)
 
 
@@ -124,9 +124,12 @@ def _convert(folder: Path, runtime: Runtime) -> None:
     """Its export for another runtime, which compares the images, makes some."""
     shared, data = folder / runtime, folder / "data"
     export(folder / "run", shared, for_runtimes=(runtime,))
-    source = _source(shared, data)
-    infer(shared, folder / f"{runtime}-images", num_images=3, data_path=source,
-          with_runtime=runtime)  # fmt: skip
+    _infer(shared, folder / f"{runtime}-images", data, runtime)
+
+
+def _infer(model: Path, out: Path, data: Path, runtime: InferenceRuntime = "torch") -> None:
+    source = _source(model, data)
+    infer(InferRequest(model, out, num_images=3, data=source, runtime=runtime))
 
 
 def _compare(one: Path, other: Path) -> None:

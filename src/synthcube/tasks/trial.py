@@ -13,7 +13,7 @@ from synthcube.data.conditions import cell
 from synthcube.data.manifest import Manifest, Row, read_manifest, write_manifest
 from synthcube.models import artifact
 from synthcube.models.family import Samples
-from synthcube.tasks.infer import infer
+from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.inference_jobs import IMAGES
 from synthcube.tasks.train import train
 
@@ -129,8 +129,10 @@ def _drawn(model: Path, data: Path, folder: Path, settings: RunConfig) -> Iterat
     trained = artifact.load(model)
     draws = isinstance(trained.build(device), Samples) and not trained.image.source_channels
     infer(
-        model, folder / "images", num_images=_IMAGES if draws else None, num_devices=1,
-        data_path=None if draws else data, batch_size=_IMAGES,
+        InferRequest(
+            model, folder / "images", num_images=_IMAGES if draws else None, num_devices=1,
+            data=None if draws else data, batch_size=_IMAGES,
+        )
     )  # fmt: skip
-    made = sorted((folder / "images" / IMAGES).iterdir())
-    yield f"made {len(made)} image(s) of {'x'.join(map(str, trained.image.size))}"
+    paths = list((folder / "images" / IMAGES).iterdir())
+    yield f"made {len(paths)} image(s) of {'x'.join(map(str, trained.image.size))}"
