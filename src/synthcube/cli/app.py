@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -27,7 +27,7 @@ Configs = Annotated[
     ),
 ]  # fmt: skip
 OptionalConfig = Annotated[
-    Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
+    Path | None,
     typer.Option("--config", "-c", "--parameters_file", help="YAML of seed, sampling, compute."),
 ]
 Data = Annotated[
@@ -35,8 +35,7 @@ Data = Annotated[
     typer.Option("--data_path", "-d", help="CSV, folder with manifest.csv, or folder of images."),
 ]
 OptionalData = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--data_path", "-d", help="Images to reconstruct or translate."),
+    Path | None, typer.Option("--data_path", "-d", help="Images to reconstruct or translate.")
 ]
 Output = Annotated[Path, typer.Option("--output_path", "-o", help="Folder to write to.")]
 Model = Annotated[
@@ -59,51 +58,8 @@ Trust = Annotated[
 ]
 
 
-def check_words(words: Sequence[str], app: typer.Typer) -> None:
-    """Refuse what a terminal would obey, what is not UTF-8 and could be written to no record, and
-    an empty path, which would be the folder that one is in.
-
-    Raises:
-        ConfigError: all such words.
-    """
-    faults = [
-        f"{visible(word)[:120]}: it holds {hidden}; rename the file or folder"
-        for word in words
-        if (hidden := hidden_in(word))
-    ]
-    if "" in words or any(word.endswith("=") for word in words):
-        faults += [f"{name}: the path is empty" for name in _empty(words, {*_path_options(app)})]
-    if faults:
-        raise ConfigError("The command line holds what cannot be used:", faults)
-
-
-def _empty(words: Sequence[str], path_options: set[str]) -> Iterator[str]:
-    """What has an empty path: an option, or an argument, by the word before it."""
-    for before, word in zip(["", *words], words, strict=False):
-        option = before if word == "" else word.removesuffix("=") if word.endswith("=") else None
-        if option is None:
-            continue
-        name = "--" + option[2:].replace("-", "_") if option.startswith("--") else option
-        if name in path_options or (word == "" and not option.startswith("-")):
-            yield option
-
-
-def _path_options(app: typer.Typer) -> Iterator[str]:
-    for command in app.registered_commands:
-        for name, hint in get_type_hints(command.callback, include_extras=True).items():
-            if get_origin(hint) is Annotated and _holds_path(get_args(hint)[0]):
-                yield from getattr(get_args(hint)[1], "param_decls", None) or (f"--{name}",)
-    for group in app.registered_groups:
-        if group.typer_instance:
-            yield from _path_options(group.typer_instance)
-
-
-def _holds_path(kind: Any) -> bool:
-    return kind is Path or any(_holds_path(part) for part in get_args(kind))
-
-
 _LONGEST_NAME = 200
-_UNREAD = 141  # 128 + SIGPIPE, as other programs end whose output goes to `head`
+_BROKEN_PIPE = 141  # 128 + SIGPIPE, as other programs do when `head` closes their output
 
 app = typer.Typer(
     name="synthcube",
@@ -120,8 +76,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         print(__version__)
         raise typer.Exit
 
@@ -135,12 +91,12 @@ def _main(
     """Run one of the commands; each has its own --help."""
 
 
-def begin(plugin_folders: Sequence[Path] = (), trusted: Sequence[str] = ()) -> None:
-    """Ready this process for a task; to be called before anything heavy is imported.
+def setup_process(plugin_folders: Sequence[Path] = (), trusted: Sequence[str] = ()) -> None:
+    """Set up threads, log, caches and plugins; call it before anything heavy is imported.
 
     Args:
-        plugin_folders: whose code the user vouches for.
-        trusted: packages likewise.
+        plugin_folders: folders whose code may run.
+        trusted: installed packages whose code may run.
     """
     from synthcube import environment, plugins
 
@@ -154,9 +110,9 @@ def begin(plugin_folders: Sequence[Path] = (), trusted: Sequence[str] = ()) -> N
 
 
 def located(model: Path) -> Path:
-    """The folder of a model, which is downloaded where it is named by its address on a Hub.
+    """The folder of a model; a model on a Hub is downloaded first.
 
-    Every command that takes a model takes it through here; what is below sees a folder.
+    Every command passes its --model_path through here, so that the tasks only see folders.
     """
     if not str(model).startswith("hf:"):
         return model
@@ -166,8 +122,8 @@ def located(model: Path) -> Path:
 
 
 def main() -> None:
-    """Run the command line, and end with the exit code that its outcome has."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that a terminal has not
+    """Run the command line and exit with the code of its outcome; see errors.py."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal can print every name
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_words(sys.argv[1:], app)
@@ -190,17 +146,17 @@ def main() -> None:
 
 
 def _fault_of_a_path(error: OSError | RuntimeError) -> str:
-    """What is wrong with a path that the system refuses; empty where it is something else."""
+    """Message for an error of a path; empty where the error is another one."""
     if isinstance(error, PermissionError):
         return f"{_shortened(error.filename)}: this user has no permission"
     if isinstance(error, OSError):
         return f"{_shortened(error.filename)}: {error.strerror}" if error.filename else ""
-    # pathlib's word for links that lead to one another, before Python 3.13
+    # how pathlib reports symlinks in a circle before Python 3.13
     return str(error) if str(error).startswith("Symlink loop") else ""
 
 
 def say(line: str, end: str = "\n") -> None:
-    """Print what a command has to tell; names of others in it give no orders to a terminal."""
+    """Print a line with control characters escaped: it may hold names that others chose."""
     print(visible(line), end=end, flush=True)
 
 
@@ -210,7 +166,7 @@ def _shortened(name: object) -> str:
 
 
 def _exit_code(end: SystemExit) -> int:
-    """What a command ends with that Typer or Lightning has ended, or whose output nobody reads."""
+    """Exit code of a command that Typer or Lightning ended, or whose output nobody reads."""
     reasons = list(_chain(end))
     try:
         if sys.stdout and not sys.stdout.closed:
@@ -220,10 +176,9 @@ def _exit_code(end: SystemExit) -> int:
     if any(isinstance(reason, KeyboardInterrupt) for reason in reasons):
         return INTERRUPTED
     if any(isinstance(reason, BrokenPipeError) for reason in reasons):
-        # What is left in Python's buffers would break the pipe once more at the very end.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        return _UNREAD
+        # Python would flush its buffers into the broken pipe again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _BROKEN_PIPE
     return int(end.code or 0)
 
 
@@ -231,3 +186,47 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def check_words(words: Sequence[str], app: typer.Typer) -> None:
+    """Refuse control characters, text that is not UTF-8, and empty paths.
+
+    An empty path would mean the current folder; other text could not be written to a record.
+
+    Raises:
+        ConfigError: all such words.
+    """
+    faults = [
+        f"{visible(word)[:120]}: it holds {hidden}; rename the file or folder"
+        for word in words
+        if (hidden := hidden_in(word))
+    ]
+    if "" in words or any(word.endswith("=") for word in words):
+        faults += [f"{name}: the path is empty" for name in _empty(words, {*_path_options(app)})]
+    if faults:
+        raise ConfigError("The command line holds what cannot be used:", faults)
+
+
+def _empty(words: Sequence[str], path_options: set[str]) -> Iterator[str]:
+    """The options with an empty path; for an argument, the word before it."""
+    for before, word in zip(["", *words], words, strict=False):
+        option = before if word == "" else word.removesuffix("=") if word.endswith("=") else None
+        if option is None:
+            continue
+        name = "--" + option[2:].replace("-", "_") if option.startswith("--") else option
+        if name in path_options or (word == "" and not option.startswith("-")):
+            yield option
+
+
+def _path_options(app: typer.Typer) -> Iterator[str]:
+    for command in app.registered_commands:
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            if get_origin(hint) is Annotated and _holds_path(get_args(hint)[0]):
+                yield from getattr(get_args(hint)[1], "param_decls", None) or (f"--{name}",)
+    for group in app.registered_groups:
+        if group.typer_instance:
+            yield from _path_options(group.typer_instance)
+
+
+def _holds_path(hint: Any) -> bool:
+    return hint is Path or any(_holds_path(part) for part in get_args(hint))

@@ -1,4 +1,4 @@
-"""Check: everything that could fail later, before any training."""
+"""Check: find what could fail in a training before it starts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ from synthcube.training import fine_tuning, memory, strategies
 
 
 def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) -> list[str]:
-    """Read the config and every image, build the model, and say what a training will need.
-
-    Returns:
-        The findings, one line each.
+    """Read the config and every image, and build the model; returns one line for each result.
 
     Raises:
         SynthCubeError: all faults of the config and of the manifest; or all faults of images.
@@ -51,7 +48,7 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
     if misfits := settings.model.faults(data.image):
         raise ImageError("The images do not fit the model:", misfits)
     Postprocessing(settings.sampling.postprocessing, data.image)
-    return [*_data_lines(data), *_start_lines(settings, data), *_need_lines(settings, data)]
+    return [*_data_lines(data), *_start_lines(settings, data), *_resource_lines(settings, data)]
 
 
 def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:
@@ -61,7 +58,7 @@ def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:
     family = settings.model.build(data.image)
     fine_tuning.take_weights(family, training)
     fine_tuning.freeze(family, training)
-    trained = sum(each.requires_grad for each in family.parameters())
+    trained = sum(parameter.requires_grad for parameter in family.parameters())
     return [f"start: {training.start_from} fits, {trained} weights are trained further"]
 
 
@@ -73,7 +70,7 @@ def _data_lines(data: DataModule) -> list[str]:
         f"images: {len(rows)} of {subjects} subjects, all readable and of one shape",
         f"splits: {dict(Counter(data.splits))}",
         f"size: {' x '.join(map(str, image.size))}, {image.channels} channel(s), "
-        f"{' x '.join(f'{each:g}' for each in image.spacing_mm)} mm",
+        f"{' x '.join(f'{side:g}' for side in image.spacing_mm)} mm",
     ]
     for channel in range(image.channels):
         low, high = ranges[:, channel].mean(axis=0)
@@ -87,7 +84,7 @@ def _data_lines(data: DataModule) -> list[str]:
     return lines
 
 
-def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
+def _resource_lines(settings: RunConfig, data: DataModule) -> list[str]:
     device = compute.device(settings.compute.accelerator)
     precision, reason = compute.precision(settings.compute.precision, device)
     strategies.require_usable(settings.compute, settings.training, device)
@@ -96,7 +93,7 @@ def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
     need = train.need_of(settings, data.image, precision, device)
     weights, needed = need.estimate().weights, need.bytes_needed()
     lack = memory.warning(need, needed, need.bytes_free())
-    # Two checkpoints of weights, average and two moments; one more while it is being written.
+    # Two checkpoints of weights, average and two moments, and a third one while it is written.
     on_disk = 3 * 4 * weights + weights
     free = shutil.disk_usage(Path.cwd()).free
     steps = len(data.train_dataloader()) * settings.training.max_epochs
