@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from synthcube import compute, config, environment
 from synthcube.config import RunConfig
-from synthcube.data.manifest import Manifest, read_manifest
+from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
-from synthcube.data.postprocessing import Postprocessing
-from synthcube.errors import ConfigError, ImageError, SynthCubeError
-from synthcube.tasks import hub_pins, train
+from synthcube.errors import ConfigError, SynthCubeError
+from synthcube.tasks import train
 from synthcube.training import fine_tuning, memory, strategies
 
 
@@ -25,30 +25,25 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
     Raises:
         SynthCubeError: all faults of the config and of the manifest; or all faults of images.
     """
-    settings: RunConfig | None = None
-    manifest: Manifest | None = None
-    faults: list[SynthCubeError] = []
-    try:
-        settings = config.load(config_path, overrides)
-        settings = hub_pins.pinned(settings, {})
-        settings = settings.model_copy(update={"model": settings.model.resolved()})
-    except SynthCubeError as error:
-        settings = None
-        faults.append(error)
-    try:
-        manifest = read_manifest(data_path)
-    except SynthCubeError as error:
-        faults.append(error)
-    if not (settings and manifest):
-        raise faults[0] if len(faults) == 1 else ConfigError("\n".join(map(str, faults)))
-    data = DataModule(
-        manifest, settings.data, batch_size=settings.training.batch_size,
-        seed=settings.seed, cache=environment.cache_folder(),
-    )  # fmt: skip
-    if misfits := settings.model.faults(data.image):
-        raise ImageError("The images do not fit the model:", misfits)
-    Postprocessing(settings.sampling.postprocessing, data.image)
+    settings, manifest = results_or_faults(
+        lambda: train.pinned(config.load(config_path, overrides), {}),
+        lambda: read_manifest(data_path),
+    )
+    data = train.open_data(settings, manifest)
     return [*_data_lines(data), *_start_lines(settings, data), *_resource_lines(settings, data)]
+
+
+def results_or_faults(*steps: Callable[[], Any]) -> list[Any]:
+    """The results of all steps; the user's faults in all of them are raised together."""
+    results, faults = [], []
+    for step in steps:
+        try:
+            results.append(step())
+        except SynthCubeError as error:
+            faults.append(error)
+    if faults:
+        raise faults[0] if len(faults) == 1 else ConfigError("\n".join(map(str, faults)))
+    return results
 
 
 def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:

@@ -235,13 +235,9 @@ class Generation(Job):
     """Images out of noise."""
 
     def __init__(
-        self,
-        model: LoadedModel,
-        output: Path,
-        description: CroissantConfig | None,
-        requests: Sequence[Mapping[str, str]],
-        seed: int,
-    ) -> None:
+        self, model: LoadedModel, output: Path, description: CroissantConfig | None,
+        requests: Sequence[Mapping[str, str]], seed: int,
+    ) -> None:  # fmt: skip
         super().__init__(model, output, len(requests), description)
         self.seeds, self.values = seeded_conditions(model.image.conditions, requests, seed)
         self.task = {"task": "generate", "seed": seed, "num_images": len(requests)}
@@ -263,13 +259,9 @@ class Translation(Job):
     """Images out of other images."""
 
     def __init__(
-        self,
-        model: LoadedModel,
-        output: Path,
-        description: CroissantConfig | None,
-        manifest: Manifest,
-        seed: int,
-    ) -> None:
+        self, model: LoadedModel, output: Path, description: CroissantConfig | None,
+        manifest: Manifest, seed: int,
+    ) -> None:  # fmt: skip
         super().__init__(model, output, len(manifest.rows), description)
         spec, self.sources = model.image, manifest.rows
         self.images = _sized(model, manifest)
@@ -308,12 +300,9 @@ class Reconstruction(Job):
     """Images through the model's bottleneck and back."""
 
     def __init__(
-        self,
-        model: LoadedModel,
-        output: Path,
-        description: CroissantConfig | None,
+        self, model: LoadedModel, output: Path, description: CroissantConfig | None,
         manifest: Manifest,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(model, output, len(manifest.rows), description)
         self.sources, self.images = manifest.rows, _sized(model, manifest)
         if self.images.shape[1] != model.image.channels:
@@ -335,12 +324,9 @@ class Reconstruction(Job):
 
 
 def finish(
-    output: Path,
-    rows: list[dict[str, str]],
-    tiles: list[torch.Tensor],
-    spec: ImageSpec,
+    output: Path, rows: list[dict[str, str]], tiles: list[torch.Tensor], spec: ImageSpec,
     columns: int | None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Write the picture, which is returned, and the manifest; mark the record as complete."""
     save_grid(
         output / GRID, tiles, columns=columns, raster=spec.file_format == "png",

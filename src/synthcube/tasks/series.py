@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from synthcube import config, environment
 from synthcube.data.manifest import read_manifest
 from synthcube.errors import ConfigError, PreemptedError, SynthCubeError
 from synthcube.storage import make_folder, require_separate
+from synthcube.tasks.check import results_or_faults
 
 log = logging.getLogger("synthcube")
 
@@ -71,7 +73,10 @@ def train_series(
         SynthCubeError: a config, the list of images or `out` is faulty; nothing was started.
     """
     runs = _runs(config_paths, out)
-    _check(config_paths, data_path, overrides)
+    results_or_faults(
+        *(partial(_resolve, path, overrides) for path in config_paths),
+        partial(read_manifest, data_path),
+    )
     require_separate({"output_path": out}, {"data_path": data_path})
     make_folder(out, "output_path")
     words = [word for override in overrides for word in ("--set", override)]
@@ -118,20 +123,8 @@ def _runs(config_paths: Sequence[Path], out: Path) -> list[Path]:
     return [out / path.stem for path in config_paths]
 
 
-def _check(config_paths: Sequence[Path], data_path: Path, overrides: Sequence[str]) -> None:
-    """Raise all faults of all configs and of the data, before the first training."""
-    faults: list[SynthCubeError] = []
-    for path in config_paths:
-        try:
-            config.load(path, overrides).model.resolved()
-        except SynthCubeError as error:
-            faults.append(error)
-    try:
-        read_manifest(data_path)
-    except SynthCubeError as error:
-        faults.append(error)
-    if faults:
-        raise faults[0] if len(faults) == 1 else ConfigError("\n".join(map(str, faults)))
+def _resolve(config_path: Path, overrides: Sequence[str]) -> None:
+    config.load(config_path, overrides).model.resolved()
 
 
 def _run(child: _Child, words: Sequence[object]) -> int:

@@ -98,8 +98,7 @@ def _train(
     end = _end(run, checkpoint, settings.training)
     # Before the first checkpoint the config may still be corrected.
     before = recorded_config(run) if checkpoint or (run / "artifact").exists() else {}
-    settings = hub_pins.pinned(settings, before)
-    settings = settings.model_copy(update={"model": settings.model.resolved()})
+    settings = pinned(settings, before)
     if settings.compute.deterministic:
         environment.fix_cublas()
     precision, reason = compute.precision(settings.compute.precision, device)
@@ -113,14 +112,7 @@ def _train(
     if before:
         check_unchanged(run, before, settings, accept_changes)
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
-    data = DataModule(
-        manifest, settings.data, batch_size=settings.training.batch_size,
-        seed=settings.seed, cache=environment.cache_folder(),
-    )  # fmt: skip
-    if faults := settings.model.faults(data.image):
-        raise ImageError("The images do not fit the model:", faults)
-    # found here, not by infer after all the training
-    Postprocessing(settings.sampling.postprocessing, data.image)
+    data = open_data(settings, manifest)
     if rank == 0:
         record_run(
             run, settings, data, environment.environment_record(device, precision),
@@ -137,6 +129,33 @@ def _train(
         if rank == 0 and not (end and has_current_artifact(run, settings)):
             save_artifact(run, settings, data)
     return None if rank else run / "artifact"
+
+
+def pinned(settings: RunConfig, before: Mapping[str, Any]) -> RunConfig:
+    """The config with the models that it starts from downloaded, pinned and read.
+
+    Args:
+        before: the config of the run that is continued, empty for a new one.
+    """
+    settings = hub_pins.pinned(settings, before)
+    return settings.model_copy(update={"model": settings.model.resolved()})
+
+
+def open_data(settings: RunConfig, manifest: Manifest) -> DataModule:
+    """The images of a training, all of them read.
+
+    Raises:
+        ImageError, ConfigError: they fit neither the model nor sampling.postprocessing.
+    """
+    data = DataModule(
+        manifest, settings.data, batch_size=settings.training.batch_size,
+        seed=settings.seed, cache=environment.cache_folder(),
+    )  # fmt: skip
+    if faults := settings.model.faults(data.image):
+        raise ImageError("The images do not fit the model:", faults)
+    # checked here, not by infer after all the training
+    Postprocessing(settings.sampling.postprocessing, data.image)
+    return data
 
 
 def _inputs(settings: RunConfig, data_path: Path) -> dict[str, Path | None]:
