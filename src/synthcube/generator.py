@@ -1,4 +1,4 @@
-"""A trained model in Python: synthcube.from_pretrained, and what it gives."""
+"""The Python interface: synthcube.from_pretrained, the Generator it returns, and its Images."""
 
 from __future__ import annotations
 
@@ -42,16 +42,9 @@ def from_pretrained(
     plugins: Sequence[str | Path] = (),
     trust: Sequence[str] = (),
 ) -> Generator:
-    """Open a trained model.
+    """Open a trained model; see :func:`synthcube.from_pretrained`.
 
-    Args:
-        model: a run, an artifact or an exported folder; or owner/name[@revision] of a Hub, with
-            or without hf:// before it, where no such folder is here.
-        accelerator: auto, cpu or gpu.
-        runtime: what computes its networks; onnx and openvino do so on the CPU, for a model that
-            was exported for them.
-        plugins: folders whose code this model, and no other, may run.
-        trust: installed packages likewise.
+    An owner/name[@revision] without hf:// means a Hub, unless there is such a folder.
 
     Raises:
         HubError, ArtifactError: there is no such model, or it is damaged.

@@ -23,7 +23,7 @@ Configs = Annotated[
     list[Path],
     typer.Option(
         "--config", "-c", "--parameters_file",
-        help="YAML of the run; several: each is trained into the output folder's own of its name.",
+        help="YAML of the run; with several, each is trained into a subfolder of its name.",
     ),
 ]  # fmt: skip
 OptionalConfig = Annotated[
@@ -50,11 +50,11 @@ Override = Annotated[
 ]
 Plugins = Annotated[
     list[Path],
-    typer.Option("--plugins", help="Folder of code that may run where a model or YAML names it."),
+    typer.Option("--plugins", help="Folder whose code a model or a YAML may run."),
 ]
 Trust = Annotated[
     list[str],
-    typer.Option("--trust", help="Installed package of code that may run where one names it."),
+    typer.Option("--trust", help="Installed package whose code a model or a YAML may run."),
 ]
 
 

@@ -36,7 +36,7 @@ def train(
         str, typer.Option(help="auto continues a run; never refuses one; or a checkpoint's path.")
     ] = "auto",
     debug: Annotated[
-        bool, typer.Option("--debug", help="Only try a few batches of everything; keep nothing.")
+        bool, typer.Option("--debug", help="Only try a few batches of every step; keep nothing.")
     ] = False,
     accept_changes: Annotated[
         bool,
@@ -96,14 +96,15 @@ def infer(
     ] = None,
     config: OptionalConfig = None,
     condition: Annotated[
-        list[str], typer.Option(help="What all images follow, as in Label=Hand; repeatable.")
+        list[str], typer.Option(help="Condition of all images, as in Label=Hand; repeatable.")
     ] = [],  # noqa: B006
     conditions: Annotated[
-        Path | None, typer.Option(help="CSV of what each image follows, in place of a number.")
+        Path | None,
+        typer.Option(help="CSV with the conditions of each image, in place of a number."),
     ] = None,
     runtime: Annotated[
         Literal["torch", "onnx", "openvino"] | None,
-        typer.Option(help="What computes the networks, of a model exported for it."),
+        typer.Option(help="torch, or a runtime that the model was exported for."),
     ] = None,
     croissant: Annotated[
         bool, typer.Option("--croissant", help="Describe the images in croissant.json.")
@@ -112,12 +113,12 @@ def infer(
         str, typer.Option("--license", help="License of the images, for croissant.json.")
     ] = "",
     creator: Annotated[
-        list[str], typer.Option(help="Group that answers for the images; repeatable.")
+        list[str], typer.Option(help="Organization responsible for the images; repeatable.")
     ] = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
-    """Generate images, or reconstruct or translate those given."""
+    """Generate images, or reconstruct or translate those of --data_path."""
     setup_process(plugins, trust)
     from synthcube.sharing.croissant import CROISSANT, stated
     from synthcube.tasks.infer import InferRequest
@@ -139,11 +140,13 @@ def infer(
 @app.command()
 def evaluate(
     predictions: Annotated[
-        Path, typer.Option("--predictions", "-p", help="What infer wrote, or any images.")
+        Path, typer.Option("--predictions", "-p", help="Images that infer wrote, or any others.")
     ],
     labels: Annotated[
         Path,
-        typer.Option("--labels", "-l", help="Real images, held out; or a run: those it held out."),
+        typer.Option(
+            "--labels", "-l", help="Held-out real images; or a run: those that it held out."
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output_path", "-o", help="YAML file to write the results to.")
@@ -151,20 +154,20 @@ def evaluate(
     config: OptionalConfig = None,
     train_data: Annotated[
         Path | None,
-        typer.Option("--train_data", "-t", help="Images of the training, to look for copies in."),
+        typer.Option("--train_data", "-t", help="Training images, to search for copies."),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Folder for a page with plots and pictures, and for a card's table."),
+        typer.Option(help="Folder for an HTML page with plots, and for a table for the card."),
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("--model_path", "-m", help="The model, to infer who was trained on."),
+        typer.Option("--model_path", "-m", help="The model, for membership inference."),
     ] = None,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
-    """Judge images by real ones: how near they are, how varied, and what they copy."""
+    """Compare images with real ones: fidelity, diversity, and copies of training images."""
     setup_process(plugins, trust)
     from synthcube.tasks.evaluate import evaluate as task
 
@@ -187,7 +190,7 @@ def import_(
     channels: Annotated[int, typer.Option(min=1, help="Channels of one image.")] = 1,
     model_range: Annotated[
         tuple[float, float],
-        typer.Option("--model_range", help="What intensities were scaled to when it was trained."),
+        typer.Option("--model_range", help="Range that intensities were scaled to in training."),
     ] = (-1.0, 1.0),
     discriminator: Annotated[
         Path | None, typer.Option(help="Weights of an autoencoder's discriminator.")
@@ -196,7 +199,7 @@ def import_(
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
-    """Take over weights of monai-generative or GaNDLF-Synth, checked number by number."""
+    """Import weights of monai-generative or GaNDLF-Synth, and verify their outputs."""
     setup_process(plugins, trust)
     from synthcube.tasks.import_weights import import_weights
 
@@ -338,7 +341,7 @@ def export(
         list[str], typer.Option(help="Name on a Hub of what it was trained on; repeatable.")
     ] = [],  # noqa: B006
     notes: Annotated[
-        Path | None, typer.Option(help="Markdown of yours for the card: authors, data, limits.")
+        Path | None, typer.Option(help="Markdown to add to the card: authors, data, limits.")
     ] = None,
     model_version: Annotated[
         str, typer.Option("--model_version", help="Version of the model, its tag on a Hub: 1.0.0.")
@@ -352,20 +355,23 @@ def export(
         typer.Option("--runtime_weights", help="How converted weights are stored: float32."),
     ] = None,
     push_to: Annotated[
-        str, typer.Option("--push_to", metavar="OWNER/NAME", help="Publish it there, on a Hub.")
+        str,
+        typer.Option(
+            "--push_to", metavar="OWNER/NAME", help="Publish to this repository of a Hub."
+        ),
     ] = "",
     public: Annotated[
         bool | None,
-        typer.Option("--public/--private", help="For everyone to see; private by default."),
+        typer.Option("--public/--private", help="Visibility on the Hub; private by default."),
     ] = None,
     revision: Annotated[str, typer.Option(help="Branch to push to: main.")] = "",
     commit_message: Annotated[
-        str, typer.Option("--commit_message", help="What the commit says.")
+        str, typer.Option("--commit_message", help="Message of the commit.")
     ] = "",
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
-    """Verify a trained model and write a folder to share; publish it, if you say where."""
+    """Verify a trained model and write a folder to share; publish it with --push_to."""
     setup_process(plugins, trust)
     from synthcube.tasks.export import export as task
     from synthcube.tasks.export import place, present, publication

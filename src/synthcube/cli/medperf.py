@@ -1,4 +1,4 @@
-"""What MedPerf's containers run, and what makes one of a trained model.
+"""The commands that MedPerf's containers run, and `package`, which makes such a container.
 
 Without arguments a task finds everything where MedPerf mounts it.
 """
@@ -61,7 +61,7 @@ def prepare(
     ] = Path(_PREPARE["output_labels_path"]),
     parameters_file: _Parameters = None,
     report_file: Annotated[
-        Path | None, _option("report_file", f"YAML of how each subject fared{_OPTIONAL}.")
+        Path | None, _option("report_file", f"YAML of the state of each subject{_OPTIONAL}.")
     ] = None,
     metadata_path: Annotated[
         Path | None,
@@ -118,7 +118,7 @@ def statistics(
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
-    """Count and summarize, in groups too large to tell of one person."""
+    """Count and summarize, only in groups of several subjects."""
     setup_process(plugins, trust)
     from synthcube.medperf.statistics import statistics as task
 
@@ -169,7 +169,8 @@ def evaluate(
         Path | None, _option("additional_files", f"Folder with train_data, or weights{_OPTIONAL}.")
     ] = None,
     local_outputs_path: Annotated[
-        Path | None, _option("local_outputs_path", f"Folder for what stays at the site{_OPTIONAL}.")
+        Path | None,
+        _option("local_outputs_path", f"Folder for results that stay at the site{_OPTIONAL}."),
     ] = None,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -220,4 +221,4 @@ def package(
     from synthcube.medperf.package import package as task
 
     folder = task(located(model), output, image=image)
-    say(f"Package: {folder}\nREADME.md there tells how to register it.")
+    say(f"Package: {folder}\nIts README.md says how to register it.")

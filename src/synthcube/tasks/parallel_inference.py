@@ -123,8 +123,8 @@ def make_in_ranks(opener: Opener, device: torch.device) -> Path | None:
 
     with _connected(rank, processes) as group:
         job: Job = _together(claimed, group)
-        own = job.batches()[rank::processes]
-        images = _together(lambda: [_make_batch(job, batch) for batch in own], group)
+        mine = job.batches()[rank::processes]
+        images = _together(lambda: [_make_batch(job, batch) for batch in mine], group)
         gathered: list[Any] | None = [None] * processes if rank == 0 else None
         distributed.gather_object(images, gathered, group=group)
         return _together(finished, group)
