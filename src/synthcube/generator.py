@@ -132,7 +132,7 @@ class Generator:
     ) -> None:
         self._model = model
         self._vouching = vouching
-        self.family = model.family
+        self.trained, self.family, self.device = model.trained, model.family, model.family.device
 
     @property
     def image(self) -> ImageSpec:

@@ -1,4 +1,4 @@
-"""The command line itself: its settings, its exit codes, and the options that commands share."""
+"""The Typer app: options that commands share, set-up of the process, and exit codes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,6 @@ Trust = Annotated[
     list[str],
     typer.Option("--trust", help="Installed package whose code a model or a YAML may run."),
 ]
-
 
 _LONGEST_NAME = 200
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as other programs do when `head` closes their output
@@ -121,6 +120,11 @@ def located(model: Path) -> Path:
     return hub.located(model)
 
 
+def say(line: str, end: str = "\n") -> None:
+    """Print a line with control characters escaped: it may hold names that others chose."""
+    print(visible(line), end=end, flush=True)
+
+
 def main() -> None:
     """Run the command line and exit with the code of its outcome; see errors.py."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal can print every name
@@ -135,7 +139,7 @@ def main() -> None:
         print(visible(f"error: {error}"), file=sys.stderr)
         raise SystemExit(error.exit_code) from error
     except (OSError, RuntimeError) as error:
-        if not (fault := _fault_of_a_path(error)):
+        if not (fault := _path_fault(error)):
             raise
         print(visible(f"error: {fault}."), file=sys.stderr)
         raise SystemExit(2) from error
@@ -145,7 +149,7 @@ def main() -> None:
         raise SystemExit(_exit_code(end)) from end
 
 
-def _fault_of_a_path(error: OSError | RuntimeError) -> str:
+def _path_fault(error: OSError | RuntimeError) -> str:
     """Message for an error of a path; empty where the error is another one."""
     if isinstance(error, PermissionError):
         return f"{_shortened(error.filename)}: this user has no permission"
@@ -153,11 +157,6 @@ def _fault_of_a_path(error: OSError | RuntimeError) -> str:
         return f"{_shortened(error.filename)}: {error.strerror}" if error.filename else ""
     # how pathlib reports symlinks in a circle before Python 3.13
     return str(error) if str(error).startswith("Symlink loop") else ""
-
-
-def say(line: str, end: str = "\n") -> None:
-    """Print a line with control characters escaped: it may hold names that others chose."""
-    print(visible(line), end=end, flush=True)
 
 
 def _shortened(name: object) -> str:

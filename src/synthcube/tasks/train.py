@@ -185,7 +185,7 @@ def _end(run: Path, checkpoint: Path | None, training: TrainingConfig) -> str:
     if checkpoint.parent.resolve() != (run / "checkpoints").resolve():
         raise ConfigError(
             f"--resume {checkpoint}: its training is complete; {end} to continue it. Its model is "
-            "in the run folder that it is of, which synthcube infer and training.start_from take."
+            "in its run folder, which synthcube infer and training.start_from take."
         )
     return end
 
@@ -311,7 +311,7 @@ def claim(run: Path) -> None:
         return
     if existing := [name for name in _WRITTEN if (run / name).exists()]:
         raise OutputError(
-            f"output_path {run} is no run, and what it holds would be written over "
+            f"output_path {run} is no run, and files in it would be overwritten "
             f"({', '.join(existing)}): give another one."
         )
 

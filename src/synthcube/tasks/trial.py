@@ -54,7 +54,7 @@ def trial(
                 config_path, data, folder / "run", overrides=[*overrides, *words], resume="never"
             )
             if model:
-                yield from _drawn(model, data, folder, settings)
+                yield from _sampled(model, data, folder, settings)
                 yield (
                     f"Tried: {_BATCHES} batches of training, validation, pictures, a checkpoint, "
                     f"the trained model and {_IMAGES} images of it, in "
@@ -105,8 +105,8 @@ def _few(manifest: Manifest, settings: RunConfig, number: int) -> list[dict[str,
             places |= {*ordered[:1], *ordered[-1:]}
     rows = [trained[place] for place in sorted(places)]
     validates = "validation" in splits or (not splits - {""} and settings.data.validation_fraction)
-    again = rows[: settings.compute.num_nodes * _batch_size(settings)] if validates else []
-    return [_cells(row, "train") for row in rows] + [_cells(row, "validation") for row in again]
+    validated = rows[: settings.compute.num_nodes * _batch_size(settings)] if validates else []
+    return [_cells(row, "train") for row in rows] + [_cells(row, "validation") for row in validated]
 
 
 def _number(row: Row, name: str) -> tuple[float, ...]:
@@ -123,14 +123,14 @@ def _cells(row: Row, split: str) -> dict[str, str]:
     return channels | known | label
 
 
-def _drawn(model: Path, data: Path, folder: Path, settings: RunConfig) -> Iterator[str]:
+def _sampled(model: Path, data: Path, folder: Path, settings: RunConfig) -> Iterator[str]:
     device = compute.device(settings.compute.accelerator)
     trained = artifact.load(model)
-    draws = isinstance(trained.build(device), Samples) and not trained.image.source_channels
+    generates = isinstance(trained.build(device), Samples) and not trained.image.source_channels
     infer(
         InferRequest(
-            model, folder / "images", num_images=_IMAGES if draws else None, num_devices=1,
-            data=None if draws else data, batch_size=_IMAGES,
+            model, folder / "images", num_images=_IMAGES if generates else None, num_devices=1,
+            data=None if generates else data, batch_size=_IMAGES,
         )
     )  # fmt: skip
     paths = list((folder / "images" / IMAGES).iterdir())
