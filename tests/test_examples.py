@@ -10,7 +10,7 @@ import pytest
 
 from synthcube import config, plugins
 from synthcube.data.phantom import write_phantoms
-from synthcube.tasks.infer import infer
+from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -88,5 +88,5 @@ def test_an_entry_point_is_a_family(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     yaml = tmp_path / "run.yaml"
     yaml.write_text("model: {name: theirs}\ntraining: {max_epochs: 1, batch_size: 2}\n")
     train(yaml, data, tmp_path / "run")
-    infer(tmp_path / "run", tmp_path / "out", data_path=data)
+    infer(InferRequest(tmp_path / "run", tmp_path / "out", data=data))
     assert len(list((tmp_path / "out" / "images").iterdir())) == 4

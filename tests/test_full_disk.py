@@ -14,7 +14,7 @@ from synthcube.errors import OutputError
 from synthcube.models import artifact
 from synthcube.tasks import train as run_folder
 from synthcube.tasks.export import export
-from synthcube.tasks.infer import infer
+from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints
 
@@ -80,7 +80,10 @@ def test_a_full_disk_leaves_the_last_good_state(
     left = [path.name for path in run.rglob(".*") if path.is_file()]
     assert left == [run_folder.LOCK], "half-written files are left"
     assert artifact.load(run)
-    for task in (lambda out: export(run, out), lambda out: infer(run, out, num_images=2)):
+    for task in (
+        lambda out: export(run, out),
+        lambda out: infer(InferRequest(run, out, num_images=2)),
+    ):
         with pytest.raises(OutputError, match="the disk is full"):
             task(small_disk / "out")
     (small_disk / "filler").unlink()

@@ -26,7 +26,7 @@ TRAINING = {"max_epochs": 1, "batch_size": 4, "sample_every_n_epochs": 1, "num_s
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, a run, its export, images of it, and somebody's notes."""
     from synthcube.tasks.export import export
-    from synthcube.tasks.infer import infer
+    from synthcube.tasks.infer import InferRequest, infer
     from synthcube.tasks.train import train
 
     root = tmp_path_factory.mktemp("ready")
@@ -40,7 +40,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "config.yaml").write_text(reading.dump(content))
     train(root / "config.yaml", root / "data", root / "run")
     export(root / "run", root / "shared")
-    infer(root / "run", root / "drawn", num_images=6)
+    infer(InferRequest(root / "run", root / "drawn", num_images=6))
     (root / "thesis").mkdir()
     for name in (
         "results.yaml",

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from synthcube.models import registry
-from synthcube.tasks.infer import infer
+from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints
 
@@ -39,7 +39,9 @@ def test_every_family_trains_and_samples(
     assert {each.dtype for each in shared.values()} <= {torch.float32, torch.int64, torch.int32}
     assert all(torch.isfinite(each).all() for each in shared.values())
     of_images = family in ("vqvae", "autoencoder_kl")
-    infer(run, tmp_path / "images", num_images=2, data_path=phantoms if of_images else None)
+    infer(
+        InferRequest(run, tmp_path / "images", num_images=2, data=phantoms if of_images else None)
+    )
 
 
 @pytest.mark.parametrize("precision", DTYPES)

@@ -17,7 +17,7 @@ from synthcube import config
 from synthcube.compute import ComputeConfig
 from synthcube.errors import ConfigError
 from synthcube.models import registry
-from synthcube.tasks.infer import infer
+from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 from synthcube.training import deepspeed, strategies
 
@@ -234,7 +234,7 @@ def test_the_artifact_of_a_real_zero_run_is_what_deepspeed_puts_together(
     with pytest.raises(ConfigError, match="the checkpoint was written by deepspeed"):
         train(path, phantoms, run, overrides=["training.ema=null", "model.scheduler=null",
                                               "training.max_epochs=3"])  # fmt: skip
-    infer(run, tmp_path / "images", data_path=phantoms)
+    infer(InferRequest(run, tmp_path / "images", data=phantoms))
 
 
 def test_the_configs_of_the_page_are_valid(tmp_path: Path, monkeypatch) -> None:

@@ -1,41 +1,35 @@
-"""A trained model in Python: synthcube.from_pretrained, and what it gives."""
+"""The Python interface: synthcube.from_pretrained, the Generator it returns, and its Images."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL.Image import Image as Picture
 
-from synthcube import compute, environment, storage
-from synthcube.config import trained_settings
-from synthcube.data.cache import load_images
-from synthcube.data.conditions import draw_missing_conditions, requested_values
-from synthcube.data.geometry import placed_like
-from synthcube.data.images import write_image
+from synthcube import compute, storage
 from synthcube.data.manifest import read_manifest
 from synthcube.data.pictures import grid
-from synthcube.data.postprocessing import Postprocessing
-from synthcube.data.preprocessing import to_intensities, trained_data_config
 from synthcube.errors import ConfigError, FamilyError, ImageError
-from synthcube.models import artifact, inference
-from synthcube.models.artifact import Artifact
+from synthcube.models import artifact
 from synthcube.models.family import Reconstructs, Samples
 from synthcube.plugins import vouching as vouch_for_a_while
 from synthcube.schema import MAX_IMAGES, ImageSpec
-from synthcube.sharing.config import Runtime
 from synthcube.sharing.hub import located
-from synthcube.sharing.runtimes.conversion import substitute
-
-_SHOWN = 64
+from synthcube.tasks.inference_jobs import (
+    GRID_IMAGES,
+    InferenceRuntime,
+    LoadedModel,
+    inference_settings,
+    seeded_conditions,
+)
 
 ConditionRequest = Mapping[str, str | float]
 
@@ -44,24 +38,16 @@ def from_pretrained(
     model: str | Path,
     *,
     accelerator: str = "auto",
-    runtime: Literal["torch"] | Runtime = "torch",
+    runtime: InferenceRuntime = "torch",
     plugins: Sequence[str | Path] = (),
     trust: Sequence[str] = (),
 ) -> Generator:
-    """Open a trained model.
+    """Open a trained model; see :func:`synthcube.from_pretrained`.
 
-    Args:
-        model: a run, an artifact or an exported folder; or owner/name[@revision] of a Hub, with
-            or without hf:// before it, where no such folder is here.
-        accelerator: auto, cpu or gpu.
-        runtime: what computes its networks; others than torch do so on the CPU, for a model that
-            was exported for them.
-        plugins: folders whose code this model, and no other, may run.
-        trust: installed packages likewise.
+    An owner/name[@revision] without hf:// means a Hub, unless there is such a folder.
 
     Raises:
-        HubError: the Hub cannot be reached, or does not have it.
-        ArtifactError: it is no trained model, or damaged.
+        HubError, ArtifactError: there is no such model, or it is damaged.
     """
     text = str(model)
     is_name = text.partition("@")[0].count("/") == 1 and not text.startswith((".", "/", "~", "hf:"))
@@ -70,11 +56,11 @@ def from_pretrained(
     vouching = partial(vouch_for_a_while, tuple(plugins), tuple(trust))
     with vouching():
         trained = artifact.load(located(text))
-        if runtime == "torch":
-            return Generator(trained, compute.device(accelerator), vouching=vouching)
-        opened = Generator(trained, torch.device("cpu"), precision="32-true", vouching=vouching)
-    substitute(opened.family, trained.folder, runtime)
-    return opened
+        changes = {"compute": {"accelerator": accelerator if runtime == "torch" else "cpu"}}
+        settings = inference_settings(trained, changes, runtime)
+        device = compute.device(settings["compute"]["accelerator"])
+        precision, _ = compute.precision(settings["compute"]["precision"], device)
+        return Generator(LoadedModel(trained, settings, device, precision), vouching)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +70,18 @@ class Images:
     tensor: torch.Tensor
     """(N, C, *spatial), float32 in [-1, 1], on the CPU."""
     specs: tuple[ImageSpec, ...]
-    """Of each image: what -1 and 1 stand for, where its voxels are."""
-    after: Postprocessing
+    """Of each image: the intensities that -1 and 1 stand for, and the place of its voxels."""
+    model: LoadedModel
 
     def __len__(self) -> int:
         return len(self.tensor)
 
     def __getitem__(self, index: int) -> npt.NDArray[np.float32]:
         """One image, (C, *spatial) in the units of the images the model was trained on."""
-        spec = self.specs[index]
-        image = to_intensities(self.tensor[index], spec.intensity_range)
-        made: npt.NDArray[np.float32] = self.after(image, spec.affine).numpy()
-        return made
+        image: npt.NDArray[np.float32] = self.model.intensities(
+            self.tensor[index], self.specs[index]
+        ).numpy()
+        return image
 
     def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
         return (self[index] for index in range(len(self)))
@@ -111,19 +97,16 @@ class Images:
             OutputError: `folder` cannot be written.
         """
         target = storage.make_folder(Path(folder))
-        paths = []
-        for index, spec in enumerate(self.specs):
-            path = target / f"{index:05d}.{spec.file_format}"
-            integer = spec.integer and self.after.keeps_integers
-            write_image(path, torch.from_numpy(self[index]), spec.affine, integer=integer)
-            paths.append(path)
-        return paths
+        return [
+            self.model.write(target, f"{index:05d}", image, spec)
+            for index, (image, spec) in enumerate(zip(self.tensor, self.specs, strict=True))
+        ]
 
     def picture(self) -> Picture:
         """Up to 64 of them in one picture; a volume by its three middle planes."""
         spec = self.specs[0]
         return grid(
-            list(self.tensor[:_SHOWN]),
+            list(self.tensor[:GRID_IMAGES]),
             raster=spec.file_format == "png",
             spacing_mm=spec.spacing_mm,
         )
@@ -145,35 +128,23 @@ class Generator:
     """
 
     def __init__(
-        self,
-        trained: Artifact,
-        device: torch.device,
-        *,
-        precision: str | None = None,
-        vouching: Callable[[], AbstractContextManager[None]] = nullcontext,
+        self, model: LoadedModel, vouching: Callable[[], AbstractContextManager[None]]
     ) -> None:
+        self._model = model
         self._vouching = vouching
-        self.trained = trained
-        self.device = device
-        self.family: Any = trained.build(device)
-        settings = trained_settings(trained)
-        self._precision, _ = compute.precision(
-            precision or settings["compute"]["precision"], device
-        )
-        self._batch_size = settings["sampling"]["batch_size"]
-        self._after = Postprocessing(settings["sampling"]["postprocessing"], trained.image)
+        self.trained, self.family, self.device = model.trained, model.family, model.family.device
 
     @property
     def image(self) -> ImageSpec:
-        """Size, channels, spacing, intensities and classes of what it makes."""
-        return self.trained.image
+        """Size, channels, spacing, intensities and classes of the images it makes."""
+        return self._model.image
 
     @property
     def conditions(self) -> dict[str, tuple[str, ...] | tuple[float, float]]:
-        """What it can be told to follow: the classes of each name, or the range of a number."""
+        """The conditions it can follow: the classes of each name, or the range of a number."""
         return {
-            each.name: each.classes if each.kind == "class" else (each.low, each.high)
-            for each in self.image.conditions
+            spec.name: spec.classes if spec.kind == "class" else (spec.low, spec.high)
+            for spec in self.image.conditions
         }
 
     def sample(
@@ -188,13 +159,13 @@ class Generator:
 
         Args:
             seed: image i depends on it and on i alone.
-            condition: what all of them follow, such as {"Label": "Hand"}, or one for each; what is
-                left open is drawn from each image's seed.
+            condition: the conditions of all images, such as {"Label": "Hand"}, or a list with those
+                of each; conditions that are left out are drawn from each image's seed.
             batch_size: images made at once; that of the config by default.
 
         Raises:
             ConfigError: the model knows no such condition, or their number is not `n`.
-            FamilyError: it does not make images out of nothing.
+            FamilyError: the model does not generate images.
         """
         if not 1 <= n <= MAX_IMAGES:
             raise ConfigError(f"n is {n}: 1 to {MAX_IMAGES} images are made at once.")
@@ -203,21 +174,14 @@ class Generator:
                 f"{self.family.config.name} does not make images out of nothing here: use "
                 "reconstruct, or synthcube infer -d for one that translates."
             )
-        given = [condition or {}] * n if not isinstance(condition, Sequence) else list(condition)
-        if len(given) != n:
-            raise ConfigError(f"{len(given)} conditions for {n} images: give one for each.")
-        wishes = [{name: str(value) for name, value in each.items()} for each in given]
-        seeds = inference.image_seeds(seed, n)
-        specs = self.image.conditions
-        values = draw_missing_conditions(requested_values(specs, wishes), specs, wishes, seeds)
-        made = []
-        for rows in self._batches(n, batch_size):
-            made.append(
-                inference.generate(
-                    self.family, seeds[rows], values[rows], self._precision, self.device
-                )
-            )
-        return Images(torch.cat(made), (self.image,) * n, self._after)
+        requests = list(condition) if isinstance(condition, Sequence) else [condition or {}] * n
+        if len(requests) != n:
+            raise ConfigError(f"{len(requests)} conditions for {n} images: give one for each.")
+        texts = [{name: str(value) for name, value in request.items()} for request in requests]
+        seeds, values = seeded_conditions(self.image.conditions, texts, seed)
+        spans = [slice(batch.start, batch.stop) for batch in self._model.batches(n, batch_size)]
+        batches = [self._model.generate(seeds[span], values[span]) for span in spans]
+        return Images(torch.cat(batches), (self.image,) * n, self._model)
 
     def reconstruct(
         self, images: str | Path | torch.Tensor, *, batch_size: int | None = None
@@ -228,41 +192,28 @@ class Generator:
             images: a folder or a CSV of images, or (N, C, *spatial) in [-1, 1].
 
         Raises:
-            FamilyError: it does not reconstruct.
+            FamilyError: the model does not reconstruct.
             ImageError, ManifestError: the images cannot be read, or are not of the model's shape.
         """
         if not isinstance(self.family, Reconstructs):
             raise FamilyError(f"{self.family.config.name} does not reconstruct images: use sample.")
-        originals, specs = self._given(images)
+        if isinstance(images, torch.Tensor):
+            originals, specs = images.float(), (self.image,) * len(images)
+        else:
+            with self._vouching():
+                cache = self._model.load(read_manifest(Path(images)))
+            indices = range(len(cache.affines))
+            originals = torch.from_numpy(cache.read(indices))
+            specs = tuple(self._model.reconstruction_spec(cache, index) for index in indices)
         expected = (self.image.channels, *self.image.size)
         if tuple(originals.shape[1:]) != expected:
             raise ImageError(
                 f"The images are {list(originals.shape[1:])}, the model was trained on "
                 f"{list(expected)} (channels, then size)."
             )
-        made = [
-            inference.reconstruct(self.family, originals[rows], self._precision, self.device)
-            for rows in self._batches(len(originals), batch_size)
-        ]
-        return Images(torch.cat(made), specs, self._after)
-
-    def _given(
-        self, images: str | Path | torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[ImageSpec, ...]]:
-        if isinstance(images, torch.Tensor):
-            return images.float(), (self.image,) * len(images)
-        with self._vouching():
-            config = trained_data_config(self.trained.config, self.trained.folder)
-            cache = load_images(read_manifest(Path(images)), config, environment.cache_folder())
-        specs = tuple(
-            placed_like(self.image, affine, intensity_range)
-            for affine, intensity_range in zip(cache.affines, cache.intensity_ranges, strict=True)
-        )
-        return torch.from_numpy(cache.read(range(len(specs)))), specs
-
-    def _batches(self, number: int, size: int | None) -> list[slice]:
-        step = size or self._batch_size
-        return [slice(start, start + step) for start in range(0, number, step)]
+        spans = self._model.batches(len(originals), batch_size)
+        batches = [self._model.reconstruct(originals[span.start : span.stop]) for span in spans]
+        return Images(torch.cat(batches), specs, self._model)
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.image.size))

@@ -26,7 +26,7 @@ from synthcube.data.phantom import write_phantoms
 from synthcube.models import artifact
 from synthcube.sharing.croissant import CITATION
 from synthcube.storage import sha256
-from synthcube.tasks.infer import infer
+from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 
 # mlcroissant 1.1 calls rdflib 7.6 as it was
@@ -235,7 +235,7 @@ def test_again_gives_the_same_bytes_and_what_is_unfinished_has_none(
     with monkeypatch.context() as patch:
         patch.setattr(inference_jobs, "finish", full)
         with pytest.raises(OSError, match="No space"):
-            infer(conditional, out, num_images=2)
+            infer(InferRequest(conditional, out, num_images=2))
     assert not (out / "croissant.json").exists()
     assert cli(*words)[0] == 0
     assert (out / "croissant.json").read_bytes() == before

@@ -17,7 +17,7 @@ from synthcube.models import artifact
 from synthcube.models.artifact import weights_digest
 from synthcube.storage import sha256
 from synthcube.tasks.export import export
-from synthcube.tasks.infer import infer
+from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 
 TWO = [("code_prior", "vqvae"), ("latent_diffusion", "autoencoder_kl")]
@@ -75,7 +75,7 @@ def test_an_export_of_the_first_stage_takes_the_place_of_its_run(
     assert sha256(artifact.load(origin).weights) != sha256(artifact.load(shared).weights)
     assert artifact.load(shared).image.labels == ()
     shutil.move(origin, tmp_path / "gone")
-    infer(run, tmp_path / "images", num_images=1)
+    infer(InferRequest(run, tmp_path / "images", num_images=1))
     before, other = pinned(run), [f"model.first_stage={shared}"]
     config = tiny_config(second)
     train(config, people, run, overrides=[*SHORT[1:], "training.max_epochs=2", *other])
@@ -91,7 +91,7 @@ def test_what_an_older_version_pinned_is_the_file(
     origin, run = stages("code_prior", "vqvae")
     old = sha256(artifact.load(origin).weights)
     as_older(run, old)
-    infer(run, tmp_path / "images", num_images=1)
+    infer(InferRequest(run, tmp_path / "images", num_images=1))
     config, further = tiny_config("code_prior"), [*SHORT[1:], "training.max_epochs=2"]
     stage = f"model.first_stage={origin}"
     train(config, people, run, overrides=[*further, stage])

@@ -182,7 +182,7 @@ class Place:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, and models of one epoch."""
-    from synthcube.tasks.infer import infer
+    from synthcube.tasks.infer import InferRequest, infer
     from synthcube.tasks.train import train
 
     root = tmp_path_factory.mktemp("template")
@@ -197,7 +197,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(root / "config.yaml", root / "data", root / "run", overrides=[f"seed={seed}"])
         shutil.copytree(root / "run" / "artifact", root / name)
         shutil.rmtree(root / "run")
-    infer(root / "model", root / "images", num_images=6)
+    infer(InferRequest(root / "model", root / "images", num_images=6))
     (root / "smaller.yaml").write_text("data: {size: [6, 6]}\n")
     (root / "two.yaml").write_text("sampling: {num_images: 2}\n")
     (root / "evaluation.yaml").write_text(reading.dump({"evaluation": CONFIG["evaluation"]}))

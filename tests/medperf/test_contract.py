@@ -105,9 +105,9 @@ def test_optional_volumes_are_those_that_are_mounted(
 
     there = tmp_path / "there"
     there.mkdir()
-    assert medperf._given(None, there) == there
-    assert medperf._given(None, tmp_path / "nowhere") is None
-    assert medperf._given(tmp_path / "own", there) == tmp_path / "own"
+    assert medperf._mounted(None, there) == there
+    assert medperf._mounted(None, tmp_path / "nowhere") is None
+    assert medperf._mounted(tmp_path / "own", there) == tmp_path / "own"
 
 
 Break = Callable[[dict[str, Any]], object]

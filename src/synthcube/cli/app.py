@@ -1,4 +1,4 @@
-"""The command line itself: its settings, its exit codes, and the options that commands share."""
+"""The Typer app: options that commands share, set-up of the process, and exit codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -23,11 +23,11 @@ Configs = Annotated[
     list[Path],
     typer.Option(
         "--config", "-c", "--parameters_file",
-        help="YAML of the run; several: each is trained into the output folder's own of its name.",
+        help="YAML of the run; with several, each is trained into a subfolder of its name.",
     ),
 ]  # fmt: skip
 OptionalConfig = Annotated[
-    Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
+    Path | None,
     typer.Option("--config", "-c", "--parameters_file", help="YAML of seed, sampling, compute."),
 ]
 Data = Annotated[
@@ -35,8 +35,7 @@ Data = Annotated[
     typer.Option("--data_path", "-d", help="CSV, folder with manifest.csv, or folder of images."),
 ]
 OptionalData = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--data_path", "-d", help="Images to reconstruct or translate."),
+    Path | None, typer.Option("--data_path", "-d", help="Images to reconstruct or translate.")
 ]
 Output = Annotated[Path, typer.Option("--output_path", "-o", help="Folder to write to.")]
 Model = Annotated[
@@ -51,17 +50,147 @@ Override = Annotated[
 ]
 Plugins = Annotated[
     list[Path],
-    typer.Option("--plugins", help="Folder of code that may run where a model or YAML names it."),
+    typer.Option("--plugins", help="Folder whose code a model or a YAML may run."),
 ]
 Trust = Annotated[
     list[str],
-    typer.Option("--trust", help="Installed package of code that may run where one names it."),
+    typer.Option("--trust", help="Installed package whose code a model or a YAML may run."),
 ]
+
+_LONGEST_NAME = 200
+_BROKEN_PIPE = 141  # 128 + SIGPIPE, as other programs do when `head` closes their output
+
+app = typer.Typer(
+    name="synthcube",
+    help="Train, sample, judge and share generative models of medical images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    # Spelled as MLCube and the YAML spell them; --data-path is --data_path.
+    context_settings={
+        "token_normalize_func": lambda token: token.replace("-", "_"),
+        "help_option_names": ["-h", "--help"],
+    },
+)
+
+
+def _version(is_requested: bool) -> None:
+    if is_requested:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run one of the commands; each has its own --help."""
+
+
+def setup_process(plugin_folders: Sequence[Path] = (), trusted: Sequence[str] = ()) -> None:
+    """Set up threads, log, caches and plugins; call it before anything heavy is imported.
+
+    Args:
+        plugin_folders: folders whose code may run.
+        trusted: installed packages whose code may run.
+    """
+    from synthcube import environment, plugins
+
+    environment.keep_out_current_folder()
+    environment.calm_threads()
+    environment.name_user()
+    environment.open_log()
+    plugins.vouch(plugin_folders, trusted)
+    environment.keep_caches_private()
+    environment.ready_hub()
+
+
+def located(model: Path) -> Path:
+    """The folder of a model; a model on a Hub is downloaded first.
+
+    Every command passes its --model_path through here, so that the tasks only see folders.
+    """
+    if not str(model).startswith("hf:"):
+        return model
+    from synthcube.sharing import hub
+
+    return hub.located(model)
+
+
+def say(line: str, end: str = "\n") -> None:
+    """Print a line with control characters escaped: it may hold names that others chose."""
+    print(visible(line), end=end, flush=True)
+
+
+def main() -> None:
+    """Run the command line and exit with the code of its outcome; see errors.py."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal can print every name
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        check_words(sys.argv[1:], app)
+        app()
+    except PreemptedError as stop:
+        print(visible(f"stopped: {stop}"), file=sys.stderr)
+        raise SystemExit(stop.exit_code) from stop
+    except SynthCubeError as error:
+        print(visible(f"error: {error}"), file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    except (OSError, RuntimeError) as error:
+        if not (fault := _path_fault(error)):
+            raise
+        print(visible(f"error: {fault}."), file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt as stop:
+        raise SystemExit(INTERRUPTED) from stop
+    except SystemExit as end:
+        raise SystemExit(_exit_code(end)) from end
+
+
+def _path_fault(error: OSError | RuntimeError) -> str:
+    """Message for an error of a path; empty where the error is another one."""
+    if isinstance(error, PermissionError):
+        return f"{_shortened(error.filename)}: this user has no permission"
+    if isinstance(error, OSError):
+        return f"{_shortened(error.filename)}: {error.strerror}" if error.filename else ""
+    # how pathlib reports symlinks in a circle before Python 3.13
+    return str(error) if str(error).startswith("Symlink loop") else ""
+
+
+def _shortened(name: object) -> str:
+    text = os.fsdecode(name) if isinstance(name, (str, bytes)) else str(name)
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
+
+
+def _exit_code(end: SystemExit) -> int:
+    """Exit code of a command that Typer or Lightning ended, or whose output nobody reads."""
+    reasons = list(_chain(end))
+    try:
+        if sys.stdout and not sys.stdout.closed:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        reasons.append(error)
+    if any(isinstance(reason, KeyboardInterrupt) for reason in reasons):
+        return INTERRUPTED
+    if any(isinstance(reason, BrokenPipeError) for reason in reasons):
+        # Python would flush its buffers into the broken pipe again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _BROKEN_PIPE
+    return int(end.code or 0)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def check_words(words: Sequence[str], app: typer.Typer) -> None:
-    """Refuse what a terminal would obey, what is not UTF-8 and could be written to no record, and
-    an empty path, which would be the folder that one is in.
+    """Refuse control characters, text that is not UTF-8, and empty paths.
+
+    An empty path would mean the current folder; other text could not be written to a record.
 
     Raises:
         ConfigError: all such words.
@@ -78,7 +207,7 @@ def check_words(words: Sequence[str], app: typer.Typer) -> None:
 
 
 def _empty(words: Sequence[str], path_options: set[str]) -> Iterator[str]:
-    """What has an empty path: an option, or an argument, by the word before it."""
+    """The options with an empty path; for an argument, the word before it."""
     for before, word in zip(["", *words], words, strict=False):
         option = before if word == "" else word.removesuffix("=") if word.endswith("=") else None
         if option is None:
@@ -98,136 +227,5 @@ def _path_options(app: typer.Typer) -> Iterator[str]:
             yield from _path_options(group.typer_instance)
 
 
-def _holds_path(kind: Any) -> bool:
-    return kind is Path or any(_holds_path(part) for part in get_args(kind))
-
-
-_LONGEST_NAME = 200
-_UNREAD = 141  # 128 + SIGPIPE, as other programs end whose output goes to `head`
-
-app = typer.Typer(
-    name="synthcube",
-    help="Train, sample, judge and share generative models of medical images.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    # Spelled as MLCube and the YAML spell them; --data-path is --data_path.
-    context_settings={
-        "token_normalize_func": lambda token: token.replace("-", "_"),
-        "help_option_names": ["-h", "--help"],
-    },
-)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Run one of the commands; each has its own --help."""
-
-
-def begin(plugin_folders: Sequence[Path] = (), trusted: Sequence[str] = ()) -> None:
-    """Ready this process for a task; to be called before anything heavy is imported.
-
-    Args:
-        plugin_folders: whose code the user vouches for.
-        trusted: packages likewise.
-    """
-    from synthcube import environment, plugins
-
-    environment.keep_out_current_folder()
-    environment.calm_threads()
-    environment.name_user()
-    environment.open_log()
-    plugins.vouch(plugin_folders, trusted)
-    environment.keep_caches_private()
-    environment.ready_hub()
-
-
-def located(model: Path) -> Path:
-    """The folder of a model, which is downloaded where it is named by its address on a Hub.
-
-    Every command that takes a model takes it through here; what is below sees a folder.
-    """
-    if not str(model).startswith("hf:"):
-        return model
-    from synthcube.sharing import hub
-
-    return hub.located(model)
-
-
-def main() -> None:
-    """Run the command line, and end with the exit code that its outcome has."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that a terminal has not
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        check_words(sys.argv[1:], app)
-        app()
-    except PreemptedError as stop:
-        print(visible(f"stopped: {stop}"), file=sys.stderr)
-        raise SystemExit(stop.exit_code) from stop
-    except SynthCubeError as error:
-        print(visible(f"error: {error}"), file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
-    except (OSError, RuntimeError) as error:
-        if not (fault := _fault_of_a_path(error)):
-            raise
-        print(visible(f"error: {fault}."), file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt as stop:
-        raise SystemExit(INTERRUPTED) from stop
-    except SystemExit as end:
-        raise SystemExit(_exit_code(end)) from end
-
-
-def _fault_of_a_path(error: OSError | RuntimeError) -> str:
-    """What is wrong with a path that the system refuses; empty where it is something else."""
-    if isinstance(error, PermissionError):
-        return f"{_shortened(error.filename)}: this user has no permission"
-    if isinstance(error, OSError):
-        return f"{_shortened(error.filename)}: {error.strerror}" if error.filename else ""
-    # pathlib's word for links that lead to one another, before Python 3.13
-    return str(error) if str(error).startswith("Symlink loop") else ""
-
-
-def say(line: str, end: str = "\n") -> None:
-    """Print what a command has to tell; names of others in it give no orders to a terminal."""
-    print(visible(line), end=end, flush=True)
-
-
-def _shortened(name: object) -> str:
-    text = os.fsdecode(name) if isinstance(name, (str, bytes)) else str(name)
-    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
-
-
-def _exit_code(end: SystemExit) -> int:
-    """What a command ends with that Typer or Lightning has ended, or whose output nobody reads."""
-    reasons = list(_chain(end))
-    try:
-        if sys.stdout and not sys.stdout.closed:
-            sys.stdout.flush()
-    except BrokenPipeError as error:
-        reasons.append(error)
-    if any(isinstance(reason, KeyboardInterrupt) for reason in reasons):
-        return INTERRUPTED
-    if any(isinstance(reason, BrokenPipeError) for reason in reasons):
-        # What is left in Python's buffers would break the pipe once more at the very end.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        return _UNREAD
-    return int(end.code or 0)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error:
-        yield error
-        error = error.__cause__ or error.__context__
+def _holds_path(hint: Any) -> bool:
+    return hint is Path or any(_holds_path(part) for part in get_args(hint))

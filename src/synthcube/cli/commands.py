@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,9 +20,9 @@ from synthcube.cli.app import (
     Plugins,
     Trust,
     app,
-    begin,
     located,
     say,
+    setup_process,
 )
 from synthcube.containers import IMAGE
 
@@ -36,7 +36,7 @@ def train(
         str, typer.Option(help="auto continues a run; never refuses one; or a checkpoint's path.")
     ] = "auto",
     debug: Annotated[
-        bool, typer.Option("--debug", help="Only try a few batches of everything; keep nothing.")
+        bool, typer.Option("--debug", help="Only try a few batches of every step; keep nothing.")
     ] = False,
     accept_changes: Annotated[
         bool,
@@ -47,7 +47,7 @@ def train(
     trust: Trust = [],  # noqa: B006
 ) -> None:
     """Train a model; the same command again continues where it stopped."""
-    begin(plugins, trust)
+    setup_process(plugins, trust)
     if len(config) > 1:
         options = ["--resume", resume, *(["--debug"] if debug else [])]
         options += ["--accept_changes"] if accept_changes else []
@@ -76,8 +76,8 @@ def _train_series(
     from synthcube.tasks.series import exit_code, train_series
 
     outcomes = train_series(configs, data, output, overrides=overrides, options=options)
-    for each in outcomes:
-        say(f"{each.run}: {each.text}")
+    for outcome in outcomes:
+        say(f"{outcome.run}: {outcome.text}")
     raise typer.Exit(exit_code(outcomes))
 
 
@@ -86,26 +86,25 @@ def infer(
     model: Model,
     output: Output,
     num_images: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--num_images", "-n", help="Images to generate: 8, or Hand=5,HeadCT=3."),
     ] = None,
-    seed: Annotated[Optional[int], typer.Option(min=0, help="Seed of the images.")] = None,  # noqa: UP045
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the images.")] = None,
     data: OptionalData = None,
     batch_size: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--batch_size", min=1, help="Images made at once."),
+        int | None, typer.Option("--batch_size", min=1, help="Images made at once.")
     ] = None,
     config: OptionalConfig = None,
     condition: Annotated[
-        list[str], typer.Option(help="What all images follow, as in Label=Hand; repeatable.")
+        list[str], typer.Option(help="Condition of all images, as in Label=Hand; repeatable.")
     ] = [],  # noqa: B006
     conditions: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="CSV of what each image follows, in place of a number."),
+        Path | None,
+        typer.Option(help="CSV with the conditions of each image, in place of a number."),
     ] = None,
     runtime: Annotated[
-        Optional[Literal["torch", "onnx", "openvino"]],  # noqa: UP045
-        typer.Option(help="What computes the networks, of a model exported for it."),
+        Literal["torch", "onnx", "openvino"] | None,
+        typer.Option(help="torch, or a runtime that the model was exported for."),
     ] = None,
     croissant: Annotated[
         bool, typer.Option("--croissant", help="Describe the images in croissant.json.")
@@ -114,20 +113,23 @@ def infer(
         str, typer.Option("--license", help="License of the images, for croissant.json.")
     ] = "",
     creator: Annotated[
-        list[str], typer.Option(help="Group that answers for the images; repeatable.")
+        list[str], typer.Option(help="Organization responsible for the images; repeatable.")
     ] = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
-    """Generate images, or reconstruct or translate those given."""
-    begin(plugins, trust)
+    """Generate images, or reconstruct or translate those of --data_path."""
+    setup_process(plugins, trust)
     from synthcube.sharing.croissant import CROISSANT, stated
+    from synthcube.tasks.infer import InferRequest
     from synthcube.tasks.infer import infer as task
 
     picture = task(
-        located(model), output, num_images=num_images, seed=seed, data_path=data,
-        batch_size=batch_size, config_path=config, conditions=condition, conditions_path=conditions,
-        croissant=stated(croissant, license_id, creator), with_runtime=runtime,
+        InferRequest(
+            located(model), output, num_images=num_images, seed=seed, data=data,
+            batch_size=batch_size, config=config, conditions=condition, conditions_table=conditions,
+            croissant=stated(croissant, license_id, creator), runtime=runtime,
+        )
     )  # fmt: skip
     if picture:
         say(f"Images: {output / 'images'}\nPicture: {picture}")
@@ -138,33 +140,35 @@ def infer(
 @app.command()
 def evaluate(
     predictions: Annotated[
-        Path, typer.Option("--predictions", "-p", help="What infer wrote, or any images.")
+        Path, typer.Option("--predictions", "-p", help="Images that infer wrote, or any others.")
     ],
     labels: Annotated[
         Path,
-        typer.Option("--labels", "-l", help="Real images, held out; or a run: those it held out."),
+        typer.Option(
+            "--labels", "-l", help="Held-out real images; or a run: those that it held out."
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output_path", "-o", help="YAML file to write the results to.")
     ],
     config: OptionalConfig = None,
     train_data: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--train_data", "-t", help="Images of the training, to look for copies in."),
+        Path | None,
+        typer.Option("--train_data", "-t", help="Training images, to search for copies."),
     ] = None,
     report: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder for a page with plots and pictures, and for a card's table."),
+        Path | None,
+        typer.Option(help="Folder for an HTML page with plots, and for a table for the card."),
     ] = None,
     model: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--model_path", "-m", help="The model, to infer who was trained on."),
+        Path | None,
+        typer.Option("--model_path", "-m", help="The model, for membership inference."),
     ] = None,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
-    """Judge images by real ones: how near they are, how varied, and what they copy."""
-    begin(plugins, trust)
+    """Compare images with real ones: fidelity, diversity, and copies of training images."""
+    setup_process(plugins, trust)
     from synthcube.tasks.evaluate import evaluate as task
 
     written = task(
@@ -186,7 +190,7 @@ def import_(
     channels: Annotated[int, typer.Option(min=1, help="Channels of one image.")] = 1,
     model_range: Annotated[
         tuple[float, float],
-        typer.Option("--model_range", help="What intensities were scaled to when it was trained."),
+        typer.Option("--model_range", help="Range that intensities were scaled to in training."),
     ] = (-1.0, 1.0),
     discriminator: Annotated[
         Path | None, typer.Option(help="Weights of an autoencoder's discriminator.")
@@ -195,8 +199,8 @@ def import_(
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
-    """Take over weights of monai-generative or GaNDLF-Synth, checked number by number."""
-    begin(plugins, trust)
+    """Import weights of monai-generative or GaNDLF-Synth, and verify their outputs."""
+    setup_process(plugins, trust)
     from synthcube.tasks.import_weights import import_weights
 
     folder = import_weights(
@@ -226,7 +230,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Make a manifest CSV from a folder of images."""
-    begin()
+    setup_process()
     from synthcube.data.preparation import prepare as task
 
     fault_of = None
@@ -234,17 +238,17 @@ def prepare(
         from synthcube.data.images import image_fault
 
         fault_of = image_fault
-    patterns = [each.strip() for each in channels.split(",") if each.strip()]
-    found = task(
+    patterns = [pattern.strip() for pattern in channels.split(",") if pattern.strip()]
+    prepared = task(
         data, output, paradigm=paradigm, channels=patterns,
         validation=validation, test=test, seed=seed, fault_of=fault_of,
     )  # fmt: skip
-    say(f"Manifest: {found.manifest_path}")
-    say(f"{found.rows} images of {found.subjects} subjects")
-    for title, counts in (("Classes", found.labels), ("Splits", found.splits)):
+    say(f"Manifest: {prepared.manifest_path}")
+    say(f"{prepared.rows} images of {prepared.subjects} subjects")
+    for title, counts in (("Classes", prepared.labels), ("Splits", prepared.splits)):
         if counts:
             say(f"{title}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
-    for path, reason in found.left_out:
+    for path, reason in prepared.left_out:
         say(f"Left out: {path}: {reason}")
 
 
@@ -257,7 +261,7 @@ def check(
     trust: Trust = [],  # noqa: B006
 ) -> None:
     """Find everything that could fail later, before any training."""
-    begin(plugins, trust)
+    setup_process(plugins, trust)
     from synthcube.tasks.check import check as task
 
     for line in task(config, data, overrides=overrides):
@@ -273,7 +277,7 @@ def init(
     trust: Trust = [],  # noqa: B006
 ) -> None:
     """Print a commented YAML with every key and its default."""
-    begin(plugins, trust)
+    setup_process(plugins, trust)
     from synthcube.tasks.describe import starting_yaml
 
     say(starting_yaml(family, dims), end="")
@@ -299,7 +303,7 @@ def schema() -> None:
 @app.command()
 def self_check() -> None:
     """Train, infer, evaluate and export in a temporary folder: does this installation work?"""
-    begin()
+    setup_process()
     from synthcube.tasks.self_check import self_check as task
 
     for line in task():
@@ -324,12 +328,11 @@ def export(
     model: Model,
     output: Output,
     config: Annotated[
-        Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
+        Path | None,
         typer.Option("--config", "-c", "--parameters_file", help="YAML with a section `export`."),
     ] = None,
     evaluation: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="results.yaml of synthcube evaluate, for the card's table."),
+        Path | None, typer.Option(help="results.yaml of synthcube evaluate, for the card's table.")
     ] = None,
     license_id: Annotated[
         str, typer.Option("--license", help="License of the model: apache-2.0, cc-by-nc-4.0, ...")
@@ -338,8 +341,7 @@ def export(
         list[str], typer.Option(help="Name on a Hub of what it was trained on; repeatable.")
     ] = [],  # noqa: B006
     notes: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Markdown of yours for the card: authors, data, limits."),
+        Path | None, typer.Option(help="Markdown to add to the card: authors, data, limits.")
     ] = None,
     model_version: Annotated[
         str, typer.Option("--model_version", help="Version of the model, its tag on a Hub: 1.0.0.")
@@ -349,35 +351,38 @@ def export(
         typer.Option(help="Convert the networks for it as well: onnx, openvino; repeatable."),
     ] = [],  # noqa: B006
     runtime_weights: Annotated[
-        Optional[Literal["float32", "float16", "int8"]],  # noqa: UP045
+        Literal["float32", "float16", "int8"] | None,
         typer.Option("--runtime_weights", help="How converted weights are stored: float32."),
     ] = None,
     push_to: Annotated[
-        str, typer.Option("--push_to", metavar="OWNER/NAME", help="Publish it there, on a Hub.")
+        str,
+        typer.Option(
+            "--push_to", metavar="OWNER/NAME", help="Publish to this repository of a Hub."
+        ),
     ] = "",
     public: Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option("--public/--private", help="For everyone to see; private by default."),
+        bool | None,
+        typer.Option("--public/--private", help="Visibility on the Hub; private by default."),
     ] = None,
     revision: Annotated[str, typer.Option(help="Branch to push to: main.")] = "",
     commit_message: Annotated[
-        str, typer.Option("--commit_message", help="What the commit says.")
+        str, typer.Option("--commit_message", help="Message of the commit.")
     ] = "",
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
-    """Verify a trained model and write a folder to share; publish it, if you say where."""
-    begin(plugins, trust)
+    """Verify a trained model and write a folder to share; publish it with --push_to."""
+    setup_process(plugins, trust)
     from synthcube.tasks.export import export as task
     from synthcube.tasks.export import place, present, publication
 
-    given = {
+    options = {
         "license": license_id, "datasets": tuple(dataset), "version": model_version,
         "runtimes": tuple(runtime), "runtime_weights": runtime_weights, "push_to": push_to,
         "public": public, "revision": revision,
         "commit_message": commit_message,
     }  # fmt: skip
-    said = publication(config, given)
+    said = publication(config, options)
     folder = task(
         located(model), output, evaluation=present(evaluation), license_id=said.license,
         datasets=said.datasets, notes=notes or said.notes, version=said.version, place=place(said),

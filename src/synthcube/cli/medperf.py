@@ -1,4 +1,4 @@
-"""What MedPerf's containers run, and what makes one of a trained model.
+"""The commands that MedPerf's containers run, and `package`, which makes such a container.
 
 Without arguments a task finds everything where MedPerf mounts it.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from synthcube.cli.app import Model, Output, Plugins, Trust, app, begin, located, say
+from synthcube.cli.app import Model, Output, Plugins, Trust, app, located, say, setup_process
 from synthcube.containers import IMAGE, mounts
 
 medperf = typer.Typer(
@@ -33,14 +33,13 @@ def _option(name: str, text: str) -> typer.models.OptionInfo:
     return option
 
 
-def _given(path: Path | None, mount: Path) -> Path | None:
-    """An optional volume: as given, or where MedPerf has mounted it."""
+def _mounted(path: Path | None, mount: Path) -> Path | None:
+    """The path of an optional volume: the option's, or where MedPerf has mounted one."""
     return path or (mount if mount.exists() else None)
 
 
 _Parameters = Annotated[
-    Optional[Path],  # noqa: UP045  # Typer on Python 3.10 evaluates this
-    _option("parameters_file", f"YAML of the container's parameters{_OPTIONAL}."),
+    Path | None, _option("parameters_file", f"YAML of the container's parameters{_OPTIONAL}.")
 ]
 _Data = Annotated[Path, _option("data_path", "Images that prepare wrote.")]
 _Labels = Annotated[Path, _option("labels_path", "Reference images that prepare wrote.")]
@@ -62,25 +61,24 @@ def prepare(
     ] = _PREPARE["output_labels_path"],
     parameters_file: _Parameters = None,
     report_file: Annotated[
-        Optional[Path],  # noqa: UP045
-        _option("report_file", f"YAML of how each subject fared{_OPTIONAL}."),
+        Path | None, _option("report_file", f"YAML of the state of each subject{_OPTIONAL}.")
     ] = None,
     metadata_path: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         _option("metadata_path", f"Folder for settings, versions and voxels.json{_OPTIONAL}."),
     ] = None,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
     """Check raw images and bring them to one orientation, spacing and size."""
-    begin(plugins, trust)
+    setup_process(plugins, trust)
     from synthcube.medperf.prepare import prepare as task
 
     counts = task(
         data_path, labels_path, output_path, output_labels_path,
-        parameters_file=_given(parameters_file, _PREPARE["parameters_file"]),
-        report_file=_given(report_file, _PREPARE["report_file"]),
-        metadata_path=_given(metadata_path, _PREPARE["metadata_path"]),
+        parameters_file=_mounted(parameters_file, _PREPARE["parameters_file"]),
+        report_file=_mounted(report_file, _PREPARE["report_file"]),
+        metadata_path=_mounted(metadata_path, _PREPARE["metadata_path"]),
     )  # fmt: skip
     say(f"Prepared: {counts}")
 
@@ -91,20 +89,20 @@ def sanity_check(
     labels_path: _Labels = _CHECK["labels_path"],
     parameters_file: _Parameters = None,
     additional_files: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         _option("additional_files", f"Folder of lists (voxels.json) of other data{_OPTIONAL}."),
     ] = None,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
     """Fail where prepared images are damaged, of different shapes, constant, or leak."""
-    begin(plugins, trust)
+    setup_process(plugins, trust)
     from synthcube.medperf.sanity_check import sanity_check as task
 
     counts = task(
         data_path, labels_path,
-        parameters_file=_given(parameters_file, _CHECK["parameters_file"]),
-        additional_files=_given(additional_files, _CHECK["additional_files"]),
+        parameters_file=_mounted(parameters_file, _CHECK["parameters_file"]),
+        additional_files=_mounted(additional_files, _CHECK["additional_files"]),
     )  # fmt: skip
     say(f"Sound: {counts}")
 
@@ -120,15 +118,15 @@ def statistics(
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
-    """Count and summarize, in groups too large to tell of one person."""
-    begin(plugins, trust)
+    """Count and summarize, only in groups of several subjects."""
+    setup_process(plugins, trust)
     from synthcube.medperf.statistics import statistics as task
 
-    found = task(
+    path = task(
         data_path, labels_path, output_path,
-        parameters_file=_given(parameters_file, _STATISTICS["parameters_file"]),
+        parameters_file=_mounted(parameters_file, _STATISTICS["parameters_file"]),
     )  # fmt: skip
-    say(f"Statistics: {found}")
+    say(f"Statistics: {path}")
 
 
 @medperf.command()
@@ -145,12 +143,12 @@ def infer(
     trust: Trust = [],  # noqa: B006
 ) -> None:
     """Generate images, or reconstruct or translate prepared ones."""
-    begin(plugins, trust)
+    setup_process(plugins, trust)
     from synthcube.medperf.infer import infer as task
 
     task(
         data_path, output_path, additional_files,
-        parameters_file=_given(parameters_file, _INFER["parameters_file"]),
+        parameters_file=_mounted(parameters_file, _INFER["parameters_file"]),
     )  # fmt: skip
     say(f"Predictions: {output_path}")
 
@@ -168,27 +166,26 @@ def evaluate(
     ] = _EVALUATE["output_path"],
     parameters_file: _Parameters = None,
     additional_files: Annotated[
-        Optional[Path],  # noqa: UP045
-        _option("additional_files", f"Folder with train_data, or weights{_OPTIONAL}."),
+        Path | None, _option("additional_files", f"Folder with train_data, or weights{_OPTIONAL}.")
     ] = None,
     local_outputs_path: Annotated[
-        Optional[Path],  # noqa: UP045
-        _option("local_outputs_path", f"Folder for what stays at the site{_OPTIONAL}."),
+        Path | None,
+        _option("local_outputs_path", f"Folder for results that stay at the site{_OPTIONAL}."),
     ] = None,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
     """Compare predictions with reference images."""
-    begin(plugins, trust)
+    setup_process(plugins, trust)
     from synthcube.medperf.evaluate import evaluate as task
 
-    found = task(
+    path = task(
         predictions, labels, output_path,
-        parameters_file=_given(parameters_file, _EVALUATE["parameters_file"]),
-        additional_files=_given(additional_files, _EVALUATE["additional_files"]),
-        local_outputs_path=_given(local_outputs_path, _EVALUATE["local_outputs_path"]),
+        parameters_file=_mounted(parameters_file, _EVALUATE["parameters_file"]),
+        additional_files=_mounted(additional_files, _EVALUATE["additional_files"]),
+        local_outputs_path=_mounted(local_outputs_path, _EVALUATE["local_outputs_path"]),
     )  # fmt: skip
-    say(f"Results: {found}")
+    say(f"Results: {path}")
 
 
 @medperf.command()
@@ -199,7 +196,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
 ) -> None:
     """Write a small data set of drawn shapes to try a benchmark with."""
-    begin()
+    setup_process()
     from synthcube.medperf.package import write_demo
 
     sides = size.lower().split("x")
@@ -220,8 +217,8 @@ def package(
     trust: Trust = [],  # noqa: B006
 ) -> None:
     """Write a trained model as a container that can be registered with MedPerf."""
-    begin(plugins, trust)
+    setup_process(plugins, trust)
     from synthcube.medperf.package import package as task
 
     folder = task(located(model), output, image=image)
-    say(f"Package: {folder}\nREADME.md there tells how to register it.")
+    say(f"Package: {folder}\nIts README.md says how to register it.")

@@ -1,4 +1,4 @@
-"""What the parameters_file of a MedPerf container may say, role by role."""
+"""MedPerf's infer: images of a packaged model; and the keys of a container's parameters_file."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from synthcube import config, reading, storage
+from synthcube import config, storage
 from synthcube.compute import ComputeConfig
 from synthcube.config import S, SamplingConfig
-from synthcube.data.conditions import ConditionRequest, cell, requested_values
-from synthcube.data.manifest import read_manifest, write_manifest
+from synthcube.data.conditions import cell, requested_values
+from synthcube.data.manifest import read_manifest
 from synthcube.data.preprocessing import DataConfig
 from synthcube.errors import ArtifactError, ConfigError
 from synthcube.models import artifact
 from synthcube.models.artifact import INDEX, Artifact
 from synthcube.schema import MAX_COUNT, MAX_SEED, Schema
-from synthcube.tasks.infer import infer as make_images
+from synthcube.tasks.infer import InferRequest
+from synthcube.tasks.infer import infer as infer_images
+
+log = logging.getLogger("synthcube")
+
+_DEPTH = 2  # folders of a tarball above the model's own
 
 
 class PreparatorConfig(Schema):
@@ -74,18 +79,13 @@ class ModelConfig(Schema):
         return self
 
 
-def read_parameters(path: Path | None, kind: type[S]) -> S:
-    """What the file says, or the defaults where there is none.
+def read_parameters(path: Path | None, schema: type[S]) -> S:
+    """The content of a parameters_file, or the defaults where there is none.
 
     Raises:
-        ConfigError: all that is wrong with it.
+        ConfigError: all its faults.
     """
-    return config.read(path, kind) if path else kind()
-
-
-log = logging.getLogger("synthcube")
-
-_DEPTH = 2  # folders of a tarball above the model's own
+    return config.read(path, schema) if path else schema()
 
 
 def infer(
@@ -110,30 +110,27 @@ def infer(
             "parameters_file": parameters_file,
         },
     )  # fmt: skip
-    settings = read_parameters(parameters_file, ModelConfig)
+    parameters = read_parameters(parameters_file, ModelConfig)
     model = find_model(additional_files)
-    with storage.scratch_folder() as folder:
-        given = settings.model_dump(mode="json", exclude_unset=True)
-        wanted = {"seed", "sampling", "compute"}
-        config_path = folder / "config.yaml"
-        config_path.write_text(
-            reading.dump({key: given[key] for key in given if key in wanted}), encoding="utf-8"
-        )
-        conditions_path, trained = None, artifact.load(model)
-        if settings.task == "translate" and not trained.image.source_channels:
-            raise ConfigError("task: translate, but the model makes images of no others.")
-        if settings.conditions == "prepared":
-            number = settings.sampling.num_images
-            asked = number if "num_images" in settings.sampling.model_fields_set else None
-            conditions_path = folder / "conditions.csv"
-            wishes = _prepared_conditions(data_path, trained, settings.beyond_training)
-            count = asked if isinstance(asked, int) else len(wishes)
-            write_manifest(conditions_path, list(itertools.islice(itertools.cycle(wishes), count)))
-        return make_images(
+    trained = artifact.load(model)
+    if parameters.task == "translate" and not trained.image.source_channels:
+        raise ConfigError("task: translate, but the model makes images of no others.")
+    rows = None
+    if parameters.conditions == "prepared":
+        rows = _prepared_conditions(data_path, trained, parameters.beyond_training)
+        number = parameters.sampling.num_images
+        if "num_images" in parameters.sampling.model_fields_set and isinstance(number, int):
+            rows = list(itertools.islice(itertools.cycle(rows), number))
+    return infer_images(
+        InferRequest(
             model, output_path,
-            config_path=config_path, conditions_path=conditions_path,
-            data_path=None if settings.task == "generate" else data_path,
-        )  # fmt: skip
+            data=None if parameters.task == "generate" else data_path,
+            config=parameters.model_dump(
+                mode="json", exclude_unset=True, include={"seed", "sampling", "compute"}
+            ),
+            conditions_table=rows,
+        )
+    )  # fmt: skip
 
 
 def find_model(folder: Path) -> Path:
@@ -145,48 +142,48 @@ def find_model(folder: Path) -> Path:
     if (folder / INDEX).is_file():
         return folder
     patterns = ["/".join(["*"] * depth) + f"/{INDEX}" for depth in range(1, _DEPTH + 1)]
-    found = [path.parent for pattern in patterns for path in sorted(folder.glob(pattern))]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(str(path.relative_to(folder)) for path in found)
+    models = [path.parent for pattern in patterns for path in sorted(folder.glob(pattern))]
+    if len(models) == 1:
+        return models[0]
+    names = ", ".join(str(path.relative_to(folder)) for path in models)
     raise ArtifactError(
         f"additional_files {folder} holds several models ({names}): pack one."
-        if found
+        if models
         else f"additional_files {folder} holds no trained model: pack what synthcube package or "
         f"synthcube export wrote, with {INDEX}."
     )
 
 
-def _prepared_conditions(data_path: Path, trained: Artifact, beyond: str) -> list[ConditionRequest]:
-    """What the model is to follow, for each prepared image in its order."""
+def _prepared_conditions(data_path: Path, trained: Artifact, beyond: str) -> list[dict[str, str]]:
+    """The conditions of each prepared image, in order, that the model is to follow."""
     specs, rows = trained.image.conditions, read_manifest(data_path).rows
     if not specs:
         raise ConfigError(
             "conditions: prepared, but the model follows no conditions, for it was trained without "
             "data.conditions: write conditions: drawn in parameters_file."
         )
-    missing = [each.name for each in specs if not any(cell(row, each.name) for row in rows)]
+    missing = [spec.name for spec in specs if not any(cell(row, spec.name) for row in rows)]
     if missing:
         raise ConfigError(
             f"conditions: prepared, but the prepared data have nothing in {', '.join(missing)}, "
             "which the model follows."
         )
-    wishes = [{each.name: cell(row, each.name) for each in specs} for row in rows]
+    requests = [{spec.name: cell(row, spec.name) for spec in specs} for row in rows]
     if beyond == "refuse":
-        return wishes
-    kept = [wish for wish in wishes if _known(trained, wish)]
+        return requests
+    kept = [request for request in requests if _is_known(trained, request)]
     log.info(
         "%d of %d prepared images have conditions that the model was not trained on.",
-        len(wishes) - len(kept), len(wishes),
+        len(requests) - len(kept), len(requests),
     )  # fmt: skip
     if not kept:
         raise ConfigError("conditions: prepared, but the model was trained on none of them.")
     return kept
 
 
-def _known(trained: Artifact, wish: ConditionRequest) -> bool:
+def _is_known(trained: Artifact, request: dict[str, str]) -> bool:
     try:
-        requested_values(trained.image.conditions, [wish])
+        requested_values(trained.image.conditions, [request])
     except ConfigError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""A trained model run on a device: the seed of each image, generation, reconstruction."""
+"""Inference with a model on a device: the seed of each image, generation, reconstruction."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def generate(
     device: torch.device,
     source: Tensor | None = None,
 ) -> Tensor:
-    """One image for each seed, as one batch: (len(seeds), C, *spatial) in [-1, 1] on the CPU.
+    """Generate one batch with an image for each seed: (B, C, *spatial) in [-1, 1] on the CPU.
 
     Args:
         values: the conditions of each image, (len(seeds), K); see Condition.
@@ -44,7 +44,7 @@ def generate(
 def reconstruct(
     family: Reconstructs, originals: Tensor, precision: str, device: torch.device
 ) -> Tensor:
-    """The reconstruction of every image, as one batch: (B, C, *spatial) in [-1, 1] on the CPU."""
+    """Reconstructions of a batch of images: (B, C, *spatial) in [-1, 1] on the CPU."""
     with compute.inference(precision, device):
         images = family.reconstruct(originals.to(device))
     return images.float().cpu()

@@ -1,57 +1,49 @@
-"""Check: everything that could fail later, before any training."""
+"""Check: find what could fail in a training before it starts."""
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from synthcube import compute, config, environment
 from synthcube.config import RunConfig
-from synthcube.data.manifest import Manifest, read_manifest
+from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
-from synthcube.data.postprocessing import Postprocessing
-from synthcube.errors import ConfigError, ImageError, SynthCubeError
-from synthcube.tasks import hub_pins, train
+from synthcube.errors import ConfigError, SynthCubeError
+from synthcube.tasks import train
 from synthcube.training import fine_tuning, memory, strategies
 
 
 def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) -> list[str]:
-    """Read the config and every image, build the model, and say what a training will need.
-
-    Returns:
-        The findings, one line each.
+    """Read the config and every image, and build the model; returns one line for each result.
 
     Raises:
         SynthCubeError: all faults of the config and of the manifest; or all faults of images.
     """
-    settings: RunConfig | None = None
-    manifest: Manifest | None = None
-    faults: list[SynthCubeError] = []
-    try:
-        settings = config.load(config_path, overrides)
-        settings = hub_pins.pinned(settings, {})
-        settings = settings.model_copy(update={"model": settings.model.resolved()})
-    except SynthCubeError as error:
-        settings = None
-        faults.append(error)
-    try:
-        manifest = read_manifest(data_path)
-    except SynthCubeError as error:
-        faults.append(error)
-    if not (settings and manifest):
+    settings, manifest = results_or_faults(
+        lambda: train.pinned(config.load(config_path, overrides), {}),
+        lambda: read_manifest(data_path),
+    )
+    data = train.open_data(settings, manifest)
+    return [*_data_lines(data), *_start_lines(settings, data), *_resource_lines(settings, data)]
+
+
+def results_or_faults(*steps: Callable[[], Any]) -> list[Any]:
+    """The results of all steps; the user's faults in all of them are raised together."""
+    results, faults = [], []
+    for step in steps:
+        try:
+            results.append(step())
+        except SynthCubeError as error:
+            faults.append(error)
+    if faults:
         raise faults[0] if len(faults) == 1 else ConfigError("\n".join(map(str, faults)))
-    data = DataModule(
-        manifest, settings.data, batch_size=settings.training.batch_size,
-        seed=settings.seed, cache=environment.cache_folder(),
-    )  # fmt: skip
-    if misfits := settings.model.faults(data.image):
-        raise ImageError("The images do not fit the model:", misfits)
-    Postprocessing(settings.sampling.postprocessing, data.image)
-    return [*_data_lines(data), *_start_lines(settings, data), *_need_lines(settings, data)]
+    return results
 
 
 def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:
@@ -61,7 +53,7 @@ def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:
     family = settings.model.build(data.image)
     fine_tuning.take_weights(family, training)
     fine_tuning.freeze(family, training)
-    trained = sum(each.requires_grad for each in family.parameters())
+    trained = sum(parameter.requires_grad for parameter in family.parameters())
     return [f"start: {training.start_from} fits, {trained} weights are trained further"]
 
 
@@ -73,7 +65,7 @@ def _data_lines(data: DataModule) -> list[str]:
         f"images: {len(rows)} of {subjects} subjects, all readable and of one shape",
         f"splits: {dict(Counter(data.splits))}",
         f"size: {' x '.join(map(str, image.size))}, {image.channels} channel(s), "
-        f"{' x '.join(f'{each:g}' for each in image.spacing_mm)} mm",
+        f"{' x '.join(f'{side:g}' for side in image.spacing_mm)} mm",
     ]
     for channel in range(image.channels):
         low, high = ranges[:, channel].mean(axis=0)
@@ -87,7 +79,7 @@ def _data_lines(data: DataModule) -> list[str]:
     return lines
 
 
-def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
+def _resource_lines(settings: RunConfig, data: DataModule) -> list[str]:
     device = compute.device(settings.compute.accelerator)
     precision, reason = compute.precision(settings.compute.precision, device)
     strategies.require_usable(settings.compute, settings.training, device)
@@ -96,7 +88,7 @@ def _need_lines(settings: RunConfig, data: DataModule) -> list[str]:
     need = train.need_of(settings, data.image, precision, device)
     weights, needed = need.estimate().weights, need.bytes_needed()
     lack = memory.warning(need, needed, need.bytes_free())
-    # Two checkpoints of weights, average and two moments; one more while it is being written.
+    # Two checkpoints of weights, average and two moments, and a third one while it is written.
     on_disk = 3 * 4 * weights + weights
     free = shutil.disk_usage(Path.cwd()).free
     steps = len(data.train_dataloader()) * settings.training.max_epochs

@@ -1,4 +1,4 @@
-"""What there is: families, and a config to start from."""
+"""Describe: the list of families, and a commented config to start from."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ def family_lines() -> list[str]:
 
 
 def starting_yaml(family: str, dims: int) -> str:
-    """A commented YAML with every key of that family's run, for images of 64 voxels a side.
+    """A commented YAML with every key of a family's run, for 64 x 64 or 32 x 32 x 32 voxels.
 
     Raises:
         FamilyError: there is no such family.
     """
-    kind = registry.find(family)
+    model_config = registry.find(family)
     side = 64 if dims == 2 else 32
-    config = config_class(kind)(model=kind(name=family), data=DataConfig(size=(side,) * dims))
+    config = config_class(model_config)(
+        model=model_config(name=family), data=DataConfig(size=(side,) * dims)
+    )
     heading = (
         f"# A {dims}D {family}. Leave out any key to take the value shown here.\n"
         "# synthcube train -c THIS_FILE -d DATA -o RUN\n\n"

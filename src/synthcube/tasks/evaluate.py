@@ -1,4 +1,4 @@
-"""Evaluate: images that were made, real ones beside them, and an honest account of both."""
+"""Evaluate: compare generated images with real ones, and write the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("synthcube")
 
 SCHEMA_VERSION = 1
 MARK = "synthcube_evaluation"
-"""The first key of all results."""
+"""The first key of every results file."""
 
 
 def evaluate(
@@ -36,24 +36,21 @@ def evaluate(
     report: Path | None = None,
     model_path: Path | None = None,
 ) -> Path:
-    """Judge the images at `predictions` by the real, held-out ones at `labels`.
+    """Compare the images at `predictions` with the real, held-out ones at `labels`.
 
-    Of a manifest with splits, `labels` means its test rows (validation where there are none), and
-    `train_data` its rows of train; a run folder stands for its split.csv, and its config is taken
-    where none is given.
+    Of a manifest with splits, the test rows (or else the validation rows) are the labels, and the
+    train rows the `train_data`. A run folder stands for its split.csv; without `config_path` its
+    config is used.
 
     Args:
-        output: the YAML file to write; one that is there is replaced in one step, or written in
-            place where it is a mount.
+        output: the YAML file to write, and to return; an existing one is replaced in one step, or
+            written in place if it is a mount.
         report: folder for the HTML page and the table of cases.
         model_path: run or artifact, for the membership inference that needs the model.
 
-    Returns:
-        `output`.
-
     Raises:
         ConfigError: the YAML is not valid.
-        EvaluationError: sets of images that cannot be compared; all reasons at once.
+        EvaluationError: all reasons why the sets of images cannot be compared.
         OutputError: `output` or `report` cannot be written.
     """
     outputs = {"output_path": output, "report": report}
@@ -62,14 +59,15 @@ def evaluate(
         "model_path": model_path, "config": config_path,
     }  # fmt: skip
     storage.require_separate(outputs, inputs)
-    given = {"predictions": predictions, "labels": labels}
-    given |= {"train_data": train_data} if train_data else {}
-    settings = _settings(config_path, [each for each in (model_path, labels, train_data) if each])
+    set_paths = {"predictions": predictions, "labels": labels}
+    set_paths |= {"train_data": train_data} if train_data else {}
+    folders = [path for path in (model_path, labels, train_data) if path]
+    settings = _settings(config_path, folders)
     trained = artifact.load(model_path) if model_path else None
-    if trained:  # its loss tells how well it knows an image
+    if trained:  # its loss shows how well it knows an image
         artifact.require_vouched(trained.folder, trained.config, with_losses=True)
     _check_outputs(output, report)
-    manifests = _manifests(given)
+    manifests = _manifests(set_paths)
     for manifest in manifests.values():
         require_outside({"report": report}, manifest)
     cache = storage.make_folder(environment.cache_folder())
@@ -90,50 +88,46 @@ def evaluate(
 
 
 def _settings(config_path: Path | None, folders: list[Path]) -> RunConfig:
-    """The YAML that is given, or that of the first run among the folders, or all defaults."""
+    """The config at `config_path`, or of the first run among the folders, or all defaults."""
     for path in (config_path, *(folder / CONFIG for folder in folders)):
         if path and (path == config_path or path.is_file()):
             return config.load(path, trained=path != config_path)
     return config.build({})
 
 
-def _manifests(given: Mapping[str, Path]) -> dict[str, Manifest]:
-    """The rows of each set that are to be compared.
-
-    Raises:
-        EvaluationError: what is wrong with all of them.
-    """
-    found: dict[str, Manifest] = {}
+def _manifests(paths: Mapping[str, Path]) -> dict[str, Manifest]:
+    """The rows of each set to compare; faults of all sets are raised together."""
+    manifests: dict[str, Manifest] = {}
     faults: list[str] = []
-    for name, path in given.items():
+    for name, path in paths.items():
         try:
             split = path / SPLIT
-            found[name] = _of_split(name, read_manifest(split if split.is_file() else path))
+            manifests[name] = _of_split(name, read_manifest(split if split.is_file() else path))
         except SynthCubeError as error:
             faults += [f"{name}: {text}" for text in (error.faults or (error.headline,))]
     if faults:
         raise EvaluationError("These images cannot be compared:", faults)
-    return found
+    return manifests
 
 
 def _of_split(name: str, manifest: Manifest) -> Manifest:
-    """Held-out rows for labels, those of train for train_data; all where there are no splits."""
+    """Held-out rows for labels, train rows for train_data; all rows if there are no splits."""
     splits = {row.split for row in manifest.rows}
-    wanted = {"labels": ("test", "validation"), "train_data": ("train",)}.get(name)
-    if not wanted or not splits - {""}:
+    names = {"labels": ("test", "validation"), "train_data": ("train",)}.get(name)
+    if not names or not splits - {""}:
         return manifest
-    for split in wanted:
+    for split in names:
         if split in splits:
             rows = tuple(row for row in manifest.rows if row.split == split)
             log.info("%s: the %d rows of the split %s.", name, len(rows), split)
             return replace(manifest, rows=rows)
     raise EvaluationError(
-        f"{manifest.path} has the splits {sorted(splits)}; rows of {' or '.join(wanted)} are needed"
+        f"{manifest.path} has the splits {sorted(splits)}; rows of {' or '.join(names)} are needed"
     )
 
 
 def _check_outputs(output: Path, report: Path | None) -> None:
-    """Find out before the work, not after it, that nothing can be written."""
+    """Refuse outputs that cannot be written, before the evaluation starts."""
     if output.is_dir():
         raise OutputError(f"output_path {output} is a folder; a file is needed: results.yaml.")
     storage.require_own_file(output, f"{MARK}:", "output_path")
@@ -147,7 +141,7 @@ def _check_outputs(output: Path, report: Path | None) -> None:
 def _header(
     settings: RunConfig, sets: Mapping[str, ImageSet], evaluation: Evaluation
 ) -> dict[str, Any]:
-    """What is needed to compute the same numbers again; nothing that names a file or a person."""
+    """What reproduces the numbers; it names no file and no person."""
     return {
         MARK: SCHEMA_VERSION,
         "synthcube": __version__,

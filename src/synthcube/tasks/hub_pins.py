@@ -1,6 +1,6 @@
-"""Models of a Hub that a config starts from: downloaded, and pinned to their commit.
+"""Download the models of a Hub that a config starts from, and pin them to their commit.
 
-Only this layer asks a Hub; below it, an address with its commit is a folder on this disk.
+Only the tasks contact a Hub; below them, an address with its commit is a local folder.
 """
 
 from __future__ import annotations
@@ -16,28 +16,25 @@ from synthcube.sharing.hub import pull
 
 
 def pinned(settings: RunConfig, before: Mapping[str, Any]) -> RunConfig:
-    """The same config, in which every address of a Hub names the commit that was downloaded.
+    """The config with every address of a Hub pinned to the commit that was downloaded.
 
     Args:
-        before: the config of the run that is continued: it stays with its commit, even where the
-            branch has moved, and no longer needs the start of its weights; empty for a new one.
+        before: the config of the run that is continued, empty for a new one. Such a run keeps its
+            commit even if the branch has moved, and its training.start_from is not needed again.
 
     Raises:
-        HubError, ArtifactError: a model cannot be had, or is none.
+        HubError, ArtifactError: a model cannot be downloaded, or is damaged.
     """
     model, training = settings.model, settings.training
     stage = getattr(model, "first_stage", "")
     recorded = before.get("model", {}).get("first_stage", "")
-    if (found := _pinned(stage, recorded, is_needed=True)) != stage:
-        settings = settings.model_copy(
-            update={"model": model.model_copy(update={"first_stage": found})}
-        )
-        model = settings.model
+    if (address := _pinned(stage, recorded, is_needed=True)) != stage:
+        pinned_model = model.model_copy(update={"first_stage": address})
+        settings = settings.model_copy(update={"model": pinned_model})
     start, recorded = training.start_from or "", before.get("training", {}).get("start_from", "")
-    if (found := _pinned(start, recorded, is_needed=not recorded)) != start:
-        settings = settings.model_copy(
-            update={"training": training.model_copy(update={"start_from": found})}
-        )
+    if (address := _pinned(start, recorded, is_needed=not recorded)) != start:
+        pinned_training = training.model_copy(update={"start_from": address})
+        settings = settings.model_copy(update={"training": pinned_training})
     return settings
 
 
@@ -50,12 +47,12 @@ def _pinned(text: str, recorded: Any, *, is_needed: bool) -> str:
         address = earlier if address.revision in ("", earlier.revision) else address
         if address == earlier and not is_needed:
             return str(address)
-    _, found = pull(address)
-    return str(found)
+    _, downloaded = pull(address)
+    return str(downloaded)
 
 
 def _address(recorded: Any) -> Address | None:
-    """What a run was recorded with, as an address; its text may be anything."""
+    """The address that a run recorded; None if its text is something else."""
     try:
         return artifact.parse(str(recorded))
     except HubError:

@@ -1,4 +1,4 @@
-"""Import: weights of monai-generative or GaNDLF-Synth in, a verified artifact out."""
+"""Import: turn weights of monai-generative or GaNDLF-Synth into a verified artifact."""
 
 from __future__ import annotations
 
@@ -62,12 +62,14 @@ def import_weights(
     family = settings.model.build(image).eval()
     if not isinstance(family, legacy.Imports):
         raise FamilyError(f"{family_name} has no counterpart in monai-generative 0.2.3.")
-    judge = _discriminator(family, discriminator)
-    differences = {"imported_difference": _take_over(checkpoint, weights, family)}
-    if judge and discriminator:
-        judging = legacy.read_weights(discriminator)
-        _check_norm(discriminator, judging, judge)
-        differences["imported_discriminator_difference"] = _take_over(discriminator, judging, judge)
+    critic = _discriminator(family, discriminator)
+    differences = {"imported_difference": _load(checkpoint, weights, family)}
+    if critic and discriminator:
+        critic_weights = legacy.read_weights(discriminator)
+        _check_norm(discriminator, critic_weights, critic)
+        differences["imported_discriminator_difference"] = _load(
+            discriminator, critic_weights, critic
+        )
     if is_taken:
         if not _holds(out, settings, image, family.state_dict()):
             raise OutputError(f"output_path {out} holds another model: give another one.")
@@ -85,7 +87,7 @@ def import_weights(
 def _holds(
     out: Path, settings: RunConfig, image: ImageSpec, weights: Mapping[str, torch.Tensor]
 ) -> bool:
-    """Whether this very import was done before, as when it was killed at its end."""
+    """Whether `out` holds the result of this very import, which may have been killed at its end."""
     before = artifact.load(out)
     if (dict(before.config), before.image) != (settings.dump(), image):
         return False
@@ -95,51 +97,51 @@ def _holds(
     )
 
 
-def _take_over(path: Path, weights: Mapping[str, torch.Tensor], model: legacy.Imports) -> float:
-    """Fill the network of `model`; returns how far its outputs are from monai-generative's."""
-    found = legacy.converted(weights, model.network)
-    model.network.load_state_dict(found.state, strict=True)
-    difference = legacy.largest_difference(model, found)
+def _load(path: Path, weights: Mapping[str, torch.Tensor], model: legacy.Imports) -> float:
+    """Load weights into `model`; returns the largest difference to monai-generative's outputs."""
+    converted = legacy.converted(weights, model.network)
+    model.network.load_state_dict(converted.state, strict=True)
+    difference = legacy.largest_difference(model, converted)
     if not difference < legacy.TOLERANCE:
         raise ArtifactError(
             f"{path}: with these weights our network differs from monai-generative's by "
             f"{difference:.2g} (allowed: {legacy.TOLERANCE:g}), so it is not imported."
         )
-    for name in found.dropped:
+    for name in converted.dropped:
         log.info("Not used: %s", name)
     log.info("Same output as monai-generative within %.1e: %s", difference, path)
     return difference
 
 
 def _discriminator(family: legacy.Imports, path: Path | None) -> legacy.Imports | None:
-    """The discriminator to be filled. One that nobody fills would be saved untrained."""
+    """The discriminator to load weights into; without weights it would be saved untrained."""
     if not isinstance(family, legacy.ImportsDiscriminator):
         if path:
             raise ConfigError(f"discriminator {path}: this family trains without one.")
         return None
-    judge = family.discriminator_import()
-    if path and judge is None:
+    critic = family.discriminator_import()
+    if path and critic is None:
         raise ConfigError(
-            f"discriminator {path}: model.adversarial_weight is 0, so the model has none; give the "
-            "weight that the verdict had in the training."
+            f"discriminator {path}: model.adversarial_weight is 0, so the model has none; set the "
+            "weight that the adversarial loss had in the training."
         )
-    if judge and not path:
+    if critic and not path:
         raise ConfigError(
-            "model.adversarial_weight asks for a discriminator, and no weights are given for it: "
+            "model.adversarial_weight needs a discriminator, and no weights are given for it: "
             "give them with --discriminator, or set model.adversarial_weight to 0."
         )
-    return judge
+    return critic
 
 
-def _check_norm(path: Path, weights: Mapping[str, torch.Tensor], judge: legacy.Imports) -> None:
-    given, wanted = (
+def _check_norm(path: Path, weights: Mapping[str, torch.Tensor], critic: legacy.Imports) -> None:
+    has_norms, needs_norms = (
         any(name.endswith(".running_mean") for name in names)
-        for names in (weights, judge.network.state_dict())
+        for names in (weights, critic.network.state_dict())
     )
-    if given != wanted:
+    if has_norms != needs_norms:
         raise ConfigError(
-            f"discriminator {path}: it was trained {'with' if given else 'without'} batch norms: "
-            f"set model.discriminator_norm to {'batch' if given else 'instance'}."
+            f"discriminator {path}: it was trained {'with' if has_norms else 'without'} batch "
+            f"norms: set model.discriminator_norm to {'batch' if has_norms else 'instance'}."
         )
 
 

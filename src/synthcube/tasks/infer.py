@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,200 +14,168 @@ import torch
 from synthcube import compute, config, environment, storage
 from synthcube.data.conditions import parse_counts, read_condition_requests
 from synthcube.data.manifest import read_manifest, require_outside
-from synthcube.data.postprocessing import Postprocessing
-from synthcube.errors import ConfigError, FamilyError
+from synthcube.errors import FamilyError
 from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import Reconstructs, Samples
 from synthcube.sharing.croissant import CroissantConfig, wished
-from synthcube.sharing.runtimes.conversion import substitute
-from synthcube.tasks.inference_jobs import Generation, Job, Reconstruction, Request, Translation
+from synthcube.tasks.inference_jobs import (
+    Generation,
+    InferenceRuntime,
+    Job,
+    LoadedModel,
+    Reconstruction,
+    Translation,
+    inference_settings,
+)
 from synthcube.tasks.parallel_inference import make_alone, make_in_pool, make_in_ranks
 
 log = logging.getLogger("synthcube")
 
 
-def infer(
-    model_path: Path,
-    out: Path,
-    *,
-    num_images: int | str | None = None,
-    seed: int | None = None,
-    data_path: Path | None = None,
-    batch_size: int | None = None,
-    config_path: Path | None = None,
-    conditions: Sequence[str] = (),
-    conditions_path: Path | None = None,
-    num_devices: int | None = None,
-    croissant: CroissantConfig | None = None,
-    with_runtime: str | None = None,
-) -> Path | None:
-    """Generate images, or reconstruct or translate those at `data_path`; returns a picture of them.
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """The images to make: of which model, where, how many, and with which settings.
+
+    What is None is taken from `config`, or else from the config of the training.
+    """
+
+    model: Path
+    output: Path
+    num_images: int | str | None = None
+    """How many, or "Hand=5,HeadCT=3": how many of each class."""
+    seed: int | None = None
+    data: Path | None = None
+    """Images to reconstruct or to translate; None: images are generated."""
+    batch_size: int | None = None
+    config: Path | Mapping[str, Any] | None = None
+    """A YAML, or its content: seed, sampling and compute, over those of the training."""
+    conditions: Sequence[str] = ()
+    """"name=value" for all images; see data/conditions.py."""
+    conditions_table: Path | Sequence[Mapping[str, str]] | None = None
+    """A CSV, or its rows: the conditions of each image, in place of a number."""
+    num_devices: int | None = None
+    """In place of compute.num_devices; 1: this process makes every image."""
+    croissant: CroissantConfig | None = None
+    """Describe the images in croissant.json; over sampling.croissant."""
+    runtime: InferenceRuntime | None = None
+    """What computes the networks; over sampling.runtime."""
+
+    def paths(self) -> dict[str, Path | None]:
+        """What is read, by the name of its option."""
+        files = {"config": self.config, "conditions": self.conditions_table}
+        return {
+            "model_path": self.model, "data_path": self.data,
+            **{name: value for name, value in files.items() if isinstance(value, Path)},
+        }  # fmt: skip
+
+
+def infer(request: InferRequest) -> Path | None:
+    """Generate, reconstruct or translate images; returns a picture of them.
 
     Of the processes that a launcher has started for it only the first returns one.
 
-    Args:
-        num_images: how many, or "Hand=5,HeadCT=3": how many of each class.
-        conditions: "name=value" that all images follow; see data/wishes.py.
-        conditions_path: CSV of what each image follows, in place of a number.
-        config_path: YAML whose seed, sampling and compute win over those of the training.
-        num_devices: in place of compute.num_devices; 1 makes every image in this process.
-        croissant: over sampling.croissant: describe the images in croissant.json.
-        with_runtime: over sampling.runtime: torch, onnx or openvino computes the networks.
-
     Raises:
-        ConfigError: the YAML is not valid.
-        ArtifactError: there is no trained model, or it is damaged.
-        FamilyError: the family cannot do what is asked.
-        OutputError: `out` is not writable, or holds other images.
+        ConfigError, ArtifactError, FamilyError, OutputError: see errors.py.
     """
-    trained = artifact.load(model_path)
-    storage.require_separate(
-        {"output_path": out},
-        {
-            "model_path": model_path, "data_path": data_path, "config": config_path,
-            "conditions": conditions_path,
-        },
-    )  # fmt: skip
-    settings, given = _settings(trained, config_path)
-    computed_by = with_runtime or settings["sampling"].get("runtime", "torch")
-    settings = _for_runtime(settings, computed_by)
+    trained = artifact.load(request.model)
+    storage.require_separate({"output_path": request.output}, request.paths())
+    changes = _changes(request)
+    settings = inference_settings(trained, changes, request.runtime)
     device = compute.device(settings["compute"]["accelerator"])
     precision, reason = compute.precision(settings["compute"]["precision"], device)
-    asked = _Asked(
-        model_path, out, settings, precision, num_images, seed, data_path, batch_size,
-        tuple(conditions), conditions_path, wished(settings["sampling"], croissant),
-        computed_by,
-    )  # fmt: skip
-    launched = 1 if num_devices == 1 else environment.launched_processes()
+    open_on = partial(open_job, request, settings, precision)
+    launched = 1 if request.num_devices == 1 else environment.launched_processes()
     if launched > 1 and launched == _processes(settings["compute"], device):
-        return make_in_ranks(asked.open, _own_device(device))
-    number = num_devices or _devices(settings["compute"], given, device, launched)
-    job = asked.open(torch.device("cpu") if number > 1 else device)
+        if device.type == "cuda":
+            device = torch.device("cuda", environment.local_rank() % torch.cuda.device_count())
+        return make_in_ranks(open_on, device)
+    is_set = "num_devices" in changes.get("compute", {})
+    number = request.num_devices or _devices(settings["compute"], is_set, device, launched)
+    job = open_on(torch.device("cpu") if number > 1 else device)
     number = min(number, len(job.batches()))
-    shown = f"{number} x {device.type}" if number > 1 else device.type
-    log.info("Computing on %s in %s (%s).", shown, precision, reason)
+    used = f"{number} x {device.type}" if number > 1 else device.type
+    log.info("Computing on %s in %s (%s).", used, precision, reason)
     job.claim()
     if number == 1:
-        job.request.family.to(device)
+        job.model.family.to(device)
         return job.finish(make_alone(job))
     names = [f"{device.type}:{i}" if device.type == "cuda" else "cpu" for i in range(number)]
-    return job.finish(make_in_pool(asked.open, job.batches(), names))
+    return job.finish(make_in_pool(open_on, job.batches(), names))
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What infer was asked for, in values that another process can be given."""
+def open_job(
+    request: InferRequest, settings: Mapping[str, Any], precision: str, device: torch.device
+) -> Job:
+    """The job of a request, its model on `device`; every process opens its own.
 
-    model_path: Path
-    out: Path
-    settings: dict[str, Any]
-    precision: str
-    num_images: int | str | None
-    seed: int | None
-    data_path: Path | None
-    batch_size: int | None
-    conditions: tuple[str, ...]
-    conditions_path: Path | None
-    croissant: CroissantConfig | None
-    runtime: Any  # torch, or one of export.config.Runtime
-
-    def open(self, device: torch.device) -> Job:
-        """The job, its model on that device."""
-        trained, settings = artifact.load(self.model_path), self.settings
-        family = trained.build(device)
-        if self.runtime != "torch":
-            substitute(family, trained.folder, self.runtime)
-        request = Request(
-            trained, family, self.out, self.batch_size or settings["sampling"]["batch_size"],
-            self.precision, settings["seed"] if self.seed is None else self.seed,
-            Postprocessing(settings["sampling"].get("postprocessing", ()), trained.image),
-            self.runtime, self.croissant,
-        )  # fmt: skip
-        if self.data_path:
-            return self._of_images(request, self.data_path)
-        return self._of_noise(request)
-
-    def _of_images(self, request: Request, data_path: Path) -> Job:
-        manifest = read_manifest(data_path)
-        require_outside({"output_path": self.out}, manifest)
-        if request.trained.image.source_channels:
-            return Translation(request, manifest)
-        if not isinstance(request.family, Reconstructs):
-            name = self.settings["model"]["name"]
-            raise FamilyError(f"{name} does not reconstruct images: leave out data_path.")
-        return Reconstruction(request, manifest)
-
-    def _of_noise(self, request: Request) -> Job:
-        image, settings = request.trained.image, self.settings
-        name = settings["model"]["name"]
-        if image.source_channels:
-            raise FamilyError(
-                f"This {name} makes images out of others (channels "
-                f"{list(image.source_channels)} of its data): give them as data_path."
-            )
-        if not isinstance(request.family, Samples):
-            raise FamilyError(
-                f"{name} does not generate images out of nothing: give images to reconstruct as "
-                "data_path."
-            )
-        number = settings["sampling"]["num_images"] if self.num_images is None else self.num_images
-        number = parse_counts(number) if isinstance(number, str) else number
-        wishes = read_condition_requests(
-            image.conditions, number, self.conditions, self.conditions_path
-        )
-        return Generation(request, wishes)
-
-
-def _settings(trained: Artifact, config_path: Path | None) -> tuple[dict[str, Any], set[str]]:
-    """The training's settings, those in the YAML over them; and which keys of compute it has."""
-    settings = config.trained_settings(trained)
-    given: dict[str, Any] = {}
-    if config_path:
-        given = config.load(config_path, trained=True).model_dump(mode="json", exclude_unset=True)
-        settings["seed"] = given.get("seed", settings["seed"])
-        for section in ("sampling", "compute"):
-            settings[section] = {**settings[section], **given.get(section, {})}
-    return settings, {*given.get("compute", {})}
-
-
-def _for_runtime(settings: dict[str, Any], computed_by: str) -> dict[str, Any]:
-    """Other runtimes than torch compute on the CPU, and in 32 bits, as they were checked.
-
-    Raises:
-        ConfigError: a GPU is asked for.
+    Args:
+        settings: see :func:`inference_settings`.
     """
-    if computed_by == "torch":
-        return settings
-    if settings["compute"]["accelerator"] == "gpu":
-        raise ConfigError(
-            f"--runtime {computed_by} computes on the CPU, and compute.accelerator is gpu: use "
-            "auto or cpu, or the runtime torch."
+    trained = artifact.load(request.model)
+    sampling = settings["sampling"]
+    model = LoadedModel(trained, settings, device, precision)
+    model.batch_size = request.batch_size or model.batch_size
+    description = wished(sampling, request.croissant)
+    seed = settings["seed"] if request.seed is None else request.seed
+    name = settings["model"]["name"]
+    if request.data:
+        manifest = read_manifest(request.data)
+        require_outside({"output_path": request.output}, manifest)
+        if trained.image.source_channels:
+            return Translation(model, request.output, description, manifest, seed)
+        if not isinstance(model.family, Reconstructs):
+            raise FamilyError(f"{name} does not reconstruct images: leave out data_path.")
+        return Reconstruction(model, request.output, description, manifest)
+    if trained.image.source_channels:
+        raise FamilyError(
+            f"This {name} makes images out of others (channels "
+            f"{list(trained.image.source_channels)} of its data): give them as data_path."
         )
-    own = settings["compute"] | {"accelerator": "cpu", "precision": "32-true"}
-    return settings | {"compute": own}
+    if not isinstance(model.family, Samples):
+        raise FamilyError(
+            f"{name} does not generate images out of nothing: give images to reconstruct as "
+            "data_path."
+        )
+    conditions = _condition_requests(request, trained, sampling["num_images"])
+    return Generation(model, request.output, description, conditions, seed)
 
 
-def _own_device(device: torch.device) -> torch.device:
-    """That of this process among those of its node."""
-    if device.type == "cpu":
-        return device
-    return torch.device("cuda", environment.local_rank() % torch.cuda.device_count())
+def _condition_requests(
+    request: InferRequest, trained: Artifact, default: int | Mapping[str, int]
+) -> list[dict[str, str]]:
+    """The conditions that are requested of each generated image."""
+    specs, table = trained.image.conditions, request.conditions_table
+    if table is not None and not isinstance(table, Path):
+        common = read_condition_requests(specs, len(table), request.conditions)
+        return [{**all_images, **row} for all_images, row in zip(common, table, strict=True)]
+    number = default if request.num_images is None else request.num_images
+    number = parse_counts(number) if isinstance(number, str) else number
+    return read_condition_requests(specs, number, request.conditions, table)
+
+
+def _changes(request: InferRequest) -> dict[str, Any]:
+    """The keys that `config` sets."""
+    if request.config is None:
+        return {}
+    if isinstance(request.config, Path):
+        settings = config.load(request.config, trained=True)
+    else:
+        settings = config.build(request.config, trained=True)
+    return settings.model_dump(mode="json", exclude_unset=True)
 
 
 def _processes(section: Mapping[str, Any], device: torch.device) -> int:
-    """Processes that the config tells of, on all nodes."""
+    """The number of processes that the config asks for, on all nodes."""
     present = torch.cuda.device_count() if device.type == "cuda" else 1
     return int((section.get("num_devices") or present) * section.get("num_nodes", 1))
 
 
-def _devices(
-    section: Mapping[str, Any], given: set[str], device: torch.device, launched: int
-) -> int:
-    """Devices of this machine to use, with a process of ours for each.
+def _devices(section: Mapping[str, Any], is_set: bool, device: torch.device, launched: int) -> int:
+    """The number of devices of this machine to use, each by a process of its own.
 
-    Raises:
-        ConfigError: the YAML asks for more than there are.
+    Args:
+        is_set: the number is in the YAML of this inference, not in that of the training.
     """
     if launched > 1:
         log.warning(
@@ -215,6 +184,6 @@ def _devices(
         )  # fmt: skip
         return 1
     number = section.get("num_devices")
-    if "num_devices" not in given and number and device.type == "cuda":
-        number = min(number, torch.cuda.device_count())  # those of the training's machine
+    if not is_set and number and device.type == "cuda":
+        number = min(number, torch.cuda.device_count())  # the training's machine may have had more
     return compute.devices_used(compute.ComputeConfig(num_devices=number), device)

@@ -1,11 +1,13 @@
-"""What infer can do: images generated, translated or reconstructed,
-and written with their provenance.
+"""What a trained model makes of a request: images generated, translated or reconstructed.
+
+:class:`LoadedModel` computes and writes images for the command line, MedPerf and Python alike; a
+:class:`Job` is one folder of them, with a manifest, a picture and the record of the request.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,49 +16,328 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from synthcube import __version__, environment, reading, storage
+from synthcube import __version__, config, environment, reading, storage
 from synthcube.data.cache import ImageCache, load_images
-from synthcube.data.conditions import (
-    ConditionRequest,
-    cell,
-    draw_missing_conditions,
-    requested_values,
-    shown,
-)
+from synthcube.data.conditions import cell, draw_missing_conditions, requested_values, shown
 from synthcube.data.geometry import placed_like
 from synthcube.data.images import write_image
 from synthcube.data.manifest import Manifest, Row, write_manifest
 from synthcube.data.pictures import save_grid
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.preprocessing import to_intensities, trained_data_config
-from synthcube.errors import ImageError, OutputError
+from synthcube.errors import ConfigError, ImageError, OutputError
 from synthcube.models import inference
 from synthcube.models.artifact import Artifact
-from synthcube.schema import ImageSpec
+from synthcube.schema import ConditionSpec, ImageSpec
 from synthcube.sharing import croissant
 from synthcube.sharing.config import Runtime
 from synthcube.sharing.croissant import CROISSANT, CroissantConfig
+from synthcube.sharing.runtimes.conversion import substitute
 
 IMAGES, MANIFEST, GRID, PROVENANCE = "images", "manifest.csv", "grid.png", "provenance.json"
+GRID_IMAGES = 64
+"""The most images that a picture shows."""
+_GRID_PAIRS = GRID_IMAGES // 8
 
-Pairs = list[tuple[torch.Tensor, torch.Tensor]]
-
-
-def write(out: Path, stem: str, image: torch.Tensor, spec: ImageSpec, after: Postprocessing) -> str:
-    """Write one image, (C, *spatial) in [-1, 1], in its own units; returns its path in `out`."""
-    path = Path(IMAGES) / f"{stem}.{spec.file_format}"
-    intensities = after(to_intensities(image, spec.intensity_range), spec.affine)
-    integer = spec.integer and after.keeps_integers
-    write_image(out / path, intensities, spec.affine, integer=integer)
-    return str(path)
+Pixels = npt.NDArray[np.float32]
+InferenceRuntime = Literal["torch"] | Runtime
 
 
-def claim(out: Path, trained: Artifact, request: dict[str, Any], precision: str) -> None:
-    """Take `out` for this request: empty, or holding the outcome of the very same one.
+def inference_settings(
+    trained: Artifact, changes: Mapping[str, Any], runtime: str | None = None
+) -> dict[str, Any]:
+    """The settings of a training, with `changes` of seed, sampling and compute applied.
+
+    Args:
+        runtime: replaces sampling.runtime. Runtimes other than torch compute on the CPU in 32 bits,
+            as they were verified.
 
     Raises:
-        OutputError: it holds something else, or cannot be written.
+        ConfigError: another runtime than torch is to use a GPU.
     """
+    settings = config.trained_settings(trained)
+    settings["seed"] = changes.get("seed", settings["seed"])
+    for section in ("sampling", "compute"):
+        settings[section] = {**settings[section], **changes.get(section, {})}
+    runtime = runtime or settings["sampling"].get("runtime", "torch")
+    settings["sampling"]["runtime"] = runtime
+    if runtime != "torch":
+        if settings["compute"]["accelerator"] == "gpu":
+            raise ConfigError(
+                f"--runtime {runtime} computes on the CPU, and compute.accelerator is gpu: use "
+                "auto or cpu, or the runtime torch."
+            )
+        settings["compute"] |= {"accelerator": "cpu", "precision": "32-true"}
+    return settings
+
+
+def seeded_conditions(
+    specs: Sequence[ConditionSpec], requests: Sequence[Mapping[str, str]], seed: int
+) -> tuple[list[int], Pixels]:
+    """The seed of each image, and its conditions as the model sees them, (N, len(specs)).
+
+    Conditions that a request does not name are drawn from the image's seed.
+    """
+    values = requested_values(specs, requests)
+    seeds = inference.image_seeds(seed, len(requests))
+    return seeds, draw_missing_conditions(
+        values, specs, [dict(request) for request in requests], seeds
+    )
+
+
+class LoadedModel:
+    """A trained model on a device, with the settings that its inference needs."""
+
+    def __init__(
+        self, trained: Artifact, settings: Mapping[str, Any], device: torch.device, precision: str
+    ) -> None:
+        """Build the model.
+
+        Args:
+            settings: see :func:`inference_settings`.
+            precision: its full name, such as 32-true.
+        """
+        sampling = settings["sampling"]
+        self.trained = trained
+        self.image = trained.image
+        self.family: Any = trained.build(device)
+        self.precision = precision
+        self.batch_size: int = sampling["batch_size"]
+        self.postprocessing = Postprocessing(sampling.get("postprocessing", ()), trained.image)
+        self.runtime: InferenceRuntime = sampling["runtime"]
+        if self.runtime != "torch":
+            substitute(self.family, trained.folder, self.runtime)
+
+    def batches(self, num_images: int, batch_size: int | None = None) -> list[range]:
+        """The indices of all images, in order, batch by batch."""
+        size = batch_size or self.batch_size
+        starts = range(0, num_images, size)
+        return [range(start, min(start + size, num_images)) for start in starts]
+
+    def generate(
+        self, seeds: Sequence[int], values: Pixels, source: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One batch of images; see :func:`synthcube.models.inference.generate`."""
+        family = self.family
+        return inference.generate(family, seeds, values, self.precision, family.device, source)
+
+    def reconstruct(self, originals: torch.Tensor) -> torch.Tensor:
+        """One batch of reconstructions, (B, C, *spatial) in [-1, 1] on the CPU."""
+        return inference.reconstruct(self.family, originals, self.precision, self.family.device)
+
+    def load(self, manifest: Manifest) -> ImageCache:
+        """The images of a manifest, preprocessed as those of the training.
+
+        Raises:
+            ImageError: they cannot be read.
+        """
+        data_config = trained_data_config(self.trained.config, self.trained.folder)
+        return load_images(manifest, data_config, environment.cache_folder())
+
+    def reconstruction_spec(self, originals: ImageCache, index: int) -> ImageSpec:
+        """The geometry and intensities of the reconstruction of an image: those of the original."""
+        return placed_like(self.image, originals.affines[index], originals.intensity_ranges[index])
+
+    def intensities(self, image: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
+        """An image, (C, *spatial) in [-1, 1], in its own units and postprocessed."""
+        return self.postprocessing(to_intensities(image, spec.intensity_range), spec.affine)
+
+    def write(self, folder: Path, stem: str, image: torch.Tensor, spec: ImageSpec) -> Path:
+        """Write an image, (C, *spatial) in [-1, 1], as PNG or NIfTI; returns its path."""
+        path = folder / f"{stem}.{spec.file_format}"
+        integer = spec.integer and self.postprocessing.keeps_integers
+        write_image(path, self.intensities(image, spec), spec.affine, integer=integer)
+        return path
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenImage:
+    """The row of an image in the manifest, and what the picture shows of it."""
+
+    row: dict[str, str]
+    tiles: tuple[Pixels, ...] = ()
+    """(C, *spatial) each: the image, or its source and the image. Arrays, because a tensor from
+    another process would hold on to its shared memory."""
+
+
+class Job(ABC):
+    """A folder of images; each depends only on its index and on the size of its batch."""
+
+    task: dict[str, Any]
+    """The record of the request, without postprocessing and runtime."""
+    sources: tuple[Row, ...] = ()
+    """The images to translate or to reconstruct."""
+
+    def __init__(
+        self, model: LoadedModel, output: Path, num_images: int, description: CroissantConfig | None
+    ) -> None:
+        self.model, self.output = model, output
+        self.num_images = num_images
+        self.description = description
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The request as provenance.json holds it."""
+        runtime = self.model.runtime
+        others = {} if runtime == "torch" else {"runtime": runtime}
+        return self.task | {"postprocessing": self.model.postprocessing.record} | others
+
+    def batches(self) -> list[range]:
+        """The indices of all images, batch by batch."""
+        return self.model.batches(self.num_images)
+
+    def claim(self) -> None:
+        """Take the output folder: it is empty, or holds images of the very same request.
+
+        Raises:
+            OutputError: it holds other images, or cannot be written.
+            ArtifactError: croissant.json cannot be written for these images.
+        """
+        trained = self.model.trained
+        if self.description is not None:
+            croissant.check(trained, self.record, self.sources, self.description)
+        _claim(self.output, trained, self.record, self.model.precision)
+        (self.output / CROISSANT).unlink(missing_ok=True)  # written again at the very end
+
+    @abstractmethod
+    def make(self, indices: range) -> list[WrittenImage]:
+        """Make and write one batch."""
+
+    def finish(self, images: Sequence[WrittenImage]) -> Path:
+        """Write picture, manifest and description of all images, in order; returns the picture."""
+        tiles = [image.tiles for image in images if image.tiles]
+        pictures = [
+            torch.from_numpy(tile) for column in zip(*tiles, strict=True) for tile in column
+        ]
+        rows = [image.row for image in images]
+        columns = len(tiles) if self.sources else None  # sources above what is made of them
+        picture = finish(self.output, rows, pictures, self.model.image, columns)
+        if self.description is not None:
+            croissant.write(
+                self.output, self.model.trained, self.record, self.num_images, self.description
+            )
+        return picture
+
+    def _write(self, stem: str, image: torch.Tensor, spec: ImageSpec) -> str:
+        path = self.model.write(self.output / IMAGES, stem, image, spec)
+        return str(path.relative_to(self.output))
+
+    def _source_row(self, path: str, index: int, channel: int = 0) -> dict[str, str]:
+        source = self.sources[index]
+        return {
+            "Channel_0": path, "SubjectID": source.subject, "Source": str(source.channels[channel]),
+        }  # fmt: skip
+
+
+class Generation(Job):
+    """Images out of noise."""
+
+    def __init__(
+        self, model: LoadedModel, output: Path, description: CroissantConfig | None,
+        requests: Sequence[Mapping[str, str]], seed: int,
+    ) -> None:  # fmt: skip
+        super().__init__(model, output, len(requests), description)
+        self.seeds, self.values = seeded_conditions(model.image.conditions, requests, seed)
+        self.task = {"task": "generate", "seed": seed, "num_images": len(requests)}
+        self.task |= {"conditions": requests} if any(requests) else {}
+
+    def make(self, indices: range) -> list[WrittenImage]:
+        span, spec, written = slice(indices.start, indices.stop), self.model.image, []
+        images = self.model.generate(self.seeds[span], self.values[span])
+        for index, image in zip(indices, images, strict=True):
+            stem = f"{index:05d}"
+            path = self._write(stem, image, spec)
+            row = {"Channel_0": path, "SubjectID": stem, "Seed": str(self.seeds[index])}
+            tiles = (image.numpy(),) if index < GRID_IMAGES else ()
+            written.append(WrittenImage(row | _condition_cells(spec, self.values[index]), tiles))
+        return written
+
+
+class Translation(Job):
+    """Images out of other images."""
+
+    def __init__(
+        self, model: LoadedModel, output: Path, description: CroissantConfig | None,
+        manifest: Manifest, seed: int,
+    ) -> None:  # fmt: skip
+        super().__init__(model, output, len(manifest.rows), description)
+        spec, self.sources = model.image, manifest.rows
+        self.images = _sized(model, manifest)
+        channels, self.channels = self.images.shape[1], list(spec.source_channels)
+        if channels == len(self.channels):
+            self.channels = list(range(channels))
+        elif channels != len(self.channels) + spec.channels:
+            raise ImageError(
+                f"{manifest.path}: the images have {channels} channel(s); the model makes "
+                f"{spec.channels} out of {len(self.channels)}: give these, or all of them as in "
+                "training."
+            )
+        self.values = requested_values(
+            spec.conditions,
+            [{named.name: cell(row, named.name) for named in spec.conditions}
+             for row in manifest.rows],
+        )  # fmt: skip
+        self.seeds = inference.image_seeds(seed, len(manifest.rows))
+        self.task = {"task": "translate", "data": str(manifest.path), "seed": seed}
+
+    def make(self, indices: range) -> list[WrittenImage]:
+        span, spec, written = slice(indices.start, indices.stop), self.model.image, []
+        sources = torch.from_numpy(self.images.read(indices)[:, self.channels])
+        images = self.model.generate(self.seeds[span], self.values[span], sources)
+        for index, source, image in zip(indices, sources, images, strict=True):
+            placed = placed_like(spec, self.images.affines[index])
+            path = self._write(self.sources[index].name, image, placed)
+            row = self._source_row(path, index, self.channels[0])
+            pair = (source[:1].expand_as(image).numpy(), image.numpy())
+            tiles = pair if index < _GRID_PAIRS else ()
+            written.append(WrittenImage(row | _condition_cells(spec, self.values[index]), tiles))
+        return written
+
+
+class Reconstruction(Job):
+    """Images through the model's bottleneck and back."""
+
+    def __init__(
+        self, model: LoadedModel, output: Path, description: CroissantConfig | None,
+        manifest: Manifest,
+    ) -> None:  # fmt: skip
+        super().__init__(model, output, len(manifest.rows), description)
+        self.sources, self.images = manifest.rows, _sized(model, manifest)
+        if self.images.shape[1] != model.image.channels:
+            raise ImageError(
+                f"{manifest.path}: the images have {self.images.shape[1]} channel(s), the model "
+                f"was trained on {model.image.channels}."
+            )
+        self.task = {"task": "reconstruct", "data": str(manifest.path)}
+
+    def make(self, indices: range) -> list[WrittenImage]:
+        originals, written = torch.from_numpy(self.images.read(indices)), []
+        images = self.model.reconstruct(originals)
+        for index, original, image in zip(indices, originals, images, strict=True):
+            spec = self.model.reconstruction_spec(self.images, index)
+            row = self._source_row(self._write(self.sources[index].name, image, spec), index)
+            pair = (original.numpy(), image.numpy())
+            written.append(WrittenImage(row, pair if index < _GRID_PAIRS else ()))
+        return written
+
+
+def finish(
+    output: Path, rows: list[dict[str, str]], tiles: list[torch.Tensor], spec: ImageSpec,
+    columns: int | None,
+) -> Path:  # fmt: skip
+    """Write the picture, which is returned, and the manifest; mark the record as complete."""
+    save_grid(
+        output / GRID, tiles, columns=columns, raster=spec.file_format == "png",
+        spacing_mm=spec.spacing_mm,
+    )  # fmt: skip
+    write_manifest(output / MANIFEST, rows)
+    limit = reading.MAX_LIST_BYTES
+    provenance = reading.read_object(output / PROVENANCE, OutputError, limit=limit)
+    storage.write_json(output / PROVENANCE, provenance | {"complete": True})
+    return output / GRID
+
+
+def _claim(output: Path, trained: Artifact, request: dict[str, Any], precision: str) -> None:
     provenance = {
         "request": request,
         "artifact_sha256": trained.sha256,
@@ -67,257 +348,37 @@ def claim(out: Path, trained: Artifact, request: dict[str, Any], precision: str)
         "versions": environment.versions(),
         "complete": False,
     }
-    storage.require_own(out, PROVENANCE, "output_path")
-    storage.make_folder(out, "output_path")
-    existing = out / PROVENANCE
+    storage.require_own(output, PROVENANCE, "output_path")
+    storage.make_folder(output, "output_path")
+    existing = output / PROVENANCE
     if existing.exists():
         before = reading.read_object(existing, OutputError, limit=reading.MAX_LIST_BYTES)
         same = ("request", "artifact_sha256", "precision")
         if any(before.get(key) != provenance[key] for key in same):
             raise OutputError(
-                f"output_path {out} holds other images, made by {before.get('request')} from the "
-                f"model {str(before.get('artifact_sha256'))[:12]}: give another one, or empty it."
+                f"output_path {output} holds other images, made by {before.get('request')} from "
+                f"the model {str(before.get('artifact_sha256'))[:12]}: give another one, or empty "
+                "it."
             )
-    elif any((out / name).exists() for name in (IMAGES, MANIFEST, GRID)):
-        raise OutputError(f"output_path {out} already holds images: give another, or empty it.")
+    elif any((output / name).exists() for name in (IMAGES, MANIFEST, GRID)):
+        raise OutputError(f"output_path {output} already holds images: give another, or empty it.")
     storage.write_json(existing, provenance)
-    storage.make_folder(out / IMAGES)
+    storage.make_folder(output / IMAGES)
 
 
-def finish_pairs(out: Path, rows: list[dict[str, str]], pairs: Pairs, spec: ImageSpec) -> Path:
-    """The picture shows what was given above what was made."""
-    shown_pairs = [pair[side] for side in (0, 1) for pair in pairs]
-    return finish(out, rows, shown_pairs, spec, columns=len(pairs))
+def _condition_cells(spec: ImageSpec, values: Pixels) -> dict[str, str]:
+    return {
+        condition.name: shown(condition, float(value))
+        for condition, value in zip(spec.conditions, values, strict=True)
+    }
 
 
-def finish(
-    out: Path,
-    rows: list[dict[str, str]],
-    tiles: list[torch.Tensor],
-    spec: ImageSpec,
-    columns: int | None,
-) -> Path:
-    save_grid(
-        out / GRID, tiles, columns=columns, raster=spec.file_format == "png",
-        spacing_mm=spec.spacing_mm,
-    )  # fmt: skip
-    write_manifest(out / MANIFEST, rows)
-    limit = reading.MAX_LIST_BYTES
-    provenance = reading.read_object(out / PROVENANCE, OutputError, limit=limit)
-    storage.write_json(out / PROVENANCE, provenance | {"complete": True})
-    return out / GRID
-
-
-_IN_GRID = 64
-_PAIRS_IN_GRID = _IN_GRID // 8
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What every kind of inference needs."""
-
-    trained: Artifact
-    family: Any
-    out: Path
-    batch_size: int
-    precision: str
-    seed: int
-    after: Postprocessing
-    runtime: Literal["torch"] | Runtime = "torch"
-    """What computes the networks."""
-    croissant: CroissantConfig | None = None
-    """What croissant.json says that only the user can; None: there is none."""
-
-    def write(self, stem: str, image: torch.Tensor, spec: ImageSpec) -> str:
-        return write(self.out, stem, image, spec, self.after)
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """An image that is written: its row of the manifest, and what the picture shows of it."""
-
-    row: dict[str, str]
-    tiles: tuple[npt.NDArray[np.float32], ...] = ()
-    """(C, *spatial) each: the image, or what was given and the image. Arrays, because a tensor
-    from another process would hold on to its shared memory."""
-
-
-class Job(ABC):
-    """Images to make; each depends on its place among them alone, and on its batch's size."""
-
-    asked: dict[str, Any]
-    """What the record says of it, but for the postprocessing."""
-    rows: tuple[Row, ...] = ()
-    """The images that others are made of."""
-
-    def __init__(self, request: Request, num_images: int) -> None:
-        self.request = request
-        self.spec = request.trained.image
-        self.num_images = num_images
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What was asked for, in full."""
-        others = {} if self.request.runtime == "torch" else {"runtime": self.request.runtime}
-        return self.asked | {"postprocessing": self.request.after.record} | others
-
-    def batches(self) -> list[range]:
-        """All images, in their order, as they are made at once."""
-        size = self.request.batch_size
-        starts = range(0, self.num_images, size)
-        return [range(start, min(start + size, self.num_images)) for start in starts]
-
-    def claim(self) -> None:
-        """Take the folder.
-
-        Raises:
-            OutputError: it holds other images, or cannot be written.
-            ArtifactError: the images cannot be described as is wished.
-        """
-        request = self.request
-        if request.croissant is not None:
-            croissant.check(request.trained, self.record, self.rows, request.croissant)
-        claim(request.out, request.trained, self.record, request.precision)
-        (request.out / CROISSANT).unlink(missing_ok=True)  # it comes back last
-
-    @abstractmethod
-    def make(self, rows: range) -> list[Made]:
-        """Make and write a batch."""
-
-    def finish(self, made: Sequence[Made]) -> Path:
-        """Write what is written once, after all of the images: `made`, in their order."""
-        request, picture = self.request, self.close(made)
-        if request.croissant is not None:
-            croissant.write(
-                request.out, request.trained, self.record, self.num_images, request.croissant
-            )
-        return picture
-
-    def close(self, made: Sequence[Made]) -> Path:
-        """Write the picture, which is returned, and the manifest."""
-        pairs = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in _tiles(made)]
-        return finish_pairs(self.request.out, [each.row for each in made], pairs, self.spec)
-
-
-class Generation(Job):
-    """Images out of noise."""
-
-    def __init__(self, request: Request, wishes: list[ConditionRequest]) -> None:
-        super().__init__(request, len(wishes))
-        values = requested_values(self.spec.conditions, wishes)
-        self.seeds = inference.image_seeds(request.seed, len(wishes))
-        self.values = draw_missing_conditions(values, self.spec.conditions, wishes, self.seeds)
-        self.asked = {"task": "generate", "seed": request.seed, "num_images": len(wishes)}
-        self.asked |= {"conditions": wishes} if any(wishes) else {}
-
-    def make(self, rows: range) -> list[Made]:
-        request, span = self.request, slice(rows.start, rows.stop)
-        images = inference.generate(
-            request.family, self.seeds[span], self.values[span], request.precision,
-            request.family.device,
-        )  # fmt: skip
-        made = []
-        for index, image in zip(rows, images, strict=True):
-            stem = f"{index:05d}"
-            path = request.write(stem, image, self.spec)
-            row = {"Channel_0": path, "SubjectID": stem, "Seed": str(self.seeds[index])}
-            tiles = (image.numpy(),) if index < _IN_GRID else ()
-            made.append(Made(row | _followed(self.spec, self.values[index]), tiles))
-        return made
-
-    def close(self, made: Sequence[Made]) -> Path:
-        tiles = [torch.from_numpy(tile) for (tile,) in _tiles(made)]
-        rows = [each.row for each in made]
-        return finish(self.request.out, rows, tiles, self.spec, columns=None)
-
-
-class Translation(Job):
-    """Images out of other images."""
-
-    def __init__(self, request: Request, manifest: Manifest) -> None:
-        super().__init__(request, len(manifest.rows))
-        spec, self.rows = self.spec, manifest.rows
-        self.images = _loaded(request, manifest)
-        channels, self.source = self.images.shape[1], list(spec.source_channels)
-        if channels == len(self.source):
-            self.source = list(range(channels))
-        elif channels != len(self.source) + spec.channels:
-            raise ImageError(
-                f"{manifest.path}: the images have {channels} channel(s); the model makes "
-                f"{spec.channels} out of {len(self.source)}: give these, or all of them as in "
-                "training."
-            )
-        wishes = [
-            {each.name: cell(row, each.name) for each in spec.conditions} for row in manifest.rows
-        ]
-        self.values = requested_values(spec.conditions, wishes)
-        self.seeds = inference.image_seeds(request.seed, len(wishes))
-        self.asked = {"task": "translate", "data": str(manifest.path), "seed": request.seed}
-
-    def make(self, rows: range) -> list[Made]:
-        request, span = self.request, slice(rows.start, rows.stop)
-        source = torch.from_numpy(self.images.read(rows)[:, self.source])
-        images = inference.generate(
-            request.family, self.seeds[span], self.values[span], request.precision,
-            request.family.device, source,
-        )  # fmt: skip
-        made = []
-        for index, given, image in zip(rows, source, images, strict=True):
-            own = placed_like(self.spec, self.images.affines[index])
-            path = request.write(self.rows[index].name, image, own)
-            row = _row(path, self.rows[index], self.source[0])
-            pair = (given[:1].expand_as(image).numpy(), image.numpy())
-            shown_pair = pair if index < _PAIRS_IN_GRID else ()
-            made.append(Made(row | _followed(self.spec, self.values[index]), shown_pair))
-        return made
-
-
-class Reconstruction(Job):
-    """Images through the model's bottleneck and back."""
-
-    def __init__(self, request: Request, manifest: Manifest) -> None:
-        super().__init__(request, len(manifest.rows))
-        self.rows, self.images = manifest.rows, _loaded(request, manifest)
-        if self.images.shape[1] != self.spec.channels:
-            raise ImageError(
-                f"{manifest.path}: the images have {self.images.shape[1]} channel(s), the model "
-                f"was trained on {self.spec.channels}."
-            )
-        self.asked = {"task": "reconstruct", "data": str(manifest.path)}
-
-    def make(self, rows: range) -> list[Made]:
-        request, images = self.request, self.images
-        originals = torch.from_numpy(images.read(rows))
-        reconstructed = inference.reconstruct(
-            request.family, originals, request.precision, request.family.device
-        )
-        made = []
-        for index, original, image in zip(rows, originals, reconstructed, strict=True):
-            own = placed_like(self.spec, images.affines[index], images.intensity_ranges[index])
-            row = _row(request.write(self.rows[index].name, image, own), self.rows[index])
-            pair = (original.numpy(), image.numpy())
-            made.append(Made(row, pair if index < _PAIRS_IN_GRID else ()))
-        return made
-
-
-def _tiles(made: Sequence[Made]) -> list[tuple[npt.NDArray[np.float32], ...]]:
-    return [each.tiles for each in made if each.tiles]
-
-
-def _followed(spec: ImageSpec, values: npt.NDArray[np.float32]) -> dict[str, str]:
-    return {each.name: shown(each, float(values[i])) for i, each in enumerate(spec.conditions)}
-
-
-def _row(path: str, row: Row, channel: int = 0) -> dict[str, str]:
-    return {"Channel_0": path, "SubjectID": row.subject, "Source": str(row.channels[channel])}
-
-
-def _loaded(request: Request, manifest: Manifest) -> ImageCache:
-    config = trained_data_config(request.trained.config, request.trained.folder)
-    images = load_images(manifest, config, environment.cache_folder())
-    if images.shape[2:] != request.trained.image.size:
+def _sized(model: LoadedModel, manifest: Manifest) -> ImageCache:
+    """The images of a manifest, which must have the size of those of the training."""
+    images = model.load(manifest)
+    if images.shape[2:] != model.image.size:
         raise ImageError(
             f"{manifest.path}: the images have size {list(images.shape[2:])}, the model was "
-            f"trained on {list(request.trained.image.size)}."
+            f"trained on {list(model.image.size)}."
         )
     return images

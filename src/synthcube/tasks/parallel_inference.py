@@ -1,7 +1,8 @@
-"""The images of a job shared among processes, batch by batch, whoever started them.
+"""Parallel inference: the batches of a job divided among processes, which this one or a launcher
+has started.
 
-Batches are those of one process, so that every image is the same to the last bit: how many images
-a network sees at once can change how it rounds.
+Batches are the same as in one process, so that every image is the same to the last bit: how many
+images a network sees at once can change how it rounds.
 """
 
 from __future__ import annotations
@@ -14,45 +15,48 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
 from synthcube import environment, plugins
 from synthcube.errors import SynthCubeError
-from synthcube.tasks.inference_jobs import Job, Made
+from synthcube.tasks.inference_jobs import Job, WrittenImage
 from synthcube.training.memory import sampling_explained
 
 log = logging.getLogger("synthcube")
 
+T = TypeVar("T")
 Opener = Callable[[torch.device], Job]
-"""Opens the job on a device; another process gets it as a copy."""
+"""Opens the job on a device; pickled for other processes."""
 
-_START = timedelta(minutes=10)  # for all processes to be there
-_LONG = timedelta(days=30)  # one may wait for the slowest as long as that needs
+_START = timedelta(minutes=10)  # until all processes have started
+_LONG = timedelta(days=30)  # the first waits for the slowest, however long it takes
 
 
-def make_alone(job: Job) -> list[Made]:
+def make_alone(job: Job) -> list[WrittenImage]:
     """Every image, made in this process."""
-    return [made for rows in job.batches() for made in _made(job, rows)]
+    return [image for batch in job.batches() for image in _make_batch(job, batch)]
 
 
-def make_in_pool(opener: Opener, batches: Sequence[range], devices: list[str]) -> list[Made]:
-    """Every image, made by a process of our own for each device.
+def make_in_pool(
+    opener: Opener, batches: Sequence[range], devices: list[str]
+) -> list[WrittenImage]:
+    """Every image, made by new processes, one for each device.
 
     Raises:
-        SynthCubeError: what any of them raised, once; or one of them was killed.
+        SynthCubeError: the first fault of any process; or one of them was killed.
     """
     context = multiprocessing.get_context("spawn")
-    places = context.SimpleQueue()
+    free_devices = context.SimpleQueue()
     for device in devices:
-        places.put(device)
+        free_devices.put(device)
     threads = max(1, torch.get_num_threads() // len(devices))
-    given = (places, opener, threads, plugins.vouched())
-    results: dict[int, list[Made]] = {}
-    with ProcessPoolExecutor(len(devices), context, _begin, given) as pool:
-        futures = {pool.submit(_make, rows): rows.start for rows in batches}
+    arguments = (free_devices, opener, threads, plugins.vouched())
+    results: dict[int, list[WrittenImage]] = {}
+    with ProcessPoolExecutor(len(devices), context, _setup_worker, arguments) as pool:
+        futures = {pool.submit(_make_in_worker, batch): batch.start for batch in batches}
         try:
             for future in as_completed(futures):
                 results[futures[future]] = future.result()
@@ -63,35 +67,38 @@ def make_in_pool(opener: Opener, batches: Sequence[range], devices: list[str]) -
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-    return [made for start in sorted(results) for made in results[start]]
+    return [image for start in sorted(results) for image in results[start]]
 
 
-_OPENED: dict[str, Any] = {}  # of a process of the pool: its device, and its job once opened
+_WORKER: dict[str, Any] = {}  # of a process of the pool: its device, and its job once opened
 
 
-def _begin(places: Any, opener: Opener, threads: int, vouched: plugins.Vouched) -> None:
+def _setup_worker(
+    free_devices: Any, opener: Opener, threads: int, vouched: plugins.Vouched
+) -> None:
     environment.open_log()
     plugins.vouch(vouched.folders, vouched.packages)
     log.setLevel(logging.WARNING)
     torch.set_num_threads(threads)
-    _OPENED.update(device=torch.device(places.get()), opener=opener)
+    _WORKER.update(device=torch.device(free_devices.get()), opener=opener)
 
 
-def _make(rows: range) -> list[Made]:
-    if "job" not in _OPENED:
-        _OPENED["job"] = _OPENED["opener"](_OPENED["device"])
-    return _made(_OPENED["job"], rows)
+def _make_in_worker(batch: range) -> list[WrittenImage]:
+    if "job" not in _WORKER:
+        _WORKER["job"] = _WORKER["opener"](_WORKER["device"])
+    return _make_batch(_WORKER["job"], batch)
 
 
-def _made(job: Job, rows: range) -> list[Made]:
-    with sampling_explained(len(rows)):
-        return job.make(rows)
+def _make_batch(job: Job, batch: range) -> list[WrittenImage]:
+    with sampling_explained(len(batch)):
+        return job.make(batch)
 
 
 def make_in_ranks(opener: Opener, device: torch.device) -> Path | None:
-    """The share of this process among those that a launcher has started; all of them call it.
+    """Make this process's part of the images; all processes of the launcher call it.
 
-    The first one takes the folder and finishes it when all are done.
+    The first process claims the folder, and finishes it once all are done; it alone returns the
+    picture.
 
     Raises:
         SynthCubeError: one of them failed; only the first process says so.
@@ -99,76 +106,72 @@ def make_in_ranks(opener: Opener, device: torch.device) -> Path | None:
     rank, processes = environment.process_rank(), environment.launched_processes()
     if rank:
         log.setLevel(logging.WARNING)
-    with _joined(rank, processes) as group:
-        job, error = _attempt(lambda: _claimed(opener(device), rank))
-        _agree(error, group)
-        batches = job.batches()[rank::processes]
-        made, error = _attempt(lambda: [_made(job, rows) for rows in batches])
-        _agree(error, group)
-        shares: list[Any] | None = [None] * processes if rank == 0 else None
-        distributed.gather_object(made, shares, group=group)
-        finished, error = _attempt(lambda: job.finish(_in_order(shares)) if shares else None)
-        _agree(error, group)
-    path: Path | None = finished
-    return path
+
+    def claimed() -> Job:
+        job = opener(device)
+        if rank == 0:
+            job.claim()
+        return job
+
+    def finished() -> Path | None:
+        if gathered is None:
+            return None
+        # Batch i was made by process i modulo their number.
+        number = sum(map(len, gathered))
+        batches = (gathered[i % processes][i // processes] for i in range(number))
+        return job.finish([image for batch in batches for image in batch])
+
+    with _connected(rank, processes) as group:
+        job: Job = _together(claimed, group)
+        mine = job.batches()[rank::processes]
+        images = _together(lambda: [_make_batch(job, batch) for batch in mine], group)
+        gathered: list[Any] | None = [None] * processes if rank == 0 else None
+        distributed.gather_object(images, gathered, group=group)
+        return _together(finished, group)
 
 
-def _claimed(job: Job, rank: int) -> Job:
-    if rank == 0:
-        job.claim()
-    return job
-
-
-def _in_order(shares: list[list[list[Made]]]) -> list[Made]:
-    """Batch i was made by process i modulo their number."""
-    number = sum(map(len, shares))
-    return [made for i in range(number) for made in shares[i % len(shares)][i // len(shares)]]
-
-
-def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    try:
-        return work(), None
-    except Exception as error:  # every process must hear of it before it ends
-        return None, error
-
-
-def _agree(error: Exception | None, group: Any) -> None:
-    """End all processes where one has failed.
+def _together(work: Callable[[], T], group: Any) -> T:
+    """What `work` returns; all processes end where it failed in one of them.
 
     Raises:
         SynthCubeError: in the first process, the fault of a user in any of them.
         Exception: this process's own, where it is a bug.
     """
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as caught:  # the other processes must hear of it before this one ends
+        error = caught
     text = str(error) if isinstance(error, SynthCubeError) else None
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, (error is not None, text), group)
-    if not any(failed for failed, _ in found):
-        return
+    outcomes: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(outcomes, (error is not None, text), group)
+    if not any(has_failed for has_failed, _ in outcomes):
+        return result
     if error and text is None:
         raise error
-    texts = [each for _, each in found if each]
+    texts = [fault for _, fault in outcomes if fault]
     if texts and distributed.get_rank() == 0:
         raise SynthCubeError(texts[0])
     raise SystemExit(2 if texts else 1)
 
 
 @contextmanager
-def _joined(rank: int, processes: int) -> Iterator[Any]:
-    """The processes connected, on the CPU: what they exchange are rows and tiles."""
+def _connected(rank: int, processes: int) -> Iterator[Any]:
+    """A group of all processes, connected over the CPU: they exchange rows and tiles."""
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-    where = "env://"
+    address = "env://"
     if SLURMEnvironment.detect():
         cluster = SLURMEnvironment()
-        where = f"tcp://{cluster.main_address}:{cluster.main_port}"
+        address = f"tcp://{cluster.main_address}:{cluster.main_port}"
     try:
         distributed.init_process_group(
-            "gloo", init_method=where, rank=rank, world_size=processes, timeout=_START
+            "gloo", init_method=address, rank=rank, world_size=processes, timeout=_START
         )
     except (RuntimeError, ValueError) as error:
         raise SynthCubeError(
             f"The {processes} processes that the launcher has started do not find each other at "
-            f"{where}: {error}"
+            f"{address}: {error}"
         ) from error
     try:
         yield distributed.new_group(timeout=_LONG)

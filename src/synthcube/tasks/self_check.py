@@ -1,4 +1,4 @@
-"""Self-check: the whole way from images to an exported model, for each family, on phantoms."""
+"""Self-check: train, infer, evaluate and export each family on phantoms."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from synthcube.sharing.runtimes import RUNTIMES, is_installed
 from synthcube.storage import make_folder, sha256, write_text
 from synthcube.tasks.evaluate import evaluate
 from synthcube.tasks.export import export
-from synthcube.tasks.infer import infer
-from synthcube.tasks.inference_jobs import IMAGES
+from synthcube.tasks.infer import InferRequest, infer
+from synthcube.tasks.inference_jobs import IMAGES, InferenceRuntime
 from synthcube.tasks.train import CONFIG, train
 
 _NUM_IMAGES, _SIDE, _SPACING_MM = 6, 16, (1.0, 1.5, 3.0)
 
 
 class SelfCheckError(Exception):
-    """A step failed: a fault of this installation or of this machine, not of a user's input."""
+    """A step failed: a fault of this installation or machine, not of a user's input."""
 
 
 def self_check() -> Iterator[str]:
-    """Every family's smallest model, trained in a temporary folder, drawn from and exported.
+    """Train, sample and export the smallest model of every family, in a temporary folder.
 
     Yields:
         One line for each step that succeeded.
 
     Raises:
-        SelfCheckError: a step failed; which one, and why.
+        SelfCheckError: a step failed; the message says which and why.
     """
     logging.getLogger("synthcube").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="synthcube-self-check-") as name:
@@ -49,10 +49,10 @@ def self_check() -> Iterator[str]:
                 for step, run in _steps(folder, family, rank).items():
                     what = f"{family} in {rank}D, {step}"
                     yield f"{what}: {_timed(run, what):.1f} s"
-        for each in RUNTIMES:
-            what = f"{registry.names()[0]} with {each}"
-            if is_installed(each):
-                run = partial(_convert, Path(name) / f"{registry.names()[0]}-2d", each)
+        for runtime in RUNTIMES:
+            what = f"{registry.names()[0]} with {runtime}"
+            if is_installed(runtime):
+                run = partial(_convert, Path(name) / f"{registry.names()[0]}-2d", runtime)
                 yield f"{what}: {_timed(run, what):.1f} s"
             else:
                 yield f"{what}: not tried, it is not installed"
@@ -63,8 +63,8 @@ def _steps(folder: Path, family: str, rank: int) -> dict[str, Callable[[], objec
     return {
         "phantoms": lambda: _write_inputs(folder, data, family, rank),
         "train": lambda: train(folder / CONFIG, data, run),
-        "infer": lambda: infer(run, images, num_images=3, data_path=_source(run, data)),
-        # so small a model makes images that are refused: grey ones
+        "infer": lambda: _infer(run, images, data),
+        # of phantoms: images of so small a model are constant, and would be refused
         "evaluate": lambda: evaluate(
             data, data, folder / "results.yaml", config_path=folder / CONFIG
         ),
@@ -87,11 +87,11 @@ def _write_inputs(folder: Path, data: Path, family: str, rank: int) -> None:
     make_folder(folder)
     if not data.exists():
         write_phantoms(data, num=_NUM_IMAGES, size=(_SIDE,) * rank, spacing_mm=_SPACING_MM)
-    kind = registry.find(family)
-    model = kind.tiny().model_dump(mode="json")
-    if kind.needs:
-        first = folder / kind.needs
-        _write_inputs(first, data, kind.needs, rank)
+    model_config = registry.find(family)
+    model = model_config.tiny().model_dump(mode="json")
+    if model_config.needs:
+        first = folder / model_config.needs
+        _write_inputs(first, data, model_config.needs, rank)
         train(first / CONFIG, data, first / "run")
         model["first_stage"] = str(first / "run")
     training = {"max_epochs": 1, "batch_size": 4, "sample_every_n_epochs": 0}
@@ -101,32 +101,35 @@ def _write_inputs(folder: Path, data: Path, family: str, rank: int) -> None:
 
 
 def _source(model: Path, data: Path) -> Path | None:
-    """The images to reconstruct, for a family that does not make them out of nothing."""
+    """The images to reconstruct, for a family that does not generate any."""
     family = artifact.load(model).build(torch.device("cpu"))
     return None if isinstance(family, Samples) else data
 
 
 def _verify(shared: Path, data: Path, images: Path, again: Path) -> None:
-    """The exported model makes the same images, byte for byte."""
-    infer(shared, again, num_images=3, data_path=_source(shared, data))
+    """Check that the exported model makes the same images, byte for byte."""
+    _infer(shared, again, data)
     _compare(images / IMAGES, again / IMAGES)
 
 
 def _open(shared: Path, data: Path, images: Path, opened: Path) -> None:
-    """And so it does for those who work in Python, from the same seed."""
+    """Check that from_pretrained makes the same images from the same seed."""
     model = synthcube.from_pretrained(shared)
-    made = model.reconstruct(data) if _source(shared, data) else model.sample(3)
-    made.save(opened)
+    images_of_python = model.reconstruct(data) if _source(shared, data) else model.sample(3)
+    images_of_python.save(opened)
     _compare(images / IMAGES, opened)
 
 
 def _convert(folder: Path, runtime: Runtime) -> None:
-    """Its export for another runtime, which compares the images, makes some."""
+    """Export for a runtime, which compares its outputs with those of torch, and infer with it."""
     shared, data = folder / runtime, folder / "data"
     export(folder / "run", shared, for_runtimes=(runtime,))
-    source = _source(shared, data)
-    infer(shared, folder / f"{runtime}-images", num_images=3, data_path=source,
-          with_runtime=runtime)  # fmt: skip
+    _infer(shared, folder / f"{runtime}-images", data, runtime)
+
+
+def _infer(model: Path, out: Path, data: Path, runtime: InferenceRuntime = "torch") -> None:
+    source = _source(model, data)
+    infer(InferRequest(model, out, num_images=3, data=source, runtime=runtime))
 
 
 def _compare(one: Path, other: Path) -> None:

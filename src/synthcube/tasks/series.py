@@ -1,4 +1,4 @@
-"""A series: one training after another, each in a process of its own, so that none ends another."""
+"""Series: trainings one after another, each in its own process, so that a crash ends only one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from synthcube import config, environment
 from synthcube.data.manifest import read_manifest
 from synthcube.errors import ConfigError, PreemptedError, SynthCubeError
 from synthcube.storage import make_folder, require_separate
+from synthcube.tasks.check import results_or_faults
 
 log = logging.getLogger("synthcube")
 
-# A host that ends the series means the training that is under way.
+# Signals to the series are passed on to the training that is running.
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
@@ -39,7 +41,7 @@ class Outcome:
             return f"killed by {signal.Signals(-self.exit_code).name}"
         texts = {
             0: "done",
-            1: "a bug of ours",
+            1: "a bug of SynthCube",
             SynthCubeError.exit_code: "failed",
             PreemptedError.exit_code: "stopped by a signal",
         }
@@ -48,7 +50,7 @@ class Outcome:
 
 @dataclass
 class _Child:
-    """The training under way, and the signal that ended the series."""
+    """The running training, and the signals that ended the series."""
 
     process: subprocess.Popen[bytes] | None = None
     received: list[int] = field(default_factory=list)
@@ -62,16 +64,19 @@ def train_series(
     overrides: Sequence[str] = (),
     options: Sequence[str] = (),
 ) -> list[Outcome]:
-    """Train each config into the folder of `out` that has its name; a failure stops no other.
+    """Train each config into the folder of its name in `out`; after a failure the next one starts.
 
     Args:
         options: further words of the command line, for every training.
 
     Raises:
-        SynthCubeError: a config, the list of images or `out` is faulty, and nothing was started.
+        SynthCubeError: a config, the list of images or `out` is faulty; nothing was started.
     """
     runs = _runs(config_paths, out)
-    _check(config_paths, data_path, overrides)
+    results_or_faults(
+        *(partial(_resolve, path, overrides) for path in config_paths),
+        partial(read_manifest, data_path),
+    )
     require_separate({"output_path": out}, {"data_path": data_path})
     make_folder(out, "output_path")
     words = [word for override in overrides for word in ("--set", override)]
@@ -83,25 +88,21 @@ def train_series(
                 continue
             log.info("Training %d of %d: %s into %s.", number, len(runs), path, run)
             command = ["-m", "synthcube", "train", "-c", path, "-d", data_path, "-o", run]
-            outcomes.append(Outcome(run, _ended(child, [*command, *options, *words])))
+            outcomes.append(Outcome(run, _run(child, [*command, *options, *words])))
     return outcomes
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """That of a preempted training where a signal ended the series, so that it is put back into
-    its queue; 1 where a training ended by a bug or was killed; else 2 where one failed."""
-    codes = [each.exit_code for each in outcomes if each.exit_code is not None]
+    """The exit code of a series: of a preemption if a signal ended it, so that a queue starts it
+    again; 1 if a training was killed or crashed; else the highest of the trainings."""
+    codes = [outcome.exit_code for outcome in outcomes if outcome.exit_code is not None]
     if PreemptedError.exit_code in codes or len(codes) < len(outcomes):
         return PreemptedError.exit_code
     return 1 if any(code == 1 or code < 0 for code in codes) else max(codes)
 
 
 def _runs(config_paths: Sequence[Path], out: Path) -> list[Path]:
-    """The folder of each.
-
-    Raises:
-        ConfigError: two would have the same, or a launcher started several processes.
-    """
+    """The run folder of each config, all different."""
     processes = environment.launched_processes()
     if processes > 1:
         raise ConfigError(
@@ -116,31 +117,18 @@ def _runs(config_paths: Sequence[Path], out: Path) -> list[Path]:
     ]
     if faults:
         raise ConfigError(
-            f"Each config is trained into the folder of {out} that has its name: names must "
-            "differ.",
+            f"Each config is trained into the folder of its name in {out}: names must differ.",
             faults,
         )
     return [out / path.stem for path in config_paths]
 
 
-def _check(config_paths: Sequence[Path], data_path: Path, overrides: Sequence[str]) -> None:
-    """All faults of all configs, before the first training."""
-    faults: list[SynthCubeError] = []
-    for path in config_paths:
-        try:
-            config.load(path, overrides).model.resolved()
-        except SynthCubeError as error:
-            faults.append(error)
-    try:
-        read_manifest(data_path)
-    except SynthCubeError as error:
-        faults.append(error)
-    if faults:
-        raise faults[0] if len(faults) == 1 else ConfigError("\n".join(map(str, faults)))
+def _resolve(config_path: Path, overrides: Sequence[str]) -> None:
+    config.load(config_path, overrides).model.resolved()
 
 
-def _ended(child: _Child, words: Sequence[object]) -> int:
-    # In a session of its own: Ctrl-C reaches it once, through us.
+def _run(child: _Child, words: Sequence[object]) -> int:
+    # In its own session, so that Ctrl-C reaches it only once, through this process.
     child.process = subprocess.Popen(
         [sys.executable, *map(str, words)], start_new_session=True, stdin=subprocess.DEVNULL
     )
@@ -151,7 +139,7 @@ def _ended(child: _Child, words: Sequence[object]) -> int:
 
 @contextmanager
 def _forwarding() -> Iterator[_Child]:
-    """Give the signals that end a training to the one under way."""
+    """Pass the signals that end a training on to the running one."""
     child = _Child()
 
     def forward(number: int, _: Any) -> None:

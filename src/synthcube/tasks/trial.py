@@ -1,4 +1,4 @@
-"""A trial (`train --debug`): a few batches of all that a training and its sampling will do."""
+"""Trial (`train --debug`): a few batches of every step of a training and of its sampling."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from synthcube import compute, config, storage
 from synthcube.config import RunConfig
-from synthcube.data.conditions import cell, parse_number
+from synthcube.data.conditions import cell
 from synthcube.data.manifest import Manifest, Row, read_manifest, write_manifest
 from synthcube.models import artifact
 from synthcube.models.family import Samples
-from synthcube.tasks.infer import infer
+from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.inference_jobs import IMAGES
 from synthcube.tasks.train import train
 
@@ -25,25 +25,24 @@ def trial(
 ) -> Iterator[str]:
     """Train on a few images of the data, save, and infer, in a folder that is removed again.
 
-    On a CPU the batch is cut to two images a process; on a GPU it is the real one, because what
-    the trial is to find out is whether it fits.
+    On a CPU the batch is cut to two images for each process; on a GPU it is the real one, to find
+    out whether it fits.
 
     Args:
-        out: folder of the real run, which must be writable; what it holds stays as it is.
+        out: folder of the real run, which must be writable; its content is not changed.
 
     Yields:
-        What was done, one line each; the last says what was tried and that it works. Of processes
-        that train together only the first has something to say.
+        One line for each step. Only the first of processes that train together yields any.
 
     Raises:
-        SynthCubeError: what the real run would have raised.
+        SynthCubeError: whatever the real run would raise.
     """
     start = time.monotonic()
     settings = config.load(config_path, overrides)
     changes = _changes(settings)
     storage.require_separate({"output_path": out}, {"data_path": data_path})
     manifest = read_manifest(data_path)
-    was_there = out.exists()
+    existed = out.exists()
     storage.make_folder(out, "output_path")
     try:
         with storage.scratch_folder(out) as folder:
@@ -55,20 +54,20 @@ def trial(
                 config_path, data, folder / "run", overrides=[*overrides, *words], resume="never"
             )
             if model:
-                yield from _drawn(model, data, folder, settings)
+                yield from _sampled(model, data, folder, settings)
                 yield (
                     f"Tried: {_BATCHES} batches of training, validation, pictures, a checkpoint, "
                     f"the trained model and {_IMAGES} images of it, in "
                     f"{time.monotonic() - start:.0f} s. All of it works; nothing of it is kept."
                 )
     finally:
-        if not was_there:
+        if not existed:
             with contextlib.suppress(OSError):  # another process of this trial is still in it
                 out.rmdir()
 
 
 def _changes(settings: RunConfig) -> dict[str, int | str]:
-    """Keys in which the trial differs from the run, with their values."""
+    """The keys in which the trial differs from the run, with their values."""
     keys, epochs = settings.model.shortened()
     changes: dict[str, int | str] = {
         "training.max_epochs": epochs,
@@ -84,7 +83,7 @@ def _changes(settings: RunConfig) -> dict[str, int | str]:
 
 
 def _batch_size(settings: RunConfig) -> int:
-    """Images of a batch of the trial, over all processes."""
+    """The number of images in a batch of the trial, over all processes."""
     device = compute.device(settings.compute.accelerator)
     if device.type != "cpu":
         return settings.training.batch_size
@@ -93,7 +92,7 @@ def _batch_size(settings: RunConfig) -> int:
 
 
 def _few(manifest: Manifest, settings: RunConfig, number: int) -> list[dict[str, str]]:
-    """That many training images, from all over the list; they are validated on as well."""
+    """`number` training images from all over the list, some of them as validation images too."""
     splits = {row.split for row in manifest.rows}
     # An empty cell of Split means train; a list without any is split by the training.
     trained = [row for row in manifest.rows if row.split in ("", "train")] or list(manifest.rows)
@@ -101,27 +100,35 @@ def _few(manifest: Manifest, settings: RunConfig, number: int) -> list[dict[str,
     places = {int(i * step) for i in range(min(number, len(trained)))}
     for name, kind in settings.data.conditions.items():
         if kind == "number":  # its range must not be a point
-            values = {i: parse_number(cell(row, name)) for i, row in enumerate(trained)}
-            known = {i: value for i, value in values.items() if value is not None}
+            known = {i: value for i, row in enumerate(trained) if (value := _number(row, name))}
             ordered = sorted(known, key=lambda place: known[place])
             places |= {*ordered[:1], *ordered[-1:]}
     rows = [trained[place] for place in sorted(places)]
     validates = "validation" in splits or (not splits - {""} and settings.data.validation_fraction)
-    again = rows[: settings.compute.num_nodes * _batch_size(settings)] if validates else []
-    return [_cells(row, "train") for row in rows] + [_cells(row, "validation") for row in again]
+    validated = rows[: settings.compute.num_nodes * _batch_size(settings)] if validates else []
+    return [_cells(row, "train") for row in rows] + [_cells(row, "validation") for row in validated]
+
+
+def _number(row: Row, name: str) -> tuple[float, ...]:
+    try:
+        return (float(cell(row, name)),)
+    except ValueError:
+        return ()  # empty, or a fault that the training will report
 
 
 def _cells(row: Row, split: str) -> dict[str, str]:
     return row.cells | {"SubjectID": f"{row.subject} ({split})", "Split": split}
 
 
-def _drawn(model: Path, data: Path, folder: Path, settings: RunConfig) -> Iterator[str]:
+def _sampled(model: Path, data: Path, folder: Path, settings: RunConfig) -> Iterator[str]:
     device = compute.device(settings.compute.accelerator)
     trained = artifact.load(model)
-    draws = isinstance(trained.build(device), Samples) and not trained.image.source_channels
+    generates = isinstance(trained.build(device), Samples) and not trained.image.source_channels
     infer(
-        model, folder / "images", num_images=_IMAGES if draws else None, num_devices=1,
-        data_path=None if draws else data, batch_size=_IMAGES,
+        InferRequest(
+            model, folder / "images", num_images=_IMAGES if generates else None, num_devices=1,
+            data=None if generates else data, batch_size=_IMAGES,
+        )
     )  # fmt: skip
-    made = sorted((folder / "images" / IMAGES).iterdir())
-    yield f"made {len(made)} image(s) of {'x'.join(map(str, trained.image.size))}"
+    paths = list((folder / "images" / IMAGES).iterdir())
+    yield f"made {len(paths)} image(s) of {'x'.join(map(str, trained.image.size))}"

@@ -16,7 +16,7 @@ from synthcube.data.images import read_image, write_image
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.models.families.dcgan import DCGAN, DCGANConfig
 from synthcube.schema import ConditionSpec, ImageSpec
-from synthcube.tasks.infer import infer
+from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 
 EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -188,7 +188,7 @@ def test_sampled_images_follow_class_and_number(rank: int, tmp_path: Path) -> No
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(reading.dump(values), encoding="utf-8")
     train(tmp_path / "run.yaml", tmp_path, tmp_path / "run")
-    infer(tmp_path / "run", tmp_path / "out", num_images=64)
+    infer(InferRequest(tmp_path / "run", tmp_path / "out", num_images=64))
     asked, measured, right = [], [], []
     for row in read_manifest(tmp_path / "out").rows:
         image = read_image(row.channels).tensor.float()

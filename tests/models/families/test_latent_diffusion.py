@@ -22,7 +22,7 @@ from synthcube.models.families.latent_diffusion import DiffusionObjective, Laten
 from synthcube.schema import Batch, ConditionSpec, ImageSpec
 from synthcube.storage import sha256
 from synthcube.tasks.check import check
-from synthcube.tasks.infer import infer
+from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints
 
@@ -118,9 +118,9 @@ def test_the_artifact_needs_no_first_stage(
     first = shutil.copytree(first_stage("autoencoder_kl"), tmp_path / "first")
     run = tmp_path / "run"
     train(tiny_config("latent_diffusion"), phantoms, run, overrides=[f"model.first_stage={first}"])
-    infer(run, tmp_path / "one", num_images=2)
+    infer(InferRequest(run, tmp_path / "one", num_images=2))
     shutil.rmtree(first)
-    infer(run, tmp_path / "other", num_images=2)
+    infer(InferRequest(run, tmp_path / "other", num_images=2))
     one, other = (
         [np.asarray(Image.open(path)) for path in sorted((tmp_path / name / "images").iterdir())]
         for name in ("one", "other")
@@ -213,7 +213,7 @@ def test_every_process_trains_and_samples(
         tiny_config("latent_diffusion"), phantoms, run,
         overrides=[f"model.objective={objective}", "training.max_epochs=1"],
     )  # fmt: skip
-    infer(run, tmp_path / "out", num_images=1)
+    infer(InferRequest(run, tmp_path / "out", num_images=1))
     saved = yaml.safe_load((run / "artifact" / "config.yaml").read_text())["model"]
     assert saved["first_stage_config"]["name"] == "autoencoder_kl"
     assert saved["first_stage_image"]["size"] == [16, 16]
@@ -279,7 +279,7 @@ def test_samples_resemble_the_data(family: str, tiny_config, tmp_path: Path) -> 
             tiny_config(name, f"{run}.yaml"), images, tmp_path / run,
             overrides=[*common, *wider[name], *place, f"training.max_epochs={epochs}"],
         )  # fmt: skip
-    infer(tmp_path / "second", tmp_path / "out", num_images=64)
+    infer(InferRequest(tmp_path / "second", tmp_path / "out", num_images=64))
     real, made = (
         np.stack([np.asarray(Image.open(path).convert("L")) / 255.0 for path in paths])
         for paths in (images.glob("*.png"), (tmp_path / "out" / "images").glob("*.png"))

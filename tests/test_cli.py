@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import hashlib
 import json
@@ -14,13 +13,9 @@ import tempfile
 import termios
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
-import torch
 from PIL import Image as Pillow
 
-from synthcube.data.phantom import write_phantoms
 from synthcube.models import artifact
 from synthcube.storage import sha256
 
@@ -50,116 +45,6 @@ def test_the_whole_way(cli, trained: Path, phantoms: Path, tmp_path: Path) -> No
     )
     assert hashes(tmp_path / "images" / "images") == hashes(tmp_path / "again" / "images")
     assert hashes(phantoms) == before
-
-
-def test_infer_writes_as_many_images_as_asked(cli, trained: Path, tmp_path: Path) -> None:
-    """GaNDLF-Synth wrote one image a batch, and overwrote them."""
-    out = tmp_path / "images"
-    code, printed, _ = cli("infer", "-m", trained, "-o", out, "-n", 5, "--batch-size", 2)
-    assert code == 0
-    assert str(out / "grid.png") in printed
-    names = sorted(path.name for path in (out / "images").iterdir())
-    assert names == [f"{index:05d}.png" for index in range(5)]
-    with (out / "manifest.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    assert [row["Channel_0"] for row in table] == [f"images/{name}" for name in names]
-    assert len({row["Seed"] for row in table}) == 5
-    provenance = json.loads((out / "provenance.json").read_text())
-    assert provenance["complete"] is True
-    assert provenance["artifact_sha256"] == artifact.load(trained).sha256
-    assert provenance["config"]["model"]["name"] == "rectified_flow"
-    assert provenance["versions"]["torch"] == torch.__version__
-
-
-def test_an_image_depends_on_its_seed_alone(cli, trained: Path, tmp_path: Path) -> None:
-    for name, size, number in (("a", 1, 3), ("b", 3, 3), ("c", 4, 6)):
-        words = ("-n", number, "--batch-size", size, "--seed", 9)
-        assert cli("infer", "-m", trained, "-o", tmp_path / name, *words)[0] == 0
-    a, b, c = (hashes(tmp_path / name / "images") for name in "abc")
-    assert a == b
-    assert a.items() <= c.items()
-    assert cli("infer", "-m", trained, "-o", tmp_path / "d", "-n", 3, "--seed", 10)[0] == 0
-    assert not set(hashes(tmp_path / "d" / "images").values()) & set(a.values())
-
-
-def test_what_infer_writes_can_be_trained_on(cli, trained, tiny_config, tmp_path: Path) -> None:
-    out = tmp_path / "images"
-    assert cli("infer", "-m", trained, "-o", out, "-n", 6)[0] == 0
-    code, _, err = cli("train", "-c", tiny_config(), "-d", out, "-o", tmp_path / "second")
-    assert code == 0, err
-
-
-def test_infer_again_replaces_only_its_own_images(cli, trained: Path, tmp_path: Path) -> None:
-    out = tmp_path / "images"
-    out.mkdir()
-    (out / "notes.txt").write_text("mine")
-    assert cli("infer", "-m", trained, "-o", out, "-n", 2)[0] == 0
-    before = hashes(out)
-    assert cli("infer", "-m", trained, "-o", out, "-n", 2)[0] == 0
-    assert hashes(out) == before
-    code, _, err = cli("infer", "-m", trained, "-o", out, "-n", 3)
-    assert code == 2
-    assert "holds other images" in err
-    assert hashes(out) == before
-
-
-def test_vqvae_reconstructs_with_the_geometry_of_its_source(
-    cli, tiny_config, tmp_path: Path
-) -> None:
-    data = write_phantoms(tmp_path / "volumes", num=6, size=(16, 16, 16), spacing_mm=(1, 1.5, 3))
-    for index, path in enumerate(sorted(data.parent.glob("*.nii.gz"))):
-        image = nib.load(path)
-        affine = image.affine.copy()
-        affine[:3, 3] = (10 * index, -5, 7)
-        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), path)
-    assert cli("train", "-c", tiny_config("vqvae"), "-d", data, "-o", tmp_path / "run")[0] == 0
-    out = tmp_path / "out"
-    code, _, err = cli("infer", "-m", tmp_path / "run", "-o", out, "-d", data)
-    assert code == 0, err
-    made = sorted((out / "images").iterdir())
-    sources = sorted(data.parent.glob("*.nii.gz"))
-    assert len(made) == len(sources) == 6
-    for one, source in zip(made, sources, strict=True):
-        np.testing.assert_allclose(nib.load(one).affine, nib.load(source).affine, atol=1e-4)
-        assert nib.load(one).shape == nib.load(source).shape
-        assert nib.load(one).get_fdata().max() <= 260
-    with Pillow.open(out / "grid.png") as picture:
-        assert picture.width > 500
-
-
-def test_generated_volumes_have_the_training_geometry(cli, tiny_config, tmp_path: Path) -> None:
-    data = write_phantoms(tmp_path / "volumes", num=6, size=(16, 16, 16), spacing_mm=(1, 1.5, 3))
-    assert cli("train", "-c", tiny_config(), "-d", data, "-o", tmp_path / "run")[0] == 0
-    assert cli("infer", "-m", tmp_path / "run", "-o", tmp_path / "out", "-n", 2)[0] == 0
-    image = nib.load(tmp_path / "out" / "images" / "00001.nii.gz")
-    assert image.header.get_zooms() == pytest.approx((1, 1.5, 3))
-    source = nib.load(next(iter(sorted(data.parent.glob("*.nii.gz")))))
-    np.testing.assert_allclose(image.affine, source.affine, atol=1e-4)
-
-
-def test_families_say_what_they_cannot_do(cli, trained, tiny_config, phantoms, tmp_path) -> None:
-    code, _, err = cli("infer", "-m", trained, "-o", tmp_path / "x", "-d", phantoms)
-    assert code == 2
-    assert err == "error: rectified_flow does not reconstruct images: leave out data_path.\n"
-    assert cli("train", "-c", tiny_config("vqvae"), "-d", phantoms, "-o", tmp_path / "vq")[0] == 0
-    code, _, err = cli("infer", "-m", tmp_path / "vq", "-o", tmp_path / "x", "-n", 3)
-    assert code == 2
-    assert "vqvae does not generate images out of nothing" in err
-    assert not (tmp_path / "x").exists()
-
-
-def test_infer_needs_a_trained_model(cli, tmp_path: Path) -> None:
-    """GaNDLF-Synth ran random weights and exited 0."""
-    code, _, err = cli("infer", "-m", tmp_path, "-o", tmp_path / "out")
-    assert code == 2
-    assert "no trained model is here" in err
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    code, _, err = cli("infer", "-m", tmp_path / "run", "-o", tmp_path / "out")
-    assert code == 2
-    assert "this run has not finished training" in err
-    code, _, err = cli("infer", "-m", tmp_path / "gone", "-o", tmp_path / "out")
-    assert code == 2
-    assert "there is no such folder" in err
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "config.yaml", "image.json"])
@@ -216,47 +101,6 @@ def test_what_is_no_number_stays_out_of_an_export(cli, trained: Path, tmp_path: 
     exported = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert exported == {"epochs": 2, "steps": metrics["steps"]}
     assert "nan" not in (tmp_path / "out" / "README.md").read_text().lower().split()
-
-
-def test_check_reports_data_and_needs(cli, tiny_config, phantoms: Path) -> None:
-    code, out, err = cli("check", "-c", tiny_config(), "-d", phantoms)
-    assert code == 0, err
-    assert "images: 12 of 12 subjects, all readable and of one shape" in out
-    assert "size: 16 x 16, 1 channel(s)" in out
-    assert "classes: {'disc': 4, 'square': 4, 'ring': 4}" in out
-    for word in ("memory: about", "disk: about", "length: 4 steps in 2 epochs", "Ready to train."):
-        assert word in out
-
-
-def test_check_finds_faults_of_config_and_data_together(cli, tmp_path: Path) -> None:
-    config = tmp_path / "bad.yaml"
-    config.write_text("training: {batch: 1}")
-    manifest = tmp_path / "bad.csv"
-    manifest.write_text("Channel_0\nnowhere.png\n")
-    code, _, err = cli("check", "-c", config, "-d", manifest)
-    assert code == 2
-    assert "training.batch" in err
-    assert "nowhere.png" in err
-
-
-def test_a_batch_that_cannot_be_shared_is_found(cli, tiny_config, phantoms, tmp_path) -> None:
-    asked = ["--set", "compute.num_devices=3"]
-    for command in (["check"], ["train", "-o", tmp_path / "run"]):
-        code, _, text = cli(*command, "-c", tiny_config(), "-d", phantoms, *asked)
-        assert code == 2
-        assert "training.batch_size is 4, which 3 processes" in text
-        assert "cannot share evenly: use 3 or 6." in text
-
-
-def test_sizes_that_do_not_fit_the_model_stop_before_training(
-    cli, tiny_config, tmp_path: Path
-) -> None:
-    data = write_phantoms(tmp_path / "odd", num=4, size=(17, 16))
-    for command in (["check"], ["train", "-o", tmp_path / "run"]):
-        code, _, err = cli(*command, "-c", tiny_config(), "-d", data)
-        assert code == 2
-        assert "data.size [17, 16]: every side must be a multiple of 2" in err
-    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_outputs_that_cannot_be_written(cli, tiny_config, phantoms, tmp_path: Path) -> None:

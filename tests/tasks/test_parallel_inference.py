@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from synthcube.storage import sha256
-from synthcube.tasks.infer import infer
+from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 
 
@@ -52,9 +52,9 @@ def test_processes_make_what_one_makes(
         overrides.append("data.source_channels=[0]")
     run = tmp_path / "run"
     train(tiny_config(family), data, run, overrides=overrides)
-    given = {"num_images": 7} if task == "generate" else {"data_path": data}
-    infer(run, tmp_path / "one", batch_size=2, **given)
-    infer(run, tmp_path / "pool", batch_size=2, config_path=two, **given)
+    given = {"num_images": 7} if task == "generate" else {"data": data}
+    infer(InferRequest(run, tmp_path / "one", batch_size=2, **given))
+    infer(InferRequest(run, tmp_path / "pool", batch_size=2, config=two, **given))
     expected = digests(tmp_path / "one")
     assert len(expected) == 2 + (12 if task == "reconstruct" else 7)
     assert digests(tmp_path / "pool") == expected
@@ -102,7 +102,7 @@ def test_a_failure_in_one_process_fails_all_and_is_said_once(
         (tmp_path / name / "images" / "00003.png").mkdir(parents=True)
         (tmp_path / name / "images" / "00003.png" / "mine").touch()
     words = ["-m", trained, "-c", two, "--batch_size", 2, "-n", 4]
-    infer(trained, tmp_path / "done", num_images=4, batch_size=2)
+    infer(InferRequest(trained, tmp_path / "done", num_images=4, batch_size=2))
     record = json.loads((tmp_path / "done" / "provenance.json").read_text())
     for name in ("pool", "ranks"):
         # the record of an inference that was killed, so that the folder may be taken
