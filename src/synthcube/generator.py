@@ -156,7 +156,7 @@ class Generator:
         self.device = device
         self.family: Any = trained.build(device)
         settings = trained_settings(trained)
-        self._precision, _ = compute.precision(
+        self._precision, _ = compute.resolve_precision(
             precision or settings["compute"]["precision"], device
         )
         self._batch_size = settings["sampling"]["batch_size"]

@@ -72,7 +72,7 @@ def infer(
     computed_by = with_runtime or settings["sampling"].get("runtime", "torch")
     settings = _for_runtime(settings, computed_by)
     device = compute.device(settings["compute"]["accelerator"])
-    precision, reason = compute.precision(settings["compute"]["precision"], device)
+    precision, reason = compute.resolve_precision(settings["compute"]["precision"], device)
     asked = _Asked(
         model_path, out, settings, precision, num_images, seed, data_path, batch_size,
         tuple(conditions), conditions_path, wished(settings["sampling"], croissant),

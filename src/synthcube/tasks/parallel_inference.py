@@ -22,7 +22,7 @@ from torch import distributed
 from synthcube import environment, plugins
 from synthcube.errors import SynthCubeError
 from synthcube.tasks.inference_jobs import Job, Made
-from synthcube.training.memory import sampling_explained
+from synthcube.training.memory import sampling_memory_errors
 
 log = logging.getLogger("synthcube")
 
@@ -84,7 +84,7 @@ def _make(rows: range) -> list[Made]:
 
 
 def _made(job: Job, rows: range) -> list[Made]:
-    with sampling_explained(len(rows)):
+    with sampling_memory_errors(len(rows)):
         return job.make(rows)
 
 

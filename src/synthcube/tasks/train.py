@@ -27,30 +27,32 @@ from synthcube.models import artifact
 from synthcube.schema import ImageSpec
 from synthcube.tasks import hub_pins
 from synthcube.training import (
-    Plan,
     TrainingConfig,
+    TrainingRun,
     checkpoints,
     fine_tuning,
     fit,
     memory,
     strategies,
 )
-from synthcube.training.memory import Need
+from synthcube.training.memory import MemoryEstimate
 from synthcube.training.metrics import stopped_early
 from synthcube.training.preemption import Preemption
 
 log = logging.getLogger("synthcube")
 
 
-def need_of(settings: RunConfig, image: ImageSpec, precision: str, device: torch.device) -> Need:
+def need_of(
+    settings: RunConfig, image: ImageSpec, precision: str, device: torch.device
+) -> MemoryEstimate:
     """The memory that this run needs on that device, for such images."""
-    return Need(
+    return MemoryEstimate(
         settings.model, image, settings.training, settings.compute, precision, device,
         settings.data.num_workers,
     )  # fmt: skip
 
 
-def foretell(need: Need) -> None:
+def log_memory_estimate(need: MemoryEstimate) -> None:
     """Log what is needed and what is free, and a warning where that is less."""
     free = need.bytes_free()
     try:
@@ -64,7 +66,7 @@ def foretell(need: Need) -> None:
 
 
 @contextmanager
-def shortage_explained(need: Need, run: Path) -> Iterator[None]:
+def shortage_explained(need: MemoryEstimate, run: Path) -> Iterator[None]:
     """Explain memory that runs out, and say what is left of `run`.
 
     Raises:
@@ -77,7 +79,7 @@ def shortage_explained(need: Need, run: Path) -> Iterator[None]:
             return f"The last checkpoint, {last}, is intact."
         return "There is no checkpoint yet, and nothing half-written."
 
-    with memory.explained(need, need.bytes_free(), kept):
+    with memory.memory_errors(need, need.bytes_free(), kept):
         yield
 
 
@@ -411,7 +413,7 @@ def _train(
     settings = settings.model_copy(update={"model": settings.model.resolved()})
     if settings.compute.deterministic:
         environment.fix_cublas()
-    precision, reason = compute.precision(settings.compute.precision, device)
+    precision, reason = compute.resolve_precision(settings.compute.precision, device)
     strategies.require_usable(settings.compute, settings.training, device)
     manifest = read_manifest(data_path)
     require_outside({"output_path": run}, manifest)
@@ -441,7 +443,7 @@ def _train(
             log.info("This training is complete; %s to continue it.", end)
         else:
             if rank == 0:
-                foretell(need)
+                log_memory_estimate(need)
             _fit(run, settings, data, precision, device, checkpoint, preemption, accept_changes)
         if rank == 0 and not (end and has_current_artifact(run, settings)):
             save_artifact(run, settings, data)
@@ -515,7 +517,7 @@ def _fit(
         fine_tuning.take_weights(family, settings.training)
     fit(
         family,
-        Plan(
+        TrainingRun(
             data, settings.training, settings.compute, run, settings.seed, precision, device,
             checkpoint, preemption, accept_changes, settings.dump(),
         ),

@@ -125,7 +125,7 @@ def require_compiler(config: CompileConfig, device: torch.device) -> None:
 
 
 @contextmanager
-def explained(compute: ComputeConfig) -> Iterator[None]:
+def compile_errors(compute: ComputeConfig) -> Iterator[None]:
     """Says what to do where a network cannot be compiled.
 
     Raises:

@@ -279,7 +279,7 @@ def monitored(path: Path) -> dict[str, float]:
 _STEPS_BETWEEN_QUESTIONS = 10
 
 
-class Continuation(Checkpoint):
+class MidEpochCheckpoint(Checkpoint):
     """Saves when its time has come, and when a signal did, after which the training ends.
 
     Args:

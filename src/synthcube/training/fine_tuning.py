@@ -101,7 +101,7 @@ def freeze(family: Family, training: TrainingConfig) -> list[torch.nn.Module]:
 
     Returns:
         Modules that are frozen as a whole, without those inside them: their running statistics
-        and codebooks must stay as well; see Frozen.
+        and codebooks must stay as well; see FreezeCallback.
 
     Raises:
         ConfigError: a pattern matches none, or one that starts anew; or nothing is left to train.
@@ -124,7 +124,7 @@ def freeze(family: Family, training: TrainingConfig) -> list[torch.nn.Module]:
     return _frozen_modules(family, "", frozen)
 
 
-class Frozen(Callback):
+class FreezeCallback(Callback):
     """Holds modules in evaluation mode, as what they keep beside weights changes in training."""
 
     def __init__(self, modules: Sequence[torch.nn.Module]) -> None:

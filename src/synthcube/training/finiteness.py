@@ -19,7 +19,7 @@ from synthcube.errors import NonFiniteLossError
 from synthcube.schema import Batch
 from synthcube.training.acceleration import plain_name
 from synthcube.training.progress import optimizer_names
-from synthcube.training.strategies import of_each
+from synthcube.training.strategies import gather_objects
 
 # A float16 scaler starts at 2 ** 16 and halves with each step that it skips: after as many,
 # gradients that are still not finite are so without any scale.
@@ -128,7 +128,9 @@ class FiniteGuard(Callback):
         faults = [fault for step in steps for fault in self._faults(step, trainer)]
         if not trainer.strategy.reduce_boolean_decision(bool(faults), all=False):
             return
-        found = of_each((faults, [(each.number, self._files(each)) for each in steps]), trainer)
+        found = gather_objects(
+            (faults, [(each.number, self._files(each)) for each in steps]), trainer
+        )
         if not trainer.is_global_zero:
             raise SystemExit(0)  # the first process says it for all
         number, is_gradient, what, files = min(fault for faults, _ in found for fault in faults)

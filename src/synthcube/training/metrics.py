@@ -23,7 +23,7 @@ from synthcube.storage import explained, write_with
 from synthcube.training.acceleration import copy_of, trained_terms
 from synthcube.training.checkpoints import BestAndLast, load
 from synthcube.training.config import EarlyStopConfig, TrainingConfig
-from synthcube.training.strategies import of_each
+from synthcube.training.strategies import gather_objects
 
 FIRST = ("epoch", "step")
 
@@ -133,7 +133,7 @@ class LogMeans(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[_KEY] = of_each(module.means["train"].state(), trainer)
+        checkpoint[_KEY] = gather_objects(module.means["train"].state(), trainer)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]

@@ -56,7 +56,7 @@ class SamplePictures(Callback):
             return
         # Who asks to stop does not wait for a picture, unless others would wait for this process.
         alone = not is_cut(trainer.strategy)
-        with self.preemption.impatient() if alone else nullcontext():
+        with self.preemption.immediate() if alone else nullcontext():
             self._draw(trainer, self.averaged() or module, epoch)
 
     def _draw(self, trainer: pl.Trainer, drawn: Any, epoch: int) -> None:

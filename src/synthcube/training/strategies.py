@@ -22,7 +22,7 @@ from synthcube.training import deepspeed
 from synthcube.training.config import TrainingConfig
 
 
-def of_each(value: Any, trainer: pl.Trainer) -> list[Any]:
+def gather_objects(value: Any, trainer: pl.Trainer) -> list[Any]:
     """The plain `value` of every process, by rank; all of them must call it."""
     values: list[Any] = [value] * trainer.world_size
     if trainer.world_size > 1:

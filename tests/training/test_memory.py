@@ -29,9 +29,11 @@ def spec(side: int, rank: int = 2) -> ImageSpec:
     )  # fmt: skip
 
 
-def need(name: str = "ddpm", **training: object) -> memory.Need:
+def need(name: str = "ddpm", **training: object) -> memory.MemoryEstimate:
     model = registry.find(name).tiny()
-    return memory.Need(model, spec(16), TrainingConfig(**training), ComputeConfig(), "32-true", CPU)
+    return memory.MemoryEstimate(
+        model, spec(16), TrainingConfig(**training), ComputeConfig(), "32-true", CPU
+    )
 
 
 @pytest.mark.parametrize("family", registry.names())

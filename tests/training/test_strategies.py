@@ -21,7 +21,7 @@ from synthcube.tasks.infer import infer
 from synthcube.tasks.train import train
 from synthcube.training import deepspeed, strategies
 
-SCRIPT = Path(__file__).with_name("each_rank.py")
+SCRIPT = Path(__file__).parents[1] / "each_rank.py"
 TWO = "compute.num_devices=2"
 ALONE = [name for name in registry.names() if not registry.find(name).tiny().optimizes_by_hand()]
 
@@ -41,7 +41,7 @@ def zero(forks, built: Path):
     """The same by DeepSpeed's ZeRO."""
 
     def run(config: Path, data: Path, run: Path, *overrides: str) -> str:
-        script = SCRIPT.with_name("zero_each_rank.py")
+        script = Path(__file__).with_name("zero_each_rank.py")
         return forks.script_together(
             script, config, data, run, TWO, "compute.strategy=deepspeed", *overrides,
             DS_ACCELERATOR="cpu", TORCH_EXTENSIONS_DIR=str(built),
@@ -238,7 +238,7 @@ def test_the_artifact_of_a_real_zero_run_is_what_deepspeed_puts_together(
 
 
 def test_the_configs_of_the_page_are_valid(tmp_path: Path, monkeypatch) -> None:
-    page = Path(__file__).parents[1] / "docs" / "how-to" / "many-gpus.md"
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "many-gpus.md"
     monkeypatch.chdir(tmp_path)
     Path("zero.json").write_text('{"zero_optimization": {"stage": 2}}')
     blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

@@ -18,7 +18,7 @@ from synthcube.training import loggers as reports
 from synthcube.training.config import TrainingConfig
 from synthcube.training.loggers import LoggerConfig
 
-EACH_RANK = Path(__file__).with_name("each_rank.py")
+EACH_RANK = Path(__file__).parents[1] / "each_rank.py"
 LONGER = "training.max_epochs=3"
 
 

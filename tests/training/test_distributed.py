@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from synthcube.data.module import EpochBatches
 from synthcube.models import registry
 
-SCRIPT = Path(__file__).with_name("each_rank.py")
+SCRIPT = Path(__file__).parents[1] / "each_rank.py"
 LIMIT_S = 240
 TWO = "compute.num_devices=2"
 

@@ -121,31 +121,31 @@ def test_the_innermost_part_gets_the_time(monkeypatch: pytest.MonkeyPatch) -> No
     """A second for each action that starts or stops, in the order of Lightning."""
     seconds = iter(range(100))
     monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(seconds)))
-    ledger = progress.Ledger("Model", "SamplePictures")
+    profiler = progress.TimeProfiler("Model", "SamplePictures")
     fetch = "[_TrainingEpochLoop].train_dataloader_next"
-    ledger.start("run_training_epoch")
+    profiler.start("run_training_epoch")
     for _ in range(2):
-        ledger.start(fetch)
-        ledger.stop(fetch)
-        ledger.start("[Callback]Other.on_train_batch_start")  # not ours to count
-    ledger.start("[LightningModule]Model.on_validation_model_zero_grad")
-    ledger.stop("[LightningModule]Model.on_validation_model_zero_grad")
-    ledger.stop("[LightningModule]Model.on_validation_end")
-    ledger.stop("run_training_epoch")
-    with ledger.profile("[Callback]SamplePictures.on_train_epoch_end"):
+        profiler.start(fetch)
+        profiler.stop(fetch)
+        profiler.start("[Callback]Other.on_train_batch_start")  # not ours to count
+    profiler.start("[LightningModule]Model.on_validation_model_zero_grad")
+    profiler.stop("[LightningModule]Model.on_validation_model_zero_grad")
+    profiler.stop("[LightningModule]Model.on_validation_end")
+    profiler.stop("run_training_epoch")
+    with profiler.profile("[Callback]SamplePictures.on_train_epoch_end"):
         pass
-    with ledger.profile("save_checkpoint"):
+    with profiler.profile("save_checkpoint"):
         pass
-    assert ledger.close() == 13
-    assert ledger.seconds == {
+    assert profiler.close() == 13
+    assert profiler.seconds == {
         "rest": 4, "data_start": 2, "step": 3, "data_wait": 1, "validation": 1, "pictures": 1,
         "saving": 1,
     }  # fmt: skip
 
 
 def test_processes_report_the_longest_wait() -> None:
-    ledger = progress.Ledger("Model", "SamplePictures")
-    ledger.seconds |= {"step": 9.8, "data_wait": 0.2}
-    assert ledger.data_share == pytest.approx(0.02)
-    ledger.others_wait_more_s = 0.8
-    assert ledger.data_share == pytest.approx(0.1)
+    profiler = progress.TimeProfiler("Model", "SamplePictures")
+    profiler.seconds |= {"step": 9.8, "data_wait": 0.2}
+    assert profiler.data_share == pytest.approx(0.02)
+    profiler.others_wait_more_s = 0.8
+    assert profiler.data_share == pytest.approx(0.1)

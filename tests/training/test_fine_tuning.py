@@ -191,7 +191,7 @@ def test_a_start_is_a_folder(
 def test_two_processes_keep_the_same_weights(
     family: str, tiny_config, phantoms: Path, tmp_path: Path, first_stage, forks
 ) -> None:
-    script = Path(__file__).with_name("each_rank.py")
+    script = Path(__file__).parents[1] / "each_rank.py"
     run, origin = tmp_path / "run", first_stage(family)
     forks.script_together(
         script, tiny_config(family), phantoms, run, "compute.num_devices=2",

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from synthcube import environment as runtime
 from synthcube import reading
 
-SCRIPT = Path(__file__).with_name("each_rank.py")
+SCRIPT = Path(__file__).parents[1] / "each_rank.py"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 LIMIT_S = 240
 
