@@ -304,7 +304,7 @@ def test_processes_on_gpus_ask_each_other_now_and_then_whatever_is_accumulated(
     )  # fmt: skip
     callback = checkpoints.MidEpochCheckpoint(
         Path("last.ckpt"), Preemption(()), accumulate=accumulate, every_n_minutes=None,
-        restored=lambda *_: None,
+        restore_weights=lambda *_: None,
     )  # fmt: skip
     for batch_idx in range(60 * accumulate):
         callback.on_train_batch_end(trainer, None, None, None, batch_idx)

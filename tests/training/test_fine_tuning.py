@@ -158,10 +158,10 @@ def test_other_classes_of_the_same_number_start_anew(
     [
         ("vqvae", "freeze=['network.encodr.*']", r"'network.encodr.\*' matches no weight"),
         ("vqvae", "freeze=['network.encodr.*']", "there are network.encoder.blocks"),
-        ("vqvae", "freeze=['*']", "nothing is left to train"),
+        ("vqvae", "freeze=['*']", "no weight is left to train"),
         ("vqvae", "start_anew=['head*']", r"start_anew: 'head\*' matches no weight"),
-        ("dcgan", "freeze=['discriminator.*']", "of the discriminator nothing is left to train"),
-        ("dcgan", "freeze=['generator.*']", "against the discriminator nothing is left"),
+        ("dcgan", "freeze=['discriminator.*']", "no weight of the discriminator is left to train"),
+        ("dcgan", "freeze=['generator.*']", "no weight of the generator is left to train"),
     ],
 )
 def test_patterns_that_make_no_sense_are_refused(

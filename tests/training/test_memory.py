@@ -188,7 +188,7 @@ def test_memory_that_runs_out_is_explained_and_leaves_the_last_checkpoint(
     fresh = limited(250, *words)
     assert fresh.returncode == 2, fresh.stderr
     assert "it may run out of memory. These help most: " in fresh.stderr
-    assert "error: The memory of this machine or container is used up" in fresh.stderr
+    assert "error: Out of memory on this machine or container" in fresh.stderr
     assert "There is no checkpoint yet, and nothing half-written." in fresh.stderr
     assert fresh.stderr.count("  - ") == 3
     assert "training.batch_size=" in fresh.stderr
@@ -216,6 +216,6 @@ def test_memory_that_runs_out_while_images_are_made(
         "--batch_size", "20000",
     )  # fmt: skip
     assert ended.returncode == 2, ended.stderr
-    assert "Memory ran out while 20000 image(s) were made at once" in ended.stderr
+    assert "Out of memory while sampling 20000 image(s) at once" in ended.stderr
     assert "use --batch_size 10000." in ended.stderr
     assert not (tmp_path / "images" / "manifest.csv").exists()

@@ -53,8 +53,8 @@ def test_slow_images_are_noticed_and_what_to_change_is_said(
     assert part["data_wait_percent"] > 50
     assert "Waiting for data took" in caplog.text
     assert "data.num_workers=" in caplog.text
-    assert "instead of 0; 8 cores" in caplog.text
-    assert "less dear data.augmentation: it takes 5" in caplog.text
+    assert "instead of 0; each training process has 8 cores" in caplog.text
+    assert "cheaper data.augmentation: it takes 5" in caplog.text
     assert "of which dreams:Dreaming 5" in caplog.text
 
 
@@ -111,7 +111,7 @@ def test_an_interrupted_training_accounts_for_its_time(
         ("validation", ""),
     ],
 )
-def test_dear_pictures_and_checkpoints_are_noticed(part: str, text: str) -> None:
+def test_slow_pictures_and_checkpoints_are_noticed(part: str, text: str) -> None:
     seconds = {"step": 10.0, "pictures": 0.0, "saving": 0.0} | {part: 10.0}
     lines = progress.writing_advice(seconds, TrainingConfig())
     assert [line[: len(text)] for line in lines] == ([text] if text else [])

@@ -187,7 +187,7 @@ def callbacks(family: Family, run: TrainingRun, profiler: TimeProfiler) -> list[
             run.preemption,
             accumulate=training.accumulate,
             every_n_minutes=training.checkpoint_every_n_minutes,
-            restored=ema.restore if ema else lambda *_: None,
+            restore_weights=ema.restore if ema else lambda *_: None,
         ),
         EarlyStop(training.early_stop, training.validate_every_n_epochs)
         if training.early_stop

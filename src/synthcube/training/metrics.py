@@ -20,7 +20,7 @@ from synthcube.errors import ConfigError, OutputError
 from synthcube.models.family import EpochMeans, Family
 from synthcube.schema import Batch
 from synthcube.storage import explained, write_with
-from synthcube.training.acceleration import copy_of, trained_terms
+from synthcube.training.acceleration import trained_terms, trial_copy
 from synthcube.training.checkpoints import BestAndLast, load
 from synthcube.training.config import EarlyStopConfig, TrainingConfig
 from synthcube.training.strategies import gather_objects
@@ -185,10 +185,10 @@ def require_metrics(
     asked = metrics_asked_for(training)
     if not asked:
         return
-    known = {f"train/{name}" for name in trained_terms(copy_of(family), batch)}
+    known = {f"train/{name}" for name in trained_terms(trial_copy(family), batch)}
     if validates:
         with torch.no_grad():
-            known |= {f"validation/{name}" for name in copy_of(family).loss(batch)}
+            known |= {f"validation/{name}" for name in trial_copy(family).loss(batch)}
     _refuse_unknown(asked, sorted(known), validates=validates)
 
 
