@@ -235,4 +235,4 @@ def test_a_logger_that_fails_on_the_way_does_not_end_the_training(tmp_path: Path
     for step in (2, 3):
         report.log_metrics({"loss": 1.0}, step)
     report.finalize("success")
-    assert caplog.text.count("mlflow gets no more of this training:") == 1
+    assert caplog.text.count("mlflow logs no more of this training:") == 1

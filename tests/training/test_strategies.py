@@ -150,13 +150,13 @@ def test_arguments_of_each_strategy_are_known_by_name() -> None:
         ("{", "this is not JSON"),
         ("[]", "this is not a JSON object"),
         ('{"zero_optimization": {"stage": 4}}', "zero_optimization.stage is 4: it is 0, 1, 2 or 3"),
-        ('{"train_batch_size": 3}', "train_batch_size is 3, the YAML makes it 32: leave it out"),
+        ('{"train_batch_size": 3}', "train_batch_size is 3, the YAML gives 32: remove it"),
         ('{"gradient_accumulation_steps": 4}', "gradient_accumulation_steps is 4"),
         ('{"train_micro_batch_size_per_gpu": 16}', "train_micro_batch_size_per_gpu is 16"),
-        ('{"gradient_clipping": 3}', "gradient_clipping is 3, the YAML makes it 1"),
-        ('{"bf16": {"enabled": true}}', "bf16 is enabled: leave it out, and set compute.precision"),
+        ('{"gradient_clipping": 3}', "gradient_clipping is 3, the YAML gives 1"),
+        ('{"bf16": {"enabled": true}}', "bf16 is enabled: remove it, and set compute.precision"),
         ('{"scheduler": {"type": "WarmupLR"}}', "scheduler is not used without optimizer"),
-        ('{"zero_optimization": {"stage": 3}}', "stage 3 of deepspeed has nowhere"),
+        ('{"zero_optimization": {"stage": 3}}', "stage 3 of deepspeed does not have"),
     ],
 )
 def test_faults_of_the_file_of_deepspeed(content: str, expected: str, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_missing_file_and_a_file_beside_arguments() -> None:
         "compute.strategy=deepspeed", "compute.strategy_config={config: no.json, stage: 1}"
     )
     assert "no.json: No such file" in text
-    assert "compute.strategy_config.stage: DeepSpeed's file (config) says all" in text
+    assert "compute.strategy_config.stage: DeepSpeed's file (config) replaces all other" in text
 
 
 @pytest.mark.parametrize("installed", [True, False])

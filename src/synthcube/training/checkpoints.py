@@ -132,11 +132,7 @@ class BestAndLast(ModelCheckpoint):
     """Saves last.ckpt after every validation, and best.ckpt if the monitored metric is best."""
 
     def __init__(
-        self,
-        folder: Path,
-        monitor: str | None,
-        every_n_epochs: int,
-        mode: Literal["min", "max"],
+        self, folder: Path, monitor: str | None, every_n_epochs: int, mode: Literal["min", "max"]
     ) -> None:
         super().__init__(
             dirpath=folder,

@@ -209,10 +209,7 @@ def _idle(family: Family) -> list[str]:
     if not isinstance(family, AdversarialFamily) or family.discriminator is None:
         return []
     discriminator = {name for name in trained if name.startswith("discriminator.")}
-    parts = {
-        "the discriminator": discriminator,
-        "the generator": trained - discriminator,
-    }
+    parts = {"the discriminator": discriminator, "the generator": trained - discriminator}
     return [f"no weight of {part} is left to train" for part, names in parts.items() if not names]
 
 

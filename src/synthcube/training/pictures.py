@@ -90,8 +90,7 @@ class SamplePictures(Callback):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             condition = self.examples["condition"]
             moved = Condition(
-                values=condition["values"].to(device),
-                source=condition["source"].to(device),
+                values=condition["values"].to(device), source=condition["source"].to(device)
             )
             samples = module.sample(generators, moved).float().cpu()
             return [*images, *samples] if condition["source"].shape[1] else list(samples)
