@@ -65,9 +65,6 @@ def compile_networks(family: Family, batch: Batch, compute: ComputeConfig) -> li
 
     Args:
         batch: on the family's device.
-
-    Raises:
-        ConfigError: torch.compile does not work on this machine or with this family.
     """
     config = compute.compile
     if config is None:
@@ -94,11 +91,7 @@ def compile_networks(family: Family, batch: Batch, compute: ComputeConfig) -> li
 
 
 def require_compiler(config: CompileConfig, device: torch.device) -> None:
-    """Check within seconds that torch.compile works, before the data is read.
-
-    Raises:
-        ConfigError: it fails on this machine.
-    """
+    """Check within seconds that torch.compile works, before the data is read."""
     try:
         if config.backend == "inductor" and device.type == "cpu":
             from torch._inductor import cpp_builder
@@ -108,8 +101,8 @@ def require_compiler(config: CompileConfig, device: torch.device) -> None:
         line(torch.zeros(4, device=device))
     except Exception as error:  # compilers fail in many ways
         raise ConfigError(
-            f"compute.compile: torch.compile does not work on this machine ({_first_line(error)}). "
-            + _NEEDS
+            f"compute.compile: torch.compile does not work on this machine "
+            f"({type(error).__name__}: {first_line(error)}). {_NEEDS}"
         ) from error
 
 
@@ -125,13 +118,15 @@ def compile_errors(compute: ComputeConfig) -> Iterator[None]:
         yield
     except TorchDynamoException as error:
         raise ConfigError(
-            f"compute.compile: this network cannot be compiled ({_first_line(error)}): remove it."
+            f"compute.compile: this network cannot be compiled "
+            f"({type(error).__name__}: {first_line(error)}): remove it."
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class without a text; 200 characters at most."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:200] if lines else type(error).__name__
 
 
 WRAPPED = "_checkpoint_wrapped_module."
@@ -143,9 +138,6 @@ def recompute_blocks(family: Family) -> int:
     Blocks are elements of a ModuleList, ModuleDict or Sequential with at least two weighted layers
     and no inner list, and all other modules of the same classes. Modules with buffers are skipped:
     a second forward pass would update them twice in a step.
-
-    Raises:
-        ConfigError: there is no block.
     """
     block_types = tuple({type(module) for module in _elements(family) if _is_block(module)})
     wrapped = 0
@@ -192,7 +184,7 @@ def _is_block(module: nn.Module) -> bool:
 
 
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
-_HALVES = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
+HALF_PRECISIONS = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
 
 
 class HalfWeights(Precision):
@@ -200,7 +192,7 @@ class HalfWeights(Precision):
 
     def __init__(self, precision: Literal["16-true", "bf16-true"], device: str) -> None:
         self.precision = precision
-        self.dtype = _HALVES[precision]
+        self.dtype = HALF_PRECISIONS[precision]
         self.device = device
 
     def convert_module(self, module: nn.Module) -> nn.Module:
@@ -239,11 +231,6 @@ class DoubleWeights(Precision):
         return module
 
 
-def is_halved(name: str) -> bool:
-    """Whether weights have 16 bits in the precision `name`."""
-    return name in _HALVES
-
-
 def weights_precision(name: str, device: str) -> Precision | None:
     """Our plugin for a precision; None where Lightning's own is right.
 
@@ -255,9 +242,7 @@ def weights_precision(name: str, device: str) -> Precision | None:
         return DoubleWeights()
     if name == "16-true":
         return HalfWeights("16-true", device)
-    if name == "bf16-true":
-        return HalfWeights("bf16-true", device)
-    return None
+    return HalfWeights("bf16-true", device) if name == "bf16-true" else None
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:
@@ -291,11 +276,7 @@ def _cast(args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def determinism(deterministic: bool) -> Iterator[None]:
-    """Restore at the end what Lightning's `deterministic` sets for the whole process.
-
-    Raises:
-        ConfigError: an operation has no deterministic algorithm.
-    """
+    """Restore at the end what Lightning's `deterministic` sets for the whole process."""
     before = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     try:

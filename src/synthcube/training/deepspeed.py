@@ -189,8 +189,9 @@ class ZeRO(DeepSpeedStrategy):
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
         path = Path(self.broadcast(filepath))
+        folder = path.with_suffix(".zero")
         tag = f"step_{checkpoint['global_step']}"
-        self.deepspeed_engine.save_checkpoint(str(_folder(path)), tag=tag, save_latest=False)
+        self.deepspeed_engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
         self.barrier()
         if self.is_global_zero:
             # The file names its subfolder: one that is incomplete is never read.
@@ -198,7 +199,7 @@ class ZeRO(DeepSpeedStrategy):
             writer: Any = self.checkpoint_io
             writer.save_checkpoint({**checkpoint, _KEY: content}, path)
             writer.finish()  # before the earlier subfolder is removed
-            for other in _folder(path).iterdir():
+            for other in folder.iterdir():
                 if other.is_dir() and other.name != tag:
                     shutil.rmtree(other)
                 elif other.is_file():
@@ -211,13 +212,13 @@ class ZeRO(DeepSpeedStrategy):
         engine = self.deepspeed_engine
         engine.checkpoint_engine.load = _load  # DeepSpeed's own unpickles any code
         engine.load_checkpoint(
-            str(_folder(path)), tag=content[_KEY]["tag"], load_lr_scheduler_states=False
+            str(path.with_suffix(".zero")), tag=content[_KEY]["tag"], load_lr_scheduler_states=False
         )
         return content
 
     def remove_checkpoint(self, filepath: Any) -> None:
         if self.is_global_zero:
-            shutil.rmtree(_folder(Path(filepath)), ignore_errors=True)
+            shutil.rmtree(Path(filepath).with_suffix(".zero"), ignore_errors=True)
             self.checkpoint_io.remove_checkpoint(filepath)
 
 
@@ -249,10 +250,6 @@ def misfit(content: Mapping[str, Any], compute: ComputeConfig, processes: int) -
             f"process(es), and this is stage {now[0]} with {now[1]}"
         )
     return ""
-
-
-def _folder(checkpoint: Path) -> Path:
-    return checkpoint.with_suffix(".zero")
 
 
 def _load(path: str, map_location: Any = None) -> Any:

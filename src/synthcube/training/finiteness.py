@@ -115,11 +115,7 @@ class FiniteGuard(Callback):
         self.check(trainer)
 
     def check(self, trainer: pl.Trainer) -> None:
-        """Check all steps since the last check, in all processes together.
-
-        Raises:
-            NonFiniteLossError: a loss or a gradient is NaN or infinite.
-        """
+        """Check all steps since the last check, in all processes together."""
         if not self._steps:
             return
         steps, self._steps = self._steps, []

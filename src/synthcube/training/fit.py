@@ -26,10 +26,10 @@ from synthcube.models.nets.norm import share_statistics
 from synthcube.storage import make_folder, sweep
 from synthcube.training import checkpoints, loggers, progress
 from synthcube.training.acceleration import (
+    HALF_PRECISIONS,
     compile_errors,
     compile_networks,
     determinism,
-    is_halved,
     recompute_blocks,
     weights_precision,
 )
@@ -162,7 +162,11 @@ class StepSeeds(Callback):
 def callbacks(family: Family, run: TrainingRun, profiler: TimeProfiler) -> list[Callback]:
     """The callbacks of a training; Lightning moves those that save checkpoints to the end."""
     training = run.training
-    ema = RampedEMA(training.ema.decay, halved=is_halved(run.precision)) if training.ema else None
+    ema = (
+        RampedEMA(training.ema.decay, halved=run.precision in HALF_PRECISIONS)
+        if training.ema
+        else None
+    )
     guard = _guard(run)
     optional: list[Callback | None] = [
         StepSeeds(run.seed),

@@ -151,9 +151,6 @@ def opened(
         settings: the resolved config, shown as hyperparameters.
         steps: steps of the resumed checkpoint, after which earlier rows are dropped if the logger
             can; None in a new training.
-
-    Raises:
-        ConfigError: a logger refuses its arguments, or cannot reach its server.
     """
     if not configs:
         return []

@@ -21,7 +21,7 @@ from synthcube.models.adversarial import AdversarialFamily
 from synthcube.models.family import Family, FamilyConfig
 from synthcube.models.optimizers import OptimizerConfig
 from synthcube.schema import Batch, Condition, ImageSpec
-from synthcube.training.acceleration import recompute_blocks
+from synthcube.training.acceleration import first_line, recompute_blocks
 from synthcube.training.config import TrainingConfig
 
 # Below this number of weights x voxels a real step is faster than a traced one.
@@ -303,7 +303,7 @@ def _memory_errors(explanation: Callable[[str], MemoryShortageError]) -> Iterato
     except (RuntimeError, MemoryError) as error:
         if not is_shortage(error):
             raise
-        raise explanation(_first_line(error)) from error
+        raise explanation(first_line(error)) from error
 
 
 def is_shortage(error: BaseException | None) -> bool:
@@ -388,11 +388,6 @@ def _smaller_model(memory: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate
             return
         if not model.faults(memory.image):
             yield f"model.channels={halved} (another model)", replace(memory, model=model)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip()[:200] if lines else type(error).__name__
 
 
 def _gigabytes(number: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class MetricsTable(Logger):
         # the last row of a killed run may be incomplete
         rows = [dict(itertools.zip_longest(header, line[: len(header)])) for line in lines]
         rows = [{name: cell or "" for name, cell in row.items() if name} for row in rows]
-        return [row for row in rows if _is_step(row.get("step", ""))]
+        return [row for row in rows if re.fullmatch(r"\d{1,19}", row.get("step", ""), re.ASCII)]
 
     def _lines(self) -> Iterator[list[str]]:
         text = reading.read_text(self.path, OutputError, limit=reading.MAX_LIST_BYTES)
@@ -101,10 +102,6 @@ class MetricsTable(Logger):
                 writer.writerows(rows)
 
         write_with(self.path, write)
-
-
-def _is_step(text: str) -> bool:
-    return text.isdecimal() and len(text) < 20
 
 
 def _is_of_epoch(row: Mapping[str, str]) -> bool:
@@ -178,9 +175,6 @@ def require_metrics(
     Args:
         batch: on the family's device.
         validates: whether there are validation images.
-
-    Raises:
-        ConfigError: a metric of the config does not exist in this training.
     """
     metrics = configured_metrics(training)
     if not metrics:

@@ -65,11 +65,7 @@ class Preemption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Store a signal inside instead of stopping at once.
-
-        Raises:
-            PreemptedError: a signal came before.
-        """
+        """Store a signal inside instead of stopping at once."""
         before, self._deferred = self._deferred, True
         try:
             self.stop_if_heard()

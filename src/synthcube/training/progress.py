@@ -60,9 +60,12 @@ class LogLines(Callback):
         self._images += len(batch["index"]) * trainer.world_size
         if (trainer.fit_loop.total_batch_idx + 1) % self.interval or outputs is None:
             return
+        terms = module.latest_terms if isinstance(module, Family) else {}
         values = {
             "train/loss_now": float(outputs["loss"]),
-            **_latest_terms(module),
+            **{
+                f"{name}_now": float(value) for name, value in terms.items() if name != "train/loss"
+            },
             **self._rates,
             **self._speed(),
             "memory_gb": memory_gb(trainer.strategy.root_device),
@@ -152,11 +155,6 @@ def memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resident_bytes() / 1e9
-
-
-def _latest_terms(module: pl.LightningModule) -> dict[str, float]:
-    terms = module.latest_terms if isinstance(module, Family) else {}
-    return {f"{name}_now": float(value) for name, value in terms.items() if name != "train/loss"}
 
 
 REPORT = "throughput.json"

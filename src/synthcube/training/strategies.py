@@ -48,9 +48,6 @@ def strategy(
         by_hand: whether the family optimizes several networks, so that a backward pass may leave
             parameters without a gradient (a generator's pass those of its discriminator).
         mixed: whether the precision is bf16-mixed.
-
-    Raises:
-        ConfigError: the strategy cannot train the family.
     """
     if by_hand and compute.strategy in _SHARDING:  # the family's config did not tell
         raise ConfigError(f"compute.strategy {compute.strategy} trains with one optimizer: use ddp")
@@ -180,11 +177,13 @@ class FullySharded(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None
-        return gathered(self.model.state_dict())
+        state: dict[str, Any] = gathered(self.model.state_dict())
+        return state
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         inner = getattr(optimizer, "optimizer", optimizer)
-        return gathered(inner.state_dict())
+        state: dict[str, Any] = gathered(inner.state_dict())
+        return state
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> Any:
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
@@ -213,23 +212,18 @@ def local(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [value.to_local() if isinstance(value, DTensor) else value for value in tensors]
 
 
-def gathered(state: dict[str, Any]) -> dict[str, Any]:
+def gathered(state: Any) -> Any:
     """A nested state with whole tensors on the CPU instead of shards.
 
     Every process must call this; only the first gets the values.
     """
-    whole: dict[str, Any] = _gathered(state)
-    return whole
-
-
-def _gathered(state: Any) -> Any:
     if isinstance(state, DTensor):
         whole = state.full_tensor()
         return whole.cpu() if torch.distributed.get_rank() == 0 else None
     if isinstance(state, dict):
-        return {name: _gathered(value) for name, value in state.items()}
+        return {name: gathered(value) for name, value in state.items()}
     if isinstance(state, list):
-        return [_gathered(value) for value in state]
+        return [gathered(value) for value in state]
     return state
 
 
