@@ -120,8 +120,8 @@ def test_a_training_that_does_not_fit_is_warned_of_with_values_that_do() -> None
 @pytest.mark.parametrize("family", registry.names())
 def test_every_value_that_is_advised_is_one_that_trains(family: str) -> None:
     short = need(family, batch_size=6)
-    for _, other in (*memory._less_at_once(short, 0), *memory._cheaper(short),
-                     *memory._smaller(short)):  # fmt: skip
+    for _, other in (*memory._smaller_batch(short, 0), *memory._cheaper_step(short),
+                     *memory._smaller_model(short)):  # fmt: skip
         assert other.bytes_needed() < 1.01 * short.bytes_needed()
         assert other.model.faults(other.image) == []
 
