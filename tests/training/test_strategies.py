@@ -119,7 +119,7 @@ def test_two_optimizers_are_refused_with_the_families_that_have_one(
     strategy: str, family: str
 ) -> None:
     text = refused(f"compute.strategy={strategy}", family=family)
-    assert f"{strategy} trains with one optimizer, and {family}" in text
+    assert f"{strategy} trains with one optimizer, and this {family}" in text
     assert f"or one of {', '.join(ALONE)}" in text
 
 
@@ -130,8 +130,8 @@ def test_an_autoencoder_is_refused_with_a_discriminator_only() -> None:
 
 
 @pytest.mark.parametrize("precision", ["64", "16", "bf16-true"])
-def test_fsdp_cuts_float32_only(precision: str) -> None:
-    assert f"compute.precision is {precision}: fsdp cuts" in refused(
+def test_fsdp_shards_float32_only(precision: str) -> None:
+    assert f"compute.precision is {precision}: fsdp shards" in refused(
         "compute.strategy=fsdp", f"compute.precision={precision}"
     )
 

@@ -27,9 +27,13 @@ from synthcube.training.memory import is_shortage
 from synthcube.training.preemption import Preemption
 from synthcube.training.strategies import is_one_file
 
+LAST, BEST = "last.ckpt", "best.ckpt"
+_FAULTS_SHOWN = 10
 # Smaller checkpoints are written at once, without a copy in memory.
 _SMALL_BYTES = 16_000_000
 _SHARE_OF_FREE = 0.5
+# Steps between synchronizations of processes on GPUs, which cost a wait.
+_STEPS_BETWEEN_SYNCS = 10
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -52,7 +56,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.finish()
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        size = _bytes(checkpoint)
+        tensors = [leaf for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor)]
+        size = sum(tensor.nbytes for tensor in tensors)
         if size < _SMALL_BYTES or size > _SHARE_OF_FREE * environment.free_memory():
             _write(checkpoint, target)
             return
@@ -61,10 +66,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def repeat(self, path: str | Path, target: str | Path) -> None:
         """Link or copy the checkpoint just saved as `path` to `target`."""
+        write = partial(write_with, Path(target), partial(link_or_copy, Path(path)))
         if self._pending:
-            self._pending.append(self._pool.submit(_repeat, Path(path), Path(target)))
+            self._pending.append(self._pool.submit(write))
         else:
-            _repeat(Path(path), Path(target))
+            write()
 
     def finish(self) -> None:
         """Wait until all saves are on the disk; raise OutputError if one failed."""
@@ -116,18 +122,6 @@ def _copied(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
-def _repeat(source: Path, target: Path) -> None:
-    write_with(target, partial(link_or_copy, source))
-
-
-def _bytes(content: Any) -> int:
-    return sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
-
-
-LAST, BEST = "last.ckpt", "best.ckpt"
-_SHOWN = 10
-
-
 class BestAndLast(ModelCheckpoint):
     """Saves last.ckpt after every validation, and best.ckpt if the monitored metric is best."""
 
@@ -159,18 +153,15 @@ class BestAndLast(ModelCheckpoint):
         if not (is_validated or trainer.should_stop or epoch == trainer.max_epochs):
             return
         is_best = saved != (self._last_checkpoint_saved, self._last_global_step_saved)
-        self._save_last(trainer, is_best=is_best)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do nothing: the averaged weights have replaced the trained ones by now."""
-
-    def _save_last(self, trainer: pl.Trainer, *, is_best: bool) -> None:
         last = Path(str(self.dirpath)) / LAST
         if not (is_best and is_one_file(trainer.strategy)):
             trainer.save_checkpoint(last)
         elif trainer.is_global_zero:
             writer: Any = trainer.strategy.checkpoint_io
             writer.repeat(last.with_name(BEST), last)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do nothing: the averaged weights have replaced the trained ones by now."""
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -237,7 +228,8 @@ def check_fits(path: Path, family: Family) -> None:
         if saved.get(name) != needed.get(name)
     ]
     if faults:
-        shown = [*faults[:_SHOWN], *([f"and {len(faults) - _SHOWN} more"] * (len(faults) > _SHOWN))]
+        more = len(faults) - _FAULTS_SHOWN
+        shown = [*faults[:_FAULTS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
         raise ConfigError(f"The config's model does not fit {path}:", shown)
 
 
@@ -255,10 +247,6 @@ def monitored(path: Path) -> dict[str, float]:
         if name.startswith(BestAndLast.__name__) and state.get("current_score") is not None:
             return {str(state["monitor"]): float(state["current_score"])}
     return {}
-
-
-# Steps between synchronizations of processes on GPUs, which cost a wait.
-_STEPS_BETWEEN_SYNCS = 10
 
 
 class MidEpochCheckpoint(Checkpoint):

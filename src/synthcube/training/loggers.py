@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from synthcube import environment, plugins, reading
 from synthcube.errors import ConfigError, OutputError, SynthCubeError
-from synthcube.schema import Schema
+from synthcube.schema import Schema, flattened
 from synthcube.storage import make_folder, write_json
 
 log = logging.getLogger("synthcube")
@@ -161,7 +161,7 @@ def opened(
     for config in configs:
         try:
             logger, name = _OPEN[config.name](config.arguments, folder, runs, settings, steps)
-        except Exception as error:  # as above
+        except Exception as error:  # each library raises its own kinds
             for report in reports:
                 report.close()
             if isinstance(error, SynthCubeError):
@@ -258,13 +258,11 @@ def _known_runs(folder: Path) -> dict[str, str]:
     return {name: text for name, text in known.items() if isinstance(text, str)}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as section.key: value, with names and values that every logger accepts."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = prefix + re.sub(r"[^\w/. -]", "_", str(key))
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{name}.")
-        else:
-            flat[name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as section.key: value, with names and values that every logger accepts."""
+    return {
+        re.sub(r"[^\w/. -]", "_", name): value
+        if isinstance(value, bool | int | float | str)
+        else str(value)
+        for name, value in flattened(settings).items()
+    }

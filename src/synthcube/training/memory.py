@@ -26,6 +26,13 @@ from synthcube.training.config import TrainingConfig
 
 # Below this number of weights x voxels a real step is faster than a traced one.
 _REAL_STEP_LIMIT = 3e8
+_KEYS_SHOWN = 3
+_MAX_HALVINGS = 6  # of the batch size
+_SHORTAGE_MESSAGES = (
+    "out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator",
+    "ALLOC_FAILED", "std::bad_alloc", "Cannot allocate memory",
+)  # fmt: skip
+_CUT_MESSAGE = "[enforce fail a"  # all of torch's message if memory for it is lacking too
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,15 +204,6 @@ def _states(optimizer: OptimizerConfig) -> float:
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-_KEYS_SHOWN = 3
-_MAX_HALVINGS = 6  # of the batch size
-_SHORTAGE_MESSAGES = (
-    "out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator",
-    "ALLOC_FAILED", "std::bad_alloc", "Cannot allocate memory",
-)  # fmt: skip
-_CUT_MESSAGE = "[enforce fail a"  # all of torch's message if memory for it is lacking too
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,15 @@ from synthcube.training.config import TrainingConfig
 
 log = logging.getLogger("synthcube")
 
+REPORT = "throughput.json"
+_NAMES = {
+    "step": "step", "data_wait": "data wait", "data_start": "loader start",
+    "validation": "validation", "pictures": "pictures", "saving": "saving",
+    "rest": "start and rest",
+}  # fmt: skip
+# Shares of the time above which advice is given, and the share to aim at.
+_DATA_LIMIT, _WRITING_LIMIT, _AIM = 0.05, 0.10, 0.05
+
 
 class LogLines(Callback):
     """Logs losses, learning rates and speed every N steps, to the loggers and as a line.
@@ -155,15 +164,6 @@ def memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resident_bytes() / 1e9
-
-
-REPORT = "throughput.json"
-_NAMES = {
-    "step": "step", "data_wait": "data wait", "data_start": "loader start",
-    "validation": "validation", "pictures": "pictures", "saving": "saving",
-    "rest": "start and rest",
-}  # fmt: skip
-_DATA_LIMIT, _WRITING_LIMIT, _AIM = 0.05, 0.10, 0.05  # shares of the time
 
 
 class _Part(Schema):
@@ -324,7 +324,7 @@ def data_advice(profiler: TimeProfiler, steps: int, data: DataModule) -> list[st
         )
     elif workers < wanted:
         lines.append(
-            f"- a larger /dev/shm (--shm-size): {wanted} loader processes fit, not {workers}"
+            f"- a larger /dev/shm (--shm-size): {workers} of {wanted} loader processes fit"
         )
     elif workers < free:
         lines.append(
