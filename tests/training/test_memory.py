@@ -40,7 +40,7 @@ def need(name: str = "ddpm", **training: object) -> memory.MemoryEstimate:
 def test_a_traced_step_takes_what_a_real_one_does(family: str, monkeypatch) -> None:
     config, training = registry.find(family).tiny(), TrainingConfig(batch_size=3)
     real = memory.estimate(config, spec(16), training, mixed=False)
-    monkeypatch.setattr(memory, "_CHEAP", 0)
+    monkeypatch.setattr(memory, "_REAL_STEP_LIMIT", 0)
     traced = memory.estimate(config, spec(16), training, mixed=False)
     assert traced.step == pytest.approx(real.step, rel=0.1)
     assert (traced.weights, traced.optimizer) == (real.weights, real.optimizer)

@@ -20,6 +20,13 @@ from synthcube.errors import ConfigError
 from synthcube.training.config import TrainingConfig
 
 _PRECISIONS = ("fp16", "bf16", "amp", "torch_autocast")
+_KEY = "zero"  # of the checkpoint
+# Plain values that DeepSpeed pickles: named numbers, none of which runs code.
+_PLAIN = (
+    ("deepspeed.utils.tensor_fragment", "fragment_address"),
+    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
+    ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
+)
 
 
 def arguments(compute: ComputeConfig, training: TrainingConfig, processes: int) -> dict[str, Any]:
@@ -136,15 +143,6 @@ def _read(path: Any) -> tuple[dict[str, Any], str]:
     ):
         return {}, f"this is not a JSON object with objects as {', '.join(sections)}"
     return config, ""
-
-
-_KEY = "zero"
-# Plain values that DeepSpeed pickles: named numbers, none of which runs code.
-_PLAIN = (
-    ("deepspeed.utils.tensor_fragment", "fragment_address"),
-    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
-    ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
-)
 
 
 class ZeRO(DeepSpeedStrategy):
