@@ -51,10 +51,10 @@ def validation_losses(precision_name: str, seed: int, epochs: int, num_images: i
     from synthcube.data.phantom import write_phantoms
     from synthcube.data.preprocessing import DataConfig
     from synthcube.models import registry
-    from synthcube.training import Plan, TrainingConfig, fit
+    from synthcube.training import TrainingConfig, TrainingRun, fit
 
     device = torch.device("cpu")
-    precision, _ = compute.precision(precision_name, device)
+    precision, _ = compute.resolve_precision(precision_name, device)
     with TemporaryDirectory() as name, redirect_stderr(io.StringIO()):  # no progress bar
         folder = Path(name)
         images = write_phantoms(folder / "images", num=num_images, size=(SIDE, SIDE))
@@ -66,7 +66,7 @@ def validation_losses(precision_name: str, seed: int, epochs: int, num_images: i
         family = registry.find(registry.DEFAULT)(name=registry.DEFAULT).build(data.image)
         training = TrainingConfig(max_epochs=epochs, sample_every_n_epochs=0)
         place = compute.ComputeConfig(accelerator="cpu")
-        fit(family, Plan(data, training, place, folder, seed, precision, device))
+        fit(family, TrainingRun(data, training, place, folder, seed, precision, device))
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
             losses = [row.get("validation/loss") for row in csv.DictReader(file)]
     return [float(loss) for loss in losses if loss]

@@ -35,7 +35,7 @@ def images_per_second(family_name: str, num_batches: int, asked: str) -> tuple[f
     from synthcube.models import inference, registry
 
     device = torch.device("cpu")
-    precision, _ = compute.precision(asked, device)
+    precision, _ = compute.resolve_precision(asked, device)
     family: Any = registry.find(family_name)(name=family_name).build(image_spec(SIDE)).eval()
     seeds = inference.image_seeds(0, BATCH_SIZE)
     values = np.zeros((BATCH_SIZE, 0), np.float32)

@@ -66,7 +66,7 @@ def auto_precision() -> str:
 
     from synthcube import compute
 
-    return compute.precision("auto", torch.device("cpu"))[0]
+    return compute.resolve_precision("auto", torch.device("cpu"))[0]
 
 
 def our_steps(model: dict[str, Any], precision: str, num_steps: int) -> list[float]:
@@ -75,7 +75,7 @@ def our_steps(model: dict[str, Any], precision: str, num_steps: int) -> list[flo
 
     from synthcube.compute import ComputeConfig
     from synthcube.models import registry
-    from synthcube.training import Plan, TrainingConfig, fit
+    from synthcube.training import TrainingConfig, TrainingRun, fit
 
     starts: list[float] = []
     with TemporaryDirectory() as name, redirect_stderr(io.StringIO()):  # no progress bar
@@ -89,7 +89,7 @@ def our_steps(model: dict[str, Any], precision: str, num_steps: int) -> list[flo
         family.on_train_batch_start = note  # type: ignore[assignment]
         training, place = TrainingConfig(max_epochs=1), ComputeConfig(accelerator="cpu")
         run = folder / "run"
-        fit(family, Plan(data, training, place, run, 0, precision, torch.device("cpu")))
+        fit(family, TrainingRun(data, training, place, run, 0, precision, torch.device("cpu")))
     return between(starts)
 
 

@@ -1,4 +1,4 @@
-"""A family of a user's own, with torch's batch norms and without noise: see test_nodes.py."""
+"""A family of a user's own, with torch's batch norms and without noise: see training/."""
 
 from __future__ import annotations
 

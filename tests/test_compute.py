@@ -21,13 +21,13 @@ CPU = torch.device("cpu")
     ("name", "full"), [("32", "32-true"), ("bf16", "bf16-mixed"), ("32-true", "32-true")]
 )
 def test_names_of_precisions(name: str, full: str) -> None:
-    assert compute.precision(name, CPU) == (full, "asked for")
+    assert compute.resolve_precision(name, CPU) == (full, "asked for")
 
 
 @pytest.mark.parametrize("name", ["transformer-engine", "transformer-engine-float16"])
 def test_layers_of_another_library_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"compute.precision is {name}, which puts layers of its"):
-        compute.precision(name, CPU)
+        compute.resolve_precision(name, CPU)
 
 
 def test_every_name_of_lightning_is_known() -> None:
@@ -39,7 +39,7 @@ def test_every_name_of_lightning_is_known() -> None:
 @pytest.mark.parametrize("name", ["16", "16-mixed", "16-true"])
 def test_a_cpu_does_not_train_in_half_precision(name: str) -> None:
     with pytest.raises(ConfigError, match=f"compute.precision is {name}, which a CPU cannot train"):
-        compute.precision(name, CPU)
+        compute.resolve_precision(name, CPU)
 
 
 def test_devices_of_a_cpu_are_one_unless_asked() -> None:

@@ -140,7 +140,7 @@ def test_a_signal_that_was_swallowed_stops_the_training_before_it_begins() -> No
     with Preemption(["SIGUSR1"]).listening() as preemption:
         with contextlib.suppress(BaseException):  # as some libraries do
             os.kill(os.getpid(), signal.SIGUSR1)
-        with pytest.raises(PreemptedError, match=r"^SIGUSR1 came"), preemption.patient():
+        with pytest.raises(PreemptedError, match=r"^SIGUSR1 came"), preemption.deferred():
             began = True
     assert not began
 

@@ -166,7 +166,7 @@ def device(accelerator: str) -> torch.device:
     return torch.device("cuda" if has_gpu and accelerator != "cpu" else "cpu")
 
 
-def precision(name: str, on: torch.device) -> tuple[str, str]:
+def resolve_precision(name: str, on: torch.device) -> tuple[str, str]:
     """Lightning's full name for `name` on that device, and the reason for the choice.
 
     Raises:

@@ -41,7 +41,8 @@ class PreemptedError(BaseException):
     with a file would take it for damage.
     """
 
-    exit_code: ClassVar[int] = 75  # EX_TEMPFAIL of sysexits.h: try again later
+    # EX_TEMPFAIL of sysexits.h, try again later; raised by training/preemption.py
+    exit_code: ClassVar[int] = 75
 
 
 class ConfigError(SynthCubeError):

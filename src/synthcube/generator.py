@@ -59,7 +59,7 @@ def from_pretrained(
         changes = {"compute": {"accelerator": accelerator if runtime == "torch" else "cpu"}}
         settings = inference_settings(trained, changes, runtime)
         device = compute.device(settings["compute"]["accelerator"])
-        precision, _ = compute.precision(settings["compute"]["precision"], device)
+        precision, _ = compute.resolve_precision(settings["compute"]["precision"], device)
         return Generator(LoadedModel(trained, settings, device, precision), vouching)
 
 

@@ -198,6 +198,17 @@ def affine_fault(affine: Sequence[Sequence[float]]) -> str:
     return ""
 
 
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dots in the names; an empty mapping stays as a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 class Condition(TypedDict):
     """What images are to follow."""
 

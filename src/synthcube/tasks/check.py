@@ -81,7 +81,7 @@ def _data_lines(data: DataModule) -> list[str]:
 
 def _resource_lines(settings: RunConfig, data: DataModule) -> list[str]:
     device = compute.device(settings.compute.accelerator)
-    precision, reason = compute.precision(settings.compute.precision, device)
+    precision, reason = compute.resolve_precision(settings.compute.precision, device)
     strategies.require_usable(settings.compute, settings.training, device)
     num_devices = compute.devices_used(settings.compute, device)
     compute.require_even_shares(settings.compute, num_devices, settings.training.batch_size)

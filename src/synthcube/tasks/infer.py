@@ -83,7 +83,7 @@ def infer(request: InferRequest) -> Path | None:
     changes = _changes(request)
     settings = inference_settings(trained, changes, request.runtime)
     device = compute.device(settings["compute"]["accelerator"])
-    precision, reason = compute.precision(settings["compute"]["precision"], device)
+    precision, reason = compute.resolve_precision(settings["compute"]["precision"], device)
     open_on = partial(open_job, request, settings, precision)
     launched = 1 if request.num_devices == 1 else environment.launched_processes()
     if launched > 1 and launched == _processes(settings["compute"], device):

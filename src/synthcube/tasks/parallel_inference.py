@@ -23,7 +23,7 @@ from torch import distributed
 from synthcube import environment, plugins
 from synthcube.errors import SynthCubeError
 from synthcube.tasks.inference_jobs import Job, WrittenImage
-from synthcube.training.memory import sampling_explained
+from synthcube.training.memory import sampling_memory_errors
 
 log = logging.getLogger("synthcube")
 
@@ -90,7 +90,7 @@ def _make_in_worker(batch: range) -> list[WrittenImage]:
 
 
 def _make_batch(job: Job, batch: range) -> list[WrittenImage]:
-    with sampling_explained(len(batch)):
+    with sampling_memory_errors(len(batch)):
         return job.make(batch)
 
 

@@ -26,15 +26,15 @@ from synthcube.models import artifact
 from synthcube.schema import ImageSpec
 from synthcube.tasks import hub_pins
 from synthcube.training import (
-    Plan,
     TrainingConfig,
+    TrainingRun,
     checkpoints,
     fine_tuning,
     fit,
     memory,
     strategies,
 )
-from synthcube.training.memory import Need
+from synthcube.training.memory import MemoryEstimate
 from synthcube.training.metrics import stopped_early
 from synthcube.training.preemption import Preemption
 
@@ -101,7 +101,7 @@ def _train(
     settings = pinned(settings, before)
     if settings.compute.deterministic:
         environment.fix_cublas()
-    precision, reason = compute.precision(settings.compute.precision, device)
+    precision, reason = compute.resolve_precision(settings.compute.precision, device)
     strategies.require_usable(settings.compute, settings.training, device)
     manifest = read_manifest(data_path)
     require_outside({"output_path": run}, manifest)
@@ -124,7 +124,7 @@ def _train(
             log.info("This training is complete; %s to continue it.", end)
         else:
             if rank == 0:
-                foretell(need)
+                log_memory_estimate(need)
             _fit(run, settings, data, precision, device, checkpoint, preemption, accept_changes)
         if rank == 0 and not (end and has_current_artifact(run, settings)):
             save_artifact(run, settings, data)
@@ -250,7 +250,7 @@ def _fit(
         fine_tuning.take_weights(family, settings.training)
     fit(
         family,
-        Plan(
+        TrainingRun(
             data, settings.training, settings.compute, run, settings.seed, precision, device,
             checkpoint, preemption, accept_changes, settings.dump(),
         ),
@@ -481,15 +481,17 @@ def _source(run: Path) -> Path:
     return best if best.exists() else run / "checkpoints" / checkpoints.LAST
 
 
-def need_of(settings: RunConfig, image: ImageSpec, precision: str, device: torch.device) -> Need:
+def need_of(
+    settings: RunConfig, image: ImageSpec, precision: str, device: torch.device
+) -> MemoryEstimate:
     """Estimate of the memory that a run on `device` needs."""
-    return Need(
+    return MemoryEstimate(
         settings.model, image, settings.training, settings.compute, precision, device,
         settings.data.num_workers,
     )  # fmt: skip
 
 
-def foretell(need: Need) -> None:
+def log_memory_estimate(need: MemoryEstimate) -> None:
     """Log the memory that is needed and free, and a warning if too little is free."""
     free = need.bytes_free()
     try:
@@ -503,7 +505,7 @@ def foretell(need: Need) -> None:
 
 
 @contextmanager
-def shortage_explained(need: Need, run: Path) -> Iterator[None]:
+def shortage_explained(need: MemoryEstimate, run: Path) -> Iterator[None]:
     """Turn an out-of-memory error into a MemoryShortageError that says what is left of `run`."""
 
     def intact() -> str:
@@ -512,5 +514,5 @@ def shortage_explained(need: Need, run: Path) -> Iterator[None]:
             return f"The last checkpoint, {last}, is intact."
         return "There is no checkpoint yet, and nothing half-written."
 
-    with memory.explained(need, need.bytes_free(), intact):
+    with memory.memory_errors(need, need.bytes_free(), intact):
         yield

@@ -19,77 +19,61 @@ from synthcube.errors import ConfigError
 from synthcube.models.adversarial import AdversarialFamily
 from synthcube.models.family import Family
 from synthcube.models.first_stage import FirstStage
+from synthcube.models.nets.calls import outermost_calls
 from synthcube.schema import Batch
 
 
-def copy_of(family: Family) -> Any:
-    """To be tried on: a loss may move what a family keeps, as codebooks or running statistics."""
+def trial_copy(family: Family) -> Any:
+    """A copy in evaluation mode, on which a loss can change codebooks and running statistics."""
     return copy.deepcopy(family).eval()
 
 
 def trained_terms(trial: Family, batch: Batch) -> list[str]:
-    """Names of the scalars that a training step at that batch logs."""
+    """Names of the scalars that a training step with `batch` logs."""
     if not (isinstance(trial, AdversarialFamily) and trial.discriminator is not None):
         with torch.no_grad():
             return list(trial.loss(batch))
-    # With gradients: some terms are made of them.
-    terms, made = trial.generator_loss(trial.prepared(batch))
-    judged = trial.discriminator_loss(batch, made.detach())
+    # With gradients: some terms, such as gradient penalties, need them.
+    terms, images = trial.generator_loss(trial.prepared(batch))
+    discriminator_terms = trial.discriminator_loss(batch, images.detach())
     names = list(terms)
     if trial.trains_discriminator():
-        names += [f"discriminator_{name}" for name in judged]
+        names += [f"discriminator_{name}" for name in discriminator_terms]
     return names
 
 
 def called_networks(family: Family, batch: Batch) -> list[str]:
-    """Names of the modules that a training step calls itself, not through another of them."""
-    trial = copy_of(family)
-    found: dict[str, None] = {}
-    depth = 0
-
-    def enter(name: str) -> None:
-        nonlocal depth
-        if depth == 0:
-            found[name] = None
-        depth += 1
-
-    def leave() -> None:
-        nonlocal depth
-        depth -= 1
-
-    for name, module in trial.named_modules():
-        if name:
-            module.register_forward_pre_hook(lambda *_, name=name: enter(name))
-            module.register_forward_hook(lambda *_: leave(), always_call=True)
-    trained_terms(trial, batch)
-    return list(found)
+    """Names of the modules that a training step calls directly, not through another module."""
+    trial = trial_copy(family)
+    names: dict[str, None] = {}
+    with outermost_calls(trial, lambda name, *_: names.setdefault(name)):
+        trained_terms(trial, batch)
+    return list(names)
 
 
 _NEEDS = (
-    "A CPU needs a C++ compiler (g++) and the headers of Python for it, a GPU Triton and a C "
-    "compiler. Install these, or leave compute.compile out: the outcome is the same."
+    "It needs a C++ compiler (g++) and Python's headers on a CPU, Triton and a C compiler on a "
+    "GPU. Install these, or remove compute.compile: the results are the same."
 )
 
 
 def compile_networks(family: Family, batch: Batch, compute: ComputeConfig) -> list[str]:
-    """Compile, at their first call, the networks that a training step calls; returns their names.
+    """Let torch.compile the networks that a training step calls; return their names.
 
-    In place, so that copies (the moving average) are plain. First stages stay plain: they run once.
+    They are compiled in place at their first call, so copies (the moving average) are not
+    compiled. Neither are first stages, which run once.
 
     Args:
         batch: on the family's device.
-
-    Raises:
-        ConfigError: nothing can be compiled on this machine, or not this family.
     """
     config = compute.compile
     if config is None:
         return []
     if family.differentiates_twice:
         raise ConfigError(
-            f"compute.compile does not work with this {family.config.name}, whose loss holds "
-            "gradients (penalties), which torch.compile cannot differentiate: leave it out, or "
-            "set the weights of the penalties to 0."
+            f"compute.compile does not work with this {family.config.name}, whose loss "
+            "contains gradients (penalties), which torch.compile cannot differentiate: remove it, "
+            "or set the weights of the penalties to 0."
         )
     require_compiler(config, family.device)
     compiled = []
@@ -107,30 +91,24 @@ def compile_networks(family: Family, batch: Batch, compute: ComputeConfig) -> li
 
 
 def require_compiler(config: CompileConfig, device: torch.device) -> None:
-    """Compile one line, in seconds, rather than find out after the data is read.
-
-    Raises:
-        ConfigError: that fails on this machine.
-    """
+    """Check within seconds that torch.compile works, before the data is read."""
     try:
         if config.backend == "inductor" and device.type == "cpu":
-            _find_compiler()  # a line compiled in the past would not ask for one
+            from torch._inductor import cpp_builder
+
+            cpp_builder.get_cpp_compiler()  # the function below may come from torch's cache
         line = torch.compile(lambda x: x.sin() + 1, backend=config.backend)
         line(torch.zeros(4, device=device))
     except Exception as error:  # compilers fail in many ways
         raise ConfigError(
-            f"compute.compile: torch.compile does not work on this machine ({_first(error)}). "
-            + _NEEDS
+            f"compute.compile: torch.compile does not work on this machine "
+            f"({type(error).__name__}: {first_line(error)}). {_NEEDS}"
         ) from error
 
 
 @contextmanager
-def explained(compute: ComputeConfig) -> Iterator[None]:
-    """Says what to do where a network cannot be compiled.
-
-    Raises:
-        ConfigError: in place of the error of torch.compile.
-    """
+def compile_errors(compute: ComputeConfig) -> Iterator[None]:
+    """Replace torch.compile's errors by a ConfigError that says what to do."""
     if compute.compile is None:
         yield
         return
@@ -140,57 +118,50 @@ def explained(compute: ComputeConfig) -> Iterator[None]:
         yield
     except TorchDynamoException as error:
         raise ConfigError(
-            f"compute.compile: this network cannot be compiled ({_first(error)}): leave it out."
+            f"compute.compile: this network cannot be compiled "
+            f"({type(error).__name__}: {first_line(error)}): remove it."
         ) from error
 
 
-def _find_compiler() -> None:
-    from torch._inductor import cpp_builder
-
-    cpp_builder.get_cpp_compiler()
-
-
-def _first(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class without a text; 200 characters at most."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:200] if lines else type(error).__name__
 
 
 WRAPPED = "_checkpoint_wrapped_module."
 
 
 def recompute_blocks(family: Family) -> int:
-    """Wrap every block of the networks of `family`; returns how many.
+    """Turn on activation checkpointing in every block of `family`; return the number of blocks.
 
-    Blocks are the modules that a network has in a row (elements of a ModuleList or Sequential),
-    with two weighted layers at least and no such row inside; and all others of these classes.
-    Modules that keep something beside weights are left out: it would be moved twice in a step.
-
-    Raises:
-        ConfigError: there is no block.
+    Blocks are elements of a ModuleList, ModuleDict or Sequential with at least two weighted layers
+    and no inner list, and all other modules of the same classes. Modules with buffers are skipped:
+    a second forward pass would update them twice in a step.
     """
-    kinds = tuple({type(each) for each in _rows(family) if _is_block(each)})
+    block_types = tuple({type(module) for module in _elements(family) if _is_block(module)})
     wrapped = 0
     for parent in list(_trained_modules(family)):
         for name, child in list(parent.named_children()):
-            if isinstance(child, kinds) and not any(True for _ in child.buffers()):
+            if isinstance(child, block_types) and not any(True for _ in child.buffers()):
                 setattr(parent, name, checkpoint_wrapper(child))
                 wrapped += 1
     if not wrapped:
         raise ConfigError(
             f"compute.activation_checkpointing is true, but {family.config.name} has no blocks "
-            "whose inside could be computed again: leave it out, and lower training.batch_size "
-            "with training.accumulate to save memory."
+            "that it could recompute: remove it, and lower training.batch_size and raise "
+            "training.accumulate to save memory."
         )
     return wrapped
 
 
 def plain_name(name: str) -> str:
-    """The name of a weight as it is without wrappers around blocks."""
+    """The name of a weight without the wrappers that `recompute_blocks` adds."""
     return name.replace(WRAPPED, "")
 
 
 def _trained_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """`module` and all inside, but for first stages, which have no backward pass."""
+    """Yield `module` and all modules in it, except first stages, which are not trained."""
     if isinstance(module, FirstStage):
         return
     yield module
@@ -198,7 +169,8 @@ def _trained_modules(module: nn.Module) -> Iterator[nn.Module]:
         yield from _trained_modules(child)
 
 
-def _rows(family: Family) -> Iterator[nn.Module]:
+def _elements(family: Family) -> Iterator[nn.Module]:
+    """Yield the elements of every list of modules."""
     for module in _trained_modules(family):
         if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
             yield from module.children()
@@ -206,31 +178,31 @@ def _rows(family: Family) -> Iterator[nn.Module]:
 
 def _is_block(module: nn.Module) -> bool:
     inner = list(module.modules())[1:]
-    weighted = [each for each in inner if any(w.ndim > 1 for w in each.parameters(recurse=False))]
-    has_row = any(isinstance(each, (nn.ModuleList, nn.ModuleDict)) for each in inner)
-    return len(weighted) > 1 and not has_row and type(module).forward is not nn.Module.forward
+    num_weighted = sum(any(w.ndim > 1 for w in part.parameters(recurse=False)) for part in inner)
+    has_list = any(isinstance(part, (nn.ModuleList, nn.ModuleDict)) for part in inner)
+    return num_weighted > 1 and not has_list and type(module).forward is not nn.Module.forward
 
 
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
-_HALVES = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
+HALF_PRECISIONS = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
 
 
 class HalfWeights(Precision):
-    """Trained weights, gradients and optimizer states in 16 bits; autocast computes with them."""
+    """Keeps trained weights, gradients and optimizer states in 16 bits; computes with autocast."""
 
     def __init__(self, precision: Literal["16-true", "bf16-true"], device: str) -> None:
         self.precision = precision
-        self.dtype = _HALVES[precision]
+        self.dtype = HALF_PRECISIONS[precision]
         self.device = device
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        for each in module.modules():
-            own = _trained(each)
-            if not own or isinstance(each, _NORMS):
+        for part in module.modules():
+            weights = _trained(part)
+            if not weights or isinstance(part, _NORMS):
                 continue
-            for weight in own:
+            for weight in weights:
                 weight.data = weight.data.to(self.dtype)
-            _hook(each, _outside_autocast)
+            _hook(part, _outside_autocast)
         return module
 
     @contextmanager
@@ -240,33 +212,27 @@ class HalfWeights(Precision):
 
 
 class DoubleWeights(Precision):
-    """Trained weights, gradients and optimizer states in float64; each layer computes in it."""
+    """Keeps trained weights, gradients and optimizer states in float64, and computes in float64."""
 
     precision: Literal["64-true"] = "64-true"
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        for each in module.modules():
-            own = _trained(each)
-            if not own and not isinstance(each, _BatchNorm):
+        for part in module.modules():
+            weights = _trained(part)
+            if not weights and not isinstance(part, _BatchNorm):
                 continue
-            for weight in own:
+            for weight in weights:
                 weight.data = weight.data.double()
-            for name, buffer in each.named_buffers(recurse=False):
+            for name, buffer in part.named_buffers(recurse=False):
                 if buffer.is_floating_point():
-                    each.register_buffer(
-                        name, buffer.double(), name not in each._non_persistent_buffers_set
-                    )
-            _hook(each, _as_double)
+                    persistent = name not in part._non_persistent_buffers_set
+                    part.register_buffer(name, buffer.double(), persistent)
+            _hook(part, _as_double)
         return module
 
 
-def is_halved(name: str) -> bool:
-    """Whether weights have 16 bits in that precision."""
-    return name in _HALVES
-
-
 def weights_precision(name: str, device: str) -> Precision | None:
-    """The plugin of that precision; None where Lightning has it.
+    """Our plugin for a precision; None where Lightning's own is right.
 
     Args:
         name: Lightning's full name, such as "bf16-true".
@@ -276,14 +242,12 @@ def weights_precision(name: str, device: str) -> Precision | None:
         return DoubleWeights()
     if name == "16-true":
         return HalfWeights("16-true", device)
-    if name == "bf16-true":
-        return HalfWeights("bf16-true", device)
-    return None
+    return HalfWeights("bf16-true", device) if name == "bf16-true" else None
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:
-    """The module's own, without those of modules in it."""
-    return [each for each in module.parameters(recurse=False) if each.requires_grad]
+    """Trained parameters of the module itself, without those of its children."""
+    return [weight for weight in module.parameters(recurse=False) if weight.requires_grad]
 
 
 def _hook(module: nn.Module, hook: Any) -> None:
@@ -311,24 +275,20 @@ def _cast(args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def determinism(wanted: bool) -> Iterator[None]:
-    """Puts back what Lightning's `deterministic` sets for the whole process.
-
-    Raises:
-        ConfigError: an operation has no deterministic algorithm.
-    """
+def determinism(deterministic: bool) -> Iterator[None]:
+    """Restore at the end what Lightning's `deterministic` sets for the whole process."""
     before = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         yield
     except RuntimeError as error:
-        found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
-        if not (wanted and found):
+        operation = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+        if not (deterministic and operation):
             raise
         raise ConfigError(
-            f"compute.deterministic is true, but {found[1]} has no deterministic algorithm on "
-            "this device. Leave compute.deterministic out, take another model, or train on a CPU, "
-            "where a training repeats itself without it."
+            f"compute.deterministic is true, but {operation[1]} has no deterministic algorithm "
+            "on this device. Remove compute.deterministic, use another model, or train on a CPU, "
+            "where results are reproducible without it."
         ) from error
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warns)

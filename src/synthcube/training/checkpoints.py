@@ -1,4 +1,4 @@
-"""Checkpoints of a run, also within an epoch: written in one step, for resuming only."""
+"""Checkpoints of a run: written atomically, also within an epoch, and read to resume."""
 
 from __future__ import annotations
 
@@ -27,17 +27,21 @@ from synthcube.training.memory import is_shortage
 from synthcube.training.preemption import Preemption
 from synthcube.training.strategies import is_one_file
 
-# What a disk takes in a moment is not worth a copy in memory.
+LAST, BEST = "last.ckpt", "best.ckpt"
+_FAULTS_SHOWN = 10
+# Smaller checkpoints are written at once, without a copy in memory.
 _SMALL_BYTES = 16_000_000
 _SHARE_OF_FREE = 0.5
+# Steps between synchronizations of processes on GPUs, which cost a wait.
+_STEPS_BETWEEN_SYNCS = 10
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and moves it there, and never unpickles code.
+    """Writes a checkpoint to a temporary file and renames it; loads without unpickling code.
 
-    What is to be saved is copied in memory and written by a thread, where half of what is free is
-    enough for the copy; a disk may need seconds for each gigabyte. The next save waits for the one
-    before, as does the end of a training, where a failure is raised at the latest.
+    A large checkpoint is copied in memory and written by a thread, if the copy fits into half of
+    the free memory: a disk may need seconds per gigabyte. The next save and the end of the
+    training wait for the thread and raise its errors.
     """
 
     def __init__(self) -> None:
@@ -48,14 +52,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """
-        Raises:
-            OutputError: this or the save before could not be written.
-        """
+        """Save now or in a thread; raise OutputError if this or the previous save failed."""
         self.finish()
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        size = _bytes(checkpoint)
+        tensors = [leaf for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor)]
+        size = sum(tensor.nbytes for tensor in tensors)
         if size < _SMALL_BYTES or size > _SHARE_OF_FREE * environment.free_memory():
             _write(checkpoint, target)
             return
@@ -63,21 +65,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._pending.append(self._pool.submit(_write, copied, target))
 
     def repeat(self, path: str | Path, target: str | Path) -> None:
-        """Let `target` be the same as the checkpoint that was just saved as `path`."""
+        """Link or copy the checkpoint just saved as `path` to `target`."""
+        write = partial(write_with, Path(target), partial(link_or_copy, Path(path)))
         if self._pending:
-            self._pending.append(self._pool.submit(_repeat, Path(path), Path(target)))
+            self._pending.append(self._pool.submit(write))
         else:
-            _repeat(Path(path), Path(target))
+            write()
 
     def finish(self) -> None:
-        """Wait until what was saved is on the disk.
-
-        Raises:
-            OutputError: it could not be written.
-        """
+        """Wait until all saves are on the disk; raise OutputError if one failed."""
         pending, self._pending = self._pending, []
-        for each in pending:
-            each.result()
+        for save in pending:
+            save.result()
 
     def teardown(self) -> None:
         self.finish()
@@ -91,10 +90,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def load(path: Path, map_location: Any = "cpu", *, mapped: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint: tensors and plain values only.
+    """The content of a checkpoint, which is only tensors and plain values.
 
     Args:
-        mapped: read tensors when they are looked at; the file stays open as long as they live.
+        mapped: memory-map the tensors; the file stays open as long as they live.
 
     Raises:
         ArtifactError: it cannot be read.
@@ -109,8 +108,8 @@ def load(path: Path, map_location: Any = "cpu", *, mapped: bool = False) -> dict
             raise
         raise ArtifactError(
             f"The checkpoint {path} cannot be read: it is damaged or not a checkpoint of "
-            f"SynthCube ({type(error).__name__}). Remove it to start from the other one in its "
-            "folder, or train into a new folder."
+            f"SynthCube ({type(error).__name__}). Remove it to resume from the other checkpoint "
+            "in its folder, or train into a new folder."
         ) from error
     return content
 
@@ -123,27 +122,11 @@ def _copied(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
-def _repeat(source: Path, target: Path) -> None:
-    write_with(target, partial(link_or_copy, source))
-
-
-def _bytes(content: Any) -> int:
-    return sum(each.nbytes for each in tree_leaves(content) if isinstance(each, torch.Tensor))
-
-
-LAST, BEST = "last.ckpt", "best.ckpt"
-_SHOWN = 10
-
-
 class BestAndLast(ModelCheckpoint):
-    """last.ckpt after every validation, best.ckpt where the monitored metric, if any, is best."""
+    """Saves last.ckpt after every validation, and best.ckpt if the monitored metric is best."""
 
     def __init__(
-        self,
-        folder: Path,
-        monitor: str | None,
-        every_n_epochs: int,
-        mode: Literal["min", "max"],
+        self, folder: Path, monitor: str | None, every_n_epochs: int, mode: Literal["min", "max"]
     ) -> None:
         super().__init__(
             dirpath=folder,
@@ -160,22 +143,16 @@ class BestAndLast(ModelCheckpoint):
         self.CHECKPOINT_NAME_LAST = Path(LAST).stem
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not Lightning's, which saves the last only where the best is saved as well.
+        # Unlike Lightning's, which saves the last only together with the best.
         epoch = trainer.current_epoch + 1
         is_validated = epoch % (self.every_n_epochs or 1) == 0
         saved = self._last_checkpoint_saved, self._last_global_step_saved
         if is_validated:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        # The end may be between two validations: what was learned since must not be lost.
+        # The training may end between two validations.
         if not (is_validated or trainer.should_stop or epoch == trainer.max_epochs):
             return
         is_best = saved != (self._last_checkpoint_saved, self._last_global_step_saved)
-        self._save_last(trainer, is_best=is_best)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing: by now the averaged weights stand in the place of those that are trained."""
-
-    def _save_last(self, trainer: pl.Trainer, *, is_best: bool) -> None:
         last = Path(str(self.dirpath)) / LAST
         if not (is_best and is_one_file(trainer.strategy)):
             trainer.save_checkpoint(last)
@@ -183,9 +160,12 @@ class BestAndLast(ModelCheckpoint):
             writer: Any = trainer.strategy.checkpoint_io
             writer.repeat(last.with_name(BEST), last)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do nothing: the averaged weights have replaced the trained ones by now."""
+
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    """The model's weights in a checkpoint: the averaged ones where there are any."""
+    """The model's weights in a checkpoint; with a moving average, the averaged ones."""
     state: dict[str, torch.Tensor] = load(path, mapped=True)["state_dict"]
     return state
 
@@ -198,7 +178,7 @@ def reached(path: Path) -> tuple[int, int]:
 
 
 def lack(path: Path) -> str:
-    """Why a file is no checkpoint to continue a training from; empty where it is one."""
+    """Why a training cannot resume from a file; empty if it can."""
     if path.suffix == ".safetensors":
         return "these are weights alone, without the state of a training"
     if not zipfile.is_zipfile(path):
@@ -210,12 +190,9 @@ def lack(path: Path) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """A digest of a checkpoint, of the sizes and check sums that its own directory lists.
-
-    Gigabytes of weights are not read for it.
-    """
+    """A digest of a checkpoint, from the sizes and CRCs in its ZIP directory; fast for any size."""
     with zipfile.ZipFile(path) as file:
-        # The folder that all are in is named after the temporary file that was written.
+        # The top folder has the name of a temporary file.
         records = [
             (record.filename.partition("/")[2], record.file_size, record.CRC)
             for record in file.infolist()
@@ -224,7 +201,7 @@ def fingerprint(path: Path) -> str:
 
 
 def position(path: Path) -> tuple[int, int]:
-    """The epoch that a checkpoint is in, from 0, and the batches of it that were taken."""
+    """The epoch of a checkpoint, from 0, and the number of its batches that were trained on."""
     loops = load(path, mapped=True)["loops"]["fit_loop"]
     epoch = loops["epoch_progress"]["current"]
     taken = loops["epoch_loop.batch_progress"]["current"]["completed"]
@@ -232,15 +209,15 @@ def position(path: Path) -> tuple[int, int]:
 
 
 def is_within_epoch(path: Path) -> bool:
-    """Whether a checkpoint was written before its epoch was over."""
+    """Whether a checkpoint was written before the end of its epoch."""
     return position(path)[1] > 0
 
 
 def check_fits(path: Path, family: Family) -> None:
-    """Compare names and shapes of the weights.
+    """Compare the names and shapes of a checkpoint's weights with those of the model.
 
     Raises:
-        ConfigError: they are not those of the model.
+        ConfigError: they differ.
     """
     saved = {name: tuple(value.shape) for name, value in weights(path).items()}
     needed = {name: tuple(value.shape) for name, value in family.state_dict().items()}
@@ -251,42 +228,35 @@ def check_fits(path: Path, family: Family) -> None:
         if saved.get(name) != needed.get(name)
     ]
     if faults:
-        shown = [*faults[:_SHOWN], *([f"and {len(faults) - _SHOWN} more"] * (len(faults) > _SHOWN))]
-        raise ConfigError(f"The model that is described does not fit {path}:", shown)
+        more = len(faults) - _FAULTS_SHOWN
+        shown = [*faults[:_FAULTS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+        raise ConfigError(f"The config's model does not fit {path}:", shown)
 
 
 def is_complete(path: Path, training: TrainingConfig) -> bool:
-    """Whether a checkpoint has the epochs or the minutes that are asked for."""
-    spent = (
-        load(path, mapped=True)["callbacks"]
-        .get("Timer", {})
-        .get("time_elapsed", {})
-        .get("train", 0.0)
-    )
+    """Whether a checkpoint has reached `max_epochs` or `max_minutes`."""
+    timer = load(path, mapped=True)["callbacks"].get("Timer", {})
+    spent = timer.get("time_elapsed", {}).get("train", 0.0)
     in_time = training.max_minutes is None or spent < 60 * training.max_minutes
     return not in_time or reached(path)[0] >= training.max_epochs
 
 
 def monitored(path: Path) -> dict[str, float]:
-    """The loss for which a checkpoint was kept, by name; empty where none was recorded."""
+    """Name and value of the metric for which a checkpoint was kept; empty if not recorded."""
     for name, state in load(path, mapped=True)["callbacks"].items():
         if name.startswith(BestAndLast.__name__) and state.get("current_score") is not None:
             return {str(state["monitor"]): float(state["current_score"])}
     return {}
 
 
-# Processes on GPUs ask each other only so often, for none of them should wait for the others.
-_STEPS_BETWEEN_QUESTIONS = 10
-
-
-class Continuation(Checkpoint):
-    """Saves when its time has come, and when a signal did, after which the training ends.
+class MidEpochCheckpoint(Checkpoint):
+    """Saves a checkpoint every N minutes, and after a signal, which then ends the training.
 
     Args:
         path: of the checkpoint.
-        accumulate: batches whose gradients make a step; in between nothing can be saved.
-        every_n_minutes: between checkpoints; None: only for a signal.
-        restored: puts trained weights back where averaged ones stand in for a validation.
+        accumulate: number of batches of a step; nothing can be saved between them.
+        every_n_minutes: between checkpoints; None: only after a signal.
+        restore_weights: puts the trained weights back if a validation uses averaged ones.
     """
 
     def __init__(
@@ -296,20 +266,20 @@ class Continuation(Checkpoint):
         *,
         accumulate: int,
         every_n_minutes: float | None,
-        restored: Callable[[pl.Trainer, Any], None],
+        restore_weights: Callable[[pl.Trainer, Any], None],
     ) -> None:
         self.path = path
         self.preemption = preemption
         self.accumulate = accumulate
         self.seconds = 60 * every_n_minutes if every_n_minutes else float("inf")
-        self.restored = restored
+        self.restore_weights = restore_weights
         self._saved_at = time.monotonic()
         self._saves: str | None = None
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._saved_at = time.monotonic()
         self.preemption.listen()  # a logger may have taken one
-        # It would have the processes ask each other at every step whether that came; we do below.
+        # Lightning would synchronize the processes at every step to share SIGTERM; we do it below.
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = lambda: None
 
@@ -320,7 +290,7 @@ class Continuation(Checkpoint):
         if (batch_idx + 1) % self.accumulate and not is_last:
             return
         number = (batch_idx + 1) // self.accumulate
-        late, stops = self._asked(trainer, number, always=is_last)
+        late, stops = self._decide(trainer, number, always=is_last)
         if stops or (late and not is_last):  # the epoch's end saves anyway
             self._save(trainer, "validation" if is_last and _validates(trainer) else "batch")
         if stops:
@@ -329,8 +299,8 @@ class Continuation(Checkpoint):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, module: Any, _: Any, __: Any, batch_idx: int, *___: Any
     ) -> None:
-        if self._asked(trainer, batch_idx, always=False)[1]:
-            self.restored(trainer, module)
+        if self._decide(trainer, batch_idx, always=False)[1]:
+            self.restore_weights(trainer, module)
             self._save(trainer, "validation")
             self._stop(trainer)
 
@@ -346,23 +316,23 @@ class Continuation(Checkpoint):
         if self._saves:
             _set_progress(checkpoint["loops"]["fit_loop"], before=self._saves)
 
-    def _asked(self, trainer: pl.Trainer, number: int, *, always: bool) -> tuple[bool, bool]:
-        """Whether to save, and whether to stop: all processes do the same.
+    def _decide(self, trainer: pl.Trainer, number: int, *, always: bool) -> tuple[bool, bool]:
+        """Whether to save and whether to stop, the same in all processes.
 
         Args:
             number: of the step, or of the batch in a validation.
-            always: ask the others now, not only every so often.
+            always: synchronize now, not only every `_STEPS_BETWEEN_SYNCS`.
         """
         late = time.monotonic() - self._saved_at > self.seconds
         stops = self.preemption.heard is not None
         if trainer.world_size == 1:
             return late, stops
         device = trainer.strategy.root_device
-        if device.type != "cpu" and number % _STEPS_BETWEEN_QUESTIONS and not always:
+        if device.type != "cpu" and number % _STEPS_BETWEEN_SYNCS and not always:
             return False, False
-        asked = torch.tensor([float(late), float(stops)], device=device)
-        answer: Any = trainer.strategy.reduce(asked, reduce_op="max")
-        late, stops = (bool(each) for each in answer.tolist())
+        flags = torch.tensor([float(late), float(stops)], device=device)
+        reduced: Any = trainer.strategy.reduce(flags, reduce_op="max")
+        late, stops = (bool(flag) for flag in reduced.tolist())
         return late, stops
 
     def _save(self, trainer: pl.Trainer, before: str) -> None:
@@ -379,7 +349,7 @@ class Continuation(Checkpoint):
         stop = self.preemption.stop(trainer.current_epoch, trainer.global_step, self.path)
         if trainer.is_global_zero:
             raise stop
-        raise SystemExit(stop.exit_code)  # the first process says it for all
+        raise SystemExit(stop.exit_code)  # the first process prints the message
 
 
 def _validates(trainer: pl.Trainer) -> bool:
@@ -388,10 +358,10 @@ def _validates(trainer: pl.Trainer) -> bool:
 
 
 def _set_progress(loops: dict[str, Any], *, before: str) -> None:
-    """Let Lightning's counters say that a batch is over, or that the validation is to come.
+    """Set Lightning's counters to "batch completed", or to "validation comes next".
 
-    Lightning counts a batch as completed after the callbacks that save have run, and takes one
-    that is not for one to be repeated, or an epoch's last one for a reason not to validate.
+    Lightning counts a batch as completed only after the callbacks that save. It would repeat the
+    batch, or skip the validation after the last batch of an epoch.
     """
     batches = loops["epoch_loop.batch_progress"]
     for part in ("total", "current"):
@@ -401,33 +371,33 @@ def _set_progress(loops: dict[str, Any], *, before: str) -> None:
         return
     validation = loops["epoch_loop.val_loop.batch_progress"]
     for part in ("total", "current"):
-        # what it looks like when the first batch is about to be validated
+        # as before the first batch of a validation
         validation[part] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     validation["is_last_batch"] = False
 
 
 class NewHyperparameters(Callback):
-    """Lets the optimizers of a continued run have what the config says now.
+    """Gives the optimizers of a resumed run the hyperparameters of the current config.
 
-    A checkpoint holds the hyperparameters of its time. A schedule goes on from where it was, in
-    proportion to the new learning rate.
+    A checkpoint contains the earlier ones. A learning-rate schedule continues from its position,
+    scaled to the new learning rate.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._wanted = [
+        self._configured = [
             [
-                {name: group[name] for name in group if name != "params"}
-                for group in each.param_groups
+                {key: group[key] for key in group if key != "params"}
+                for group in optimizer.param_groups
             ]
-            for each in trainer.optimizers
+            for optimizer in trainer.optimizers
         ]
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        for optimizer, groups in zip(trainer.optimizers, self._wanted, strict=True):
-            for group, wanted in zip(optimizer.param_groups, groups, strict=True):
+        for optimizer, groups in zip(trainer.optimizers, self._configured, strict=True):
+            for group, configured in zip(optimizer.param_groups, groups, strict=True):
                 start = "initial_lr" if "initial_lr" in group else "lr"
-                group |= {**wanted, "lr": group["lr"] * (wanted[start] / group[start])}
-        for each in trainer.lr_scheduler_configs:
-            if hasattr(each.scheduler, "base_lrs"):
-                groups = each.scheduler.optimizer.param_groups
-                each.scheduler.base_lrs = [group["initial_lr"] for group in groups]
+                group |= {**configured, "lr": group["lr"] * (configured[start] / group[start])}
+        for config in trainer.lr_scheduler_configs:
+            if hasattr(config.scheduler, "base_lrs"):
+                groups = config.scheduler.optimizer.param_groups
+                config.scheduler.base_lrs = [group["initial_lr"] for group in groups]

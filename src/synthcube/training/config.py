@@ -1,4 +1,4 @@
-"""How long and how to train."""
+"""The section `training` of the config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ StopSignal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP", "SIGQU
 
 
 class EMAConfig(Schema):
-    """Moving average of the weights: what is validated, sampled and shared."""
+    """Moving average of the weights, which is validated, sampled and exported."""
 
     decay: float = Field(
         default=0.999, gt=0, lt=1, description="Decay; ramped up as (1 + n) / (10 + n) at step n."
@@ -24,7 +24,7 @@ class EMAConfig(Schema):
 
 
 class BestConfig(Schema):
-    """What the best model is best at."""
+    """The metric that chooses the best checkpoint."""
 
     metric: str = Field(
         default="validation/loss",
@@ -34,12 +34,8 @@ class BestConfig(Schema):
 
 
 class EarlyStopConfig(BestConfig):
-    """When a training has learned what it can."""
+    """When a training stops because a metric no longer improves."""
 
-    metric: str = Field(
-        default="validation/loss",
-        description="Name of a column of metrics.csv that is logged once an epoch.",
-    )
     patience: int = Field(
         default=10,
         ge=1,
@@ -55,7 +51,7 @@ class EarlyStopConfig(BestConfig):
 
 
 class TrainingConfig(Schema):
-    """Length, batches, averaging and what is written on the way."""
+    """Length, batches, moving average, checkpoints, pictures and loggers of a training."""
 
     max_epochs: int = Field(
         default=100, ge=1, le=MAX_COUNT, description="Passes over the training images."
@@ -127,8 +123,7 @@ class TrainingConfig(Schema):
         "weights the training starts from; train writes the commit.",
     )
     start_from_sha256: str = Field(
-        default="",
-        description="Hash of these weights; written by train, checked where given.",
+        default="", description="Hash of these weights; written by train, checked where given."
     )
     start_anew: List[str] = Field(
         default=(),
@@ -143,18 +138,18 @@ class TrainingConfig(Schema):
 
     @field_validator("loggers")
     @classmethod
-    def _once_each(cls, loggers: tuple[LoggerConfig, ...]) -> tuple[LoggerConfig, ...]:
-        called = [each.name for each in loggers]
-        if twice := [name for name in dict.fromkeys(called) if called.count(name) > 1]:
+    def _no_duplicates(cls, loggers: tuple[LoggerConfig, ...]) -> tuple[LoggerConfig, ...]:
+        names = [logger.name for logger in loggers]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise ValueError(f"{', '.join(twice)} is there more than once: name each logger once")
         return loggers
 
     @model_validator(mode="after")
-    def _starts_from_something(self) -> Self:
+    def _start_is_named(self) -> Self:
         start = self.start_from
         if start is None:
-            if given := [name for name in ("start_anew", "freeze") if getattr(self, name)]:
-                raise ValueError(f"{' and '.join(given)} without start_from: name a trained model")
+            if keys := [name for name in ("start_anew", "freeze") if getattr(self, name)]:
+                raise ValueError(f"{' and '.join(keys)} without start_from: name a trained model")
         elif not start.strip():
             raise ValueError(
                 f"start_from is {start!r}; give the folder of a run or of an artifact, or the "
@@ -163,8 +158,8 @@ class TrainingConfig(Schema):
         return self
 
     def clip_norm(self, *, by_hand: bool) -> float | None:
-        """Largest norm of a gradient, for a family that optimizes by hand or for another."""
+        """Largest gradient norm; `by_hand`: for a family with several optimizers."""
         if self.gradient_clip_norm == "auto":
-            # A discriminator's gradients are a hundred times that, and learn half as fast at it.
+            # Gradients against a discriminator are about 100 times larger; clipping slows them.
             return None if by_hand else 1.0
         return self.gradient_clip_norm

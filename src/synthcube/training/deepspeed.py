@@ -1,4 +1,4 @@
-"""DeepSpeed's part of a config: the arguments, or the JSON file that is given in their place."""
+"""DeepSpeed: the checks of its arguments or JSON file, and Lightning's strategy adapted."""
 
 from __future__ import annotations
 
@@ -20,23 +20,34 @@ from synthcube.errors import ConfigError
 from synthcube.training.config import TrainingConfig
 
 _PRECISIONS = ("fp16", "bf16", "amp", "torch_autocast")
+_KEY = "zero"  # of the checkpoint
+# Plain values that DeepSpeed pickles: named numbers, none of which runs code.
+_PLAIN = (
+    ("deepspeed.utils.tensor_fragment", "fragment_address"),
+    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
+    ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
+)
 
 
 def arguments(compute: ComputeConfig, training: TrainingConfig, processes: int) -> dict[str, Any]:
-    """Arguments of Lightning's DeepSpeedStrategy, the JSON file read where one is given."""
-    given = dict(compute.strategy_config)
-    if "config" not in given:
-        return {"stage": 2, "logging_batch_size_per_gpu": training.batch_size // processes, **given}
-    config, _ = _read(given["config"])
+    """Arguments of Lightning's DeepSpeedStrategy, from the YAML or the JSON file that it names."""
+    strategy_config = dict(compute.strategy_config)
+    if "config" not in strategy_config:
+        return {
+            "stage": 2,
+            "logging_batch_size_per_gpu": training.batch_size // processes,
+            **strategy_config,
+        }
+    config, _ = _read(strategy_config["config"])
     for key in ("train_batch_size", "gradient_accumulation_steps"):
-        config.pop(key, None)  # Lightning sets them, and they were found to be the same
+        config.pop(key, None)  # Lightning sets them; `faults` compared them
     config["train_micro_batch_size_per_gpu"] = training.batch_size // processes
     config.setdefault("zero_allow_untested_optimizer", True)
     return {"config": config}
 
 
 def own_optimizer(compute: ComputeConfig) -> str:
-    """Name of the optimizer in the JSON file, which is used in place of the YAML's; or ""."""
+    """Name of the optimizer in the JSON file, which replaces the YAML's; empty if none."""
     if compute.strategy != "deepspeed" or "config" not in compute.strategy_config:
         return ""
     config, _ = _read(compute.strategy_config["config"])
@@ -44,36 +55,36 @@ def own_optimizer(compute: ComputeConfig) -> str:
 
 
 def stage(compute: ComputeConfig) -> Any:
-    """0 to 3, as DeepSpeed counts what is cut; or whatever else the config says."""
-    given = compute.strategy_config
-    if "config" not in given:
-        return given.get("stage", 2)
-    return _read(given["config"])[0].get("zero_optimization", {}).get("stage", 0)
+    """The ZeRO stage that the config gives, unchecked; valid are 0 to 3."""
+    strategy_config = compute.strategy_config
+    if "config" not in strategy_config:
+        return strategy_config.get("stage", 2)
+    return _read(strategy_config["config"])[0].get("zero_optimization", {}).get("stage", 0)
 
 
 def faults(compute: ComputeConfig, training: TrainingConfig) -> Iterator[str]:
-    """What is wrong with DeepSpeed's part of a config, one sentence each."""
-    given = compute.strategy_config
+    """Yield the faults of the DeepSpeed settings, one sentence each."""
+    strategy_config = compute.strategy_config
     key = "compute.strategy_config.stage"
-    if "config" in given:
-        if others := sorted(set(given) - {"config"}):
+    if "config" in strategy_config:
+        if others := sorted(set(strategy_config) - {"config"}):
             yield (
-                f"compute.strategy_config.{', '.join(others)}: DeepSpeed's file (config) says all; "
-                "write it there, or leave out config"
+                f"compute.strategy_config.{', '.join(others)}: DeepSpeed's file (config) replaces "
+                "all other arguments: write it there, or remove config"
             )
-        config, wrong = _read(given["config"])
+        config, wrong = _read(strategy_config["config"])
         if wrong:
-            yield f"compute.strategy_config.config {given['config']}: {wrong}"
+            yield f"compute.strategy_config.config {strategy_config['config']}: {wrong}"
             return
-        key = f"{given['config']}: zero_optimization.stage"
+        key = f"{strategy_config['config']}: zero_optimization.stage"
         yield from _file_faults(config, compute, training)
-    asked = stage(compute)
-    if asked not in (0, 1, 2, 3) or isinstance(asked, bool):
-        yield f"{key} is {asked!r}: it is 0, 1, 2 or 3"
-    elif asked == 3 and training.ema:
+    stage_value = stage(compute)
+    if stage_value not in (0, 1, 2, 3) or isinstance(stage_value, bool):
+        yield f"{key} is {stage_value!r}: it is 0, 1, 2 or 3"
+    elif stage_value == 3 and training.ema:
         yield (
-            "training.ema: the average needs whole weights, which stage 3 of deepspeed has "
-            "nowhere: set training.ema to null, use stage 2, or strategy fsdp"
+            "training.ema: the average needs whole weights, which stage 3 of deepspeed does "
+            "not have: set training.ema to null, use stage 2, or strategy fsdp"
         )
     if compute.precision not in ("auto", "32", "32-true", "bf16", "bf16-mixed"):
         yield f"compute.precision is {compute.precision}: with deepspeed use auto, bf16 or 32"
@@ -93,19 +104,16 @@ def _file_faults(
     path = compute.strategy_config["config"]
     for key, value in expected.items():
         if key in config and value is not None and config[key] != value:
-            yield f"{path}: {key} is {config[key]!r}, the YAML makes it {value:g}: leave it out"
+            yield f"{path}: {key} is {config[key]!r}, the YAML gives {value:g}: remove it"
     for key in _PRECISIONS:
         if isinstance(config.get(key), dict) and config[key].get("enabled"):
-            yield f"{path}: {key} is enabled: leave it out, and set compute.precision in the YAML"
+            yield f"{path}: {key} is enabled: remove it, and set compute.precision in the YAML"
     if "scheduler" in config and "optimizer" not in config:
         yield f"{path}: scheduler is not used without optimizer: give both, or neither"
 
 
 def require_usable(compute: ComputeConfig, training: TrainingConfig, device: torch.device) -> None:
-    """
-    Raises:
-        ConfigError: DeepSpeed is not installed, there is no GPU, or as many as its file is for.
-    """
+    """Raise ConfigError if DeepSpeed is not installed, or the device or its file does not fit."""
     if compute.strategy != "deepspeed":
         return
     if find_spec("deepspeed") is None:
@@ -119,53 +127,44 @@ def require_usable(compute: ComputeConfig, training: TrainingConfig, device: tor
             "a CPU: use ddp or fsdp."
         )
     known = compute.model_copy(update={"num_devices": devices_used(compute, device)})
-    if found := list(faults(known, training)):
-        raise ConfigError("; ".join(found))
+    if reasons := list(faults(known, training)):
+        raise ConfigError("; ".join(reasons))
 
 
 def _read(path: Any) -> tuple[dict[str, Any], str]:
-    """DeepSpeed's file, and what is wrong with it."""
+    """DeepSpeed's file and its fault; one of them is empty."""
     try:
         config = reading.read_json(Path(str(path)), ConfigError)
     except ConfigError as error:
         return {}, str(error)
     sections = ("zero_optimization", "optimizer", "scheduler")
     if not isinstance(config, dict) or not all(
-        isinstance(config.get(each, {}), dict) for each in sections
+        isinstance(config.get(section, {}), dict) for section in sections
     ):
         return {}, f"this is not a JSON object with objects as {', '.join(sections)}"
     return config, ""
 
 
-_KEY = "zero"
-# Plain values that DeepSpeed pickles: numbers by name, and no code that would run.
-_PLAIN = (
-    ("deepspeed.utils.tensor_fragment", "fragment_address"),
-    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
-    ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
-)
-
-
 class ZeRO(DeepSpeedStrategy):
-    """Lightning's strategy for DeepSpeed, with weights in float32 and one file as a checkpoint.
+    """Lightning's DeepSpeedStrategy with float32 weights, and a folder beside each checkpoint.
 
     Args:
-        mixed: compute in bfloat16 where autocast does.
+        mixed: use autocast in bfloat16.
         arguments: those of Lightning's DeepSpeedStrategy.
     """
 
     def __init__(self, *, mixed: bool, **arguments: Any) -> None:
         super().__init__(**arguments, precision_plugin=_MixedPrecision(mixed=mixed))
         config: Any = self.config
-        # Its engine turns off the autocast of others. No module is listed, so that gradients are
-        # added up over the processes in float32.
+        # The engine disables any other autocast. Without listed modules, gradients are summed over
+        # the processes in float32.
         config["torch_autocast"] = {
             "enabled": mixed, "dtype": "bfloat16", "lower_precision_safe_modules": [],
         }  # fmt: skip
 
     @property
     def stage(self) -> int:
-        """0 to 3: what is cut, as DeepSpeed counts."""
+        """The ZeRO stage, 0 to 3."""
         config: Any = self.config
         return int(config.get("zero_optimization", {}).get("stage", 0))
 
@@ -177,51 +176,52 @@ class ZeRO(DeepSpeedStrategy):
         import deepspeed
 
         for name, weight in self.lightning_module.named_parameters():
-            with deepspeed.zero.GatheredParameters([weight]):  # all processes together
+            with deepspeed.zero.GatheredParameters([weight]):  # needs all processes
                 state[name] = weight.detach().cpu().clone() if self.is_global_zero else None
         return state
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        return {}  # is in DeepSpeed's folder
+        return {}  # DeepSpeed's folder holds it
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
         path = Path(self.broadcast(filepath))
+        folder = path.with_suffix(".zero")
         tag = f"step_{checkpoint['global_step']}"
-        self.deepspeed_engine.save_checkpoint(str(_folder(path)), tag=tag, save_latest=False)
+        self.deepspeed_engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
         self.barrier()
         if self.is_global_zero:
-            # The file names its folder: one that was left half written is never looked at.
-            written = {"tag": tag, "stage": self.stage, "processes": self.world_size}
+            # The file names its subfolder: one that is incomplete is never read.
+            content = {"tag": tag, "stage": self.stage, "processes": self.world_size}
             writer: Any = self.checkpoint_io
-            writer.save_checkpoint({**checkpoint, _KEY: written}, path)
-            writer.finish()  # before the folder goes that the file before it names
-            for other in _folder(path).iterdir():
+            writer.save_checkpoint({**checkpoint, _KEY: content}, path)
+            writer.finish()  # before the earlier subfolder is removed
+            for other in folder.iterdir():
                 if other.is_dir() and other.name != tag:
                     shutil.rmtree(other)
                 elif other.is_file():
-                    other.unlink()  # scripts that run any code that the folder holds
+                    other.unlink()  # DeepSpeed's scripts, which unpickle any code
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> Any:
         path = Path(checkpoint_path)
         content = self.checkpoint_io.load_checkpoint(path, weights_only=True)
         engine = self.deepspeed_engine
-        engine.checkpoint_engine.load = _load  # DeepSpeed's own runs any code that a file holds
+        engine.checkpoint_engine.load = _load  # DeepSpeed's own unpickles any code
         engine.load_checkpoint(
-            str(_folder(path)), tag=content[_KEY]["tag"], load_lr_scheduler_states=False
+            str(path.with_suffix(".zero")), tag=content[_KEY]["tag"], load_lr_scheduler_states=False
         )
         return content
 
     def remove_checkpoint(self, filepath: Any) -> None:
         if self.is_global_zero:
-            shutil.rmtree(_folder(Path(filepath)), ignore_errors=True)
+            shutil.rmtree(Path(filepath).with_suffix(".zero"), ignore_errors=True)
             self.checkpoint_io.remove_checkpoint(filepath)
 
 
 class _MixedPrecision(DeepSpeedPrecision):
-    """Weights in float32, as in every other strategy; DeepSpeed's bf16 would cut codebooks too."""
+    """Keeps float32 weights, as other strategies do; DeepSpeed's bf16 would convert codebooks."""
 
     def __init__(self, *, mixed: bool) -> None:
         super().__init__("32-true")
@@ -234,24 +234,20 @@ class _MixedPrecision(DeepSpeedPrecision):
 
 
 def misfit(content: Mapping[str, Any], compute: ComputeConfig, processes: int) -> str:
-    """Why a checkpoint with that content cannot be continued by that many processes; or ""."""
-    written = content.get(_KEY)
-    if bool(written) != (compute.strategy == "deepspeed"):
-        by = "by deepspeed" if written else "without deepspeed"
+    """Why `processes` processes cannot resume from a checkpoint with that content; or ""."""
+    saved = content.get(_KEY)
+    if bool(saved) != (compute.strategy == "deepspeed"):
+        by = "by deepspeed" if saved else "without deepspeed"
         return f"compute.strategy is {compute.strategy}, and the checkpoint was written {by}"
-    if not written:
+    if not saved:
         return ""
-    before = (written["stage"], written["processes"])
+    before = (saved["stage"], saved["processes"])
     if before != (now := (stage(compute), processes)):
         return (
             f"the checkpoint was written by deepspeed at stage {before[0]} with {before[1]} "
             f"process(es), and this is stage {now[0]} with {now[1]}"
         )
     return ""
-
-
-def _folder(checkpoint: Path) -> Path:
-    return checkpoint.with_suffix(".zero")
 
 
 def _load(path: str, map_location: Any = None) -> Any:

@@ -1,30 +1,28 @@
-"""Moving average of the weights: what is validated, drawn and shared."""
+"""Moving average of the weights, which is validated, sampled and exported."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from synthcube.training.strategies import FullySharded, gathered, scattered
+from synthcube.training.strategies import FullySharded, gathered, local, scattered
 
 
 class RampedEMA(WeightAveraging):
-    """Moving average of the weights whose decay ramps up, so that early weights are forgotten.
+    """Exponential moving average of the weights with a decay that ramps up.
 
-    At the n-th update the decay is min(`decay`, (1 + n) / (10 + n)), as in the exponential
-    moving average of TensorFlow and diffusers. Buffers are copied, not averaged, but for the
-    statistics of batch norms: those of the latest weights do not fit averaged ones. So is what a
-    family names in `unaveraged`, before it is needed.
+    At update n the decay is min(`decay`, (1 + n) / (10 + n)), as in TensorFlow and diffusers.
+    The statistics of batch norms are averaged too, as those of the latest weights do not fit
+    averaged weights. Other buffers are copied, and so are modules that a family names in
+    `unaveraged`, before each use.
 
     Args:
-        halved: whether the weights have 16 bits; the average is in float32 all the same.
+        halved: whether the weights have 16 bits; the average is always float32.
     """
 
     def __init__(self, decay: float, *, halved: bool = False) -> None:
@@ -63,7 +61,7 @@ class RampedEMA(WeightAveraging):
         super().on_load_checkpoint(trainer, pl_module, checkpoint | pieces)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
-        # Not Lightning's, which asks the device at every step, and averages what is not drawn.
+        # Unlike Lightning's, this does not synchronize with the device at every step.
         if trainer.global_step <= self._latest_update_step or self._average_model is None:
             return
         self._update(self._average_model.module, pl_module)
@@ -75,30 +73,30 @@ class RampedEMA(WeightAveraging):
         super().on_validation_epoch_start(trainer, pl_module)
 
     def restore(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Put the trained weights back in a validation that is broken off."""
+        """Put the trained weights back when a validation is interrupted."""
         self.on_validation_epoch_end(trainer, module)
 
     @torch.no_grad()
     def _update(self, averaged: torch.nn.Module, family: Any) -> None:
-        # The first step's weights are taken as they are.
+        # The first update copies the weights.
         weight = 1 - self._decay(self._latest_update_step) if self._latest_update_step else 1.0
-        skipped = {id(each) for each in _unaveraged(family)}
+        skipped = {id(weight) for weight in _unaveraged(family)}
         pairs = [
             (one, other)
             for one, other in zip(averaged.parameters(), family.parameters(), strict=True)
-            if id(other) not in skipped  # a codebook has no gradient, and moves all the same
+            if id(other) not in skipped  # a codebook changes without a gradient
         ]
-        ours, theirs = _local([one for one, _ in pairs]), _local([other for _, other in pairs])
+        ours, theirs = local([one for one, _ in pairs]), local([other for _, other in pairs])
         if self.halved:
             theirs = [other.to(one.dtype) for one, other in zip(ours, theirs, strict=True)]
         torch._foreach_lerp_(ours, theirs, weight)
         statistics = _statistics(averaged)
         if statistics:
             torch._foreach_lerp_(statistics, _statistics(family), weight)
-        done = {id(each) for each in statistics}
-        for own, other in zip(averaged.buffers(), family.buffers(), strict=True):
-            if id(own) not in done:
-                own.copy_(other)
+        averaged_ids = {id(buffer) for buffer in statistics}
+        for one, other in zip(averaged.buffers(), family.buffers(), strict=True):
+            if id(one) not in averaged_ids:
+                one.copy_(other)
 
     @torch.no_grad()
     def _copy_unaveraged(self, family: Any) -> None:
@@ -112,7 +110,7 @@ class RampedEMA(WeightAveraging):
         averaged = chain(self.model.parameters(), self.model.buffers())
         for one, other in zip(averaged, chain(pl_module.parameters(), pl_module.buffers()),
                               strict=True):  # fmt: skip
-            # Not their values: those of the average would be rounded.
+            # Swap storage, not values, which would round the average to 16 bits.
             one.data, other.data = other.data, one.data
 
     def _decay(self, number: int) -> float:
@@ -120,19 +118,14 @@ class RampedEMA(WeightAveraging):
 
 
 def _unaveraged(family: Any) -> list[torch.Tensor]:
-    """Weights of the modules that the family excepts."""
+    """Weights of the modules that the family excludes from averaging."""
     names = getattr(family, "unaveraged", ())
-    modules = [each for name in names if (each := getattr(family, name)) is not None]
+    modules = [module for name in names if (module := getattr(family, name)) is not None]
     return [weight for module in modules for weight in module.parameters()]
-
-
-def _local(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """This process's pieces of those that are cut, and the others as they are."""
-    return [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
 
 
 def _statistics(module: torch.nn.Module) -> list[torch.Tensor]:
     """Running mean and variance of every batch norm."""
-    norms = [each for each in module.modules() if isinstance(each, _BatchNorm)]
-    found = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
-    return [each for each in found if each is not None]
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+    return [value for value in statistics if value is not None]

@@ -1,4 +1,7 @@
-"""Fine-tuning: a training that starts from the weights of another, of which some may stay."""
+"""Fine-tuning: start from the weights of a trained model, reinitialize or freeze some of them.
+
+The YAML keys are training.start_from, start_anew (here: reinitialize) and freeze.
+"""
 
 from __future__ import annotations
 
@@ -24,94 +27,95 @@ from synthcube.training.config import TrainingConfig
 
 log = logging.getLogger("synthcube")
 
-# Keys of a model that say how it is trained, or where it lies: they may well be others.
-_FREE = ("optimizer", "scheduler", "discriminator_optimizer", "discriminator_scheduler",
+# Model keys that may differ from the trained model: how it is trained, or where a file is.
+_IGNORED_KEYS = ("optimizer", "scheduler", "discriminator_optimizer", "discriminator_scheduler",
          "first_stage")  # fmt: skip
 
 
 def resolved(training: TrainingConfig, recorded: Mapping[str, Any]) -> TrainingConfig:
-    """The same with the hash of the weights that it starts from.
+    """A copy of `training` with the hash of the weights that it starts from.
 
     Args:
-        recorded: section `training` of the run that is continued, which needs its start no more;
-            empty for a new one.
+        recorded: section `training` of the resumed run, whose hash is used without reading the
+            trained model again; empty for a new run.
 
     Raises:
-        SynthCubeError: the start is missing or damaged, or has another hash than is asked for.
+        SynthCubeError: the trained model is missing or damaged, or has another hash.
     """
     if training.start_from is None:
         return training
-    asked = training.start_from_sha256
+    expected = training.start_from_sha256
     if digest := str(recorded.get("start_from_sha256") or ""):
-        return training if asked else training.model_copy(update={"start_from_sha256": digest})
-    digest = sha256(_found(training).weights)
-    if asked not in ("", digest):
+        return training if expected else training.model_copy(update={"start_from_sha256": digest})
+    digest = sha256(artifact.load(training.start_from).weights)
+    if expected not in ("", digest):
         raise ConfigError(
             f"training.start_from {training.start_from}: the SHA-256 of its weights is {digest}, "
-            f"and training.start_from_sha256 is {asked}."
+            f"and training.start_from_sha256 is {expected}."
         )
     return training.model_copy(update={"start_from_sha256": digest})
 
 
 def take_weights(family: Family, training: TrainingConfig) -> None:
-    """Give `family` the weights that `training` starts from, if any.
+    """Load the weights that `training` starts from, if any, into `family`.
 
-    All of them must fit by name and shape, but for those that are to start anew.
+    All weights must match in name and shape, except those to reinitialize.
 
     Raises:
-        ConfigError: they do not, or are of another family; every misfit has a line.
-        ArtifactError: there is no trained model, or it is damaged.
+        ConfigError: weights do not match, or belong to another family; one line for each fault.
+        ArtifactError: the trained model is missing or damaged.
     """
     if training.start_from is None:
         return
-    found = _found(training)
-    weights = load_file(found.weights)
-    own = family.state_dict()
-    kept = {name: each for name, each in weights.items() if not _any(name, training.start_anew)}
-    wanted = [name for name in own if not _any(name, training.start_anew)]
+    reinitialize = training.start_anew
+    trained = artifact.load(training.start_from)
+    weights = load_file(trained.weights)
+    state = family.state_dict()
+    loaded = {name: value for name, value in weights.items() if not _any(name, reinitialize)}
+    needed = [name for name in state if not _any(name, reinitialize)]
     faults = [
-        *_unmatched("start_anew", training.start_anew, [*own, *weights]),
-        *_misfits(family, found, weights, training.start_anew),
-        *(f"{name}: only in the model" for name in wanted if name not in kept),
-        *(f"{name}: only in the start" for name in kept if name not in own),
+        *_unmatched("start_anew", reinitialize, [*state, *weights]),
+        *_misfits(family, trained, weights, reinitialize),
+        *(f"{name}: only in the model" for name in needed if name not in loaded),
+        *(f"{name}: only in the start" for name in loaded if name not in state),
         *(
-            f"{name}: shape {list(kept[name].shape)} in the start, {list(own[name].shape)} here"
-            for name in wanted
-            if name in kept and kept[name].shape != own[name].shape
+            f"{name}: shape {list(loaded[name].shape)} in the start, {list(state[name].shape)} here"
+            for name in needed
+            if name in loaded and loaded[name].shape != state[name].shape
         ),
     ]
     if faults:
         raise ConfigError(
-            f"training.start_from {training.start_from} does not fit this model; name what is to "
-            "start anew in training.start_anew, or mend:",
+            f"training.start_from {training.start_from} does not fit this model; name the "
+            "weights to reinitialize in training.start_anew, or correct:",
             faults,
         )
     # Not strict, because the names were compared above.
-    family.load_state_dict(kept, strict=False)
+    family.load_state_dict(loaded, strict=False)
     log.info(
         "Starting from %s (SHA-256 %s...): %d of %d weights taken.",
-        training.start_from, training.start_from_sha256[:12], len(wanted), len(own),
+        training.start_from, training.start_from_sha256[:12], len(needed), len(state),
     )  # fmt: skip
-    if changed := _changed(family, found):
-        log.info("Other than in the start: %s.", ", ".join(changed))
+    if changed := _changed(family, trained):
+        log.info("Settings that differ from the start: %s.", ", ".join(changed))
 
 
 def freeze(family: Family, training: TrainingConfig) -> list[torch.nn.Module]:
-    """Exclude the weights from training that `training.freeze` names.
+    """Exclude the weights that `training.freeze` names from training.
 
     Returns:
-        Modules that are frozen as a whole, without those inside them: their running statistics
-        and codebooks must stay as well; see Frozen.
+        The outermost modules whose weights are all frozen: their running statistics and codebooks
+        must not change either; see FreezeCallback.
 
     Raises:
-        ConfigError: a pattern matches none, or one that starts anew; or nothing is left to train.
+        ConfigError: a pattern matches no weight, or one to reinitialize; or no weight is trained.
     """
     patterns = training.freeze
     named = dict(family.named_parameters())
     frozen = {name for name in named if _any(name, patterns)}
     faults = _unmatched("freeze", patterns, named)
     faults += [
-        f"training.freeze matches {name}, which starts anew"
+        f"training.freeze matches {name}, which training.start_anew reinitializes"
         for name in sorted(frozen)
         if _any(name, training.start_anew)
     ]
@@ -120,12 +124,12 @@ def freeze(family: Family, training: TrainingConfig) -> list[torch.nn.Module]:
             named[name].requires_grad_(False)
         faults = _idle(family) if frozen else []
     if faults:
-        raise ConfigError("training.freeze cannot be followed:", faults)
+        raise ConfigError("training.freeze cannot be used:", faults)
     return _frozen_modules(family, "", frozen)
 
 
-class Frozen(Callback):
-    """Holds modules in evaluation mode, as what they keep beside weights changes in training."""
+class FreezeCallback(Callback):
+    """Keeps frozen modules in evaluation mode, so that running statistics do not change."""
 
     def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
         self.modules = modules
@@ -136,39 +140,40 @@ class Frozen(Callback):
                 module.eval()
 
 
-def _found(training: TrainingConfig) -> Artifact:
-    return artifact.load(str(training.start_from))
-
-
 def _misfits(
-    family: Family, found: Artifact, weights: Mapping[str, torch.Tensor], anew: Sequence[str]
+    family: Family,
+    trained: Artifact,
+    weights: Mapping[str, torch.Tensor],
+    reinitialize: Sequence[str],
 ) -> list[str]:
-    """What names and shapes do not show."""
-    model = found.config["model"]
+    """Faults that names and shapes do not show: family, first stage, classes."""
+    model = trained.config["model"]
     if model["name"] != family.config.name:
         return [f"model.name: the start is a {model['name']}, this is a {family.config.name}"]
     faults = []
     stage = str(getattr(family.config, "first_stage_sha256", ""))
-    # An older version wrote down another kind of hash: then the weights themselves tell.
+    # An older version recorded another kind of hash: then compare the weights themselves.
     if stage and stage not in (model.get("first_stage_sha256"), _stage_digest(weights)):
-        faults.append("model.first_stage: the start was trained on another one; give that one")
-    before = [(each.name, each.kind, each.classes) for each in found.image.conditions]
-    now = [(each.name, each.kind, each.classes) for each in family.image.conditions]
+        faults.append("model.first_stage: the start was trained with another one; use that one")
+    before, now = (
+        [(condition.name, condition.kind, condition.classes) for condition in image.conditions]
+        for image in (trained.image, family.image)
+    )
     if before != now:
-        # Their weights may fit by shape, and would mean another class.
+        # The shapes may match although each row belongs to another class.
         faults += [
             f"{name}: the conditions were {_shown(before)}, and are {_shown(now)}"
             for name in _embedding_names(family)
-            if not _any(name, anew)
+            if not _any(name, reinitialize)
         ]
     return faults
 
 
 def _stage_digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """The hash of the first stage whose weights are among these."""
+    """The digest of the first stage whose weights are part of `weights`."""
     prefix = "first_stage.family."
     return weights_digest(
-        {name.removeprefix(prefix): each for name, each in weights.items()
+        {name.removeprefix(prefix): value for name, value in weights.items()
          if name.startswith(prefix)}
     )  # fmt: skip
 
@@ -187,28 +192,25 @@ def _embedding_names(family: Family) -> list[str]:
     ]
 
 
-def _changed(family: Family, found: Artifact) -> list[str]:
-    before, now = found.config["model"], family.config.model_dump(mode="json")
+def _changed(family: Family, trained: Artifact) -> list[str]:
+    before, now = trained.config["model"], family.config.model_dump(mode="json")
     return [
         f"model.{key} ({before[key]}, now {now[key]})"
         for key in now
-        if key not in _FREE and key in before and before[key] != now[key]
+        if key not in _IGNORED_KEYS and key in before and before[key] != now[key]
     ]
 
 
 def _idle(family: Family) -> list[str]:
-    """Optimizers that would have nothing to do."""
-    trained = {name for name, each in family.named_parameters() if each.requires_grad}
+    """Faults of optimizers that would have no weights to train."""
+    trained = {name for name, weight in family.named_parameters() if weight.requires_grad}
     if not trained:
-        return ["nothing is left to train"]
+        return ["no weight is left to train"]
     if not isinstance(family, AdversarialFamily) or family.discriminator is None:
         return []
-    judging = {name for name in trained if name.startswith("discriminator.")}
-    parts = {
-        "the discriminator": judging,
-        "what plays against the discriminator": trained - judging,
-    }
-    return [f"of {part} nothing is left to train" for part, names in parts.items() if not names]
+    discriminator = {name for name in trained if name.startswith("discriminator.")}
+    parts = {"the discriminator": discriminator, "the generator": trained - discriminator}
+    return [f"no weight of {part} is left to train" for part, names in parts.items() if not names]
 
 
 def _frozen_modules(module: torch.nn.Module, prefix: str, frozen: set[str]) -> list[Any]:
@@ -216,9 +218,9 @@ def _frozen_modules(module: torch.nn.Module, prefix: str, frozen: set[str]) -> l
     if names and names <= frozen:
         return [module]
     return [
-        each
+        inner
         for name, child in module.named_children()
-        for each in _frozen_modules(child, f"{prefix}{name}.", frozen)
+        for inner in _frozen_modules(child, f"{prefix}{name}.", frozen)
     ]
 
 

@@ -1,7 +1,4 @@
-"""Losses and gradients of every step: their norms for the log, and the end where one is not finite.
-
-On a GPU nothing waits for them: norms stay there until the next look.
-"""
+"""Gradient norms for the log, and the end of a training whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -19,17 +16,17 @@ from synthcube.errors import NonFiniteLossError
 from synthcube.schema import Batch
 from synthcube.training.acceleration import plain_name
 from synthcube.training.progress import optimizer_names
-from synthcube.training.strategies import of_each
+from synthcube.training.strategies import gather_objects, local
 
-# A float16 scaler starts at 2 ** 16 and halves with each step that it skips: after as many,
-# gradients that are still not finite are so without any scale.
+# A float16 scaler starts at 2 ** 16 and halves after every skipped step: gradients that are
+# still not finite after this many are so without scaling.
 _SKIPPED_IN_A_ROW = 20
 _NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What one optimizer is about to take a step with."""
+    """Input of one optimizer step."""
 
     number: int
     optimizer: int
@@ -40,10 +37,11 @@ class _Step:
 
 
 class FiniteGuard(Callback):
-    """Stops at a loss or a gradient that is not finite: names the step, the files, the weights.
+    """Stops at a loss or gradient that is not finite, and names the step, files and weights.
 
-    On a CPU it stops before the step is taken. On a GPU it looks every `interval` batches, before
-    each validation, and before a checkpoint is written, so that none holds what such a step left.
+    On a CPU it checks before every step. On a GPU the norms stay on the device until the check,
+    every `interval` batches, before a validation, and before a checkpoint is written: no
+    checkpoint contains the result of such a step.
     """
 
     def __init__(
@@ -63,10 +61,10 @@ class FiniteGuard(Callback):
         self._skipped: dict[int, int] = {}
         self._names: dict[int, str] = {}
         self._latest: dict[int, torch.Tensor] = {}
-        self._in_pieces = False
+        self._is_sharded = False
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._names = {id(each): plain_name(name) for name, each in module.named_parameters()}
+        self._names = {id(weight): plain_name(name) for name, weight in module.named_parameters()}
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, _: int) -> None:
         self._number = trainer.global_step + 1
@@ -79,19 +77,19 @@ class FiniteGuard(Callback):
         self, trainer: pl.Trainer, module: Any, optimizer: torch.optim.Optimizer
     ) -> None:
         place = _place(trainer, optimizer)
-        moved = [
+        gradients = [
             (self._names.get(id(weight), "?"), weight.grad)
             for group in optimizer.param_groups
             for weight in group["params"]
             if weight.grad is not None
         ]
-        # Some strategies keep gradients to themselves: then the losses are all there is to see.
+        # Some strategies hide gradients: then only losses are checked.
         norms = torch.zeros(0, device=module.device)
-        if moved:
-            norms = torch.stack(torch._foreach_norm([_local(each) for _, each in moved]))
-            self._in_pieces = any(isinstance(each, DTensor) for _, each in moved)
+        if gradients:
+            norms = torch.stack(torch._foreach_norm(local([gradient for _, gradient in gradients])))
+            self._is_sharded = any(isinstance(gradient, DTensor) for _, gradient in gradients)
             self._latest[place] = norms
-        names = [name for name, _ in moved]
+        names = [name for name, _ in gradients]
         self._steps.append(_Step(self._number, place, [*self._rows], [*self._losses], names, norms))
         self._losses.clear()
         self._stepped = True
@@ -117,24 +115,21 @@ class FiniteGuard(Callback):
         self.check(trainer)
 
     def check(self, trainer: pl.Trainer) -> None:
-        """Look at what came since the last look, in all processes together.
-
-        Raises:
-            NonFiniteLossError: a loss or a gradient is NaN or infinite.
-        """
+        """Check all steps since the last check, in all processes together."""
         if not self._steps:
             return
         steps, self._steps = self._steps, []
         faults = [fault for step in steps for fault in self._faults(step, trainer)]
         if not trainer.strategy.reduce_boolean_decision(bool(faults), all=False):
             return
-        found = of_each((faults, [(each.number, self._files(each)) for each in steps]), trainer)
+        files_by_step = [(step.number, self._files(step)) for step in steps]
+        gathered = gather_objects((faults, files_by_step), trainer)
         if not trainer.is_global_zero:
-            raise SystemExit(0)  # the first process says it for all
-        number, is_gradient, what, files = min(fault for faults, _ in found for fault in faults)
-        if is_gradient:  # processes have made it together, of a loss that was finite in each
-            files = [file for _, all_files in found for at, each in all_files if at == number
-                     for file in each]  # fmt: skip
+            raise SystemExit(0)  # the first process prints the error
+        number, is_gradient, what, files = min(fault for faults, _ in gathered for fault in faults)
+        if is_gradient:  # summed over processes whose losses were all finite
+            files = [file for _, by_step in gathered for at, step_files in by_step if at == number
+                     for file in step_files]  # fmt: skip
         raise NonFiniteLossError(
             f"{what} at step {number}. Last good checkpoint: {self.last_good()}. "
             "Try a lower model.optimizer.lr, compute.precision 32, or look at the batch:",
@@ -142,15 +137,15 @@ class FiniteGuard(Callback):
         )
 
     def _files(self, step: _Step) -> list[str]:
-        return self.files([row for each in step.rows for row in each.tolist()])
+        return self.files([row for batch in step.rows for row in batch.tolist()])
 
     def _faults(self, step: _Step, trainer: pl.Trainer) -> list[tuple[int, bool, str, list[str]]]:
-        """(step, whether it is a gradient, what is wrong, files) of what is not finite."""
+        """(step, whether it is a gradient, what is wrong, files) for values that are not finite."""
         losses = [loss.float().reshape(1) for loss in step.losses]
         if bool(torch.isfinite(torch.cat([step.norms.float(), *losses])).all()):
             self._skipped[step.optimizer] = 0
             return []
-        wrong = [float(each) for each in step.losses if not math.isfinite(float(each))]
+        wrong = [value for value in map(float, step.losses) if not math.isfinite(value)]
         if wrong:
             return [(step.number, False, f"The loss became {wrong[0]}", self._files(step))]
         self._skipped[step.optimizer] = self._skipped.get(step.optimizer, 0) + 1
@@ -164,12 +159,12 @@ class FiniteGuard(Callback):
         return [(step.number, True, _described(names, len(step.weights)), self._files(step))]
 
     def _log_norms(self, trainer: pl.Trainer, module: Any) -> None:
-        """Norms before clipping, of the latest step of each optimizer."""
+        """Log the gradient norm before clipping of each optimizer's latest step."""
         names = optimizer_names(trainer, module)
         values = {}
         for place, norms in sorted(self._latest.items()):
             squared = norms.double().square().sum()
-            if self._in_pieces:
+            if self._is_sharded:
                 torch.distributed.all_reduce(squared)
             name = f"/{names[place]}" if len(names) > 1 else ""
             values[f"gradient_norm{name}"] = float(squared.sqrt())
@@ -179,14 +174,10 @@ class FiniteGuard(Callback):
 
 
 def _place(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> int:
-    inner = [getattr(each, "optimizer", each) for each in trainer.optimizers]
-    wanted = getattr(optimizer, "optimizer", optimizer)
-    return next((i for i, each in enumerate(inner) if each is wanted), 0)
-
-
-def _local(gradient: torch.Tensor) -> torch.Tensor:
-    """The piece of this process, where weights are cut into pieces."""
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    """Index of an optimizer, which a strategy may have wrapped."""
+    inner = [getattr(wrapped, "optimizer", wrapped) for wrapped in trainer.optimizers]
+    unwrapped = getattr(optimizer, "optimizer", optimizer)
+    return next((i for i, other in enumerate(inner) if other is unwrapped), 0)
 
 
 def _described(names: list[str], number: int) -> str:

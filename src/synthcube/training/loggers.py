@@ -1,4 +1,4 @@
-"""Which loggers a training reports to beside metrics.csv, and with which arguments."""
+"""Loggers besides metrics.csv: TensorBoard, Weights & Biases and MLflow."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ from typing_extensions import Self
 
 from synthcube import environment, plugins, reading
 from synthcube.errors import ConfigError, OutputError, SynthCubeError
-from synthcube.schema import Schema
+from synthcube.schema import Schema, flattened
 from synthcube.storage import make_folder, write_json
 
-# Of Lightning's loggers, TensorBoard's SummaryWriter and wandb.init. The place in the run folder,
-# the way to resume and what is shared SynthCube decides; nothing here sends or opens other files.
+log = logging.getLogger("synthcube")
+
+FOLDER = "logs"
+_RUNS = "runs.json"  # in FOLDER: each logger's id of the run, for resuming
+_PICTURE = "samples"
+
+# Allowed arguments of Lightning's loggers, TensorBoard's SummaryWriter and wandb.init. SynthCube
+# sets the folder, resuming and what is shared; none of these opens or sends other files.
 _ARGUMENTS = {
     "tensorboard": {"comment", "filename_suffix", "flush_secs", "max_queue", "prefix"},
     "wandb": {
@@ -36,7 +42,7 @@ _ARGUMENTS = {
 
 
 class LoggerConfig(Schema):
-    """A logger by name, with its arguments; a name alone will do."""
+    """A logger: its name alone, or its name and arguments."""
 
     name: Literal["tensorboard", "wandb", "mlflow"] = Field(
         description="What reports: TensorBoard, Weights & Biases or MLflow."
@@ -78,35 +84,28 @@ class LoggerConfig(Schema):
         return self
 
 
-log = logging.getLogger("synthcube")
-
-FOLDER = "logs"
-_RUNS = "runs.json"  # in FOLDER: what the run is called there, so that a resumed one goes on
-_PICTURE = "samples"
-
-
 class Report(Logger):
-    """A logger that says it once when it fails, and is silent from then on.
+    """Wraps a logger: after its first error it warns once and logs nothing more.
 
-    A server that is down, or a process of W&B that a signal has ended, must not end a training.
+    A server that is down, or a W&B process killed by a signal, must not end a training.
     """
 
-    def __init__(self, inner: Logger, called: str) -> None:
+    def __init__(self, inner: Logger, name: str) -> None:
         super().__init__()
         self.inner = inner
-        self.called = called
+        self._name = name
         self.works = True
 
     @property
     def name(self) -> str:
-        return self.called
+        return self._name
 
     @property
     def version(self) -> str:
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The config is there since the logger was opened."""
+        """Do nothing: the logger got the config when it was opened."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._attempt(lambda: self.inner.log_metrics(dict(metrics), step))
@@ -118,11 +117,11 @@ class Report(Logger):
         self._attempt(lambda: self.inner.finalize(status))
 
     def show_picture(self, path: Path, step: int) -> None:
-        """Show a PNG of samples."""
+        """Log a PNG of samples."""
         self._attempt(lambda: _show(self.inner, path, step))
 
     def close(self) -> None:
-        """End what Lightning leaves open, so that the next training here starts its own."""
+        """Finish a W&B run, which Lightning leaves open for the next training in this process."""
         if isinstance(self.inner, WandbLogger):
             run: Any = self.inner.experiment
             self._attempt(run.finish)
@@ -138,23 +137,20 @@ class Report(Logger):
             act()
         except Exception as error:  # each library raises its own kinds
             self.works = False
-            log.warning("%s gets no more of this training: %s", self.called, error)
+            log.warning("%s logs no more of this training: %s", self._name, error)
 
 
 def opened(
     configs: Sequence[LoggerConfig], run: Path, settings: Mapping[str, Any], steps: int | None
 ) -> list[Report]:
-    """The loggers, ready to write under `run`/logs; to be called in one process.
+    """The configured loggers, which write under `run`/logs; call this in one process only.
 
-    A run that was logged before goes on in the same TensorBoard folder, W&B run and MLflow run.
+    A resumed run continues in the same TensorBoard folder, W&B run and MLflow run.
 
     Args:
         settings: the resolved config, shown as hyperparameters.
-        steps: what was logged after this step is to be forgotten, where the logger can; None in a
-            new training.
-
-    Raises:
-        ConfigError: a logger refuses its arguments, or cannot reach where it is to send.
+        steps: steps of the resumed checkpoint, after which earlier rows are dropped if the logger
+            can; None in a new training.
     """
     if not configs:
         return []
@@ -165,7 +161,7 @@ def opened(
     for config in configs:
         try:
             logger, name = _OPEN[config.name](config.arguments, folder, runs, settings, steps)
-        except Exception as error:  # as above
+        except Exception as error:  # each library raises its own kinds
             for report in reports:
                 report.close()
             if isinstance(error, SynthCubeError):
@@ -198,8 +194,8 @@ def _tensorboard(
     from torch.utils.tensorboard.summary import hparams
 
     is_known = "tensorboard" in runs
-    forgets: dict[str, Any] = {"purge_step": (steps or 0) + 1} if is_known else {}
-    logger = TensorBoardLogger(folder, name="tensorboard", version="", **forgets, **arguments)
+    purge: dict[str, Any] = {"purge_step": (steps or 0) + 1} if is_known else {}
+    logger = TensorBoardLogger(folder, name="tensorboard", version="", **purge, **arguments)
     logger.log_hyperparams(dict(settings), metrics={})  # into hparams.yaml
     if not is_known:
         # Lightning would write them with a metric hp_metric of -1.
@@ -214,17 +210,17 @@ def _wandb(
 ) -> tuple[Logger, str]:  # fmt: skip
     import wandb
 
-    given = {"project": "synthcube", "name": folder.resolve().parent.name, **arguments}
-    offline, prefix = given.pop("offline", True), given.pop("prefix", "")
-    # Not by Lightning's logger: its way to be offline stays in the environment, and it joins
-    # whatever run this process has open.
+    options = {"project": "synthcube", "name": folder.resolve().parent.name, **arguments}
+    offline, prefix = options.pop("offline", True), options.pop("prefix", "")
+    # Lightning's logger would set offline mode in the environment, and join a run that is open in
+    # this process.
     experiment = wandb.init(
         dir=folder, id=runs.get("wandb"), resume="allow", reinit="create_new",
         mode="offline" if offline else "online", config=dict(settings), allow_val_change=True,
         settings=wandb.Settings(
             silent=True, console="off", disable_git=True, disable_job_creation=True
         ),
-        **given,
+        **options,
     )  # fmt: skip
     experiment.define_metric("trainer/global_step")
     experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -235,15 +231,15 @@ def _mlflow(
     arguments: Mapping[str, Any], folder: Path, runs: Mapping[str, str],
     settings: Mapping[str, Any], steps: int | None,
 ) -> tuple[Logger, str]:  # fmt: skip
-    given = {
+    options = {
         "experiment_name": "synthcube",
         "run_name": folder.resolve().parent.name,
         "tracking_uri": (folder.resolve() / "mlflow").as_uri(),
         **arguments,
     }
-    logger = MLFlowLogger(run_id=runs.get("mlflow"), **given)
+    logger = MLFlowLogger(run_id=runs.get("mlflow"), **options)
     client, name = logger.experiment, str(logger.run_id)
-    if "mlflow" in runs:  # parameters of a run cannot be changed: config.yaml below has the new
+    if "mlflow" in runs:  # parameters cannot be changed: config.json below has the new ones
         client.update_run(name, status="RUNNING")
     else:
         logger.log_hyperparams(_flat(settings))
@@ -262,13 +258,11 @@ def _known_runs(folder: Path) -> dict[str, str]:
     return {name: text for name, text in known.items() if isinstance(text, str)}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as section.key: value, with values that every logger can show."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = prefix + re.sub(r"[^\w/. -]", "_", str(key))
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{name}.")
-        else:
-            flat[name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as section.key: value, with names and values that every logger accepts."""
+    return {
+        re.sub(r"[^\w/. -]", "_", name): value
+        if isinstance(value, bool | int | float | str)
+        else str(value)
+        for name, value in flattened(settings).items()
+    }

@@ -1,10 +1,11 @@
-"""Metrics of a training: their means, metrics.csv, the best model, the early stop."""
+"""Metrics of a training: epoch means, metrics.csv, the best checkpoint, early stopping."""
 
 from __future__ import annotations
 
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,21 @@ from synthcube.errors import ConfigError, OutputError
 from synthcube.models.family import EpochMeans, Family
 from synthcube.schema import Batch
 from synthcube.storage import explained, write_with
-from synthcube.training.acceleration import copy_of, trained_terms
+from synthcube.training.acceleration import trained_terms, trial_copy
 from synthcube.training.checkpoints import BestAndLast, load
 from synthcube.training.config import EarlyStopConfig, TrainingConfig
-from synthcube.training.strategies import of_each
+from synthcube.training.strategies import gather_objects
 
-FIRST = ("epoch", "step")
+_FIRST_COLUMNS = ("epoch", "step")
 
 
 class MetricsTable(Logger):
-    """Appends rows of epoch, step and named numbers; a new name rewrites the header."""
+    """Writes metrics.csv: appends a row of epoch, step and named numbers; new names add columns."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.columns: list[str] = list(FIRST)
+        self.columns: list[str] = list(_FIRST_COLUMNS)
         if path.exists():
             self.columns = next(self._lines(), self.columns)
 
@@ -47,7 +48,7 @@ class MetricsTable(Logger):
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Hyperparameters are in config.yaml."""
+        """Do nothing: config.yaml has the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -62,10 +63,10 @@ class MetricsTable(Logger):
             csv.DictWriter(file, self.columns).writerow(row)
 
     def drop_after(self, step: int, *, within_epoch: bool) -> None:
-        """Forget what a killed run logged after the checkpoint that it resumes from.
+        """Remove rows that a killed run wrote after the checkpoint that is resumed.
 
         Args:
-            within_epoch: the checkpoint is older than what that epoch came to.
+            within_epoch: the checkpoint was written before the end of its epoch.
         """
         if self.path.exists():
             last_epoch_row = step - 1 if within_epoch else step
@@ -81,10 +82,10 @@ class MetricsTable(Logger):
             return []
         lines = self._lines()
         header = next(lines, [])
-        # of a killed run the last row may be short
+        # the last row of a killed run may be incomplete
         rows = [dict(itertools.zip_longest(header, line[: len(header)])) for line in lines]
         rows = [{name: cell or "" for name, cell in row.items() if name} for row in rows]
-        return [row for row in rows if _is_step(row.get("step", ""))]
+        return [row for row in rows if re.fullmatch(r"\d{1,19}", row.get("step", ""), re.ASCII)]
 
     def _lines(self) -> Iterator[list[str]]:
         text = reading.read_text(self.path, OutputError, limit=reading.MAX_LIST_BYTES)
@@ -103,10 +104,6 @@ class MetricsTable(Logger):
         write_with(self.path, write)
 
 
-def _is_step(text: str) -> bool:
-    return text.isdecimal() and len(text) < 20
-
-
 def _is_of_epoch(row: Mapping[str, str]) -> bool:
     return any(value for name, value in row.items() if name.endswith("/loss"))
 
@@ -115,17 +112,17 @@ _KEY = "epoch_means"
 
 
 class LogMeans(Callback):
-    """Logs each term's mean over the epoch and over processes.
+    """Logs the mean of each term over the epoch and all processes.
 
-    Unlike Lightning's own means these are kept in a checkpoint, so that an epoch that was
-    interrupted ends with the same numbers, and what depends on them is the same.
+    Unlike Lightning's means, these are saved in checkpoints: an interrupted epoch ends with the
+    same numbers.
     """
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         _log(trainer, module, module.means["train"])
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
-        module.means["validation"].clear()  # of a validation that was interrupted
+        module.means["validation"].clear()  # from an interrupted validation
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         _log(trainer, module, module.means["validation"])
@@ -133,7 +130,7 @@ class LogMeans(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[_KEY] = of_each(module.means["train"].state(), trainer)
+        checkpoint[_KEY] = gather_objects(module.means["train"].state(), trainer)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]
@@ -147,16 +144,16 @@ def _log(trainer: pl.Trainer, module: pl.LightningModule, means: EpochMeans) -> 
     def summed(values: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(trainer.strategy.reduce(values, reduce_op="sum"))
 
-    found = means.take(summed)
-    module.log_dict(found, on_step=False, on_epoch=True, prog_bar=True, logger=False, batch_size=1)
-    # Now, and not by Lightning once the checkpoint is saved: a kill in between would lose the row.
-    row = {name: float(value) for name, value in found.items()}
+    values = means.take(summed)
+    module.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, logger=False, batch_size=1)
+    # Lightning would write the row after the checkpoint: a kill in between would lose it.
+    row = {name: float(value) for name, value in values.items()}
     for logger in trainer.loggers:
         logger.log_metrics({**row, "epoch": trainer.current_epoch}, trainer.global_step)
 
 
 def best_and_last(folder: Path, monitor: str | None, training: TrainingConfig) -> BestAndLast:
-    """Checkpoints by `training.best`, or by `monitor` where that says nothing."""
+    """The checkpoint callback for `training.best`, or for `monitor` without it."""
     best = training.best
     every = training.validate_every_n_epochs
     if best is None:
@@ -164,8 +161,8 @@ def best_and_last(folder: Path, monitor: str | None, training: TrainingConfig) -
     return BestAndLast(folder, best.metric, every, best.mode)
 
 
-def metrics_asked_for(training: TrainingConfig) -> dict[str, str]:
-    """Names of metrics that a config mentions, by the key that does."""
+def configured_metrics(training: TrainingConfig) -> dict[str, str]:
+    """Names of the metrics in a config, by their key."""
     sections = {"training.best": training.best, "training.early_stop": training.early_stop}
     return {f"{key}.metric": section.metric for key, section in sections.items() if section}
 
@@ -173,41 +170,38 @@ def metrics_asked_for(training: TrainingConfig) -> dict[str, str]:
 def require_metrics(
     family: Family, batch: Batch, training: TrainingConfig, *, validates: bool
 ) -> None:
-    """Compute the losses of one batch on a copy of `family`, if its metrics must be known.
+    """Check the metrics of a config against those that `family` computes for one batch.
 
     Args:
         batch: on the family's device.
-        validates: whether there are images to validate on.
-
-    Raises:
-        ConfigError: a metric that the config mentions is none of this training.
+        validates: whether there are validation images.
     """
-    asked = metrics_asked_for(training)
-    if not asked:
+    metrics = configured_metrics(training)
+    if not metrics:
         return
-    known = {f"train/{name}" for name in trained_terms(copy_of(family), batch)}
+    known = {f"train/{name}" for name in trained_terms(trial_copy(family), batch)}
     if validates:
         with torch.no_grad():
-            known |= {f"validation/{name}" for name in copy_of(family).loss(batch)}
-    _refuse_unknown(asked, sorted(known), validates=validates)
+            known |= {f"validation/{name}" for name in trial_copy(family).loss(batch)}
+    _refuse_unknown(metrics, sorted(known), validates=validates)
 
 
 class MetricGuard(Callback):
-    """Stops at the first validation that lacks a metric that was there before the first step."""
+    """Stops at the first validation without a metric that existed before the first step."""
 
     def __init__(self, training: TrainingConfig) -> None:
-        self.asked = metrics_asked_for(training)
+        self.metrics = configured_metrics(training)
         self.every_n_epochs = training.validate_every_n_epochs
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            _refuse_unknown(self.asked, sorted(trainer.callback_metrics), validates=True)
+            _refuse_unknown(self.metrics, sorted(trainer.callback_metrics), validates=True)
 
 
-def _refuse_unknown(asked: dict[str, str], known: list[str], *, validates: bool) -> None:
+def _refuse_unknown(metrics: dict[str, str], known: list[str], *, validates: bool) -> None:
     unknown = [
         f"{key} is {metric!r}; known: {', '.join(known)}"
-        for key, metric in asked.items()
+        for key, metric in metrics.items()
         if metric not in known
     ]
     if unknown:
@@ -216,9 +210,9 @@ def _refuse_unknown(asked: dict[str, str], known: list[str], *, validates: bool)
 
 
 class EarlyStop(EarlyStopping):
-    """Lightning's, whose patience counts validations whatever the metric, and may be raised.
+    """Lightning's EarlyStopping, whose patience always counts validations and can be raised.
 
-    A metric that is not finite counts as one that did not improve.
+    A metric that is not finite counts as no improvement.
     """
 
     def __init__(self, config: EarlyStopConfig, every_n_epochs: int) -> None:
@@ -228,7 +222,7 @@ class EarlyStop(EarlyStopping):
             patience=config.patience,
             mode=config.mode,
             check_finite=False,
-            # After a validation, at whose end alone there are new values of it.
+            # Validation metrics are new only at the end of a validation.
             check_on_train_epoch_end=not config.metric.startswith("validation/"),
         )
         self.every_n_epochs = every_n_epochs
@@ -238,12 +232,12 @@ class EarlyStop(EarlyStopping):
             super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Lightning would take the patience back to what it was.
+        # Lightning would restore the earlier patience.
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 def stopped_early(checkpoint: Path, training: TrainingConfig) -> str:
-    """Why the training of a checkpoint needs no more steps; empty where it may go on."""
+    """Why early stopping ended the training of a checkpoint; empty if it did not."""
     config = training.early_stop
     if config is None:
         return ""

@@ -1,4 +1,4 @@
-"""Pictures of what a model makes while it learns."""
+"""Sample pictures during a training."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from synthcube.schema import Batch, Condition
 from synthcube.storage import make_folder
 from synthcube.training.loggers import Report
 from synthcube.training.preemption import Preemption
-from synthcube.training.strategies import is_cut
+from synthcube.training.strategies import is_sharded
 
 
 class SamplePictures(Callback):
-    """Writes what the averaged weights make, with the same seeds each time.
+    """Writes a picture of samples or reconstructions every N epochs, always with the same seeds.
 
     Args:
-        examples: images whose conditions are followed, or that are reconstructed.
-        averaged: the model with averaged weights, or None where there is none.
+        examples: images to reconstruct, or whose conditions the samples follow.
+        averaged: returns the model with averaged weights, or None if there is none.
     """
 
     def __init__(
@@ -48,26 +48,26 @@ class SamplePictures(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         is_last = epoch == trainer.max_epochs or trainer.should_stop
-        # Where the weights are cut, every process holds a piece that the others need.
-        takes_part = trainer.is_global_zero or is_cut(trainer.strategy)
+        # Every process has a part of sharded weights, which the others need.
+        takes_part = trainer.is_global_zero or is_sharded(trainer.strategy)
         if not (takes_part and self.every_n_epochs):
             return
         if epoch % self.every_n_epochs and not is_last:
             return
-        # Who asks to stop does not wait for a picture, unless others would wait for this process.
-        alone = not is_cut(trainer.strategy)
-        with self.preemption.impatient() if alone else nullcontext():
-            self._draw(trainer, self.averaged() or module, epoch)
+        # A signal interrupts the picture, unless other processes wait for this one.
+        alone = not is_sharded(trainer.strategy)
+        with self.preemption.immediate() if alone else nullcontext():
+            self._write(trainer, self.averaged() or module, epoch)
 
-    def _draw(self, trainer: pl.Trainer, drawn: Any, epoch: int) -> None:
-        was_training = drawn.training
-        drawn.eval()
-        # Not inference_mode: weights gathered in it could not be trained afterwards.
+    def _write(self, trainer: pl.Trainer, model: Any, epoch: int) -> None:
+        was_training = model.training
+        model.eval()
+        # Not inference_mode: weights gathered in it could not be trained later.
         try:
             with torch.no_grad(), trainer.precision_plugin.forward_context():
-                tiles = self._tiles(drawn)
+                tiles = self._tiles(model)
         finally:
-            drawn.train(was_training)
+            model.train(was_training)
         number = len(self.examples["index"])
         if tiles and trainer.is_global_zero:
             path = make_folder(self.folder) / f"epoch_{epoch:04d}.png"
@@ -75,8 +75,8 @@ class SamplePictures(Callback):
                 path,
                 tiles,
                 columns=number if len(tiles) > number else None,
-                raster=drawn.image.file_format == "png",
-                spacing_mm=drawn.image.spacing_mm,
+                raster=model.image.file_format == "png",
+                spacing_mm=model.image.spacing_mm,
             )
             for logger in trainer.loggers:
                 if isinstance(logger, Report):
@@ -90,12 +90,10 @@ class SamplePictures(Callback):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             condition = self.examples["condition"]
             moved = Condition(
-                values=condition["values"].to(device),
-                source=condition["source"].to(device),
+                values=condition["values"].to(device), source=condition["source"].to(device)
             )
-            made = module.sample(generators, moved).float().cpu()
-            return [*images, *made] if condition["source"].shape[1] else list(made)
+            samples = module.sample(generators, moved).float().cpu()
+            return [*images, *samples] if condition["source"].shape[1] else list(samples)
         if isinstance(module, Reconstructs):
-            made = module.reconstruct(images.to(device)).float().cpu()
-            return [*images, *made]
+            return [*images, *module.reconstruct(images.to(device)).float().cpu()]
         return []

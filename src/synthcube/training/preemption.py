@@ -1,4 +1,7 @@
-"""Signals that end a training early, in good order, to be continued by the same command."""
+"""Signals that stop a training early, with a checkpoint: the same command continues it.
+
+A stopped training ends with exit code 75: see `PreemptedError.exit_code` in errors.py.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,25 @@ _AGAIN = "The same command goes on from there."
 
 
 class Preemption:
-    """Listens for signals: while nothing can be lost they stop the task at once.
+    """Handles the signals that stop a task: at once, or in training after a checkpoint.
 
-    While steps are taken they are only remembered, in `heard`, until a checkpoint is saved.
+    Inside `deferred` a signal is only stored in `heard`, until a checkpoint is saved.
     """
 
     def __init__(self, signals: Sequence[str]) -> None:
         self.signals = [signal.Signals[name] for name in signals]
         self.heard: str | None = None
-        self._patient = False
+        self._deferred = False
         self._raised: PreemptedError | None = None
         self._repetition: threading.Timer | None = None
 
     @contextmanager
     def listening(self) -> Iterator[Preemption]:
-        """Handle the signals inside; outside they mean what they meant before."""
+        """Handle the signals inside; the earlier handlers are restored afterwards."""
         if threading.current_thread() is not threading.main_thread():
-            yield self  # the signals of a notebook's or a server's thread are not ours
+            yield self  # signals in a notebook or a server are not ours to handle
             return
-        before = {each: signal.getsignal(each) for each in self.signals}
+        handlers = {number: signal.getsignal(number) for number in self.signals}
         report = sys.unraisablehook
         self.listen()
         interruption.release(set(interruption.PREEMPTING) - set(self.signals))
@@ -43,37 +46,37 @@ class Preemption:
         try:
             yield self
         except Exception as error:
-            if self._raised:  # a library has made an error of its own of it
+            if self._raised:  # a library has wrapped our exception in its own
                 raise self._raised from error
             raise
         finally:
             sys.unraisablehook = report
             if self._repetition:
                 self._repetition.cancel()
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             interruption.release(interruption.PREEMPTING)
 
     def listen(self) -> None:
-        """Take the signals, also back from somebody who took them from us."""
+        """Install the handlers, again where a library has replaced them."""
         if threading.current_thread() is threading.main_thread():
-            for each in self.signals:
-                signal.signal(each, self._hear)
+            for number in self.signals:
+                signal.signal(number, self._hear)
 
     @contextmanager
-    def patient(self) -> Iterator[None]:
-        """Inside, a signal is remembered instead of stopping at once."""
-        before, self._patient = self._patient, True
+    def deferred(self) -> Iterator[None]:
+        """Store a signal inside instead of stopping at once."""
+        before, self._deferred = self._deferred, True
         try:
             self.stop_if_heard()
             yield
         finally:
-            self._patient = before
+            self._deferred = before
 
     @contextmanager
-    def impatient(self) -> Iterator[None]:
-        """Inside, a signal breaks off what is done, which nobody will miss."""
-        before, self._patient = self._patient, False
+    def immediate(self) -> Iterator[None]:
+        """Leave the block at once when a signal comes: for work that can be dropped."""
+        before, self._deferred = self._deferred, False
         try:
             if self.heard:
                 raise PreemptedError(f"{self.heard} came.")
@@ -83,21 +86,18 @@ class Preemption:
                 raise
             self._raised = None
         finally:
-            self._patient = before
+            self._deferred = before
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         again, self.heard = self.heard, signal.Signals(number).name
         if again == self.heard == "SIGINT":
-            raise KeyboardInterrupt  # a person who asks twice means now
-        if not self._patient:
+            raise KeyboardInterrupt  # Ctrl+C twice: stop now
+        if not self._deferred:
             self._raised = self._stopped()
             raise self._raised
 
     def stop_if_heard(self) -> None:
-        """
-        Raises:
-            PreemptedError: a signal came, and was remembered only, or its error was swallowed.
-        """
+        """Raise PreemptedError if a signal came and its error was deferred or swallowed."""
         if self.heard:
             raise self._stopped()
 
@@ -105,7 +105,7 @@ class Preemption:
         return PreemptedError(f"{self.heard} came between steps: nothing is lost. {_AGAIN}")
 
     def _is_repeated(self, lost: sys.UnraisableHookArgs) -> bool:
-        """Whether Python drops our exception, as in a destructor: the signal is sent once more."""
+        """Whether Python drops our exception, as in a destructor; then sends the signal again."""
         if not isinstance(lost.exc_value, PreemptedError):
             return False
         number, self.heard = signal.Signals[str(self.heard)], None
@@ -115,7 +115,7 @@ class Preemption:
         return True
 
     def stop(self, epoch: int, step: int, saved: Any) -> PreemptedError:
-        """The error with which a training ends whose checkpoint is saved."""
+        """The error that ends a training once its checkpoint is saved."""
         return PreemptedError(
             f"{self.heard or 'A signal'} came in epoch {epoch + 1}, after step {step}. Saved as "
             f"{saved}. {_AGAIN}"

@@ -1,4 +1,4 @@
-"""How far a training is, how fast, and where its time goes."""
+"""The progress lines of a training, its speed, and a report of where its time went."""
 
 from __future__ import annotations
 
@@ -26,23 +26,32 @@ from synthcube.training.config import TrainingConfig
 
 log = logging.getLogger("synthcube")
 
+REPORT = "throughput.json"
+_NAMES = {
+    "step": "step", "data_wait": "data wait", "data_start": "loader start",
+    "validation": "validation", "pictures": "pictures", "saving": "saving",
+    "rest": "start and rest",
+}  # fmt: skip
+# Shares of the time above which advice is given, and the share to aim at.
+_DATA_LIMIT, _WRITING_LIMIT, _AIM = 0.05, 0.10, 0.05
+
 
 class LogLines(Callback):
-    """A row for every logger each N steps; lines too, where no progress bar is shown.
+    """Logs losses, learning rates and speed every N steps, to the loggers and as a line.
 
-    Nothing is read from a GPU between two rows.
+    Nothing is read from a GPU in between.
     """
 
-    def __init__(self, interval: int, ledger: Ledger, *, quiet: bool) -> None:
+    def __init__(self, interval: int, profiler: TimeProfiler, *, quiet: bool) -> None:
         self.interval = interval
-        self.ledger = ledger
+        self.profiler = profiler
         self.level = logging.DEBUG if quiet else logging.INFO
         self._images = 0
-        self._before = (0.0, 0.0)  # seconds in steps, and in waiting for data
+        self._before = (0.0, 0.0)  # seconds of steps and of waiting for data at the last row
         self._rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._images, self._before = 0, self.ledger.training_seconds()
+        self._images, self._before = 0, self.profiler.training_seconds()
         if isinstance(module, Family):
             for line in described_optimizers(trainer, module):
                 log.log(self.level, line)
@@ -51,7 +60,7 @@ class LogLines(Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any
     ) -> None:
         if (trainer.fit_loop.total_batch_idx + 1) % self.interval == 0:
-            # Schedules step before the end of a batch: these are the rates of its own step.
+            # Schedules step before the end of the batch: read the rates that this step uses.
             self._rates = learning_rates(trainer.optimizers, optimizer_names(trainer, module))
 
     def on_train_batch_end(
@@ -60,9 +69,12 @@ class LogLines(Callback):
         self._images += len(batch["index"]) * trainer.world_size
         if (trainer.fit_loop.total_batch_idx + 1) % self.interval or outputs is None:
             return
+        terms = module.latest_terms if isinstance(module, Family) else {}
         values = {
             "train/loss_now": float(outputs["loss"]),
-            **_other_terms(module),
+            **{
+                f"{name}_now": float(value) for name, value in terms.items() if name != "train/loss"
+            },
             **self._rates,
             **self._speed(),
             "memory_gb": memory_gb(trainer.strategy.root_device),
@@ -83,8 +95,8 @@ class LogLines(Callback):
         )  # fmt: skip
 
     def _speed(self) -> dict[str, float]:
-        """Since the last row; validation, pictures and saving do not count."""
-        step, data = self.ledger.training_seconds()
+        """Training speed since the last row, without validation, pictures and saving."""
+        step, data = self.profiler.training_seconds()
         stepped, waited = step - self._before[0], data - self._before[1]
         images, self._images, self._before = self._images, 0, (step, data)
         spent = max(stepped + waited, 1e-9)
@@ -92,7 +104,7 @@ class LogLines(Callback):
 
 
 def line(trainer: pl.Trainer, values: dict[str, float]) -> str:
-    """What a job's log says at a step."""
+    """The progress line of a step."""
     losses = [
         f"{name.removeprefix('train/').removesuffix('_now')} {value:.4f}"
         for name, value in values.items()
@@ -113,63 +125,49 @@ def line(trainer: pl.Trainer, values: dict[str, float]) -> str:
 
 
 def learning_rates(optimizers: list[torch.optim.Optimizer], names: list[str]) -> dict[str, float]:
-    """lr, or lr/name where there are several; lr/name/0 and so on for groups that differ."""
-    found: dict[str, float] = {}
+    """Learning rates as lr, lr/NAME with several optimizers, or lr/NAME/0 if groups differ."""
+    named: dict[str, float] = {}
     for name, optimizer in zip(names, optimizers, strict=True):
         key = f"lr/{name}" if len(optimizers) > 1 else "lr"
         rates = [float(group["lr"]) for group in optimizer.param_groups]
-        alike = len(set(rates)) == 1
-        found |= {key: rates[0]} if alike else {f"{key}/{i}": r for i, r in enumerate(rates)}
-    return found
+        same = len(set(rates)) == 1
+        named |= {key: rates[0]} if same else {f"{key}/{i}": r for i, r in enumerate(rates)}
+    return named
 
 
 def optimizer_names(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
-    """A name for each optimizer: the family's, or its number where that has none."""
+    """Names of the optimizers: those that the family gives, or else numbers."""
     names = module.optimizer_names if isinstance(module, Family) else ()
     number = len(trainer.optimizers)
     return list(names) if len(names) == number else [str(i) for i in range(number)]
 
 
 def described_optimizers(trainer: pl.Trainer, family: Family) -> list[str]:
-    """One line for each: what it trains, how, and on what schedule."""
+    """A line for each optimizer: its weights, class, schedule and learning rates."""
     lines = []
     names = optimizer_names(trainer, family)
     for name, optimizer in zip(names, trainer.optimizers, strict=True):
-        numbers = [each.numel() for group in optimizer.param_groups for each in group["params"]]
+        sizes = [weight.numel() for group in optimizer.param_groups for weight in group["params"]]
         key = "scheduler" if name == names[0] else f"{name}_scheduler"
         schedule = getattr(getattr(family.config, key, None), "name", "no")
-        # Schedules with a warm-up have lowered it by now.
+        # A warm-up has already lowered the current rate.
         rates = {float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups}
         lines.append(
-            f"{name}: {sum(numbers):,} weights, {type(optimizer).__name__}, {schedule} schedule, "
+            f"{name}: {sum(sizes):,} weights, {type(optimizer).__name__}, {schedule} schedule, "
             f"lr {', '.join(f'{rate:.2e}' for rate in sorted(rates))}"
         )
     return lines
 
 
 def memory_gb(device: torch.device) -> float:
-    """On a GPU the most that was allocated so far; on a CPU what this process holds now."""
+    """Gigabytes: the peak allocated on a GPU, or what this process holds now on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resident_bytes() / 1e9
 
 
-def _other_terms(module: pl.LightningModule) -> dict[str, float]:
-    terms = module.latest_terms if isinstance(module, Family) else {}
-    return {f"{name}_now": float(value) for name, value in terms.items() if name != "train/loss"}
-
-
-REPORT = "throughput.json"
-_NAMES = {
-    "step": "step", "data_wait": "data wait", "data_start": "loader start",
-    "validation": "validation", "pictures": "pictures", "saving": "saving",
-    "rest": "start and rest",
-}  # fmt: skip
-_DATA_LIMIT, _WRITING_LIMIT, _AIM = 0.05, 0.10, 0.05  # shares of the time
-
-
 class _Part(Schema):
-    """What one run of a training spent."""
+    """Time of one run of the training command."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -178,30 +176,30 @@ class _Part(Schema):
 
 
 class _File(Schema):
-    """throughput.json; the total is computed anew."""
+    """Content of throughput.json; the total is always computed again."""
 
     model_config = ConfigDict(extra="ignore")
 
     parts: list[_Part] = Field(description="Of each run of the training.")
 
 
-class Ledger(Profiler):
-    """Seconds by part, each moment booked once: Lightning says when an action starts and stops.
+class TimeProfiler(Profiler):
+    """Measures the seconds of each part of a training, from Lightning's actions; none overlap.
 
-    A step is all between two waits for a batch, so that on a GPU, where work is only handed over,
-    it holds the place where the work is waited for. The start of an epoch up to its first batch
-    is booked apart: loader processes start then.
+    A step is everything between two waits for a batch: GPU kernels run asynchronously, so this
+    includes the point where Python waits for them. The time from the start of an epoch to its
+    first batch counts separately, because loader processes start then.
 
     Args:
-        family: class name of the model, of whose hooks Lightning speaks.
-        pictures: class name of the callback that draws.
+        family: class name of the model, which is part of the names of its actions.
+        pictures: class name of the callback that draws sample pictures.
     """
 
     def __init__(self, family: str, pictures: str) -> None:
         super().__init__()
         self.seconds = dict.fromkeys(_NAMES, 0.0)
         self.others_wait_more_s = 0.0
-        """Data wait of the process that waited longest, beyond that of this one."""
+        """How much longer the slowest process waited for data than this one."""
         fetch, epoch = "[_TrainingEpochLoop].train_dataloader_next", "run_training_epoch"
         hook = f"[LightningModule]{family}.on_validation_"
         draw = f"[Callback]{pictures}.on_train_epoch_end"
@@ -218,19 +216,19 @@ class Ledger(Profiler):
 
     def start(self, action_name: str) -> None:
         if parts := self._opens.get(action_name):
-            self._book()
+            self._count()
             first = parts == ("data_wait",) and self._open[-1] == "data_start"
             self._open += ("data_start",) if first else parts
 
     def stop(self, action_name: str) -> None:
         if parts := self._closes.get(action_name):
-            self._book()
+            self._count()
             while self._open[-1] in parts:
                 self._open.pop()
 
     def training_seconds(self) -> tuple[float, float]:
-        """Seconds until now in steps, and in waiting for their batches."""
-        self._book()
+        """Seconds so far of steps and of waiting for data."""
+        self._count()
         return self.seconds["step"], self.data_seconds
 
     @property
@@ -239,49 +237,49 @@ class Ledger(Profiler):
 
     @property
     def data_share(self) -> float:
-        """Share of the training, validation and the rest aside, that waits for data, in [0, 1]."""
+        """Share of steps and data wait that is data wait, in [0, 1], of the slowest process."""
         waited = self.data_seconds + self.others_wait_more_s
         return waited / max(self.seconds["step"] + self.data_seconds, waited, 1e-9)
 
     def close(self) -> float:
-        """Book what is open; returns all seconds since the start."""
-        self._book()
+        """Count the current part and return all seconds since the start."""
+        self._count()
         return sum(self.seconds.values())
 
-    def _book(self) -> None:
+    def _count(self) -> None:
         now = time.perf_counter()
         self.seconds[self._open[-1]] += now - self._since
         self._since = now
 
 
 class SlowestProcess(Callback):
-    """Learns, at the end, how long the process that waited longest has waited for data."""
+    """Sets, at the end, how much longer the slowest process waited for data."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, profiler: TimeProfiler) -> None:
+        self.profiler = profiler
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.world_size > 1:
-            own = self.ledger.data_seconds
-            waited: Any = torch.tensor(own, device=trainer.strategy.root_device)
+            seconds = self.profiler.data_seconds
+            waited: Any = torch.tensor(seconds, device=trainer.strategy.root_device)
             longest = float(trainer.strategy.reduce(waited, reduce_op="max"))
-            self.ledger.others_wait_more_s = max(0.0, longest - own)
+            self.profiler.others_wait_more_s = max(0.0, longest - seconds)
 
 
 def report(
-    ledger: Ledger, steps: int, data: DataModule, training: TrainingConfig, run: Path,
+    profiler: TimeProfiler, steps: int, data: DataModule, training: TrainingConfig, run: Path,
     *, resumed: bool,
 ) -> None:  # fmt: skip
-    """Say where the time went and what to change, and write it to `run`/throughput.json.
+    """Log where the time went and what would be faster; write it to `run`/throughput.json.
 
-    A resumed run adds to the file, where the total is that of all its parts.
+    A resumed run appends its part to the file; the total is the sum of all parts.
     """
-    total = ledger.close()
+    total = profiler.close()
     if steps < 1:
         return
-    advice = [*data_advice(ledger, steps, data), *writing_advice(ledger.seconds, training)]
+    advice = [*data_advice(profiler, steps, data), *writing_advice(profiler.seconds, training)]
     shown = [
-        f"{name} {ledger.seconds[part]:.1f} s ({ledger.seconds[part] / total:.0%})"
+        f"{name} {profiler.seconds[part]:.1f} s ({profiler.seconds[part] / total:.0%})"
         for part, name in _NAMES.items()
     ]
     log.info("Where the time went, %.1f s for %d steps: %s.", total, steps, ", ".join(shown))
@@ -291,44 +289,47 @@ def report(
     parts = _earlier(path) if resumed else []
     parts.append({
         "steps": steps,
-        "seconds": _rounded(ledger.seconds),
-        "data_wait_percent": round(100 * ledger.data_share, 2),
+        "seconds": _rounded(profiler.seconds),
+        "data_wait_percent": round(100 * profiler.data_share, 2),
         "advice": advice,
     })  # fmt: skip
-    sums = {name: sum(each["seconds"].get(name, 0.0) for each in parts) for name in _NAMES}
-    whole = {"steps": sum(each["steps"] for each in parts), "seconds": _rounded(sums)}
+    sums = {name: sum(part["seconds"].get(name, 0.0) for part in parts) for name in _NAMES}
+    total_part = {"steps": sum(part["steps"] for part in parts), "seconds": _rounded(sums)}
     try:
-        write_json(path, {"total": whole, "parts": parts})
-    except OutputError as error:  # it must not hide why a training ended
+        write_json(path, {"total": total_part, "parts": parts})
+    except OutputError as error:  # must not hide the error that ended the training
         log.warning("%s", error)
 
 
-def data_advice(ledger: Ledger, steps: int, data: DataModule) -> list[str]:
-    """What to change, where waiting for data takes more than a twentieth of the training."""
-    if ledger.data_share <= _DATA_LIMIT:
+def data_advice(profiler: TimeProfiler, steps: int, data: DataModule) -> list[str]:
+    """How to wait less for data; empty below 5% of the training."""
+    if profiler.data_share <= _DATA_LIMIT:
         return []
     workers, wanted = data.num_workers, data.config.num_workers
     processes = data.trainer.num_devices if data.trainer else 1
     free = max(0, environment.num_cores() // processes - 1)
-    waited, step = ledger.seconds["data_wait"], ledger.seconds["step"]
-    # A loader process makes a batch while the others make theirs: so many keep up with the steps.
+    waited, step = profiler.seconds["data_wait"], profiler.seconds["step"]
+    # Loader processes work in parallel: this many produce batches as fast as steps use them.
     enough = math.ceil(waited / step) if not workers else math.ceil(workers * (1 + waited / step))
+    wait_s = (profiler.data_seconds + profiler.others_wait_more_s) / steps
     lines = [
-        f"Waiting for data took {ledger.data_share:.0%} of the training "
-        f"({(ledger.data_seconds + ledger.others_wait_more_s) / steps:.3f} s a step). To wait less:"
+        f"Waiting for data took {profiler.data_share:.0%} of the training ({wait_s:.3f} s a step). "
+        "To wait less:"
     ]
-    if workers and ledger.seconds["data_start"] > waited:
+    if workers and profiler.seconds["data_start"] > waited:
         fewer = workers // 2 if data.config.augmentation else 0
         lines.append(
-            f"- data.num_workers={fewer} instead of {workers}: they are started in every epoch, "
-            f"which took {ledger.seconds['data_start']:.1f} s"
+            f"- data.num_workers={fewer} instead of {workers}: starting them in every epoch "
+            f"took {profiler.seconds['data_start']:.1f} s"
         )
     elif workers < wanted:
-        lines.append(f"- room in /dev/shm for {wanted} loader processes, not {workers}: --shm-size")
+        lines.append(
+            f"- a larger /dev/shm (--shm-size): {workers} of {wanted} loader processes fit"
+        )
     elif workers < free:
         lines.append(
             f"- data.num_workers={min(max(enough, workers + 1), free)} instead of {workers}; "
-            f"{free + 1} cores are there for each training process"
+            f"each training process has {free + 1} cores"
         )
     else:
         lines.append(
@@ -339,23 +340,23 @@ def data_advice(ledger: Ledger, steps: int, data: DataModule) -> list[str]:
 
 
 def _source_advice(data: DataModule) -> list[str]:
-    """What makes an image dear: its augmentation, or the place it is read from."""
+    """The most expensive step of loading an image: its augmentation, or reading the cache."""
     if data.config.augmentation:
         costs = _augmentation_ms(data)
-        dearest = max(costs, key=lambda name: costs[name])
+        slowest = max(costs, key=lambda name: costs[name])
         return [
-            f"- less dear data.augmentation: it takes {sum(costs.values()):.1f} ms an image, of "
-            f"which {dearest} {costs[dearest]:.1f} ms: drop that, or lower its p"
+            f"- cheaper data.augmentation: it takes {sum(costs.values()):.1f} ms per image, of "
+            f"which {slowest} takes {costs[slowest]:.1f} ms: remove it, or lower its p"
         ]
     size_gb = math.prod(data.cache.shape) * 4 / 1e9
     return [
         f"- a faster disk for the cache of {size_gb:.2f} GB (SYNTHCUBE_CACHE is now "
-        f"{environment.cache_folder()}), or so much free memory that the system keeps it there"
+        f"{environment.cache_folder()}), or enough free memory for the system to keep it there"
     ]
 
 
 def _augmentation_ms(data: DataModule) -> dict[str, float]:
-    """Milliseconds that each transform takes for one image where it is applied, by name."""
+    """Milliseconds that each augmentation takes for one image, by name."""
     import torchio as tio
 
     image = data.examples(data.rows("train")[:1])["image"][0]
@@ -365,17 +366,17 @@ def _augmentation_ms(data: DataModule) -> dict[str, float]:
         for config in data.config.augmentation:
             transform = config.build()
             times: list[float] = []
-            while len(times) < 3 and sum(times) < 0.5:  # somebody waits for the end
+            while len(times) < 3 and sum(times) < 0.5:
                 scalar: Any = tio.ScalarImage(tensor=volume.clone())
-                began = time.perf_counter()
+                start = time.perf_counter()
                 transform(scalar)
-                times.append(time.perf_counter() - began)
+                times.append(time.perf_counter() - start)
             costs[config.name] = 1000 * max(times)
     return costs
 
 
 def writing_advice(seconds: Mapping[str, float], training: TrainingConfig) -> list[str]:
-    """What to change, where saving or pictures take more than a tenth of the time."""
+    """How to spend less on saving and pictures; empty below 10% of the time each."""
     total, lines = sum(seconds.values()), []
     for part, name, key in (
         ("pictures", "Sample pictures", "sample_every_n_epochs"),
@@ -393,10 +394,10 @@ def writing_advice(seconds: Mapping[str, float], training: TrainingConfig) -> li
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
     try:
-        found = reading.validated(reading.read_object(path, OutputError), _File, path, OutputError)
+        file = reading.validated(reading.read_object(path, OutputError), _File, path, OutputError)
     except OutputError:
         return []
-    return [part.model_dump() for part in found.parts]
+    return [part.model_dump() for part in file.parts]
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""What the processes that train together tell each other."""
+"""Strategies of several processes: DDP, FSDP and DeepSpeed, and the values that they exchange."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,18 +21,17 @@ from synthcube.models.family import FamilyConfig
 from synthcube.training import deepspeed
 from synthcube.training.config import TrainingConfig
 
+log = logging.getLogger("synthcube")
 
-def of_each(value: Any, trainer: pl.Trainer) -> list[Any]:
-    """The plain `value` of every process, by rank; all of them must call it."""
+_SHARDING = ("fsdp", "deepspeed")
+
+
+def gather_objects(value: Any, trainer: pl.Trainer) -> list[Any]:
+    """The plain `value` of every process, by rank; every process must call this."""
     values: list[Any] = [value] * trainer.world_size
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(values, value)
     return values
-
-
-log = logging.getLogger("synthcube")
-
-_CUTTING = ("fsdp", "deepspeed")
 
 
 def strategy(
@@ -43,105 +42,96 @@ def strategy(
     by_hand: bool,
     mixed: bool,
 ) -> Strategy | str:
-    """Lightning's strategy for that many devices on each node.
+    """Lightning's strategy for `num_devices` devices on each node.
 
     Args:
         by_hand: whether the family optimizes several networks, so that a backward pass may leave
-            some parameters without a gradient, as that of a generator does for its discriminator.
+            parameters without a gradient (a generator's pass those of its discriminator).
         mixed: whether the precision is bf16-mixed.
-
-    Raises:
-        ConfigError: the family cannot be trained so.
     """
-    if by_hand and compute.strategy in _CUTTING:  # of a family whose config does not say so
+    if by_hand and compute.strategy in _SHARDING:  # the family's config did not tell
         raise ConfigError(f"compute.strategy {compute.strategy} trains with one optimizer: use ddp")
     processes = num_devices * compute.num_nodes
     if compute.strategy == "deepspeed":
         if name := deepspeed.own_optimizer(compute):
             log.info(
-                "DeepSpeed's file takes precedence: its optimizer %s, and its scheduler if it has "
-                "one, are used; model.optimizer and model.scheduler are not.", name,
+                "DeepSpeed's file takes precedence: its optimizer %s and its scheduler, if any, "
+                "are used instead of model.optimizer and model.scheduler.", name,
             )  # fmt: skip
         return deepspeed.ZeRO(mixed=mixed, **deepspeed.arguments(compute, training, processes))
     if processes == 1:
         if compute.strategy == "fsdp":
-            log.info("compute.strategy is fsdp, and there is one process: nothing is cut.")
+            log.info("compute.strategy is fsdp, but there is one process: nothing is sharded.")
         return "auto"
     if compute.strategy == "fsdp":
         return FullySharded(**compute.strategy_config)
-    # Gradients live where they are sent from: no copy of them, in memory or in time.
-    usual = {"find_unused_parameters": by_hand, "gradient_as_bucket_view": True}
-    return DDPStrategy(**{**usual, **compute.strategy_config})
+    # Gradients are views of the communication buckets, which saves a copy.
+    defaults = {"find_unused_parameters": by_hand, "gradient_as_bucket_view": True}
+    return DDPStrategy(**{**defaults, **compute.strategy_config})
 
 
-def is_cut(strategy: Strategy) -> bool:
-    """Whether no process holds all weights, so that all must take part in every call."""
+def is_sharded(strategy: Strategy) -> bool:
+    """Whether each process has a part of the weights, so that all must take part in a call."""
     return isinstance(strategy, FullySharded) or (
         isinstance(strategy, deepspeed.ZeRO) and strategy.stage == 3
     )
 
 
 def is_one_file(strategy: Strategy) -> bool:
-    """Whether a checkpoint is a file alone, without a folder beside it."""
+    """Whether a checkpoint is a single file, without DeepSpeed's folder beside it."""
     return not isinstance(strategy, deepspeed.ZeRO)
 
 
 def faults(model: FamilyConfig, training: TrainingConfig, compute: ComputeConfig) -> Iterator[str]:
-    """Why that strategy cannot train that model so, one sentence each."""
-    if compute.strategy not in _CUTTING:
+    """Yield the reasons why the strategy cannot train the model, one sentence each."""
+    if compute.strategy not in _SHARDING:
         return
     if model.optimizes_by_hand():
         yield (
-            f"compute.strategy {compute.strategy} trains with one optimizer, and {model.name} so "
-            "configured with one for the generator and one for the discriminator: use ddp, or one "
+            f"compute.strategy {compute.strategy} trains with one optimizer, and this {model.name} "
+            "needs one for the generator and one for the discriminator: use ddp, or one "
             f"of {', '.join(_with_one_optimizer())}"
         )
     if compute.strategy == "deepspeed":
         yield from deepspeed.faults(compute, training)
     elif compute.precision not in ("auto", "32", "32-true", "bf16", "bf16-mixed"):
         yield (
-            f"compute.precision is {compute.precision}: fsdp cuts weights in float32 only, and "
+            f"compute.precision is {compute.precision}: fsdp shards float32 weights only, and "
             "does not scale losses for float16; use auto, bf16 or 32"
         )
 
 
 def require_usable(compute: ComputeConfig, training: TrainingConfig, device: torch.device) -> None:
-    """
-    Raises:
-        ConfigError: the strategy cannot be used on this machine.
-    """
+    """Raise ConfigError if the strategy cannot be used on this machine."""
     deepspeed.require_usable(compute, training, device)
 
 
 def require_same(content: Mapping[str, Any], compute: ComputeConfig, processes: int) -> None:
-    """
-    Raises:
-        ConfigError: the checkpoint with that content cannot be continued with that strategy.
-    """
-    if found := deepspeed.misfit(content, compute, processes):
+    """Raise ConfigError if the strategy cannot resume from a checkpoint with that content."""
+    if reason := deepspeed.misfit(content, compute, processes):
         raise ConfigError(
-            f"{found}: the pieces of its optimizer would not fit. Continue as it began, or train "
-            "into a new folder."
+            f"{reason}: the shards of its optimizer would not match. Resume with the same "
+            "strategy, or train into a new folder."
         )
 
 
 def _with_one_optimizer() -> list[str]:
-    kinds: list[Any] = [registry.find(name) for name in registry.names()]
-    return [kind.model_fields["name"].default for kind in kinds
-            if not kind.tiny().optimizes_by_hand()]  # fmt: skip
+    configs: list[Any] = [registry.find(name) for name in registry.names()]
+    return [config.model_fields["name"].default for config in configs
+            if not config.tiny().optimizes_by_hand()]  # fmt: skip
 
 
-# What is called of a family from outside: each gathers the weights that it needs.
+# Methods of a family that are called from outside: each gathers the weights it needs.
 _ENTRIES = ("training_step", "validation_step", "sample", "reconstruct")
 
 
 class FullySharded(ModelParallelStrategy):
-    """Lightning's strategy for torch's second FSDP; it shards any family, which need not know.
+    """Lightning's strategy for torch's FSDP2, which shards any family from outside.
 
     Args:
-        reshard_after_forward: free the weights of a block between its forward and its backward
-            pass; to keep them takes more memory and less communication.
-        process_group_backend: "nccl", "gloo" or another; null: what suits the device.
+        reshard_after_forward: free the weights of a block between its forward and backward pass;
+            keeping them needs more memory and less communication.
+        process_group_backend: "nccl", "gloo" or another; null: the default of the device.
     """
 
     def __init__(
@@ -159,7 +149,7 @@ class FullySharded(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: pl.Trainer) -> None:
-        # Lightning's own leaves the sharding to the model, which here knows nothing of it.
+        # Lightning's own expects the model to shard itself.
         assert self.model is not None
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
@@ -174,12 +164,12 @@ class FullySharded(ModelParallelStrategy):
             _optimizers_to_device(self.optimizers, self.root_device)
 
     def shard(self, family: torch.nn.Module) -> None:
-        """Cut the trained weights of `family`, in place: block by block, then what is left."""
-        frozen = {each for each in family.parameters() if not each.requires_grad}
+        """Shard the trained weights of `family` in place: block by block, then the rest."""
+        frozen = {weight for weight in family.parameters() if not weight.requires_grad}
         settings: Any = {"mesh": self.device_mesh["data_parallel"], "ignored_params": frozen}
         for block in _blocks(family):
             fully_shard(block, reshard_after_forward=self.reshard_after_forward, **settings)
-        # Gathered weights are copies: what is left must be in pieces when the average looks.
+        # Gathered weights are copies: the rest must be sharded when the average reads it.
         fully_shard(family, reshard_after_forward=True, **settings)
         for name in _ENTRIES:
             if hasattr(family, name):
@@ -187,18 +177,20 @@ class FullySharded(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None
-        return gathered(self.model.state_dict())
+        state: dict[str, Any] = gathered(self.model.state_dict())
+        return state
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         inner = getattr(optimizer, "optimizer", optimizer)
-        return gathered(inner.state_dict())
+        state: dict[str, Any] = gathered(inner.state_dict())
+        return state
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> Any:
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        return True  # Lightning's own has restored it with the weights
+        return True  # unlike Lightning's, which restores it with the weights
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.model is not None
@@ -207,56 +199,57 @@ class FullySharded(ModelParallelStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            weights = [each for group in optimizer.param_groups for each in group["params"]]
-            pieces = {
-                index: {name: _piece(value, weights[index]) for name, value in of_weight.items()}
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            shards = {
+                index: {name: _shard(value, weights[index]) for name, value in of_weight.items()}
                 for index, of_weight in state["state"].items()
             }
-            optimizer.load_state_dict({**state, "state": pieces})
+            optimizer.load_state_dict({**state, "state": shards})
 
 
-def gathered(state: dict[str, Any]) -> dict[str, Any]:
-    """A nested state with whole tensors on the CPU in place of pieces; on the first process only.
+def local(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """This process's shards of the sharded tensors, and the others unchanged."""
+    return [value.to_local() if isinstance(value, DTensor) else value for value in tensors]
 
-    To be called by all processes; what the others return is without the values of pieces.
+
+def gathered(state: Any) -> Any:
+    """A nested state with whole tensors on the CPU instead of shards.
+
+    Every process must call this; only the first gets the values.
     """
-    whole: dict[str, Any] = _gathered(state)
-    return whole
-
-
-def _gathered(state: Any) -> Any:
     if isinstance(state, DTensor):
         whole = state.full_tensor()
         return whole.cpu() if torch.distributed.get_rank() == 0 else None
     if isinstance(state, dict):
-        return {name: _gathered(value) for name, value in state.items()}
+        return {name: gathered(value) for name, value in state.items()}
     if isinstance(state, list):
-        return [_gathered(value) for value in state]
+        return [gathered(value) for value in state]
     return state
 
 
 def scattered(state: Mapping[str, Any], model: torch.nn.Module) -> dict[str, Any]:
-    """A model's state of whole tensors, each cut as that of `model` is."""
-    like = model.state_dict()
-    return {name: _piece(value, like.get(name)) for name, value in state.items()}
+    """A state of whole tensors, each sharded as that of `model` is."""
+    sharded = model.state_dict()
+    return {name: _shard(value, sharded.get(name)) for name, value in state.items()}
 
 
-def _piece(value: Any, like: Any) -> Any:
-    """This process's piece of `value`, cut as `like` is where it has its shape."""
+def _shard(value: Any, like: Any) -> Any:
+    """This process's shard of `value`, if `like` is sharded and has the same shape."""
     whole = isinstance(value, torch.Tensor) and isinstance(like, DTensor)
     if not whole or value.shape != like.shape:
         return value
-    # Every process has read the file: nothing needs to be sent.
+    # Every process has read the file: no communication is needed.
     return distribute_tensor(
         value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
     )
 
 
 def _blocks(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Outermost members of lists that have trained weights: these are called, not reached into."""
+    """Yield the elements with trained weights of the outermost module lists."""
     for child in module.children():
         if isinstance(child, (torch.nn.ModuleList, torch.nn.Sequential)):
-            members = child.children()
-            yield from (each for each in members if any(w.requires_grad for w in each.parameters()))
+            for block in child.children():
+                if any(weight.requires_grad for weight in block.parameters()):
+                    yield block
         else:
             yield from _blocks(child)

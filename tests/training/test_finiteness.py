@@ -165,7 +165,7 @@ def test_steps_that_a_scaler_skips_are_no_fault_unless_it_never_stops(scaled: bo
 PROCESS = """
 import sys, torch
 from pathlib import Path
-from synthcube import runtime
+from synthcube import environment
 from synthcube.errors import SynthCubeError
 from synthcube.models.families.rectified_flow import RectifiedFlow
 from synthcube.tasks.train import train
@@ -185,7 +185,7 @@ def loss(self, batch):
         terms["loss"] = terms["loss"] + 0 * Breaks.apply(self.get_parameter(sys.argv[4])).sum()
     return terms
 RectifiedFlow.loss = loss
-runtime.open_log()
+environment.open_log()
 try:
     train(*map(Path, sys.argv[1:4]), overrides=["compute.num_devices=2"])
 except SynthCubeError as error:

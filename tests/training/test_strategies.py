@@ -21,7 +21,7 @@ from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 from synthcube.training import deepspeed, strategies
 
-SCRIPT = Path(__file__).with_name("each_rank.py")
+SCRIPT = Path(__file__).parents[1] / "each_rank.py"
 TWO = "compute.num_devices=2"
 ALONE = [name for name in registry.names() if not registry.find(name).tiny().optimizes_by_hand()]
 
@@ -41,7 +41,7 @@ def zero(forks, built: Path):
     """The same by DeepSpeed's ZeRO."""
 
     def run(config: Path, data: Path, run: Path, *overrides: str) -> str:
-        script = SCRIPT.with_name("zero_each_rank.py")
+        script = Path(__file__).with_name("zero_each_rank.py")
         return forks.script_together(
             script, config, data, run, TWO, "compute.strategy=deepspeed", *overrides,
             DS_ACCELERATOR="cpu", TORCH_EXTENSIONS_DIR=str(built),
@@ -119,7 +119,7 @@ def test_two_optimizers_are_refused_with_the_families_that_have_one(
     strategy: str, family: str
 ) -> None:
     text = refused(f"compute.strategy={strategy}", family=family)
-    assert f"{strategy} trains with one optimizer, and {family}" in text
+    assert f"{strategy} trains with one optimizer, and this {family}" in text
     assert f"or one of {', '.join(ALONE)}" in text
 
 
@@ -130,8 +130,8 @@ def test_an_autoencoder_is_refused_with_a_discriminator_only() -> None:
 
 
 @pytest.mark.parametrize("precision", ["64", "16", "bf16-true"])
-def test_fsdp_cuts_float32_only(precision: str) -> None:
-    assert f"compute.precision is {precision}: fsdp cuts" in refused(
+def test_fsdp_shards_float32_only(precision: str) -> None:
+    assert f"compute.precision is {precision}: fsdp shards" in refused(
         "compute.strategy=fsdp", f"compute.precision={precision}"
     )
 
@@ -150,13 +150,13 @@ def test_arguments_of_each_strategy_are_known_by_name() -> None:
         ("{", "this is not JSON"),
         ("[]", "this is not a JSON object"),
         ('{"zero_optimization": {"stage": 4}}', "zero_optimization.stage is 4: it is 0, 1, 2 or 3"),
-        ('{"train_batch_size": 3}', "train_batch_size is 3, the YAML makes it 32: leave it out"),
+        ('{"train_batch_size": 3}', "train_batch_size is 3, the YAML gives 32: remove it"),
         ('{"gradient_accumulation_steps": 4}', "gradient_accumulation_steps is 4"),
         ('{"train_micro_batch_size_per_gpu": 16}', "train_micro_batch_size_per_gpu is 16"),
-        ('{"gradient_clipping": 3}', "gradient_clipping is 3, the YAML makes it 1"),
-        ('{"bf16": {"enabled": true}}', "bf16 is enabled: leave it out, and set compute.precision"),
+        ('{"gradient_clipping": 3}', "gradient_clipping is 3, the YAML gives 1"),
+        ('{"bf16": {"enabled": true}}', "bf16 is enabled: remove it, and set compute.precision"),
         ('{"scheduler": {"type": "WarmupLR"}}', "scheduler is not used without optimizer"),
-        ('{"zero_optimization": {"stage": 3}}', "stage 3 of deepspeed has nowhere"),
+        ('{"zero_optimization": {"stage": 3}}', "stage 3 of deepspeed does not have"),
     ],
 )
 def test_faults_of_the_file_of_deepspeed(content: str, expected: str, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_missing_file_and_a_file_beside_arguments() -> None:
         "compute.strategy=deepspeed", "compute.strategy_config={config: no.json, stage: 1}"
     )
     assert "no.json: No such file" in text
-    assert "compute.strategy_config.stage: DeepSpeed's file (config) says all" in text
+    assert "compute.strategy_config.stage: DeepSpeed's file (config) replaces all other" in text
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -238,7 +238,7 @@ def test_the_artifact_of_a_real_zero_run_is_what_deepspeed_puts_together(
 
 
 def test_the_configs_of_the_page_are_valid(tmp_path: Path, monkeypatch) -> None:
-    page = Path(__file__).parents[1] / "docs" / "how-to" / "many-gpus.md"
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "many-gpus.md"
     monkeypatch.chdir(tmp_path)
     Path("zero.json").write_text('{"zero_optimization": {"stage": 2}}')
     blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

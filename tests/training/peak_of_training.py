@@ -1,6 +1,6 @@
 """Prints the bytes by which a training grows this process at most, and those estimated.
 
-python tests/peak_of_training.py FAMILY SIDE RANK BATCH_SIZE
+python tests/training/peak_of_training.py FAMILY SIDE RANK BATCH_SIZE
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from synthcube.data.module import DataModule
 from synthcube.data.phantom import write_phantoms
 from synthcube.data.preprocessing import DataConfig
 from synthcube.models import registry
-from synthcube.training import Plan, TrainingConfig, fit
-from synthcube.training.memory import Need
+from synthcube.training import TrainingConfig, TrainingRun, fit
+from synthcube.training.memory import MemoryEstimate
 
 
-def train(family: str, size: tuple[int, ...], batch_size: int, folder: Path) -> Need:
+def train(family: str, size: tuple[int, ...], batch_size: int, folder: Path) -> MemoryEstimate:
     num = 3 * batch_size
     written = write_phantoms(folder / "data", num=num, size=size)
     data = DataModule(
@@ -36,8 +36,8 @@ def train(family: str, size: tuple[int, ...], batch_size: int, folder: Path) -> 
     module.fit_statistics(data.every_image(), data.rows("train"))
     compute = ComputeConfig(accelerator="cpu")
     device = torch.device("cpu")
-    fit(module, Plan(data, training, compute, folder / "run", 0, "32-true", device))
-    return Need(config, data.image, training, compute, "32-true", device)
+    fit(module, TrainingRun(data, training, compute, folder / "run", 0, "32-true", device))
+    return MemoryEstimate(config, data.image, training, compute, "32-true", device)
 
 
 def taken_from_here() -> int:

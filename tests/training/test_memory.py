@@ -29,16 +29,18 @@ def spec(side: int, rank: int = 2) -> ImageSpec:
     )  # fmt: skip
 
 
-def need(name: str = "ddpm", **training: object) -> memory.Need:
+def need(name: str = "ddpm", **training: object) -> memory.MemoryEstimate:
     model = registry.find(name).tiny()
-    return memory.Need(model, spec(16), TrainingConfig(**training), ComputeConfig(), "32-true", CPU)
+    return memory.MemoryEstimate(
+        model, spec(16), TrainingConfig(**training), ComputeConfig(), "32-true", CPU
+    )
 
 
 @pytest.mark.parametrize("family", registry.names())
 def test_a_traced_step_takes_what_a_real_one_does(family: str, monkeypatch) -> None:
     config, training = registry.find(family).tiny(), TrainingConfig(batch_size=3)
     real = memory.estimate(config, spec(16), training, mixed=False)
-    monkeypatch.setattr(memory, "_CHEAP", 0)
+    monkeypatch.setattr(memory, "_REAL_STEP_LIMIT", 0)
     traced = memory.estimate(config, spec(16), training, mixed=False)
     assert traced.step == pytest.approx(real.step, rel=0.1)
     assert (traced.weights, traced.optimizer) == (real.weights, real.optimizer)
@@ -118,8 +120,8 @@ def test_a_training_that_does_not_fit_is_warned_of_with_values_that_do() -> None
 @pytest.mark.parametrize("family", registry.names())
 def test_every_value_that_is_advised_is_one_that_trains(family: str) -> None:
     short = need(family, batch_size=6)
-    for _, other in (*memory._less_at_once(short, 0), *memory._cheaper(short),
-                     *memory._smaller(short)):  # fmt: skip
+    for _, other in (*memory._smaller_batch(short, 0), *memory._cheaper_step(short),
+                     *memory._smaller_model(short)):  # fmt: skip
         assert other.bytes_needed() < 1.01 * short.bytes_needed()
         assert other.model.faults(other.image) == []
 
@@ -186,7 +188,7 @@ def test_memory_that_runs_out_is_explained_and_leaves_the_last_checkpoint(
     fresh = limited(250, *words)
     assert fresh.returncode == 2, fresh.stderr
     assert "it may run out of memory. These help most: " in fresh.stderr
-    assert "error: The memory of this machine or container is used up" in fresh.stderr
+    assert "error: Out of memory on this machine or container" in fresh.stderr
     assert "There is no checkpoint yet, and nothing half-written." in fresh.stderr
     assert fresh.stderr.count("  - ") == 3
     assert "training.batch_size=" in fresh.stderr
@@ -214,6 +216,6 @@ def test_memory_that_runs_out_while_images_are_made(
         "--batch_size", "20000",
     )  # fmt: skip
     assert ended.returncode == 2, ended.stderr
-    assert "Memory ran out while 20000 image(s) were made at once" in ended.stderr
+    assert "Out of memory while sampling 20000 image(s) at once" in ended.stderr
     assert "use --batch_size 10000." in ended.stderr
     assert not (tmp_path / "images" / "manifest.csv").exists()

@@ -158,10 +158,10 @@ def test_other_classes_of_the_same_number_start_anew(
     [
         ("vqvae", "freeze=['network.encodr.*']", r"'network.encodr.\*' matches no weight"),
         ("vqvae", "freeze=['network.encodr.*']", "there are network.encoder.blocks"),
-        ("vqvae", "freeze=['*']", "nothing is left to train"),
+        ("vqvae", "freeze=['*']", "no weight is left to train"),
         ("vqvae", "start_anew=['head*']", r"start_anew: 'head\*' matches no weight"),
-        ("dcgan", "freeze=['discriminator.*']", "of the discriminator nothing is left to train"),
-        ("dcgan", "freeze=['generator.*']", "against the discriminator nothing is left"),
+        ("dcgan", "freeze=['discriminator.*']", "no weight of the discriminator is left to train"),
+        ("dcgan", "freeze=['generator.*']", "no weight of the generator is left to train"),
     ],
 )
 def test_patterns_that_make_no_sense_are_refused(
@@ -191,7 +191,7 @@ def test_a_start_is_a_folder(
 def test_two_processes_keep_the_same_weights(
     family: str, tiny_config, phantoms: Path, tmp_path: Path, first_stage, forks
 ) -> None:
-    script = Path(__file__).with_name("each_rank.py")
+    script = Path(__file__).parents[1] / "each_rank.py"
     run, origin = tmp_path / "run", first_stage(family)
     forks.script_together(
         script, tiny_config(family), phantoms, run, "compute.num_devices=2",

@@ -48,7 +48,7 @@ def child(work: Callable[[], object]) -> int:
 
 def signalled(number: signal.Signals, step: int) -> None:
     """From now on this process gets the signal once that many batches were trained on."""
-    ended = checkpoints.Continuation.on_train_batch_end
+    ended = checkpoints.MidEpochCheckpoint.on_train_batch_end
 
     def then(self: Any, trainer: Any, *args: Any) -> None:
         if trainer.fit_loop.total_batch_idx + 1 == step and number != signal.SIGKILL:
@@ -57,7 +57,7 @@ def signalled(number: signal.Signals, step: int) -> None:
         if trainer.fit_loop.total_batch_idx + 1 == step:
             os.kill(os.getpid(), number)
 
-    checkpoints.Continuation.on_train_batch_end = then  # type: ignore[method-assign]
+    checkpoints.MidEpochCheckpoint.on_train_batch_end = then  # type: ignore[method-assign]
 
 
 def interrupted(
@@ -153,13 +153,13 @@ def test_a_signal_in_a_validation_does_not_wait_for_its_end(
     train(config, phantoms, tmp_path / "straight", overrides=overrides)
 
     def work() -> None:
-        ended = checkpoints.Continuation.on_validation_batch_end
+        ended = checkpoints.MidEpochCheckpoint.on_validation_batch_end
 
         def then(self: Any, *args: Any) -> None:
             os.kill(os.getpid(), signal.SIGUSR1)
             ended(self, *args)
 
-        checkpoints.Continuation.on_validation_batch_end = then  # type: ignore[method-assign]
+        checkpoints.MidEpochCheckpoint.on_validation_batch_end = then  # type: ignore[method-assign]
         train(config, phantoms, run, overrides=overrides)
 
     assert child(work) == 75
@@ -302,9 +302,9 @@ def test_processes_on_gpus_ask_each_other_now_and_then_whatever_is_accumulated(
             reduce=lambda *_, **__: asked.append(1) or torch.zeros(2),
         ),
     )  # fmt: skip
-    callback = checkpoints.Continuation(
+    callback = checkpoints.MidEpochCheckpoint(
         Path("last.ckpt"), Preemption(()), accumulate=accumulate, every_n_minutes=None,
-        restored=lambda *_: None,
+        restore_weights=lambda *_: None,
     )  # fmt: skip
     for batch_idx in range(60 * accumulate):
         callback.on_train_batch_end(trainer, None, None, None, batch_idx)
@@ -312,7 +312,7 @@ def test_processes_on_gpus_ask_each_other_now_and_then_whatever_is_accumulated(
 
 
 def test_who_presses_twice_is_heard_at_once() -> None:
-    with Preemption(["SIGINT"]).listening() as preemption, preemption.patient():
+    with Preemption(["SIGINT"]).listening() as preemption, preemption.deferred():
         os.kill(os.getpid(), signal.SIGINT)
         assert preemption.heard == "SIGINT"
         with pytest.raises(KeyboardInterrupt):

@@ -18,7 +18,7 @@ from synthcube.training import loggers as reports
 from synthcube.training.config import TrainingConfig
 from synthcube.training.loggers import LoggerConfig
 
-EACH_RANK = Path(__file__).with_name("each_rank.py")
+EACH_RANK = Path(__file__).parents[1] / "each_rank.py"
 LONGER = "training.max_epochs=3"
 
 
@@ -235,4 +235,4 @@ def test_a_logger_that_fails_on_the_way_does_not_end_the_training(tmp_path: Path
     for step in (2, 3):
         report.log_metrics({"loss": 1.0}, step)
     report.finalize("success")
-    assert caplog.text.count("mlflow gets no more of this training:") == 1
+    assert caplog.text.count("mlflow logs no more of this training:") == 1
