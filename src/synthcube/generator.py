@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,9 @@ from synthcube.models.artifact import Artifact
 from synthcube.models.family import Reconstructs, Samples
 from synthcube.plugins import vouching as vouch_for_a_while
 from synthcube.schema import MAX_IMAGES, ImageSpec
-from synthcube.sharing.config import Runtime
+from synthcube.sharing.conversion import substitute
 from synthcube.sharing.hub import located
-from synthcube.sharing.runtimes.conversion import substitute
+from synthcube.sharing.runtimes import RuntimeOrTorch
 
 _SHOWN = 64
 
@@ -43,7 +43,7 @@ def from_pretrained(
     model: str | Path,
     *,
     accelerator: str = "auto",
-    runtime: Literal["torch"] | Runtime = "torch",
+    runtime: RuntimeOrTorch = "torch",
     plugins: Sequence[str | Path] = (),
     trust: Sequence[str] = (),
 ) -> Generator:

@@ -24,6 +24,8 @@ from synthcube.cli.app import (
     located,
     say,
 )
+from synthcube.sharing.runtimes import NAMES as RUNTIMES
+from synthcube.sharing.runtimes import RuntimeOrTorch, Weights
 from synthcube.specs import IMAGE
 
 
@@ -104,7 +106,7 @@ def infer(
         typer.Option(help="CSV of what each image follows, in place of a number."),
     ] = None,
     runtime: Annotated[
-        Optional[Literal["torch", "onnx", "openvino"]],  # noqa: UP045
+        Optional[RuntimeOrTorch],  # noqa: UP045
         typer.Option(help="What computes the networks, of a model exported for it."),
     ] = None,
     croissant: Annotated[
@@ -346,10 +348,12 @@ def export(
     ] = "",
     runtime: Annotated[
         list[str],
-        typer.Option(help="Convert the networks for it as well: onnx, openvino; repeatable."),
+        typer.Option(
+            help=f"Convert the networks for it as well: {', '.join(RUNTIMES)}; repeatable."
+        ),
     ] = [],  # noqa: B006
     runtime_weights: Annotated[
-        Optional[Literal["float32", "float16", "int8"]],  # noqa: UP045
+        Optional[Weights],  # noqa: UP045
         typer.Option("--runtime_weights", help="How converted weights are stored: float32."),
     ] = None,
     push_to: Annotated[

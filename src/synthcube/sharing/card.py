@@ -17,7 +17,7 @@ from synthcube.models import artifact
 from synthcube.models.artifact import PICTURE, Artifact
 from synthcube.schema import ImageSpec
 from synthcube.sharing.config import VERSION
-from synthcube.sharing.runtimes import Converted
+from synthcube.sharing.conversion import ConversionRecord
 
 _MARK = "synthcube_evaluation"
 
@@ -373,7 +373,7 @@ class Story:
     place: str = "THIS_FOLDER"  # where the model is published
     has_picture: bool = False
     task: Task = "sample"
-    conversions: Sequence[Converted] = ()
+    conversions: Sequence[ConversionRecord] = ()
 
 
 def model_card(trained: Artifact, story: Story) -> str:

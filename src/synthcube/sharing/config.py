@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from synthcube.errors import HubError
 from synthcube.models import artifact
 from synthcube.schema import List, Schema
-
-Runtime = Literal["onnx", "openvino"]
-Weights = Literal["float32", "float16", "int8"]
+from synthcube.sharing.runtimes import RuntimeName, Weights
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -47,7 +45,7 @@ class ExportConfig(Schema):
     notes: str = Field(
         default="", description="Markdown of yours for the card: authors, data, limits."
     )
-    runtimes: List[Runtime] = Field(
+    runtimes: List[RuntimeName] = Field(
         default=(), description="Other runtimes to convert the networks for: [openvino, onnx]."
     )
     runtime_weights: Weights = Field(

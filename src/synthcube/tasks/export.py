@@ -24,9 +24,9 @@ from synthcube.models.artifact import Artifact
 from synthcube.models.family import Family, Samples
 from synthcube.sharing import identities
 from synthcube.sharing.card import METADATA, Story, Task, metadata, model_card, read_results
-from synthcube.sharing.config import DATASET, LICENSE, TOKEN, ExportConfig, Runtime, Weights
-from synthcube.sharing.runtimes import RUNTIMES, Converted, is_part, record_name
-from synthcube.sharing.runtimes.conversion import check_request, convert, converted
+from synthcube.sharing.config import DATASET, LICENSE, TOKEN, ExportConfig
+from synthcube.sharing.conversion import ConversionRecord, check_request, convert, converted
+from synthcube.sharing.runtimes import NAMES, RuntimeName, Weights, is_part, record_name
 from synthcube.storage import scratch_folder
 
 log = logging.getLogger("synthcube")
@@ -79,13 +79,13 @@ def present(path: Path | None) -> Path | None:
 class Conversions:
     """What an export adds for other runtimes."""
 
-    records: tuple[Converted, ...] = ()
+    records: tuple[ConversionRecord, ...] = ()
     files: tuple[Path, ...] = ()
 
 
 @contextmanager
 def conversions(
-    trained: Artifact, asked: Sequence[Runtime], weights: Weights
+    trained: Artifact, asked: Sequence[RuntimeName], weights: Weights
 ) -> Iterator[Conversions]:
     """The networks converted for the runtimes asked for; the files are there for so long.
 
@@ -98,8 +98,8 @@ def conversions(
     for each in asked:
         check_request(each, weights)
     listed = artifact.read_index(trained.folder)
-    kept: list[Runtime] = [
-        each for each in RUNTIMES if record_name(each) in listed and each not in asked
+    kept: list[RuntimeName] = [
+        each for each in NAMES if record_name(each) in listed and each not in asked
     ]
     records = [converted(trained.folder, each) for each in kept]
     files = [trained.folder / name for each in kept for name in listed if is_part(name, each)]
@@ -127,7 +127,7 @@ def export(
     notes: Path | str | None = None,
     version: str = "1.0.0",
     place: str = "",
-    for_runtimes: Sequence[Runtime] = (),
+    for_runtimes: Sequence[RuntimeName] = (),
     runtime_weights: Weights = "float32",
 ) -> Path:
     """Verify a trained model and write what others need of it, with a model card, to `folder`.

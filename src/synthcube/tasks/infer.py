@@ -18,8 +18,8 @@ from synthcube.errors import ConfigError, FamilyError
 from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import Reconstructs, Samples
+from synthcube.sharing.conversion import substitute
 from synthcube.sharing.croissant import CroissantConfig, wished
-from synthcube.sharing.runtimes.conversion import substitute
 from synthcube.tasks.inference_jobs import Generation, Job, Reconstruction, Request, Translation
 from synthcube.tasks.parallel_inference import make_alone, make_in_pool, make_in_ranks
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,8 @@ from synthcube.models import inference
 from synthcube.models.artifact import Artifact
 from synthcube.schema import ImageSpec
 from synthcube.sharing import croissant
-from synthcube.sharing.config import Runtime
 from synthcube.sharing.croissant import CROISSANT, CroissantConfig
+from synthcube.sharing.runtimes import RuntimeOrTorch
 
 IMAGES, MANIFEST, GRID, PROVENANCE = "images", "manifest.csv", "grid.png", "provenance.json"
 
@@ -116,7 +116,7 @@ class Request:
     precision: str
     seed: int
     after: Postprocessing
-    runtime: Literal["torch"] | Runtime = "torch"
+    runtime: RuntimeOrTorch = "torch"
     """What computes the networks."""
     croissant: CroissantConfig | None = None
     """What croissant.json says that only the user can; None: there is none."""

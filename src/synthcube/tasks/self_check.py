@@ -16,8 +16,7 @@ from synthcube import reading
 from synthcube.data.phantom import write_phantoms
 from synthcube.models import artifact, registry
 from synthcube.models.family import Samples
-from synthcube.sharing.config import Runtime
-from synthcube.sharing.runtimes import RUNTIMES, is_installed
+from synthcube.sharing import runtimes
 from synthcube.storage import make_folder, sha256, write_text
 from synthcube.tasks.evaluate import evaluate
 from synthcube.tasks.export import export
@@ -49,9 +48,9 @@ def self_check() -> Iterator[str]:
                 for step, run in _steps(folder, family, rank).items():
                     what = f"{family} in {rank}D, {step}"
                     yield f"{what}: {_timed(run, what):.1f} s"
-        for each in RUNTIMES:
+        for each in runtimes.NAMES:
             what = f"{registry.names()[0]} with {each}"
-            if is_installed(each):
+            if runtimes.is_installed(each):
                 run = partial(_convert, Path(name) / f"{registry.names()[0]}-2d", each)
                 yield f"{what}: {_timed(run, what):.1f} s"
             else:
@@ -120,7 +119,7 @@ def _open(shared: Path, data: Path, images: Path, opened: Path) -> None:
     _compare(images / IMAGES, opened)
 
 
-def _convert(folder: Path, runtime: Runtime) -> None:
+def _convert(folder: Path, runtime: str) -> None:
     """Its export for another runtime, which compares the images, makes some."""
     shared, data = folder / runtime, folder / "data"
     export(folder / "run", shared, for_runtimes=(runtime,))
