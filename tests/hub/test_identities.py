@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from synthcube.models import artifact
+from synthcube.sharing.config import ExportRequest
 from synthcube.tasks.export import export
 
 PERSON, HOST, SUBJECT = "mwinterbottom", "radnode17", "MRN-0048213"
@@ -72,7 +73,7 @@ def test_what_is_planted_does_not_come_out(run: Path, tmp_path: Path, monkeypatc
         sampling={"free": [f"{home}/loss.py", f"{PERSON}@{HOST}:/x", "C:\\secret-cohort\\y"]},
     )  # fmt: skip
     rewrite_split(run, SubjectID=SUBJECT, Channel_0=f"{home}/{SUBJECT}/t1.nii.gz")
-    out = export(run, tmp_path / "out", license_id="mit")
+    out = export(run, tmp_path / "out", ExportRequest(license="mit"))
     held = everything(out)
     assert [word for word in PLANTED if word.encode() in held] == []
     config = artifact.load(out).config

@@ -373,28 +373,24 @@ def export(
     """Verify a trained model and write a folder to share; publish it, if you say where."""
     begin(plugins, trust)
     from synthcube.tasks.export import export as task
-    from synthcube.tasks.export import place, present, publication
+    from synthcube.tasks.export import read_request
 
-    given = {
-        "license": license_id, "datasets": tuple(dataset), "version": model_version,
-        "runtimes": tuple(runtime), "runtime_weights": runtime_weights, "push_to": push_to,
-        "public": public, "revision": revision,
-        "commit_message": commit_message,
+    options = {
+        "evaluation": evaluation, "license": license_id, "datasets": tuple(dataset),
+        "notes_file": notes, "version": model_version, "runtimes": tuple(runtime),
+        "runtime_weights": runtime_weights, "push_to": push_to, "public": public,
+        "revision": revision, "commit_message": commit_message,
     }  # fmt: skip
-    said = publication(config, given)
-    folder = task(
-        located(model), output, evaluation=present(evaluation), license_id=said.license,
-        datasets=said.datasets, notes=notes or said.notes, version=said.version, place=place(said),
-        for_runtimes=said.runtimes, runtime_weights=said.runtime_weights,
-    )  # fmt: skip
+    request = read_request(config, options)
+    folder = task(located(model), output, request)
     say(f"Exported model: {folder}")
-    if not said.license:
+    if not request.license:
         say("No license is stated (--license): without one nobody else may use the model.")
-    if said.push_to:
+    if request.push_to:
         from synthcube.sharing.push import push
 
         address, is_new = push(
-            folder, said.push_to,
-            public=said.public, revision=said.revision, message=said.commit_message,
+            folder, request.push_to,
+            public=request.public, revision=request.revision, message=request.commit_message,
         )  # fmt: skip
         say(f"{'Published' if is_new else 'Already published, nothing to do'}: {address}")

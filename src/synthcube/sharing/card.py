@@ -147,11 +147,7 @@ def metadata(
     Args:
         version: of the model, such as 1.0.0.
 
-    Raises:
-        ConfigError: `version` is none.
     """
-    if not VERSION.fullmatch(version):
-        raise ConfigError(f"--model_version {version}: two or three numbers, such as 1.0.0.")
     image, name = trained.image, trained.config["model"]["name"]
     installed = environment.versions()
     source = len(image.source_channels)
@@ -361,7 +357,7 @@ _OUT_OF_SCOPE = """- Diagnosis, treatment, triage, or any decision about a perso
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
+class CardContext:
     """What a card tells beside what the model itself knows; empty where nobody has said."""
 
     license_id: str = ""
@@ -376,25 +372,25 @@ class Story:
     conversions: Sequence[ConversionRecord] = ()
 
 
-def model_card(trained: Artifact, story: Story) -> str:
+def model_card(trained: Artifact, context: CardContext) -> str:
     """Markdown with the Hub's YAML header."""
     name = trained.config["model"]["name"]
-    header = yaml.safe_dump(_header(trained, story), sort_keys=False, allow_unicode=True).strip()
-    picture = f"![Images made by this model]({PICTURE})\n\n" if story.has_picture else ""
+    header = yaml.safe_dump(_header(trained, context), sort_keys=False, allow_unicode=True).strip()
+    picture = f"![Images made by this model]({PICTURE})\n\n" if context.has_picture else ""
     parts = [
         f"---\n{header}\n---",
         f"# {markdown(name)} trained with SynthCube {__version__}",
         _NOTICE,
         f"{picture}{_images(trained)}",
-        *([story.notes.strip()] if story.notes.strip() else []),
+        *([context.notes.strip()] if context.notes.strip() else []),
         f"## Intended use\n\n{INTENDED_USE}",
         f"## Out of scope\n\n{_OUT_OF_SCOPE}",
-        f"## Training data\n\n{_data(trained, story)}",
+        f"## Training data\n\n{_data(trained, context)}",
         f"## Training\n\n{_training(trained)}",
-        f"## Evaluation\n\n{_evaluation(story.results)}",
-        f"## How to run it\n\n{_commands(story)}",
-        *([f"## Other runtimes\n\n{_conversions(story)}"] if story.conversions else []),
-        f"## License\n\n{story.license_id or 'None was stated: without one nobody may use it.'}",
+        f"## Evaluation\n\n{_evaluation(context.results)}",
+        f"## How to run it\n\n{_commands(context)}",
+        *([f"## Other runtimes\n\n{_conversions(context)}"] if context.conversions else []),
+        f"## License\n\n{context.license_id or 'None was stated: without one nobody may use it.'}",
         "`config.yaml` holds every setting, `artifact.json` the SHA-256 of every file.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -410,18 +406,18 @@ def header_of(card: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _header(trained: Artifact, story: Story) -> dict[str, Any]:
+def _header(trained: Artifact, context: CardContext) -> dict[str, Any]:
     image, model = trained.image, trained.config["model"]
-    tag = "unconditional-image-generation" if story.task == "sample" else "image-to-image"
+    tag = "unconditional-image-generation" if context.task == "sample" else "image-to-image"
     header: dict[str, Any] = {"library_name": "synthcube"}
-    header |= {"license": story.license_id} if story.license_id else {}
+    header |= {"license": context.license_id} if context.license_id else {}
     header["pipeline_tag"] = tag
     tags = ["medical", "medical-imaging", "synthcube", "synthetic-data", model["name"]]
     header["tags"] = [*dict.fromkeys([*tags, f"{image.rank}d"])]
-    header |= {"datasets": list(story.datasets)} if story.datasets else {}
+    header |= {"datasets": list(context.datasets)} if context.datasets else {}
     header |= {"base_model": bases} if (bases := _bases(trained.config)) else {}
-    measured = story.results.settled if story.results else ()
-    extractor = story.results.extractor if story.results else ""
+    measured = context.results.settled if context.results else ()
+    extractor = context.results.extractor if context.results else ""
     if measured:
         header["model-index"] = [
             {
@@ -472,15 +468,15 @@ def _images(trained: Artifact) -> str:
     return "| images | |\n| --- | --- |\n" + _rows(rows)
 
 
-def _data(trained: Artifact, story: Story) -> str:
+def _data(trained: Artifact, context: CardContext) -> str:
     told = []
-    if story.num_images:
-        told.append(f"{story.num_images} images of {story.num_subjects} subjects in training.")
-    if story.datasets:
-        told.append(f"Of: {', '.join(story.datasets)}.")
+    if context.num_images:
+        told.append(f"{context.num_images} images of {context.num_subjects} subjects in training.")
+    if context.datasets:
+        told.append(f"Of: {', '.join(context.datasets)}.")
     classes = _listed(trained.image.labels)
     told += [f"Classes: {classes}."] if classes else []
-    if not story.datasets:
+    if not context.datasets:
         told.append("Where they are from, its authors have not said.")
     told.append("None of them is part of this model's files, and nothing here names a subject.")
     return " ".join(told)
@@ -533,11 +529,11 @@ def _rows(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
-def _conversions(story: Story) -> str:
+def _conversions(context: CardContext) -> str:
     rows = "\n".join(
         f"| {each.runtime} {each.version.partition('-')[0]} | `--runtime {each.runtime}` | "
         f"{each.weights} | {each.largest_difference:.2g} | {each.mean_difference:.2g} |"
-        for each in story.conversions
+        for each in context.conversions
     )
     return (
         "The networks are here in other formats as well, for CPUs; images are drawn by the same "
@@ -547,11 +543,11 @@ def _conversions(story: Story) -> str:
     )
 
 
-def _commands(story: Story) -> str:
-    wish = "-n 16" if story.task == "sample" else "-d YOUR_IMAGES"
-    words = f"-m {story.place} -o images {wish}"
-    model = story.place.removeprefix("hf://").partition("@")[0]
-    network = "-e HF_TOKEN " if story.place.startswith("hf://") else "--network none "
+def _commands(context: CardContext) -> str:
+    wish = "-n 16" if context.task == "sample" else "-d YOUR_IMAGES"
+    words = f"-m {context.place} -o images {wish}"
+    model = context.place.removeprefix("hf://").partition("@")[0]
+    network = "-e HF_TOKEN " if context.place.startswith("hf://") else "--network none "
     return f"""Command line:
 
 ```sh
@@ -570,7 +566,7 @@ Python:
 import synthcube
 
 model = synthcube.from_pretrained("{model}")
-{_CALLS[story.task]}
+{_CALLS[context.task]}
 ```
 
 Singularity, and MedPerf, whose containers have no network (download the model first):

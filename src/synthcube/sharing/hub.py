@@ -64,7 +64,7 @@ def token() -> str | None:
 
 
 @contextmanager
-def explained(asked: str, endpoint: str) -> Iterator[None]:
+def hub_errors(asked: str, endpoint: str) -> Iterator[None]:
     """Turn what the client raises into a :class:`HubError` of one sentence.
 
     Args:
@@ -249,7 +249,7 @@ def _indexed(address: Address) -> Path:
     api = connect()
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with explained(f"Fetching {address}", api.endpoint):
+    with hub_errors(f"Fetching {address}", api.endpoint):
         # Asked first, because the download would be content with an old copy in the cache.
         api.model_info(address.repo, revision=address.revision or None)
         try:
@@ -269,6 +269,6 @@ def _indexed(address: Address) -> Path:
 def _fetch(pinned: Address, names: Sequence[str], *, again: bool = False) -> None:
     """Download files of a commit into the cache; `again` even where they are there."""
     api = connect()
-    with explained(f"Fetching {pinned}", api.endpoint):
+    with hub_errors(f"Fetching {pinned}", api.endpoint):
         for name in names:
             api.hf_hub_download(pinned.repo, name, revision=pinned.revision, force_download=again)

@@ -67,7 +67,7 @@ def push(
             f"Pushing to {repo}: there is no token; set HF_TOKEN to one that may write, or log in "
             "with `hf auth login`."
         )
-    with hub.explained(f"Pushing to {repo}", api.endpoint):
+    with hub.hub_errors(f"Pushing to {repo}", api.endpoint):
         _check_card(api, card)
         _open(api, repo, public)
         head = _head(api, repo, branch)

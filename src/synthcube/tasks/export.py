@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from synthcube import config, reading, storage
@@ -23,8 +24,8 @@ from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import Family, Samples
 from synthcube.sharing import identities
-from synthcube.sharing.card import METADATA, Story, Task, metadata, model_card, read_results
-from synthcube.sharing.config import DATASET, LICENSE, TOKEN, ExportConfig
+from synthcube.sharing.card import METADATA, CardContext, Task, metadata, model_card, read_results
+from synthcube.sharing.config import TOKEN, ExportConfig, ExportRequest
 from synthcube.sharing.conversion import ConversionRecord, check_request, convert, converted
 from synthcube.sharing.runtimes import NAMES, RuntimeName, Weights, is_part, record_name
 from synthcube.storage import scratch_folder
@@ -35,41 +36,39 @@ log = logging.getLogger("synthcube")
 _MOUNTED = re.compile(r"/mlcube_io\d+/.*")
 
 
-def publication(config_path: Path | None, given: Mapping[str, Any]) -> ExportConfig:
-    """The section `export` of a YAML, with what the command line says in place of it.
+_OPTIONS = {"datasets": "dataset", "version": "model_version", "runtimes": "runtime"}
+
+
+def read_request(config_path: Path | None, options: Mapping[str, Any]) -> ExportRequest:
+    """The section `export` of a YAML, with options of the command line in place of its values.
 
     Args:
         config_path: YAML of the run, of which no other section is used; none for the defaults.
-        given: by the section's keys; what is None or empty was not given.
+        options: by field; None and empty values do not replace anything.
 
     Raises:
-        ConfigError: all that is wrong with the YAML; a token in place of something else; or a
-            model that is to be published has no license.
-        HubError: what it is to be published as is no name of a model.
+        ConfigError: all faults of the YAML, or of the options; or a token among them.
     """
     section = config.load(config_path, trained=True).export if config_path else ExportConfig()
-    said = {name: value for name, value in given.items() if value not in (None, "", ())}
-    settings = section.model_copy(update=said)
-    if TOKEN.search(repr(said)):
+    stated = {name: value for name, value in options.items() if value not in (None, "", ())}
+    if TOKEN.search(repr(stated)):
         raise ConfigError("A token is on the command line, where others see it: set HF_TOKEN.")
-    if settings.push_to:
-        artifact.repo_id(settings.push_to)
-        if not settings.license:
-            raise ConfigError(
-                "--push_to needs a license, and none is ever assumed: say which, as in --license "
-                "apache-2.0; it must be one that the owners of the training images allow."
-            )
-    return settings
+    if "evaluation" in stated:
+        stated["evaluation"] = _present(stated["evaluation"])
+    try:
+        return ExportRequest.model_validate(section.model_dump(exclude_unset=True) | stated)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors(include_url=False):
+            message = fault["msg"].removeprefix("Value error, ")
+            field = str(fault["loc"][0]) if fault["loc"] else ""
+            faults.append(f"--{_OPTIONS.get(field, field)}: {message}" if field else message)
+        raise ConfigError("\n".join(faults)) from None
 
 
-def place(settings: ExportConfig) -> str:
-    """Address under which the model will be found; empty where it is not published."""
-    return str(artifact.Address(settings.push_to)) if settings.push_to else ""
-
-
-def present(path: Path | None) -> Path | None:
-    """A file that MLCube always names and that need not be there; any other is as it was given."""
-    if path and _MOUNTED.fullmatch(str(path)) and not path.exists():
+def _present(path: Path) -> Path | None:
+    """`path`, or None for a file that MLCube always names and that does not exist."""
+    if _MOUNTED.fullmatch(str(path)) and not path.exists():
         log.warning("evaluation: there is no %s, and the card shows no numbers.", path.name)
         return None
     return path
@@ -120,15 +119,7 @@ CARD = artifact.CARD
 def export(
     model_path: Path,
     folder: Path,
-    *,
-    evaluation: Path | None = None,
-    license_id: str = "",
-    datasets: Sequence[str] = (),
-    notes: Path | str | None = None,
-    version: str = "1.0.0",
-    place: str = "",
-    for_runtimes: Sequence[RuntimeName] = (),
-    runtime_weights: Weights = "float32",
+    request: ExportRequest | None = None,
 ) -> Path:
     """Verify a trained model and write what others need of it, with a model card, to `folder`.
 
@@ -136,14 +127,8 @@ def export(
     and everything in the config that names a place, an account or a person.
 
     Args:
-        evaluation: results.yaml of `synthcube evaluate`, for the card's table.
-        license_id: as a Hub knows it, such as apache-2.0; none is ever assumed.
-        datasets: names on a Hub of what it was trained on.
-        notes: Markdown of the authors, for the card: the path of a file, or the text itself.
-        version: of the model.
-        place: where it will be published, for the card's commands.
-        for_runtimes: to convert its networks for; it keeps what it was converted for before.
-        runtime_weights: how converted weights are stored.
+        request: what the card says, and the runtimes to convert the networks for; the model stays
+            converted for those that it was converted for before.
 
     Raises:
         FamilyError: a network cannot be converted.
@@ -152,13 +137,14 @@ def export(
         EvaluationError: `evaluation` cannot be read.
         OutputError: `folder` is not writable, or holds something that is no exported model.
     """
+    request = request or ExportRequest()
     trained = artifact.load(model_path)
     storage.require_separate(
         {"output_path": folder},
         {
             "model_path": model_path,
-            "evaluation": evaluation,
-            "notes": notes if isinstance(notes, Path) else None,
+            "evaluation": request.evaluation,
+            "notes": request.notes_file,
         },
     )
     rows = identities.subjects_of(trained.folder)
@@ -171,24 +157,24 @@ def export(
     )
     family = trained.build(torch.device("cpu"))
     num_images, num_subjects = _counts(rows)
-    story = Story(
-        license_id=_license(license_id),
-        datasets=_datasets(datasets),
-        results=read_results(evaluation) if evaluation else None,
-        notes=_notes(notes),
-        place=place or "THIS_FOLDER",
+    context = CardContext(
+        license_id=request.license,
+        datasets=request.datasets,
+        results=read_results(request.evaluation) if request.evaluation else None,
+        notes=_notes(request),
+        place=request.address or "THIS_FOLDER",
         has_picture=_is_made(family, trained),
         task=_task(family, trained),
         num_images=num_images,
         num_subjects=num_subjects,
     )
-    said = story.results.prose if story.results else ""
-    with conversions(trained, for_runtimes, runtime_weights) as converted:
-        story = replace(story, conversions=converted.records)
-        texts = _texts(public, story, version)
-        _check_traces(texts, rows, f"{story.notes}\n{said}")
+    said = context.results.prose if context.results else ""
+    with conversions(trained, request.runtimes, request.runtime_weights) as converted:
+        context = replace(context, conversions=converted.records)
+        texts = _texts(public, context, request.version)
+        _check_traces(texts, rows, f"{context.notes}\n{said}")
         _claim(folder)
-        _write(folder, trained, family, texts, story, converted)
+        _write(folder, trained, family, texts, context, converted)
     artifact.load(folder).build(torch.device("cpu"))
     if _preparation(public) != _preparation(trained):
         log.warning(
@@ -198,37 +184,24 @@ def export(
     return folder
 
 
-def _texts(public: Artifact, story: Story, version: str) -> dict[str, str]:
+def _texts(public: Artifact, context: CardContext, version: str) -> dict[str, str]:
     """The files that are written anew, by name."""
-    about = metadata(public, version=version, license_id=story.license_id, results=story.results)
+    about = metadata(
+        public, version=version, license_id=context.license_id, results=context.results
+    )
     return {
         artifact.CONFIG: reading.dump(public.config),
         artifact.IMAGE: _json(public.image.model_dump(mode="json")),
         artifact.METRICS: _json(dict(public.metrics)),
         METADATA: _json(about),
-        CARD: model_card(public, story),
+        CARD: model_card(public, context),
     }
 
 
-def _license(license_id: str) -> str:
-    if license_id and not LICENSE.fullmatch(license_id):
-        raise ConfigError(
-            f"--license {license_id!r}: give the identifier of a license as the Hub spells it, "
-            "such as apache-2.0, cc-by-nc-4.0 or other."
-        )
-    return license_id
-
-
-def _datasets(names: Sequence[str]) -> tuple[str, ...]:
-    if wrong := [name for name in names if not DATASET.fullmatch(name)]:
-        raise ConfigError(f"--dataset {wrong[0]!r}: give the name of a data set: owner/name.")
-    return tuple(names)
-
-
-def _notes(path: Path | str | None) -> str:
-    if isinstance(path, str):
-        return path
-    return reading.read_text(path, ConfigError, name="--notes") if path else ""
+def _notes(request: ExportRequest) -> str:
+    if request.notes_file is None:
+        return request.notes
+    return reading.read_text(request.notes_file, ConfigError, name="--notes")
 
 
 def _counts(rows: Sequence[Mapping[str, str]]) -> tuple[int, int]:
@@ -283,11 +256,11 @@ def _claim(folder: Path) -> None:
 
 
 def _write(
-    folder: Path, trained: Artifact, family: Family, texts: Mapping[str, str], story: Story,
+    folder: Path, trained: Artifact, family: Family, texts: Mapping[str, str], context: CardContext,
     converted: Conversions,
 ) -> None:  # fmt: skip
     with storage.replaced_folder(folder, artifact.written_names(folder)) as staging:
-        names = [artifact.VERSIONS, *([artifact.PICTURE] if story.has_picture else [])]
+        names = [artifact.VERSIONS, *([artifact.PICTURE] if context.has_picture else [])]
         there = [trained.folder / name for name in names]
         for path in [*converted.files, *(path for path in there if path.is_file())]:
             storage.write_with(staging / path.name, partial(shutil.copyfile, path))

@@ -17,6 +17,7 @@ from synthcube.data.phantom import write_phantoms
 from synthcube.models import artifact, registry
 from synthcube.models.family import Samples
 from synthcube.sharing import runtimes
+from synthcube.sharing.config import ExportRequest
 from synthcube.storage import make_folder, sha256, write_text
 from synthcube.tasks.evaluate import evaluate
 from synthcube.tasks.export import export
@@ -122,7 +123,7 @@ def _open(shared: Path, data: Path, images: Path, opened: Path) -> None:
 def _convert(folder: Path, runtime: str) -> None:
     """Its export for another runtime, which compares the images, makes some."""
     shared, data = folder / runtime, folder / "data"
-    export(folder / "run", shared, for_runtimes=(runtime,))
+    export(folder / "run", shared, ExportRequest(runtimes=(runtime,)))
     source = _source(shared, data)
     infer(shared, folder / f"{runtime}-images", num_images=3, data_path=source,
           with_runtime=runtime)  # fmt: skip
