@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image as Pillow
-from synthcube.evaluation.report.folder import write_report
 
 from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.errors import ConfigError, HubError
 from synthcube.escapes import from_spreadsheet, hidden_in, markdown, spreadsheet, visible
+from synthcube.evaluation.report.page import write_report
 from synthcube.evaluation.results import Measure, Section
 from synthcube.models import artifact
 from synthcube.sharing import hub as hubs

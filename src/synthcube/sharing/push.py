@@ -14,8 +14,9 @@ from synthcube.errors import HubError
 from synthcube.models import artifact
 from synthcube.models.artifact import Address
 from synthcube.sharing import hub
-from synthcube.sharing.card import METADATA, header_of, version_of
+from synthcube.sharing.card import header_of
 from synthcube.sharing.config import BRANCH
+from synthcube.sharing.metadata import METADATA, version_of
 from synthcube.sharing.runtimes import is_part
 from synthcube.storage import sha256
 

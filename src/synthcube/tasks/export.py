@@ -24,9 +24,10 @@ from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import Family, Samples
 from synthcube.sharing import identities
-from synthcube.sharing.card import METADATA, CardContext, Task, metadata, model_card, read_results
+from synthcube.sharing.card import CardContext, Task, model_card, read_results
 from synthcube.sharing.config import TOKEN, ExportConfig, ExportRequest
 from synthcube.sharing.conversion import ConversionRecord, check_request, convert, converted
+from synthcube.sharing.metadata import METADATA, metadata
 from synthcube.sharing.runtimes import NAMES, RuntimeName, Weights, is_part, record_name
 from synthcube.storage import scratch_folder
 
