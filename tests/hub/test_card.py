@@ -33,7 +33,7 @@ RESULTS: dict[str, Any] = {
         "copies": {"value": 0.0, "real_baseline": 0.01, "count": 40},
         "nearness": {"value": 0.9, "reason": "the labels cannot calibrate it"},
         "threshold": 0.3,
-        "odd": {"value": float("nan")},
+        "odd": {"value": None},
         "notes": ["No copies were found, which does not show that there are none."],
     },
     "versions": {"torch": "2.13.0"},
@@ -179,10 +179,11 @@ def test_what_cannot_be_said(options: tuple[str, str], text: str, cli, first_sta
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"\xff\xfe", "this is no YAML file"),
-        (b"a: [1", "this is no YAML file"),
-        (b"- 1", "this is not what synthcube evaluate wrote"),
+        (b"\xff\xfe", "this is not a text file"),
+        (b"a: [1", "line 1: this is not YAML"),
+        (b"- 1", "this is not a mapping of keys to values"),
         (b"fidelity: {kid: {value: 1}}", "this is not what synthcube evaluate wrote"),
+        (b"synthcube_evaluation: 1\nfidelity: {kid: {value: .nan}}", "a number is not finite"),
         (b"synthcube_evaluation: 1\nfidelity: {}", "there is no measure in it"),
     ],
 )

@@ -70,13 +70,13 @@ class Results:
     @property
     def settled(self) -> tuple[Score, ...]:
         """Those whose number needs no word of caution: for fields without room for one."""
-        return tuple(each for each in self.scores if each.value is not None and not each.reason)
+        return tuple(score for score in self.scores if score.value is not None and not score.reason)
 
     @property
     def prose(self) -> str:
         """All that is said in words."""
         return "\n".join(
-            [*(each.reason for each in self.scores), *(text for _, text in self.notes)]
+            [*(score.reason for score in self.scores), *(text for _, text in self.notes)]
         )
 
 
@@ -124,10 +124,10 @@ def header_of(card: str) -> dict[str, Any]:
     """The metadata at the top of a card; empty where there is none that can be read."""
     start, _, rest = card.partition("---\n")
     try:
-        found, _ = reading.parse("" if start.strip() else rest.partition("\n---")[0], "card")
+        header, _ = reading.parse("" if start.strip() else rest.partition("\n---")[0], "card")
     except ConfigError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return header if isinstance(header, dict) else {}
 
 
 def read_results(path: Path) -> Results:
@@ -136,14 +136,14 @@ def read_results(path: Path) -> Results:
     Raises:
         EvaluationError: it is none, or holds no number.
     """
-    found = reading.read_yaml(path, EvaluationError, name="--evaluation")
-    if _MARK not in found:
+    content = reading.read_yaml(path, EvaluationError, name="--evaluation")
+    if _MARK not in content:
         raise EvaluationError(
             f"--evaluation {path}: this is not what synthcube evaluate wrote (results.yaml)."
         )
     sections = {
         str(name): section
-        for name, section in found.items()
+        for name, section in content.items()
         if isinstance(section, Mapping) and any(map(_is_measure, section.values()))
     }
     if not sections:
@@ -155,8 +155,8 @@ def read_results(path: Path) -> Results:
             for name, section in sections.items()
             for note in _listed_scores(section.get("notes"))
         ),
-        tuple(_counts(found.get("images"))),
-        _extractor(found.get("extractor")),
+        tuple(_counts(content.get("images"))),
+        _extractor(content.get("extractor")),
     )
 
 
@@ -195,18 +195,18 @@ def _bases(config: Mapping[str, Any]) -> list[str]:
     named = (
         config["model"].get("first_stage"), config.get("training", {}).get("start_from")
     )  # fmt: skip
-    found = [artifact.parse(str(each)) for each in named if each]
-    return [*dict.fromkeys(each.repo for each in found if each)]
+    bases = [artifact.parse(str(name)) for name in named if name]
+    return [*dict.fromkeys(base.repo for base in bases if base)]
 
 
 def _images(trained: Artifact) -> str:
     image = trained.image
     size = " x ".join(map(str, image.size))
-    spacing = " x ".join(f"{each:g}" for each in image.spacing_mm[: image.rank])
+    spacing = " x ".join(f"{length:g}" for length in image.spacing_mm[: image.rank])
     ranges = "; ".join(f"{low:g} to {high:g}" for low, high in image.intensity_range)
     follows = ", ".join(
-        f"{markdown(each.name)} ({_listed(each.classes) or f'{each.low:g} to {each.high:g}'})"
-        for each in image.conditions
+        f"{markdown(spec.name)} ({_listed(spec.classes) or f'{spec.low:g} to {spec.high:g}'})"
+        for spec in image.conditions
     )
     rows = [
         ("size", size),
@@ -220,17 +220,21 @@ def _images(trained: Artifact) -> str:
 
 
 def _data(trained: Artifact, context: CardContext) -> str:
-    told = []
+    sentences = []
     if context.num_images:
-        told.append(f"{context.num_images} images of {context.num_subjects} subjects in training.")
+        sentences.append(
+            f"{context.num_images} images of {context.num_subjects} subjects in training."
+        )
     if context.datasets:
-        told.append(f"Of: {', '.join(context.datasets)}.")
+        sentences.append(f"Of: {', '.join(context.datasets)}.")
     classes = _listed(trained.image.labels)
-    told += [f"Classes: {classes}."] if classes else []
+    sentences += [f"Classes: {classes}."] if classes else []
     if not context.datasets:
-        told.append("Where they are from, its authors have not said.")
-    told.append("None of them is part of this model's files, and nothing here names a subject.")
-    return " ".join(told)
+        sentences.append("Where they are from, its authors have not said.")
+    sentences.append(
+        "None of them is part of this model's files, and nothing here names a subject."
+    )
+    return " ".join(sentences)
 
 
 def _training(trained: Artifact) -> str:
@@ -282,9 +286,9 @@ def _rows(rows: Sequence[tuple[str, str]]) -> str:
 
 def _conversions(context: CardContext) -> str:
     rows = "\n".join(
-        f"| {each.runtime} {each.version.partition('-')[0]} | `--runtime {each.runtime}` | "
-        f"{each.weights} | {each.largest_difference:.2g} | {each.mean_difference:.2g} |"
-        for each in context.conversions
+        f"| {record.runtime} {record.version.partition('-')[0]} | `--runtime {record.runtime}` | "
+        f"{record.weights} | {record.largest_difference:.2g} | {record.mean_difference:.2g} |"
+        for record in context.conversions
     )
     return (
         "The networks are here in other formats as well, for CPUs; images are drawn by the same "
@@ -332,13 +336,15 @@ def _is_measure(value: Any) -> bool:
 
 
 def _scores(section: str, measures: Mapping[str, Any]) -> Iterator[Score]:
-    for name, each in measures.items():
-        if _is_measure(each):
-            count = _number(each.get("count"))
+    for name, measure in measures.items():
+        if _is_measure(measure):
+            count = _number(measure.get("count"))
+            value, baseline = _number(measure["value"]), _number(measure.get("real_baseline"))
+            low, high = _number(measure.get("low")), _number(measure.get("high"))
+            reason = str(measure.get("reason") or "")
             yield Score(
-                section, str(name), _number(each["value"]), _number(each.get("real_baseline")),
-                _number(each.get("low")), _number(each.get("high")),
-                None if count is None else int(count), str(each.get("reason") or ""),
+                section, str(name), value, baseline, low, high,
+                None if count is None else int(count), reason,
             )  # fmt: skip
 
 
@@ -352,8 +358,8 @@ def _listed_scores(value: Any) -> list[Any]:
 
 
 def _counts(images: Any) -> Iterator[tuple[str, int]]:
-    for name, each in (images if isinstance(images, Mapping) else {}).items():
-        count = _number(each.get("count")) if isinstance(each, Mapping) else None
+    for name, images_of_set in (images if isinstance(images, Mapping) else {}).items():
+        count = _number(images_of_set.get("count")) if isinstance(images_of_set, Mapping) else None
         if count is not None:
             yield str(name), int(count)
 

@@ -79,9 +79,9 @@ class ExportConfig(Schema):
     @classmethod
     def _well_formed(cls, value: Any, info: ValidationInfo) -> Any:
         form, right = _FORMS[str(info.field_name)]
-        for each in value if isinstance(value, tuple) else (value,):
-            if each and not form.fullmatch(each):
-                raise ValueError(f"{each!r} is not {right}")
+        for text in value if isinstance(value, tuple) else (value,):
+            if text and not form.fullmatch(text):
+                raise ValueError(f"{text!r} is not {right}")
         return value
 
     @field_validator("push_to")

@@ -178,7 +178,7 @@ class MadeImages:
     @property
     def words(self) -> tuple[str, ...]:
         """All that is told of them in words that are not SynthCube's."""
-        named = [(each.name, *each.classes) for each in self.image.conditions]
+        named = [(condition.name, *condition.classes) for condition in self.image.conditions]
         return (self.family, *self.steps, *(word for words in named for word in words))
 
     @property
@@ -189,13 +189,13 @@ class MadeImages:
         )
 
 
-def wished(section: Mapping[str, Any], given: CroissantConfig | None) -> CroissantConfig | None:
+def wished(section: Mapping[str, Any], options: CroissantConfig | None) -> CroissantConfig | None:
     """What is given over what the section `sampling` says; None: no description is wished."""
-    said = section.get("croissant")
-    if said is None:
-        return given
-    over = given.model_dump(exclude_defaults=True) if given else {}
-    return CroissantConfig.model_validate({**said, **over})
+    section_value = section.get("croissant")
+    if section_value is None:
+        return options
+    over = options.model_dump(exclude_defaults=True) if options else {}
+    return CroissantConfig.model_validate({**section_value, **over})
 
 
 def check(
@@ -257,9 +257,11 @@ def description(images: MadeImages, config: CroissantConfig) -> dict[str, Any]:
     creator where `config` has none. The specification asks for all four.
     """
     title = name(images)
-    said: dict[str, Any] = {"license": config.license} if config.license else {}
+    publisher: dict[str, Any] = {"license": config.license} if config.license else {}
     if config.creators:
-        said["creator"] = [{"@type": "Organization", "name": each} for each in config.creators]
+        publisher["creator"] = [
+            {"@type": "Organization", "name": creator} for creator in config.creators
+        ]
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
@@ -267,7 +269,7 @@ def description(images: MadeImages, config: CroissantConfig) -> dict[str, Any]:
         "description": summary(images),
         "conformsTo": _CONFORMS_TO,
         "version": VERSION,
-        **said,
+        **publisher,
         "citeAs": _cite_as(title, images, config.creators),
         "citation": CITATION,
         "keywords": [
@@ -290,7 +292,7 @@ def name(images: MadeImages) -> str:
 
 
 def _cite_as(title: str, images: MadeImages, creators: Sequence[str]) -> str:
-    author = f"author = {{{' and '.join(f'{{{each}}}' for each in creators)}}}, "
+    author = f"author = {{{' and '.join(f'{{{creator}}}' for creator in creators)}}}, "
     return (
         f"@misc{{{title}, title = {{{title}}}, {author if creators else ''}"
         f"note = {{Version {VERSION}, {images.number} images made by {images.model}}}}}"
@@ -301,7 +303,7 @@ def summary(images: MadeImages) -> str:
     """What the images are, in a few sentences."""
     image = images.image
     size = " x ".join(map(str, image.size))
-    spacing = " x ".join(f"{each:g}" for each in image.spacing_mm[: image.rank])
+    spacing = " x ".join(f"{length:g}" for length in image.spacing_mm[: image.rank])
     warning = " They are personal data wherever the originals are." if images.is_derived else ""
     return (
         f"{_origin(images)}{warning} {images.number} image(s) of {size} voxels with "
@@ -419,11 +421,11 @@ def record_sets(images: MadeImages) -> list[dict[str, Any]]:
 
 def _file(images: MadeImages) -> dict[str, Any]:
     """The column that joins the manifest to the images; the first, as mlcroissant joins once."""
-    found = _column("file", "Channel_0", "sc:Text", "Name of the file within the folder images.")
-    found["source"]["transform"] = {"regex": "^(?:images/)?(.+)$"}
+    field = _column("file", "Channel_0", "sc:Text", "Name of the file within the folder images.")
+    field["source"]["transform"] = {"regex": "^(?:images/)?(.+)$"}
     if images.image.file_format == "png":
-        found["references"] = {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "filename"}}
-    return found
+        field["references"] = {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "filename"}}
+    return field
 
 
 _KNOWN = {
@@ -437,23 +439,23 @@ def _known(column: str, images: MadeImages) -> dict[str, Any]:
     if column != "SubjectID" or images.is_derived:
         return _column(column, column, kind, text)
     # The name of a made image is its number, which readers of a CSV take for one: 00001 is not 1.
-    found = _column(column, "Channel_0", kind, "No person: the number of the image, as text.")
+    field = _column(column, "Channel_0", kind, "No person: the number of the image, as text.")
     suffix = re.escape(images.image.file_format)
-    found["source"]["transform"] = {"regex": rf"^(?:images/)?(.+)\.{suffix}$"}
-    return found
+    field["source"]["transform"] = {"regex": rf"^(?:images/)?(.+)\.{suffix}$"}
+    return field
 
 
 def _condition(spec: ConditionSpec, part: str) -> dict[str, Any]:
-    told = "What the model was told to make; empty: nothing."
+    text = "What the model was told to make; empty: nothing."
     if spec.kind == "number":
-        text = f"{told} It was trained on {spec.low:g} to {spec.high:g}."
+        text = f"{text} It was trained on {spec.low:g} to {spec.high:g}."
         return _column(part, spec.name, "sc:Float", text, name=spec.name)
-    found = _column(part, spec.name, ["sc:Text", "cr:Label"], told, name=spec.name)
-    if any(_GUESSED.fullmatch(each) for each in spec.classes):
-        found["description"] += " As text: 01 is not 1, NA is not nothing."
+    field = _column(part, spec.name, ["sc:Text", "cr:Label"], text, name=spec.name)
+    if any(_GUESSED.fullmatch(name) for name in spec.classes):
+        field["description"] += " As text: 01 is not 1, NA is not nothing."
     else:  # mlcroissant 1.1 joins the references, and fails where the columns' types differ
-        found["references"] = {"field": {"@id": f"{part}-classes/name"}}
-    return found
+        field["references"] = {"field": {"@id": f"{part}-classes/name"}}
+    return field
 
 
 def _enumeration(spec: ConditionSpec, part: str) -> dict[str, Any]:
@@ -488,11 +490,11 @@ def _column(
 def identifier(text: str, taken: Iterable[str] = ()) -> str:
     """`text` as part of an IRI, another one than those taken."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
-    found, number, others = plain, 1, set(taken)
-    while found in others:
+    name_of_part, number, others = plain, 1, set(taken)
+    while name_of_part in others:
         number += 1
-        found = f"{plain}_{number}"
-    return found
+        name_of_part = f"{plain}_{number}"
+    return name_of_part
 
 
 def _images(

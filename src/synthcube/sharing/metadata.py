@@ -33,7 +33,7 @@ def metadata(
     image, name = trained.image, trained.config["model"]["name"]
     installed = environment.versions()
     source = len(image.source_channels)
-    given = _tensor(trained, source, "images to translate") if source else None
+    source_format = _tensor(trained, source, "images to translate") if source else None
     scores = results.settled if results else ()
     return {
         "schema": _SCHEMA,
@@ -43,7 +43,7 @@ def metadata(
         "pytorch_version": installed.get("torch", _UNKNOWN),
         "numpy_version": installed.get("numpy", _UNKNOWN),
         "required_packages_version": {
-            each: installed[each] for each in _BEYOND_MONAI if each in installed
+            package: installed[package] for package in _BEYOND_MONAI if package in installed
         },
         "name": f"{name} {image.rank}D",
         "task": f"Generation of {image.rank}D medical images",
@@ -53,11 +53,13 @@ def metadata(
         "copyright": f"license: {license_id}" if license_id else _UNKNOWN,
         "data_type": image.file_format,
         "image_classes": ", ".join(image.labels) or "one class",
-        "eval_metrics": {f"{each.section}/{each.name}": each.value for each in scores},
+        "eval_metrics": {f"{score.section}/{score.name}": score.value for score in scores},
         "intended_use": INTENDED_USE,
         "references": [],
         "network_data_format": {
-            "inputs": {"image": given} if given else {"seed": _tensor(trained, 1, "a seed")},
+            "inputs": {"image": source_format}
+            if source_format
+            else {"seed": _tensor(trained, 1, "a seed")},
             "outputs": {"pred": _tensor(trained, image.channels, "images")},
         },
     }

@@ -125,8 +125,8 @@ def _check_card(api: HfApi, card: str) -> None:
         headers=build_hf_headers(library_name="synthcube"),
     )
     if response.status_code == 400:
-        told = response.json().get("errors", [])
-        faults = [hub.redacted(str(each.get("message"))) for each in told]
+        errors = response.json().get("errors", [])
+        faults = [hub.redacted(str(fault.get("message"))) for fault in errors]
         raise HubError(f"{api.endpoint} refuses the metadata at the top of the card:", faults)
     hf_raise_for_status(response)
 
@@ -171,7 +171,7 @@ def _head(api: HfApi, repo: str, branch: str) -> str:
 
 def _files(api: HfApi, repo: str, revision: str) -> dict[str, Any]:
     tree = api.list_repo_tree(repo, revision=revision, recursive=True)
-    return {each.path: each for each in tree if hasattr(each, "blob_id")}
+    return {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
 
 
 def _check_owner(repo: str, there: Mapping[str, Any]) -> None:
@@ -206,7 +206,7 @@ def _same(path: Path, there: Any) -> bool:
 
 
 def _tags(api: HfApi, repo: str) -> list[str]:
-    return [each.name for each in api.list_repo_refs(repo).tags]
+    return [tag.name for tag in api.list_repo_refs(repo).tags]
 
 
 def _commit(
@@ -228,10 +228,10 @@ def _commit(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the card, which was judged before
-            made = api.create_commit(
+            commit = api.create_commit(
                 repo, operations, commit_message=message, revision=branch, parent_commit=head
             )
     except RuntimeError as error:
         # The client's words for a file that it could not send; what happened is its cause.
         raise error.__cause__ or error from None
-    return str(made.oid)
+    return str(commit.oid)

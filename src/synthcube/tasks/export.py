@@ -1,4 +1,4 @@
-"""What is said of an exported model and where it goes: the YAML, and the command line over it."""
+"""`synthcube export`: a verified folder to share, with a model card."""
 
 from __future__ import annotations
 
@@ -85,36 +85,33 @@ class Conversions:
 
 @contextmanager
 def conversions(
-    trained: Artifact, asked: Sequence[RuntimeName], weights: Weights
+    trained: Artifact, requested: Sequence[RuntimeName], weights: Weights
 ) -> Iterator[Conversions]:
-    """The networks converted for the runtimes asked for; the files are there for so long.
+    """The networks converted for the requested runtimes, in a folder that is deleted afterwards.
 
-    What the model was converted for before, it stays converted for.
+    Conversions that the model already has are kept.
 
     Raises:
         ConfigError: a runtime is not installed, or does not store weights so.
         FamilyError: a network cannot be converted, or would make other images.
     """
-    for each in asked:
-        check_request(each, weights)
+    for runtime in requested:
+        check_request(runtime, weights)
     listed = artifact.read_index(trained.folder)
     kept: list[RuntimeName] = [
-        each for each in NAMES if record_name(each) in listed and each not in asked
+        runtime for runtime in NAMES if record_name(runtime) in listed and runtime not in requested
     ]
-    records = [converted(trained.folder, each) for each in kept]
-    files = [trained.folder / name for each in kept for name in listed if is_part(name, each)]
+    records = [converted(trained.folder, runtime) for runtime in kept]
+    files = [trained.folder / name for runtime in kept for name in listed if is_part(name, runtime)]
     with scratch_folder() as folder:
-        for each in asked:
-            records.append(convert(trained.build(torch.device("cpu")), folder, each, weights))
+        for runtime in requested:
+            records.append(convert(trained.build(torch.device("cpu")), folder, runtime, weights))
             log.info(
                 "%s, weights in %s: its images are off those of torch by %.2g of the range at "
                 "most, by %.2g on average.",
-                each, weights, records[-1].largest_difference, records[-1].mean_difference,
+                runtime, weights, records[-1].largest_difference, records[-1].mean_difference,
             )  # fmt: skip
         yield Conversions(tuple(records), (*files, *sorted(folder.iterdir())))
-
-
-CARD = artifact.CARD
 
 
 def export(
@@ -122,10 +119,10 @@ def export(
     folder: Path,
     request: ExportRequest | None = None,
 ) -> Path:
-    """Verify a trained model and write what others need of it, with a model card, to `folder`.
+    """Verify a trained model and write a folder to share, with a model card.
 
-    What was only for its training stays out: a discriminator, which knows best who was trained on,
-    and everything in the config that names a place, an account or a person.
+    Left out is what only its training needed: a discriminator, which knows most about the training
+    images, and everything in the config that names a place, an account or a person.
 
     Args:
         request: what the card says, and the runtimes to convert the networks for; the model stays
@@ -169,11 +166,11 @@ def export(
         num_images=num_images,
         num_subjects=num_subjects,
     )
-    said = context.results.prose if context.results else ""
+    sentences = context.results.prose if context.results else ""
     with conversions(trained, request.runtimes, request.runtime_weights) as converted:
         context = replace(context, conversions=converted.records)
         texts = _texts(public, context, request.version)
-        _check_traces(texts, rows, f"{context.notes}\n{said}")
+        _check_traces(texts, rows, f"{context.notes}\n{sentences}")
         _claim(folder)
         _write(folder, trained, family, texts, context, converted)
     artifact.load(folder).build(torch.device("cpu"))
@@ -195,7 +192,7 @@ def _texts(public: Artifact, context: CardContext, version: str) -> dict[str, st
         artifact.IMAGE: _json(public.image.model_dump(mode="json")),
         artifact.METRICS: _json(dict(public.metrics)),
         METADATA: _json(about),
-        CARD: model_card(public, context),
+        artifact.CARD: model_card(public, context),
     }
 
 
@@ -237,7 +234,7 @@ def _check_traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]], n
     Raises:
         ArtifactError: what, and in which file.
     """
-    prose = {CARD: notes, **{name: text for name, text in texts.items() if name != CARD}}
+    prose = {**texts, artifact.CARD: notes}
     if faults := identities.traces(prose, rows):
         raise ArtifactError(
             "Nothing is exported, because it would tell of people or machines; rename it in the "
@@ -275,7 +272,7 @@ def _write_weights(path: Path, trained: Artifact, family: Family) -> None:
     """The weights that images are made with; the same bytes where that is all of them."""
     left_out = tuple(f"{name}." for name in family.unaveraged)
     weights = load_file(trained.weights)
-    kept = {name: each for name, each in weights.items() if not name.startswith(left_out)}
+    kept = {name: weight for name, weight in weights.items() if not name.startswith(left_out)}
     if len(kept) == len(weights):
         storage.write_with(path, partial(shutil.copyfile, trained.weights))
     else:
