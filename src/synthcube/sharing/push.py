@@ -46,10 +46,10 @@ def push(
     them are, nothing is committed. The folder is only read.
 
     Args:
-        repo: owner/name; made where it does not exist.
+        repo: owner/name; created if missing.
         public: for everyone to see; otherwise a new repository is private, and one that is public
             is refused.
-        revision: branch to push to; made where it does not exist.
+        revision: branch to push to; created if missing.
 
     Raises:
         HubError: no license or token, or the Hub cannot be reached or refuses; nothing was
@@ -78,7 +78,7 @@ def push(
         changed = _changed(files, there)
         ours = [name for name in there if name in _OURS or is_part(name)]
         stale = [name for name in ours if name not in files]
-        tags = _tags(api, repo)
+        tags = [ref.name for ref in api.list_repo_refs(repo).tags]
         if changed or stale:
             if tag in tags and _changed(files, _files(api, repo, tag)):
                 raise HubError(
@@ -116,7 +116,7 @@ def _card(folder: Path) -> str:
 
 
 def _check_card(api: HfApi, card: str) -> None:
-    """Let the Hub judge the metadata of the card, before anything is made there."""
+    """Let the Hub check the metadata of the card, before a repository is created."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     response = get_session().post(
@@ -132,30 +132,24 @@ def _check_card(api: HfApi, card: str) -> None:
 
 
 def _open(api: HfApi, repo: str, public: bool) -> None:
-    """Make the repository, or find that it may be pushed to."""
+    """Create the repository, or check that it may be pushed to."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         info = api.model_info(repo)
     except RepositoryNotFoundError:
         api.create_repo(repo, private=not public, exist_ok=True)
-        info = _made(api, repo)
+        try:
+            info = api.model_info(repo)
+        except RepositoryNotFoundError:
+            # The Hub made nothing, because a repository exists that this token may not see.
+            raise HubError(f"{repo} is taken by someone else: give another name.") from None
     if not info.private and not public:
         raise HubError(
             f"{repo} is public, and everyone would see the model: say --public if that is meant."
         )
     if info.private and public:
         log.warning("%s stays private: change that in its settings on the Hub.", repo)
-
-
-def _made(api: HfApi, repo: str) -> Any:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        return api.model_info(repo)
-    except RepositoryNotFoundError:
-        # What the Hub would not make, because it is there, and does not show.
-        raise HubError(f"{repo} is taken by someone else: give another name.") from None
 
 
 def _head(api: HfApi, repo: str, branch: str) -> str:
@@ -203,10 +197,6 @@ def _same(path: Path, there: Any) -> bool:
     # Git's name for a file.
     name = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     return bool(there.blob_id == name.hexdigest())
-
-
-def _tags(api: HfApi, repo: str) -> list[str]:
-    return [tag.name for tag in api.list_repo_refs(repo).tags]
 
 
 def _commit(

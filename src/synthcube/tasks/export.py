@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,45 +75,6 @@ def _present(path: Path) -> Path | None:
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class Conversions:
-    """What an export adds for other runtimes."""
-
-    records: tuple[ConversionRecord, ...] = ()
-    files: tuple[Path, ...] = ()
-
-
-@contextmanager
-def conversions(
-    trained: Artifact, requested: Sequence[RuntimeName], weights: Weights
-) -> Iterator[Conversions]:
-    """The networks converted for the requested runtimes, in a folder that is deleted afterwards.
-
-    Conversions that the model already has are kept.
-
-    Raises:
-        ConfigError: a runtime is not installed, or does not store weights so.
-        FamilyError: a network cannot be converted, or would make other images.
-    """
-    for runtime in requested:
-        check_request(runtime, weights)
-    listed = artifact.read_index(trained.folder)
-    kept: list[RuntimeName] = [
-        runtime for runtime in NAMES if record_name(runtime) in listed and runtime not in requested
-    ]
-    records = [converted(trained.folder, runtime) for runtime in kept]
-    files = [trained.folder / name for runtime in kept for name in listed if is_part(name, runtime)]
-    with scratch_folder() as folder:
-        for runtime in requested:
-            records.append(convert(trained.build(torch.device("cpu")), folder, runtime, weights))
-            log.info(
-                "%s, weights in %s: its images are off those of torch by %.2g of the range at "
-                "most, by %.2g on average.",
-                runtime, weights, records[-1].largest_difference, records[-1].mean_difference,
-            )  # fmt: skip
-        yield Conversions(tuple(records), (*files, *sorted(folder.iterdir())))
-
-
 def export(
     model_path: Path,
     folder: Path,
@@ -167,12 +128,12 @@ def export(
         num_subjects=num_subjects,
     )
     sentences = context.results.prose if context.results else ""
-    with conversions(trained, request.runtimes, request.runtime_weights) as converted:
-        context = replace(context, conversions=converted.records)
+    with _conversions(trained, request.runtimes, request.runtime_weights) as (records, files):
+        context = replace(context, conversions=records)
         texts = _texts(public, context, request.version)
         _check_traces(texts, rows, f"{context.notes}\n{sentences}")
         _claim(folder)
-        _write(folder, trained, family, texts, context, converted)
+        _write(folder, trained, family, texts, context, files)
     artifact.load(folder).build(torch.device("cpu"))
     if _preparation(public) != _preparation(trained):
         log.warning(
@@ -180,6 +141,37 @@ def export(
             "prepare images for this model as you did."
         )
     return folder
+
+
+@contextmanager
+def _conversions(
+    trained: Artifact, requested: Sequence[RuntimeName], weights: Weights
+) -> Iterator[tuple[list[ConversionRecord], list[Path]]]:
+    """The networks converted for the requested runtimes, in a folder that is deleted afterwards.
+
+    Conversions that the model already has are kept.
+
+    Raises:
+        ConfigError: a runtime is not installed, or does not store weights so.
+        FamilyError: a network cannot be converted, or would make other images.
+    """
+    for runtime in requested:
+        check_request(runtime, weights)
+    listed = artifact.read_index(trained.folder)
+    kept: list[RuntimeName] = [
+        runtime for runtime in NAMES if record_name(runtime) in listed and runtime not in requested
+    ]
+    records = [converted(trained.folder, runtime) for runtime in kept]
+    files = [trained.folder / name for runtime in kept for name in listed if is_part(name, runtime)]
+    with scratch_folder() as folder:
+        for runtime in requested:
+            records.append(convert(trained.build(torch.device("cpu")), folder, runtime, weights))
+            log.info(
+                "%s, weights in %s: its images are off those of torch by %.2g of the range at "
+                "most, by %.2g on average.",
+                runtime, weights, records[-1].largest_difference, records[-1].mean_difference,
+            )  # fmt: skip
+        yield records, [*files, *sorted(folder.iterdir())]
 
 
 def _texts(public: Artifact, context: CardContext, version: str) -> dict[str, str]:
@@ -255,12 +247,12 @@ def _claim(folder: Path) -> None:
 
 def _write(
     folder: Path, trained: Artifact, family: Family, texts: Mapping[str, str], context: CardContext,
-    converted: Conversions,
+    converted: Sequence[Path],
 ) -> None:  # fmt: skip
     with storage.replaced_folder(folder, artifact.written_names(folder)) as staging:
         names = [artifact.VERSIONS, *([artifact.PICTURE] if context.has_picture else [])]
         there = [trained.folder / name for name in names]
-        for path in [*converted.files, *(path for path in there if path.is_file())]:
+        for path in [*converted, *(path for path in there if path.is_file())]:
             storage.write_with(staging / path.name, partial(shutil.copyfile, path))
         _write_weights(staging / artifact.EXPORTED_WEIGHTS, trained, family)
         for name, text in texts.items():
