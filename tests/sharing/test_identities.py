@@ -98,7 +98,7 @@ def test_a_first_stage_is_told_of_only_by_its_hash(
     assert after.config["model"][digest] == before.config["model"][digest]
     assert str(first_stage("vqvae").parent).encode() not in everything(tmp_path / "out")
     for each in (tmp_path / "run", tmp_path / "out"):
-        assert cli("infer", "-m", each, "-o", each / "images", "-n", 2)[0] == 0
+        assert cli("infer", "-m", each, "-o", tmp_path / f"{each.name}-images", "-n", 2)[0] == 0
     made = [(tmp_path / side / "images/images/00001.png").read_bytes() for side in ("run", "out")]
     assert made[0] == made[1]
 
@@ -189,9 +189,9 @@ def test_a_discriminator_stays_here(cli, first_stage, tiny_config, phantoms, tmp
     assert gone
     assert {name.partition(".")[0] for name in gone} == {"discriminator"}
     for side in (run, out):
-        code, _, err = cli("infer", "-m", side, "-o", tmp_path / side.name / "made", "-n", 2)
+        code, _, err = cli("infer", "-m", side, "-o", tmp_path / f"{side.name}-made", "-n", 2)
         assert code == 0, err
-    names = [tmp_path / side.name / "made/images/00001.png" for side in (run, out)]
+    names = [tmp_path / f"{side.name}-made/images/00001.png" for side in (run, out)]
     assert names[0].read_bytes() == names[1].read_bytes()
     words = ("train", "-c", tiny_config("dcgan"), "-d", phantoms, "-o", tmp_path / "tuned")
     words += ("--set", f"training.start_from={out}")
