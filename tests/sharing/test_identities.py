@@ -99,7 +99,7 @@ def test_a_first_stage_is_told_of_only_by_its_hash(
     assert str(first_stage("vqvae").parent).encode() not in everything(tmp_path / "out")
     for each in (tmp_path / "run", tmp_path / "out"):
         assert cli("infer", "-m", each, "-o", tmp_path / f"{each.name}-images", "-n", 2)[0] == 0
-    made = [(tmp_path / side / "images/images/00001.png").read_bytes() for side in ("run", "out")]
+    made = [(tmp_path / f"{side}-images/images/00001.png").read_bytes() for side in ("run", "out")]
     assert made[0] == made[1]
 
 
