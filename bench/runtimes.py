@@ -46,7 +46,7 @@ def measure(options: Options) -> list[Row]:
 
 def convert(family_name: str, folder: str) -> None:
     """Put the networks of an untrained model of default size into `folder`."""
-    from synthcube.sharing.runtimes.conversion import convert as into
+    from synthcube.sharing.conversion import convert as into
 
     for runtime in RUNTIMES:
         into(_model(family_name), Path(folder), runtime)
@@ -58,7 +58,7 @@ def images_per_second(family_name: str, runtime: str, folder: str) -> float:
     import torch
 
     from synthcube.models import inference
-    from synthcube.sharing.runtimes.conversion import substitute
+    from synthcube.sharing.conversion import substitute
 
     family = _model(family_name)
     if runtime != "torch":

@@ -20,7 +20,7 @@ from synthcube.evaluation.report.page import write_report
 from synthcube.evaluation.results import Measure, Section
 from synthcube.models import artifact
 from synthcube.sharing import hub as hubs
-from synthcube.sharing.card import Story, model_card, read_results
+from synthcube.sharing.card import CardContext, model_card, read_results
 
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = (
@@ -128,7 +128,7 @@ def hostile_card(first_stage: Any, tmp_path: Path) -> str:
     public = artifact.Artifact(
         trained.folder, trained.config, image, {SCRIPT: 1.0}, trained.sha256, trained.weights
     )
-    return model_card(public, Story(results=read_results(tmp_path / "results.yaml")))
+    return model_card(public, CardContext(results=read_results(tmp_path / "results.yaml")))
 
 
 def test_a_card_holds_no_markup_of_others(first_stage, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ def from_pretrained(
     model: str | Path,
     *,
     accelerator: str = "auto",
-    runtime: Literal["torch", "onnx", "openvino"] = "torch",
+    runtime: str = "torch",
     plugins: Sequence[str | Path] = (),
     trust: Sequence[str] = (),
 ) -> Generator:

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -30,8 +30,10 @@ from synthcube.models.artifact import CONFIG, Artifact
 from synthcube.models.family import FamilyConfig
 from synthcube.plugins import TRAINED, did_you_mean
 from synthcube.schema import MAX_BATCH, MAX_IMAGES, MAX_SEED, List, Schema
-from synthcube.sharing.config import ExportConfig, Runtime
+from synthcube.sharing.config import ExportConfig
 from synthcube.sharing.croissant import CroissantConfig
+from synthcube.sharing.runtimes import NAMES as RUNTIMES
+from synthcube.sharing.runtimes import RuntimeOrTorch
 from synthcube.training import strategies
 from synthcube.training.config import TrainingConfig
 
@@ -83,10 +85,10 @@ class SamplingConfig(Schema):
         description="What is done to each image, in its own intensities, before it is written, "
         "such as [{name: clip, low: 0}, {name: largest_component, above: 40}].",
     )
-    runtime: Literal["torch"] | Runtime = Field(
+    runtime: RuntimeOrTorch = Field(
         default="torch",
-        description="What computes the networks: torch; or onnx or openvino, on the CPU, for a "
-        "model that was exported for it.",
+        description=f"What computes the networks: torch; or {' or '.join(RUNTIMES)}, on the CPU, "
+        "for a model that was exported for it.",
     )
     croissant: CroissantConfig | None = Field(
         default=None,

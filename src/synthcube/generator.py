@@ -23,9 +23,9 @@ from synthcube.models.family import Reconstructs, Samples
 from synthcube.plugins import vouching as vouch_for_a_while
 from synthcube.schema import MAX_IMAGES, ImageSpec
 from synthcube.sharing.hub import located
+from synthcube.sharing.runtimes import RuntimeOrTorch
 from synthcube.tasks.inference_jobs import (
     GRID_IMAGES,
-    InferenceRuntime,
     LoadedModel,
     inference_settings,
     seeded_conditions,
@@ -38,7 +38,7 @@ def from_pretrained(
     model: str | Path,
     *,
     accelerator: str = "auto",
-    runtime: InferenceRuntime = "torch",
+    runtime: RuntimeOrTorch = "torch",
     plugins: Sequence[str | Path] = (),
     trust: Sequence[str] = (),
 ) -> Generator:

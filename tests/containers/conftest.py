@@ -240,8 +240,8 @@ def podman(tool: str, image: str) -> list[str]:
 
 @pytest.fixture
 def hub() -> Iterator[Any]:
-    """The Hub of tests/hub, on loopback, which a container reaches with the host's network."""
-    path = ROOT / "tests" / "hub" / "conftest.py"
+    """The Hub of tests/sharing, on loopback, which a container reaches with the host's network."""
+    path = ROOT / "tests" / "sharing" / "conftest.py"
     specification = importlib.util.spec_from_file_location("loopback_hub", path)
     assert specification
     assert specification.loader

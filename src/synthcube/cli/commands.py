@@ -25,6 +25,8 @@ from synthcube.cli.app import (
     setup_process,
 )
 from synthcube.containers import IMAGE
+from synthcube.sharing.runtimes import NAMES as RUNTIMES
+from synthcube.sharing.runtimes import RuntimeOrTorch, Weights
 
 
 @app.command()
@@ -103,8 +105,8 @@ def infer(
         typer.Option(help="CSV with the conditions of each image, in place of a number."),
     ] = None,
     runtime: Annotated[
-        Literal["torch", "onnx", "openvino"] | None,
-        typer.Option(help="torch, or a runtime that the model was exported for."),
+        RuntimeOrTorch | None,
+        typer.Option(help="What computes the networks, of a model exported for it."),
     ] = None,
     croissant: Annotated[
         bool, typer.Option("--croissant", help="Describe the images in croissant.json.")
@@ -348,10 +350,12 @@ def export(
     ] = "",
     runtime: Annotated[
         list[str],
-        typer.Option(help="Convert the networks for it as well: onnx, openvino; repeatable."),
+        typer.Option(
+            help=f"Convert the networks for it as well: {', '.join(RUNTIMES)}; repeatable."
+        ),
     ] = [],  # noqa: B006
     runtime_weights: Annotated[
-        Literal["float32", "float16", "int8"] | None,
+        Weights | None,
         typer.Option("--runtime_weights", help="How converted weights are stored: float32."),
     ] = None,
     push_to: Annotated[
@@ -374,28 +378,24 @@ def export(
     """Verify a trained model and write a folder to share; publish it with --push_to."""
     setup_process(plugins, trust)
     from synthcube.tasks.export import export as task
-    from synthcube.tasks.export import place, present, publication
+    from synthcube.tasks.export import read_request
 
     options = {
-        "license": license_id, "datasets": tuple(dataset), "version": model_version,
-        "runtimes": tuple(runtime), "runtime_weights": runtime_weights, "push_to": push_to,
-        "public": public, "revision": revision,
-        "commit_message": commit_message,
+        "evaluation": evaluation, "license": license_id, "datasets": tuple(dataset),
+        "notes_file": notes, "version": model_version, "runtimes": tuple(runtime),
+        "runtime_weights": runtime_weights, "push_to": push_to, "public": public,
+        "revision": revision, "commit_message": commit_message,
     }  # fmt: skip
-    said = publication(config, options)
-    folder = task(
-        located(model), output, evaluation=present(evaluation), license_id=said.license,
-        datasets=said.datasets, notes=notes or said.notes, version=said.version, place=place(said),
-        for_runtimes=said.runtimes, runtime_weights=said.runtime_weights,
-    )  # fmt: skip
+    request = read_request(config, options)
+    folder = task(located(model), output, request)
     say(f"Exported model: {folder}")
-    if not said.license:
+    if not request.license:
         say("No license is stated (--license): without one nobody else may use the model.")
-    if said.push_to:
+    if request.push_to:
         from synthcube.sharing.push import push
 
         address, is_new = push(
-            folder, said.push_to,
-            public=said.public, revision=said.revision, message=said.commit_message,
+            folder, request.push_to,
+            public=request.public, revision=request.revision, message=request.commit_message,
         )  # fmt: skip
         say(f"{'Published' if is_new else 'Already published, nothing to do'}: {address}")

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
+from typing_extensions import Self
 
 from synthcube.errors import HubError
 from synthcube.models import artifact
 from synthcube.schema import List, Schema
+from synthcube.sharing.runtimes import RuntimeName, Weights
 
-Runtime = Literal["onnx", "openvino"]
-Weights = Literal["float32", "float16", "int8"]
-
-LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?")
 VERSION = re.compile(r"\d+(\.\d+){1,2}([-.+]?[0-9A-Za-z.-]+)?")
 BRANCH = re.compile(r"[A-Za-z0-9][\w./-]*")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 """What a Hub gives to those who log in; it is in no file and in no message."""
 
 _FORMS = {
-    "license": (LICENSE, "a license as the Hub spells it, such as apache-2.0, cc-by-nc-4.0, other"),
-    "datasets": (DATASET, "the name of a data set: owner/name"),
+    "license": (
+        _LICENSE,
+        "a license as the Hub spells it, such as apache-2.0 or other",
+    ),
+    "datasets": (_DATASET, "the name of a data set: owner/name"),
     "version": (VERSION, "a version: two or three numbers, such as 1.0.0"),
     "revision": (BRANCH, "the name of a branch, such as main"),
 }
@@ -33,7 +36,7 @@ _FORMS = {
 class ExportConfig(Schema):
     """What `synthcube export` says of a model, and where it publishes it; no other task reads it.
 
-    The token is not among it: see export/hub.py.
+    The token of a Hub is no setting: see sharing/hub.py.
     """
 
     license: str = Field(
@@ -47,7 +50,7 @@ class ExportConfig(Schema):
     notes: str = Field(
         default="", description="Markdown of yours for the card: authors, data, limits."
     )
-    runtimes: List[Runtime] = Field(
+    runtimes: List[RuntimeName] = Field(
         default=(), description="Other runtimes to convert the networks for: [openvino, onnx]."
     )
     runtime_weights: Weights = Field(
@@ -76,9 +79,9 @@ class ExportConfig(Schema):
     @classmethod
     def _well_formed(cls, value: Any, info: ValidationInfo) -> Any:
         form, right = _FORMS[str(info.field_name)]
-        for each in value if isinstance(value, tuple) else (value,):
-            if each and not form.fullmatch(each):
-                raise ValueError(f"{each!r} is not {right}")
+        for text in value if isinstance(value, tuple) else (value,):
+            if text and not form.fullmatch(text):
+                raise ValueError(f"{text!r} is not {right}")
         return value
 
     @field_validator("push_to")
@@ -88,3 +91,26 @@ class ExportConfig(Schema):
             return artifact.repo_id(value) if value else ""
         except HubError as error:
             raise ValueError(str(error)) from None
+
+
+class ExportRequest(ExportConfig):
+    """One export: the section `export` with the options of the command line over it."""
+
+    evaluation: Path | None = Field(
+        default=None, description="results.yaml of synthcube evaluate, for the card's table."
+    )
+    notes_file: Path | None = Field(default=None, description="A file in place of notes.")
+
+    @property
+    def address(self) -> str:
+        """Address under which the model will be found; empty where it is not published."""
+        return str(artifact.Address(self.push_to)) if self.push_to else ""
+
+    @model_validator(mode="after")
+    def _licensed(self) -> Self:
+        if self.push_to and not self.license:
+            raise ValueError(
+                "--push_to needs a license, and none is ever assumed: state one, as in --license "
+                "apache-2.0; it must be one that the owners of the training images allow."
+            )
+        return self

@@ -1,12 +1,13 @@
-"""The files and the records of croissant.json: what is in a folder of made images, and where."""
+"""croissant.json: a folder of generated images described as a data set, for machines to read."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -16,8 +17,20 @@ from synthcube.errors import ArtifactError, ConfigError
 from synthcube.models.artifact import Artifact
 from synthcube.schema import ConditionSpec, ImageSpec, List, Schema
 from synthcube.sharing import identities
-from synthcube.sharing.card import MadeImages, disclosure, summary
+from synthcube.sharing.card import INTENDED_USE
 from synthcube.storage import sha256, write_json
+
+log = logging.getLogger("synthcube")
+
+CROISSANT = "croissant.json"
+VERSION = "1.0.0"
+"""Of the data: another seed, model or number of images is another data set, by its name."""
+
+CITATION = (
+    "@software{synthcube, title = {synthcube}, author = {{The synthcube contributors}}, "
+    f"version = {{{__version__}}}, license = {{Apache-2.0}}}}"
+)
+"""SynthCube's, as in CITATION.cff, which an installed package does not have."""
 
 MANIFEST, FILES, RECORDS = "manifest.csv", "image-files", "images"
 
@@ -31,6 +44,320 @@ _GUESSED = re.compile(
     r"[-+]?[\d.]*\d[\d.]*(e[-+]?\d+)?|[-+]?(inf|infinity|nan)|true|false|n/?a|<na>|null|none|#.*",
     re.IGNORECASE,
 )
+
+# The recommended one of the specification, appendix 1, and the vocabularies used beside it.
+_CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "arrayShape": "cr:arrayShape",
+    "citeAs": "cr:citeAs",
+    "column": "cr:column",
+    "conformsTo": "dct:conformsTo",
+    "containedIn": "cr:containedIn",
+    "cr": "http://mlcommons.org/croissant/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "description": {"@container": "@language"},
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileObject": "cr:fileObject",
+    "fileProperty": "cr:fileProperty",
+    "fileSet": "cr:fileSet",
+    "format": "cr:format",
+    "includes": "cr:includes",
+    "isArray": "cr:isArray",
+    "isLiveDataset": "cr:isLiveDataset",
+    "jsonPath": "cr:jsonPath",
+    "key": "cr:key",
+    "md5": "cr:md5",
+    "name": {"@container": "@language"},
+    "parentField": "cr:parentField",
+    "path": "cr:path",
+    "prov": "http://www.w3.org/ns/prov#",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "recordSet": "cr:recordSet",
+    "references": "cr:references",
+    "regex": "cr:regex",
+    "repeated": "cr:repeated",
+    "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
+    "sc": "https://schema.org/",
+    "separator": "cr:separator",
+    "source": "cr:source",
+    "subField": "cr:subField",
+    "transform": "cr:transform",
+}
+_CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
+
+InferTask = Literal["generate", "translate", "reconstruct"]
+
+RESEARCH_ONLY = "For research only: not a medical device, not for diagnosis."
+_BEGINNINGS: dict[InferTask, str] = {
+    "generate": "Synthetic images: each was made out of noise by",
+    "translate": "Images derived from real images of real people: each was translated by",
+    "reconstruct": "Images derived from real images of real people: each was reconstructed by",
+}
+_PERSONAL_MADE = (
+    "None is meant to be there: the images are made out of noise, and a SubjectID is the number of "
+    "an image. Only as far as that was tested: this description was searched for the names of "
+    "users, machines and known subjects. Whether an image is a copy of one that the model was "
+    "trained on was not tested here; `synthcube evaluate` looks for copies, and finding none does "
+    "not show that there are none.",
+)
+_PERSONAL_DERIVED = (
+    "Yes: every image is derived from a real image of a real person, may show what identifies that "
+    "person, and is to be protected as the original is.",
+    "The names of the image files and manifest.csv tell the subjects' ids, and manifest.csv tells "
+    "where the originals lie: neither is fit to be published. This description names no subject "
+    "and no original.",
+)
+_LIMITS = (
+    "Not for diagnosis, treatment, triage, or any decision about a person.",
+    "Not to be passed on as images that a scanner has taken.",
+    "The model knows no organs, scanners, protocols or populations other than those it was trained "
+    "on, and does not say where its knowledge ends.",
+    "What looks like anatomy or a lesion may be an invention of the model, and what is rare may be "
+    "missing: nobody has looked at each image.",
+)
+_NOT_JUDGED = "How near the images are to real ones is not told here; `synthcube evaluate` says it."
+
+
+class CroissantConfig(Schema):
+    """What only the user can say of the images."""
+
+    license: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9.+-]*|https?://\S+)?$",
+        description="Of the images: an identifier such as cc-by-4.0, or an address; never assumed.",
+    )
+    creators: List[str] = Field(
+        default=(), description="Groups or institutions that answer for the images."
+    )
+
+
+def stated(is_wished: bool, license_id: str, creators: Sequence[str]) -> CroissantConfig | None:
+    """What the command line says.
+
+    Raises:
+        ConfigError: the license is none, or something is said although nothing is wished.
+    """
+    if not is_wished:
+        if license_id or creators:
+            raise ConfigError("--license and --creator are of --croissant: give that as well.")
+        return None
+    try:
+        return CroissantConfig(license=license_id, creators=tuple(creators))
+    except ValidationError as error:
+        raise ConfigError(
+            f"--license {license_id!r}: give an identifier such as cc-by-4.0, or an address."
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class MadeImages:
+    """A folder of images that infer has made, without anything that names people or places."""
+
+    image: ImageSpec
+    family: str
+    model_sha256: str  # of the artifact's index, which holds the hash of every file of the model
+    task: InferTask
+    seed: int | None  # None where nothing is drawn
+    number: int
+    columns: Sequence[str]  # of manifest.csv
+    steps: Sequence[str] = ()  # names of what was done to each after the model
+    manifest_sha256: str = "0" * 64
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether they are made out of real images."""
+        return self.task != "generate"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All that is told of them in words that are not SynthCube's."""
+        named = [(condition.name, *condition.classes) for condition in self.image.conditions]
+        return (self.family, *self.steps, *(word for words in named for word in words))
+
+    @property
+    def model(self) -> str:
+        return (
+            f"a {self.family} with SynthCube {__version__} (SHA-256 of its artifact.json: "
+            f"{self.model_sha256})"
+        )
+
+
+def wished(section: Mapping[str, Any], options: CroissantConfig | None) -> CroissantConfig | None:
+    """What is given over what the section `sampling` says; None: no description is wished."""
+    section_value = section.get("croissant")
+    if section_value is None:
+        return options
+    over = options.model_dump(exclude_defaults=True) if options else {}
+    return CroissantConfig.model_validate({**section_value, **over})
+
+
+def check(
+    trained: Artifact,
+    asked: Mapping[str, Any],
+    originals: Sequence[Row],
+    config: CroissantConfig,
+) -> None:
+    """Refuse a description that would name a place or a person; warn of what it cannot say.
+
+    Args:
+        asked: the record of the job.
+        originals: the images that others are made of.
+
+    Raises:
+        ArtifactError: what, before any image is made.
+    """
+    known = identities.subjects_of(trained.folder)
+    rows = [*known, *map(_cells, originals)]
+    image = identities.public_image(trained.image, {row.get("SubjectID", "") for row in rows})
+    images = _images(trained, image, asked, 0, ())
+    # Not our own prose, where a user called research would be found; nor what is said to be told.
+    if found := identities.traces({CROISSANT: "\n".join(images.words)}, rows):
+        raise ArtifactError(
+            f"{CROISSANT} would tell of people or of this machine; no image was made:", found
+        )
+    if not config.license:
+        log.warning(
+            "%s will state no license, which the Croissant specification asks for and nobody else "
+            "can use the images without: say which, with --license or as "
+            "sampling.croissant.license.", CROISSANT,
+        )  # fmt: skip
+    if images.is_derived:
+        log.warning(
+            "These images are made out of those of real people: their names and %s tell subjects' "
+            "ids and places of originals, and %s says so.", MANIFEST, CROISSANT,
+        )  # fmt: skip
+
+
+def write(
+    out: Path, trained: Artifact, asked: Mapping[str, Any], number: int, config: CroissantConfig
+) -> Path:
+    """Write croissant.json beside the images and their manifest, in one step.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    image, manifest = identities.public_image(trained.image, ()), out / MANIFEST
+    columns = read_table(manifest).header
+    images = _images(trained, image, asked, number, columns, sha256(manifest))
+    write_json(out / CROISSANT, description(images, config))
+    return out / CROISSANT
+
+
+def description(images: MadeImages, config: CroissantConfig) -> dict[str, Any]:
+    """The content of croissant.json; the same for the same images.
+
+    Left out, because only their publisher knows them: url, datePublished, and the license and the
+    creator where `config` has none. The specification asks for all four.
+    """
+    title = name(images)
+    publisher: dict[str, Any] = {"license": config.license} if config.license else {}
+    if config.creators:
+        publisher["creator"] = [
+            {"@type": "Organization", "name": creator} for creator in config.creators
+        ]
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "name": title,
+        "description": summary(images),
+        "conformsTo": _CONFORMS_TO,
+        "version": VERSION,
+        **publisher,
+        "citeAs": _cite_as(title, images, config.creators),
+        "citation": CITATION,
+        "keywords": [
+            "synthetic data", "medical imaging", images.family, f"{images.image.rank}D",
+        ],
+        "isLiveDataset": False,
+        **disclosure(images),
+        "distribution": distribution(images),
+        "recordSet": record_sets(images),
+    }  # fmt: skip
+
+
+def name(images: MadeImages) -> str:
+    """Of the data set: of which model, and how it was asked."""
+    done = {"generate": "generated", "translate": "translated", "reconstruct": "reconstructed"}
+    family = identifier(images.family)
+    words = [family, f"{images.image.rank}d", images.model_sha256[:8], done[images.task]]
+    words += [] if images.seed is None else ["seed", str(images.seed)]
+    return "-".join(words)
+
+
+def _cite_as(title: str, images: MadeImages, creators: Sequence[str]) -> str:
+    author = f"author = {{{' and '.join(f'{{{creator}}}' for creator in creators)}}}, "
+    return (
+        f"@misc{{{title}, title = {{{title}}}, {author if creators else ''}"
+        f"note = {{Version {VERSION}, {images.number} images made by {images.model}}}}}"
+    )
+
+
+def summary(images: MadeImages) -> str:
+    """What the images are, in a few sentences."""
+    image = images.image
+    size = " x ".join(map(str, image.size))
+    spacing = " x ".join(f"{length:g}" for length in image.spacing_mm[: image.rank])
+    warning = " They are personal data wherever the originals are." if images.is_derived else ""
+    return (
+        f"{_origin(images)}{warning} {images.number} image(s) of {size} voxels with "
+        f"{image.channels} channel(s), {spacing} mm. {RESEARCH_ONLY}"
+    )
+
+
+def disclosure(images: MadeImages) -> dict[str, Any]:
+    """The terms of the RAI vocabulary, and where the images are from as PROV-O says it."""
+    derived = images.is_derived
+    source = (
+        "Real images of real people, which are not part of this data set and are not named here."
+        if derived
+        else "None: the images begin as noise. The model was trained on real images, which are not "
+        "part of this data set."
+    )
+    personal = _PERSONAL_DERIVED if derived else _PERSONAL_MADE
+    steps = ", ".join(images.steps) or "nothing"
+    return {
+        "rai:hasSyntheticData": True,  # not of RAI 1.0: what NeurIPS 2026 asks for beside it
+        "rai:dataCollection": f"Not collected but computed. {_origin(images)}",
+        "rai:dataCollectionType": ["Others"],
+        "rai:dataCollectionRawData": source,
+        "rai:dataManipulationProtocol": f"Done to each image after the model: {steps}.",
+        "rai:dataAnnotationProtocol": _annotation(images),
+        "rai:dataUseCases": [INTENDED_USE],
+        "rai:dataLimitations": [*_LIMITS, _NOT_JUDGED],
+        "rai:dataBiases": [
+            "Those of the images that the model was trained on, and the model may have made them "
+            "worse: what is frequent there can be more frequent here."
+        ],
+        "rai:dataSocialImpact": "Made images that pass for real ones mislead: say of everything "
+        "that is made with them that they are synthetic.",
+        "rai:personalSensitiveInformation": list(personal),
+        "prov:wasGeneratedBy": {
+            "@type": "prov:Activity",
+            "prov:label": images.task,
+            "prov:used": {"@type": "prov:Entity", "prov:label": images.model},
+        },
+    }
+
+
+def _origin(images: MadeImages) -> str:
+    seed = "" if images.seed is None else f", seed {images.seed}"
+    return f"{_BEGINNINGS[images.task]} {images.model}{seed}."
+
+
+def _annotation(images: MadeImages) -> str:
+    if not images.image.conditions:
+        return "No annotations."
+    return (
+        "Nobody annotated the images: their columns say what the model was told to follow, which "
+        "is not proof that it did."
+    )
 
 
 def distribution(images: MadeImages) -> list[dict[str, Any]]:
@@ -94,11 +421,11 @@ def record_sets(images: MadeImages) -> list[dict[str, Any]]:
 
 def _file(images: MadeImages) -> dict[str, Any]:
     """The column that joins the manifest to the images; the first, as mlcroissant joins once."""
-    found = _column("file", "Channel_0", "sc:Text", "Name of the file within the folder images.")
-    found["source"]["transform"] = {"regex": "^(?:images/)?(.+)$"}
+    field = _column("file", "Channel_0", "sc:Text", "Name of the file within the folder images.")
+    field["source"]["transform"] = {"regex": "^(?:images/)?(.+)$"}
     if images.image.file_format == "png":
-        found["references"] = {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "filename"}}
-    return found
+        field["references"] = {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "filename"}}
+    return field
 
 
 _KNOWN = {
@@ -112,23 +439,23 @@ def _known(column: str, images: MadeImages) -> dict[str, Any]:
     if column != "SubjectID" or images.is_derived:
         return _column(column, column, kind, text)
     # The name of a made image is its number, which readers of a CSV take for one: 00001 is not 1.
-    found = _column(column, "Channel_0", kind, "No person: the number of the image, as text.")
+    field = _column(column, "Channel_0", kind, "No person: the number of the image, as text.")
     suffix = re.escape(images.image.file_format)
-    found["source"]["transform"] = {"regex": rf"^(?:images/)?(.+)\.{suffix}$"}
-    return found
+    field["source"]["transform"] = {"regex": rf"^(?:images/)?(.+)\.{suffix}$"}
+    return field
 
 
 def _condition(spec: ConditionSpec, part: str) -> dict[str, Any]:
-    told = "What the model was told to make; empty: nothing."
+    text = "What the model was told to make; empty: nothing."
     if spec.kind == "number":
-        text = f"{told} It was trained on {spec.low:g} to {spec.high:g}."
+        text = f"{text} It was trained on {spec.low:g} to {spec.high:g}."
         return _column(part, spec.name, "sc:Float", text, name=spec.name)
-    found = _column(part, spec.name, ["sc:Text", "cr:Label"], told, name=spec.name)
-    if any(_GUESSED.fullmatch(each) for each in spec.classes):
-        found["description"] += " As text: 01 is not 1, NA is not nothing."
+    field = _column(part, spec.name, ["sc:Text", "cr:Label"], text, name=spec.name)
+    if any(_GUESSED.fullmatch(name) for name in spec.classes):
+        field["description"] += " As text: 01 is not 1, NA is not nothing."
     else:  # mlcroissant 1.1 joins the references, and fails where the columns' types differ
-        found["references"] = {"field": {"@id": f"{part}-classes/name"}}
-    return found
+        field["references"] = {"field": {"@id": f"{part}-classes/name"}}
+    return field
 
 
 def _enumeration(spec: ConditionSpec, part: str) -> dict[str, Any]:
@@ -163,211 +490,11 @@ def _column(
 def identifier(text: str, taken: Iterable[str] = ()) -> str:
     """`text` as part of an IRI, another one than those taken."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
-    found, number, others = plain, 1, set(taken)
-    while found in others:
+    name_of_part, number, others = plain, 1, set(taken)
+    while name_of_part in others:
         number += 1
-        found = f"{plain}_{number}"
-    return found
-
-
-CROISSANT = "croissant.json"
-VERSION = "1.0.0"
-"""Of the data: another seed, model or number of images is another data set, by its name."""
-
-CITATION = (
-    "@software{synthcube, title = {synthcube}, author = {{The synthcube contributors}}, "
-    f"version = {{{__version__}}}, license = {{Apache-2.0}}}}"
-)
-"""SynthCube's, as in CITATION.cff, which an installed package does not have."""
-
-# The recommended one of the specification, appendix 1, and the vocabularies used beside it.
-_CONTEXT: dict[str, Any] = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "arrayShape": "cr:arrayShape",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "containedIn": "cr:containedIn",
-    "cr": "http://mlcommons.org/croissant/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "description": {"@container": "@language"},
-    "equivalentProperty": "cr:equivalentProperty",
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileObject": "cr:fileObject",
-    "fileProperty": "cr:fileProperty",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isArray": "cr:isArray",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "name": {"@container": "@language"},
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "prov": "http://www.w3.org/ns/prov#",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
-    "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
-}
-_CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
-
-
-class CroissantConfig(Schema):
-    """What only the user can say of the images."""
-
-    license: str = Field(
-        default="",
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9.+-]*|https?://\S+)?$",
-        description="Of the images: an identifier such as cc-by-4.0, or an address; never assumed.",
-    )
-    creators: List[str] = Field(
-        default=(), description="Groups or institutions that answer for the images."
-    )
-
-
-def stated(is_wished: bool, license_id: str, creators: Sequence[str]) -> CroissantConfig | None:
-    """What the command line says.
-
-    Raises:
-        ConfigError: the license is none, or something is said although nothing is wished.
-    """
-    if not is_wished:
-        if license_id or creators:
-            raise ConfigError("--license and --creator are of --croissant: give that as well.")
-        return None
-    try:
-        return CroissantConfig(license=license_id, creators=tuple(creators))
-    except ValidationError as error:
-        raise ConfigError(
-            f"--license {license_id!r}: give an identifier such as cc-by-4.0, or an address."
-        ) from error
-
-
-def description(images: MadeImages, config: CroissantConfig) -> dict[str, Any]:
-    """The content of croissant.json; the same for the same images.
-
-    Left out, because only their publisher knows them: url, datePublished, and the license and the
-    creator where `config` has none. The specification asks for all four.
-    """
-    title = name(images)
-    said: dict[str, Any] = {"license": config.license} if config.license else {}
-    if config.creators:
-        said["creator"] = [{"@type": "Organization", "name": each} for each in config.creators]
-    return {
-        "@context": _CONTEXT,
-        "@type": "sc:Dataset",
-        "name": title,
-        "description": summary(images),
-        "conformsTo": _CONFORMS_TO,
-        "version": VERSION,
-        **said,
-        "citeAs": _cite_as(title, images, config.creators),
-        "citation": CITATION,
-        "keywords": [
-            "synthetic data", "medical imaging", images.family, f"{images.image.rank}D",
-        ],
-        "isLiveDataset": False,
-        **disclosure(images),
-        "distribution": distribution(images),
-        "recordSet": record_sets(images),
-    }  # fmt: skip
-
-
-def name(images: MadeImages) -> str:
-    """Of the data set: of which model, and how it was asked."""
-    done = {"generate": "generated", "translate": "translated", "reconstruct": "reconstructed"}
-    family = identifier(images.family)
-    words = [family, f"{images.image.rank}d", images.model_sha256[:8], done[images.task]]
-    words += [] if images.seed is None else ["seed", str(images.seed)]
-    return "-".join(words)
-
-
-def _cite_as(title: str, images: MadeImages, creators: Sequence[str]) -> str:
-    author = f"author = {{{' and '.join(f'{{{each}}}' for each in creators)}}}, "
-    return (
-        f"@misc{{{title}, title = {{{title}}}, {author if creators else ''}"
-        f"note = {{Version {VERSION}, {images.number} images made by {images.model}}}}}"
-    )
-
-
-log = logging.getLogger("synthcube")
-
-
-def wished(section: Mapping[str, Any], given: CroissantConfig | None) -> CroissantConfig | None:
-    """What is given over what the section `sampling` says; None: no description is wished."""
-    said = section.get("croissant")
-    if said is None:
-        return given
-    over = given.model_dump(exclude_defaults=True) if given else {}
-    return CroissantConfig.model_validate({**said, **over})
-
-
-def check(
-    trained: Artifact,
-    asked: Mapping[str, Any],
-    originals: Sequence[Row],
-    config: CroissantConfig,
-) -> None:
-    """Refuse a description that would name a place or a person; warn of what it cannot say.
-
-    Args:
-        asked: the record of the job.
-        originals: the images that others are made of.
-
-    Raises:
-        ArtifactError: what, before any image is made.
-    """
-    known = identities.subjects_of(trained.folder)
-    rows = [*known, *map(_cells, originals)]
-    image = identities.public_image(trained.image, {row.get("SubjectID", "") for row in rows})
-    images = _images(trained, image, asked, 0, ())
-    # Not our own prose, where a user called research would be found; nor what is said to be told.
-    if found := identities.traces({CROISSANT: "\n".join(images.words)}, rows):
-        raise ArtifactError(
-            f"{CROISSANT} would tell of people or of this machine; no image was made:", found
-        )
-    if not config.license:
-        log.warning(
-            "%s will state no license, which the Croissant specification asks for and nobody else "
-            "can use the images without: say which, with --license or as "
-            "sampling.croissant.license.", CROISSANT,
-        )  # fmt: skip
-    if images.is_derived:
-        log.warning(
-            "These images are made out of those of real people: their names and %s tell subjects' "
-            "ids and places of originals, and %s says so.", MANIFEST, CROISSANT,
-        )  # fmt: skip
-
-
-def write(
-    out: Path, trained: Artifact, asked: Mapping[str, Any], number: int, config: CroissantConfig
-) -> Path:
-    """Write croissant.json beside the images and their manifest, in one step.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    image, manifest = identities.public_image(trained.image, ()), out / MANIFEST
-    columns = read_table(manifest).header
-    images = _images(trained, image, asked, number, columns, sha256(manifest))
-    write_json(out / CROISSANT, description(images, config))
-    return out / CROISSANT
+        name_of_part = f"{plain}_{number}"
+    return name_of_part
 
 
 def _images(

@@ -1,6 +1,6 @@
-"""The connection to a Hub: its client, made ready, and its faults in our words.
+"""The connection to a Hub, downloads from it, and its errors as plain messages.
 
-This module, push.py and pull.py are the only ones that touch the network. The token comes from the
+This module and push.py are the only ones that touch the network. The token comes from the
 environment or from `hf auth login`, by the Hub's own client; it is never a parameter here, and no
 message of ours holds it.
 """
@@ -64,11 +64,11 @@ def token() -> str | None:
 
 
 @contextmanager
-def explained(asked: str, endpoint: str) -> Iterator[None]:
+def hub_errors(action: str, endpoint: str) -> Iterator[None]:
     """Turn what the client raises into a :class:`HubError` of one sentence.
 
     Args:
-        asked: what was to be done, as "Pushing to owner/name".
+        action: what the client does, as "Pushing to owner/name".
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -77,23 +77,25 @@ def explained(asked: str, endpoint: str) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:
-        response = next((each for each in _chain(error) if isinstance(each, HfHubHTTPError)), None)
+        response = next(
+            (fault for fault in _chain(error) if isinstance(fault, HfHubHTTPError)), None
+        )
         if response is not None:
-            raise HubError(f"{asked}: {_refusal(response, endpoint)}") from None
+            raise HubError(f"{action}: {_refusal(response, endpoint)}") from None
         if _is_of_network(error):
             raise HubError(
-                f"{asked}: {endpoint} cannot be reached or broke off ({_named(error)}). Is there "
+                f"{action}: {endpoint} cannot be reached or broke off ({_named(error)}). Is there "
                 "a network? The same command again goes on; what was there before is unchanged."
             ) from None
         if isinstance(error, OSError) and error.strerror:
-            raise HubError(f"{asked}: {error.filename}: {error.strerror}.") from error
+            raise HubError(f"{action}: {error.filename}: {error.strerror}.") from error
         if isinstance(error, (JSONDecodeError, KeyError)):
             raise HubError(
-                f"{asked}: {endpoint} does not answer as a Hub does; is HF_ENDPOINT right, or does "
+                f"{action}: {endpoint} does not answer like a Hub; is HF_ENDPOINT right, or does "
                 "this network want a login first?"
             ) from None
         if isinstance(error, ValueError):
-            raise HubError(f"{asked}: {redacted(str(error))}") from None
+            raise HubError(f"{action}: {redacted(str(error))}") from None
         raise
 
 
@@ -157,7 +159,7 @@ def _said(error: Any) -> str:
 
 def _is_of_network(error: BaseException) -> bool:
     """Whether it is a fault of the connection, in any version of the client's HTTP library."""
-    kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
+    kinds = {kind.__name__ for fault in _chain(error) for kind in type(fault).__mro__}
     return bool(kinds & {"TransportError", "ConnectionError", "TimeoutError", "InvalidURL"})
 
 
@@ -249,11 +251,11 @@ def _indexed(address: Address) -> Path:
     api = connect()
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with explained(f"Fetching {address}", api.endpoint):
+    with hub_errors(f"Fetching {address}", api.endpoint):
         # Asked first, because the download would be content with an old copy in the cache.
         api.model_info(address.repo, revision=address.revision or None)
         try:
-            found = api.hf_hub_download(
+            index = api.hf_hub_download(
                 address.repo, artifact.INDEX, revision=address.revision or None
             )
         except LocalEntryNotFoundError:
@@ -263,12 +265,12 @@ def _indexed(address: Address) -> Path:
                 f"{address} has no {artifact.INDEX}: it is no model that SynthCube has exported, "
                 "and nothing of it is used."
             ) from None
-    return Path(found).parent
+    return Path(index).parent
 
 
 def _fetch(pinned: Address, names: Sequence[str], *, again: bool = False) -> None:
     """Download files of a commit into the cache; `again` even where they are there."""
     api = connect()
-    with explained(f"Fetching {pinned}", api.endpoint):
+    with hub_errors(f"Fetching {pinned}", api.endpoint):
         for name in names:
             api.hf_hub_download(pinned.repo, name, revision=pinned.revision, force_download=again)

@@ -48,9 +48,9 @@ def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_places(value: Any, key: str = "") -> Any:
     if isinstance(value, Mapping):
-        return {name: _without_places(each, str(name)) for name, each in value.items()}
+        return {name: _without_places(item, str(name)) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_places(each, key) for each in value]
+        return [_without_places(item, key) for item in value]
     if not isinstance(value, str) or not value:
         return value
     local = key in ("first_stage", "start_from") and not _is_published(value)

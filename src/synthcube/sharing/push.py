@@ -14,8 +14,9 @@ from synthcube.errors import HubError
 from synthcube.models import artifact
 from synthcube.models.artifact import Address
 from synthcube.sharing import hub
-from synthcube.sharing.card import METADATA, header_of, version_of
+from synthcube.sharing.card import header_of
 from synthcube.sharing.config import BRANCH
+from synthcube.sharing.metadata import METADATA, version_of
 from synthcube.sharing.runtimes import is_part
 from synthcube.storage import sha256
 
@@ -45,10 +46,10 @@ def push(
     them are, nothing is committed. The folder is only read.
 
     Args:
-        repo: owner/name; made where it does not exist.
+        repo: owner/name; created if missing.
         public: for everyone to see; otherwise a new repository is private, and one that is public
             is refused.
-        revision: branch to push to; made where it does not exist.
+        revision: branch to push to; created if missing.
 
     Raises:
         HubError: no license or token, or the Hub cannot be reached or refuses; nothing was
@@ -67,7 +68,7 @@ def push(
             f"Pushing to {repo}: there is no token; set HF_TOKEN to one that may write, or log in "
             "with `hf auth login`."
         )
-    with hub.explained(f"Pushing to {repo}", api.endpoint):
+    with hub.hub_errors(f"Pushing to {repo}", api.endpoint):
         _check_card(api, card)
         _open(api, repo, public)
         head = _head(api, repo, branch)
@@ -77,7 +78,7 @@ def push(
         changed = _changed(files, there)
         ours = [name for name in there if name in _OURS or is_part(name)]
         stale = [name for name in ours if name not in files]
-        tags = _tags(api, repo)
+        tags = [ref.name for ref in api.list_repo_refs(repo).tags]
         if changed or stale:
             if tag in tags and _changed(files, _files(api, repo, tag)):
                 raise HubError(
@@ -115,7 +116,7 @@ def _card(folder: Path) -> str:
 
 
 def _check_card(api: HfApi, card: str) -> None:
-    """Let the Hub judge the metadata of the card, before anything is made there."""
+    """Let the Hub check the metadata of the card, before a repository is created."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     response = get_session().post(
@@ -124,37 +125,31 @@ def _check_card(api: HfApi, card: str) -> None:
         headers=build_hf_headers(library_name="synthcube"),
     )
     if response.status_code == 400:
-        told = response.json().get("errors", [])
-        faults = [hub.redacted(str(each.get("message"))) for each in told]
+        errors = response.json().get("errors", [])
+        faults = [hub.redacted(str(fault.get("message"))) for fault in errors]
         raise HubError(f"{api.endpoint} refuses the metadata at the top of the card:", faults)
     hf_raise_for_status(response)
 
 
 def _open(api: HfApi, repo: str, public: bool) -> None:
-    """Make the repository, or find that it may be pushed to."""
+    """Create the repository, or check that it may be pushed to."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         info = api.model_info(repo)
     except RepositoryNotFoundError:
         api.create_repo(repo, private=not public, exist_ok=True)
-        info = _made(api, repo)
+        try:
+            info = api.model_info(repo)
+        except RepositoryNotFoundError:
+            # The Hub made nothing, because a repository exists that this token may not see.
+            raise HubError(f"{repo} is taken by someone else: give another name.") from None
     if not info.private and not public:
         raise HubError(
             f"{repo} is public, and everyone would see the model: say --public if that is meant."
         )
     if info.private and public:
         log.warning("%s stays private: change that in its settings on the Hub.", repo)
-
-
-def _made(api: HfApi, repo: str) -> Any:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        return api.model_info(repo)
-    except RepositoryNotFoundError:
-        # What the Hub would not make, because it is there, and does not show.
-        raise HubError(f"{repo} is taken by someone else: give another name.") from None
 
 
 def _head(api: HfApi, repo: str, branch: str) -> str:
@@ -170,7 +165,7 @@ def _head(api: HfApi, repo: str, branch: str) -> str:
 
 def _files(api: HfApi, repo: str, revision: str) -> dict[str, Any]:
     tree = api.list_repo_tree(repo, revision=revision, recursive=True)
-    return {each.path: each for each in tree if hasattr(each, "blob_id")}
+    return {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
 
 
 def _check_owner(repo: str, there: Mapping[str, Any]) -> None:
@@ -204,10 +199,6 @@ def _same(path: Path, there: Any) -> bool:
     return bool(there.blob_id == name.hexdigest())
 
 
-def _tags(api: HfApi, repo: str) -> list[str]:
-    return [each.name for each in api.list_repo_refs(repo).tags]
-
-
 def _commit(
     api: HfApi,
     repo: str,
@@ -227,10 +218,10 @@ def _commit(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the card, which was judged before
-            made = api.create_commit(
+            commit = api.create_commit(
                 repo, operations, commit_message=message, revision=branch, parent_commit=head
             )
     except RuntimeError as error:
         # The client's words for a file that it could not send; what happened is its cause.
         raise error.__cause__ or error from None
-    return str(made.oid)
+    return str(commit.oid)

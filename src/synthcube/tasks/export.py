@@ -1,4 +1,4 @@
-"""What is said of an exported model and where it goes: the YAML, and the command line over it."""
+"""`synthcube export`: a verified folder to share, with a model card."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from synthcube import config, reading, storage
@@ -23,10 +24,11 @@ from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import Family, Samples
 from synthcube.sharing import identities
-from synthcube.sharing.card import METADATA, Story, Task, metadata, model_card, read_results
-from synthcube.sharing.config import DATASET, LICENSE, TOKEN, ExportConfig, Runtime, Weights
-from synthcube.sharing.runtimes import RUNTIMES, Converted, is_part, record_name
-from synthcube.sharing.runtimes.conversion import check_request, convert, converted
+from synthcube.sharing.card import CardContext, Task, model_card, read_results
+from synthcube.sharing.config import TOKEN, ExportConfig, ExportRequest
+from synthcube.sharing.conversion import ConversionRecord, check_request, convert, converted
+from synthcube.sharing.metadata import METADATA, metadata
+from synthcube.sharing.runtimes import NAMES, RuntimeName, Weights, is_part, record_name
 from synthcube.storage import scratch_folder
 
 log = logging.getLogger("synthcube")
@@ -35,115 +37,57 @@ log = logging.getLogger("synthcube")
 _MOUNTED = re.compile(r"/mlcube_io\d+/.*")
 
 
-def publication(config_path: Path | None, given: Mapping[str, Any]) -> ExportConfig:
-    """The section `export` of a YAML, with what the command line says in place of it.
+_OPTIONS = {"datasets": "dataset", "version": "model_version", "runtimes": "runtime"}
+
+
+def read_request(config_path: Path | None, options: Mapping[str, Any]) -> ExportRequest:
+    """The section `export` of a YAML, with options of the command line in place of its values.
 
     Args:
         config_path: YAML of the run, of which no other section is used; none for the defaults.
-        given: by the section's keys; what is None or empty was not given.
+        options: by field; None and empty values do not replace anything.
 
     Raises:
-        ConfigError: all that is wrong with the YAML; a token in place of something else; or a
-            model that is to be published has no license.
-        HubError: what it is to be published as is no name of a model.
+        ConfigError: all faults of the YAML, or of the options; or a token among them.
     """
     section = config.load(config_path, trained=True).export if config_path else ExportConfig()
-    said = {name: value for name, value in given.items() if value not in (None, "", ())}
-    settings = section.model_copy(update=said)
-    if TOKEN.search(repr(said)):
+    stated = {name: value for name, value in options.items() if value not in (None, "", ())}
+    if TOKEN.search(repr(stated)):
         raise ConfigError("A token is on the command line, where others see it: set HF_TOKEN.")
-    if settings.push_to:
-        artifact.repo_id(settings.push_to)
-        if not settings.license:
-            raise ConfigError(
-                "--push_to needs a license, and none is ever assumed: say which, as in --license "
-                "apache-2.0; it must be one that the owners of the training images allow."
-            )
-    return settings
+    if "evaluation" in stated:
+        stated["evaluation"] = _present(stated["evaluation"])
+    try:
+        return ExportRequest.model_validate(section.model_dump(exclude_unset=True) | stated)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors(include_url=False):
+            message = fault["msg"].removeprefix("Value error, ")
+            field = str(fault["loc"][0]) if fault["loc"] else ""
+            faults.append(f"--{_OPTIONS.get(field, field)}: {message}" if field else message)
+        raise ConfigError("\n".join(faults)) from None
 
 
-def place(settings: ExportConfig) -> str:
-    """Address under which the model will be found; empty where it is not published."""
-    return str(artifact.Address(settings.push_to)) if settings.push_to else ""
-
-
-def present(path: Path | None) -> Path | None:
-    """A file that MLCube always names and that need not be there; any other is as it was given."""
-    if path and _MOUNTED.fullmatch(str(path)) and not path.exists():
+def _present(path: Path) -> Path | None:
+    """`path`, or None for a file that MLCube always names and that does not exist."""
+    if _MOUNTED.fullmatch(str(path)) and not path.exists():
         log.warning("evaluation: there is no %s, and the card shows no numbers.", path.name)
         return None
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class Conversions:
-    """What an export adds for other runtimes."""
-
-    records: tuple[Converted, ...] = ()
-    files: tuple[Path, ...] = ()
-
-
-@contextmanager
-def conversions(
-    trained: Artifact, asked: Sequence[Runtime], weights: Weights
-) -> Iterator[Conversions]:
-    """The networks converted for the runtimes asked for; the files are there for so long.
-
-    What the model was converted for before, it stays converted for.
-
-    Raises:
-        ConfigError: a runtime is not installed, or does not store weights so.
-        FamilyError: a network cannot be converted, or would make other images.
-    """
-    for each in asked:
-        check_request(each, weights)
-    listed = artifact.read_index(trained.folder)
-    kept: list[Runtime] = [
-        each for each in RUNTIMES if record_name(each) in listed and each not in asked
-    ]
-    records = [converted(trained.folder, each) for each in kept]
-    files = [trained.folder / name for each in kept for name in listed if is_part(name, each)]
-    with scratch_folder() as folder:
-        for each in asked:
-            records.append(convert(trained.build(torch.device("cpu")), folder, each, weights))
-            log.info(
-                "%s, weights in %s: its images are off those of torch by %.2g of the range at "
-                "most, by %.2g on average.",
-                each, weights, records[-1].largest_difference, records[-1].mean_difference,
-            )  # fmt: skip
-        yield Conversions(tuple(records), (*files, *sorted(folder.iterdir())))
-
-
-CARD = artifact.CARD
-
-
 def export(
     model_path: Path,
     folder: Path,
-    *,
-    evaluation: Path | None = None,
-    license_id: str = "",
-    datasets: Sequence[str] = (),
-    notes: Path | str | None = None,
-    version: str = "1.0.0",
-    place: str = "",
-    for_runtimes: Sequence[Runtime] = (),
-    runtime_weights: Weights = "float32",
+    request: ExportRequest | None = None,
 ) -> Path:
-    """Verify a trained model and write what others need of it, with a model card, to `folder`.
+    """Verify a trained model and write a folder to share, with a model card.
 
-    What was only for its training stays out: a discriminator, which knows best who was trained on,
-    and everything in the config that names a place, an account or a person.
+    Left out is what only its training needed: a discriminator, which knows most about the training
+    images, and everything in the config that names a place, an account or a person.
 
     Args:
-        evaluation: results.yaml of `synthcube evaluate`, for the card's table.
-        license_id: as a Hub knows it, such as apache-2.0; none is ever assumed.
-        datasets: names on a Hub of what it was trained on.
-        notes: Markdown of the authors, for the card: the path of a file, or the text itself.
-        version: of the model.
-        place: where it will be published, for the card's commands.
-        for_runtimes: to convert its networks for; it keeps what it was converted for before.
-        runtime_weights: how converted weights are stored.
+        request: what the card says, and the runtimes to convert the networks for; the model stays
+            converted for those that it was converted for before.
 
     Raises:
         FamilyError: a network cannot be converted.
@@ -152,13 +96,14 @@ def export(
         EvaluationError: `evaluation` cannot be read.
         OutputError: `folder` is not writable, or holds something that is no exported model.
     """
+    request = request or ExportRequest()
     trained = artifact.load(model_path)
     storage.require_separate(
         {"output_path": folder},
         {
             "model_path": model_path,
-            "evaluation": evaluation,
-            "notes": notes if isinstance(notes, Path) else None,
+            "evaluation": request.evaluation,
+            "notes": request.notes_file,
         },
     )
     rows = identities.subjects_of(trained.folder)
@@ -171,24 +116,24 @@ def export(
     )
     family = trained.build(torch.device("cpu"))
     num_images, num_subjects = _counts(rows)
-    story = Story(
-        license_id=_license(license_id),
-        datasets=_datasets(datasets),
-        results=read_results(evaluation) if evaluation else None,
-        notes=_notes(notes),
-        place=place or "THIS_FOLDER",
+    context = CardContext(
+        license_id=request.license,
+        datasets=request.datasets,
+        results=read_results(request.evaluation) if request.evaluation else None,
+        notes=_notes(request),
+        place=request.address or "THIS_FOLDER",
         has_picture=_is_made(family, trained),
         task=_task(family, trained),
         num_images=num_images,
         num_subjects=num_subjects,
     )
-    said = story.results.prose if story.results else ""
-    with conversions(trained, for_runtimes, runtime_weights) as converted:
-        story = replace(story, conversions=converted.records)
-        texts = _texts(public, story, version)
-        _check_traces(texts, rows, f"{story.notes}\n{said}")
+    sentences = context.results.prose if context.results else ""
+    with _conversions(trained, request.runtimes, request.runtime_weights) as (records, files):
+        context = replace(context, conversions=records)
+        texts = _texts(public, context, request.version)
+        _check_traces(texts, rows, f"{context.notes}\n{sentences}")
         _claim(folder)
-        _write(folder, trained, family, texts, story, converted)
+        _write(folder, trained, family, texts, context, files)
     artifact.load(folder).build(torch.device("cpu"))
     if _preparation(public) != _preparation(trained):
         log.warning(
@@ -198,37 +143,55 @@ def export(
     return folder
 
 
-def _texts(public: Artifact, story: Story, version: str) -> dict[str, str]:
+@contextmanager
+def _conversions(
+    trained: Artifact, requested: Sequence[RuntimeName], weights: Weights
+) -> Iterator[tuple[list[ConversionRecord], list[Path]]]:
+    """The networks converted for the requested runtimes, in a folder that is deleted afterwards.
+
+    Conversions that the model already has are kept.
+
+    Raises:
+        ConfigError: a runtime is not installed, or does not store weights so.
+        FamilyError: a network cannot be converted, or would make other images.
+    """
+    for runtime in requested:
+        check_request(runtime, weights)
+    listed = artifact.read_index(trained.folder)
+    kept: list[RuntimeName] = [
+        runtime for runtime in NAMES if record_name(runtime) in listed and runtime not in requested
+    ]
+    records = [converted(trained.folder, runtime) for runtime in kept]
+    files = [trained.folder / name for runtime in kept for name in listed if is_part(name, runtime)]
+    with scratch_folder() as folder:
+        for runtime in requested:
+            records.append(convert(trained.build(torch.device("cpu")), folder, runtime, weights))
+            log.info(
+                "%s, weights in %s: its images are off those of torch by %.2g of the range at "
+                "most, by %.2g on average.",
+                runtime, weights, records[-1].largest_difference, records[-1].mean_difference,
+            )  # fmt: skip
+        yield records, [*files, *sorted(folder.iterdir())]
+
+
+def _texts(public: Artifact, context: CardContext, version: str) -> dict[str, str]:
     """The files that are written anew, by name."""
-    about = metadata(public, version=version, license_id=story.license_id, results=story.results)
+    about = metadata(
+        public, version=version, license_id=context.license_id, results=context.results
+    )
     return {
         artifact.CONFIG: reading.dump(public.config),
         artifact.IMAGE: _json(public.image.model_dump(mode="json")),
         artifact.METRICS: _json(dict(public.metrics)),
         METADATA: _json(about),
-        CARD: model_card(public, story),
+        artifact.CARD: model_card(public, context),
     }
 
 
-def _license(license_id: str) -> str:
-    if license_id and not LICENSE.fullmatch(license_id):
-        raise ConfigError(
-            f"--license {license_id!r}: give the identifier of a license as the Hub spells it, "
-            "such as apache-2.0, cc-by-nc-4.0 or other."
-        )
-    return license_id
-
-
-def _datasets(names: Sequence[str]) -> tuple[str, ...]:
-    if wrong := [name for name in names if not DATASET.fullmatch(name)]:
-        raise ConfigError(f"--dataset {wrong[0]!r}: give the name of a data set: owner/name.")
-    return tuple(names)
-
-
-def _notes(path: Path | str | None) -> str:
-    if isinstance(path, str):
-        return path
-    return reading.read_text(path, ConfigError, name="--notes") if path else ""
+def _notes(request: ExportRequest) -> str:
+    if request.notes_file is None:
+        return request.notes
+    return reading.read_text(request.notes_file, ConfigError, name="--notes")
 
 
 def _counts(rows: Sequence[Mapping[str, str]]) -> tuple[int, int]:
@@ -263,7 +226,7 @@ def _check_traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]], n
     Raises:
         ArtifactError: what, and in which file.
     """
-    prose = {CARD: notes, **{name: text for name, text in texts.items() if name != CARD}}
+    prose = {**texts, artifact.CARD: notes}
     if faults := identities.traces(prose, rows):
         raise ArtifactError(
             "Nothing is exported, because it would tell of people or machines; rename it in the "
@@ -283,13 +246,13 @@ def _claim(folder: Path) -> None:
 
 
 def _write(
-    folder: Path, trained: Artifact, family: Family, texts: Mapping[str, str], story: Story,
-    converted: Conversions,
+    folder: Path, trained: Artifact, family: Family, texts: Mapping[str, str], context: CardContext,
+    converted: Sequence[Path],
 ) -> None:  # fmt: skip
     with storage.replaced_folder(folder, artifact.written_names(folder)) as staging:
-        names = [artifact.VERSIONS, *([artifact.PICTURE] if story.has_picture else [])]
+        names = [artifact.VERSIONS, *([artifact.PICTURE] if context.has_picture else [])]
         there = [trained.folder / name for name in names]
-        for path in [*converted.files, *(path for path in there if path.is_file())]:
+        for path in [*converted, *(path for path in there if path.is_file())]:
             storage.write_with(staging / path.name, partial(shutil.copyfile, path))
         _write_weights(staging / artifact.EXPORTED_WEIGHTS, trained, family)
         for name, text in texts.items():
@@ -301,7 +264,7 @@ def _write_weights(path: Path, trained: Artifact, family: Family) -> None:
     """The weights that images are made with; the same bytes where that is all of them."""
     left_out = tuple(f"{name}." for name in family.unaveraged)
     weights = load_file(trained.weights)
-    kept = {name: each for name, each in weights.items() if not name.startswith(left_out)}
+    kept = {name: weight for name, weight in weights.items() if not name.startswith(left_out)}
     if len(kept) == len(weights):
         storage.write_with(path, partial(shutil.copyfile, trained.weights))
     else:

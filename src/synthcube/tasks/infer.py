@@ -19,9 +19,9 @@ from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import Reconstructs, Samples
 from synthcube.sharing.croissant import CroissantConfig, wished
+from synthcube.sharing.runtimes import RuntimeOrTorch
 from synthcube.tasks.inference_jobs import (
     Generation,
-    InferenceRuntime,
     Job,
     LoadedModel,
     Reconstruction,
@@ -58,7 +58,7 @@ class InferRequest:
     """In place of compute.num_devices; 1: this process makes every image."""
     croissant: CroissantConfig | None = None
     """Describe the images in croissant.json; over sampling.croissant."""
-    runtime: InferenceRuntime | None = None
+    runtime: RuntimeOrTorch | None = None
     """What computes the networks; over sampling.runtime."""
 
     def paths(self) -> dict[str, Path | None]:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,9 @@ from synthcube.models import inference
 from synthcube.models.artifact import Artifact
 from synthcube.schema import ConditionSpec, ImageSpec
 from synthcube.sharing import croissant
-from synthcube.sharing.config import Runtime
+from synthcube.sharing.conversion import substitute
 from synthcube.sharing.croissant import CROISSANT, CroissantConfig
-from synthcube.sharing.runtimes.conversion import substitute
+from synthcube.sharing.runtimes import RuntimeOrTorch
 
 IMAGES, MANIFEST, GRID, PROVENANCE = "images", "manifest.csv", "grid.png", "provenance.json"
 GRID_IMAGES = 64
@@ -40,7 +40,6 @@ GRID_IMAGES = 64
 _GRID_PAIRS = GRID_IMAGES // 8
 
 Pixels = npt.NDArray[np.float32]
-InferenceRuntime = Literal["torch"] | Runtime
 
 
 def inference_settings(
@@ -104,7 +103,7 @@ class LoadedModel:
         self.precision = precision
         self.batch_size: int = sampling["batch_size"]
         self.postprocessing = Postprocessing(sampling.get("postprocessing", ()), trained.image)
-        self.runtime: InferenceRuntime = sampling["runtime"]
+        self.runtime: RuntimeOrTorch = sampling["runtime"]
         if self.runtime != "torch":
             substitute(self.family, trained.folder, self.runtime)
 

@@ -16,13 +16,13 @@ from synthcube import reading
 from synthcube.data.phantom import write_phantoms
 from synthcube.models import artifact, registry
 from synthcube.models.family import Samples
-from synthcube.sharing.config import Runtime
-from synthcube.sharing.runtimes import RUNTIMES, is_installed
+from synthcube.sharing.config import ExportRequest
+from synthcube.sharing.runtimes import NAMES, RuntimeName, RuntimeOrTorch, is_installed
 from synthcube.storage import make_folder, sha256, write_text
 from synthcube.tasks.evaluate import evaluate
 from synthcube.tasks.export import export
 from synthcube.tasks.infer import InferRequest, infer
-from synthcube.tasks.inference_jobs import IMAGES, InferenceRuntime
+from synthcube.tasks.inference_jobs import IMAGES
 from synthcube.tasks.train import CONFIG, train
 
 _NUM_IMAGES, _SIDE, _SPACING_MM = 6, 16, (1.0, 1.5, 3.0)
@@ -49,7 +49,7 @@ def self_check() -> Iterator[str]:
                 for step, run in _steps(folder, family, rank).items():
                     what = f"{family} in {rank}D, {step}"
                     yield f"{what}: {_timed(run, what):.1f} s"
-        for runtime in RUNTIMES:
+        for runtime in NAMES:
             what = f"{registry.names()[0]} with {runtime}"
             if is_installed(runtime):
                 run = partial(_convert, Path(name) / f"{registry.names()[0]}-2d", runtime)
@@ -120,14 +120,14 @@ def _open(shared: Path, data: Path, images: Path, opened: Path) -> None:
     _compare(images / IMAGES, opened)
 
 
-def _convert(folder: Path, runtime: Runtime) -> None:
+def _convert(folder: Path, runtime: RuntimeName) -> None:
     """Export for a runtime, which compares its outputs with those of torch, and infer with it."""
     shared, data = folder / runtime, folder / "data"
-    export(folder / "run", shared, for_runtimes=(runtime,))
+    export(folder / "run", shared, ExportRequest(runtimes=(runtime,)))
     _infer(shared, folder / f"{runtime}-images", data, runtime)
 
 
-def _infer(model: Path, out: Path, data: Path, runtime: InferenceRuntime = "torch") -> None:
+def _infer(model: Path, out: Path, data: Path, runtime: RuntimeOrTorch = "torch") -> None:
     source = _source(model, data)
     infer(InferRequest(model, out, num_images=3, data=source, runtime=runtime))
 

@@ -1,69 +1,109 @@
-"""Other runtimes than torch for a model's networks: ONNX Runtime and OpenVINO.
+"""Runtimes that compute a model's networks in place of torch: one file of this folder for each.
 
-The networks are converted, one by one, and the samplers stay what they are, in Python: a model
-that computes with a runtime is the same model, whose networks are called elsewhere.
+A new one is a new file here, with its :class:`Runtime` as RUNTIME, and its extra in pyproject.toml.
+The config, the command line, the self-check and the downloads take their names from these files.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-from pydantic import Field
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from synthcube.errors import ConfigError
-from synthcube.schema import MAX_COUNT, MAX_VOXELS, List, Schema
-from synthcube.sharing.config import Runtime, Weights
-from synthcube.sharing.runtimes import onnx, openvino
 
-FORMATS: dict[Runtime, Any] = {"onnx": onnx, "openvino": openvino}
-RUNTIMES: tuple[Runtime, ...] = tuple(FORMATS)
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+    from torch import nn
+    from torch.export import ExportedProgram
 
+    Session = Callable[[Sequence[npt.NDArray[Any]]], list[torch.Tensor]]
+    RuntimeName = str
+    RuntimeOrTorch = str
 
-class Input(Schema):
-    """One of the tensors or plain values that a network is called with, in their order."""
+Weights = Literal["float32", "float16", "int8"]
+"""How converted weights are stored."""
 
-    shape: List[Annotated[int, Field(ge=0, le=MAX_VOXELS)] | None] | None = Field(
-        default=None,
-        description="Of a tensor; null along axes whose length may change, the batch first.",
-    )
-    constant: bool | Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)] | float | str | None = (
-        Field(default=None, description="What is given in place of a tensor, always the same.")
-    )
-
-
-class Converted(Schema):
-    """The record of a conversion, RUNTIME.json beside the networks."""
-
-    runtime: Runtime
-    version: str = Field(description="Of the runtime that the conversion was checked with.")
-    weights: Weights = Field(description="How weights are stored; they are computed in float32.")
-    largest_difference: float = Field(
-        description="Of images from those of torch, of the whole range, through the whole sampler."
-    )
-    mean_difference: float = Field(description="Likewise, the mean over all voxels.")
-    networks: dict[str, List[Input]] = Field(
-        description="What each converted network is called with, by its path in the model."
-    )
+# Listed without importing them: `synthcube --help` imports no torch.
+NAMES: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+CHOICES: tuple[str, ...] = ("torch", *NAMES)
+if not TYPE_CHECKING:
+    RuntimeName = Literal[NAMES]
+    RuntimeOrTorch = Literal[CHOICES]
 
 
-def is_installed(runtime: Runtime) -> bool:
-    """Whether networks can be computed with it here."""
+class Runtime(ABC):
+    """What SynthCube needs to know of a runtime."""
+
+    device: ClassVar[str]
+    """Device that its networks compute on, as torch calls it."""
+    weights: ClassVar[tuple[Weights, ...]]
+    """Formats in which it can store them."""
+    suffixes: ClassVar[tuple[str, ...]]
+    """Of the files that :meth:`save` writes."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Version of the installed runtime.
+
+        Raises:
+            ConfigError: it is not installed.
+        """
+
+    def rewritten(self, network: nn.Module, weights: Weights) -> AbstractContextManager[None]:
+        """Layers of `network` in a form that the runtime computes faster, while it is traced."""
+        return nullcontext()
+
+    @abstractmethod
+    def save(
+        self,
+        program: ExportedProgram,
+        shapes: Sequence[Sequence[int | None]],
+        folder: Path,
+        stem: str,
+        weights: Weights,
+    ) -> None:
+        """Write a network to `folder`, as files called `stem` with the runtime's suffixes.
+
+        Args:
+            shapes: of its tensors, None along axes whose length may change.
+            weights: one of :attr:`weights`.
+        """
+
+    @abstractmethod
+    def session(self, folder: Path, stem: str) -> Session:
+        """A saved network, as a function from its tensors to those it returns."""
+
+
+def get(name: str) -> Runtime:
+    """The runtime of that name."""
+    runtime: Runtime = import_module(f"{__name__}.{name}").RUNTIME
+    return runtime
+
+
+def is_installed(name: str) -> bool:
+    """Whether networks can be computed with the runtime here."""
     try:
-        FORMATS[runtime].version()
+        get(name).version()
     except ConfigError:
         return False
     return True
 
 
-def record_name(runtime: Runtime) -> str:
-    """Name of the record of a conversion."""
-    return f"{runtime}.json"
+def record_name(name: str) -> str:
+    """Name of the file that records a conversion for the runtime."""
+    return f"{name}.json"
 
 
-def is_part(name: str, *runtimes: Runtime) -> bool:
-    """Whether a file of an exported folder belongs to a conversion, for those runtimes or any."""
+def is_part(file: str, *names: str) -> bool:
+    """Whether a file of an exported folder belongs to a conversion for one of the runtimes."""
     return any(
-        name == record_name(each)
-        or (name.startswith(f"{each}.") and name.endswith(FORMATS[each].SUFFIXES))
-        for each in runtimes or RUNTIMES
+        file == record_name(name)
+        or (file.startswith(f"{name}.") and file.endswith(get(name).suffixes))
+        for name in names or NAMES
     )

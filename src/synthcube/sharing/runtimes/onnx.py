@@ -5,92 +5,96 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import mmap
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from synthcube import environment
-from synthcube.errors import ConfigError
-from synthcube.sharing.runtimes.external_data import check_locations
+from synthcube.errors import ArtifactError, ConfigError
+from synthcube.sharing.channels_last import channels_last_layers
+from synthcube.sharing.runtimes import Runtime, Weights
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-WEIGHTS = ("float32",)
-SUFFIXES = (".onnx", ".onnx.data")
-
 _OPSET = 20
 _LARGEST_BYTES = 2**30
-"""Weights above this lie beside the graph: the format itself ends at 2 GiB."""
+"""Larger weights go into a file of their own: one ONNX file holds at most 2 GiB."""
 
 
-def version() -> str:
-    """Of the installed ONNX Runtime.
+class OnnxRuntime(Runtime):
+    device = "cpu"
+    weights: ClassVar[tuple[Weights, ...]] = ("float32",)
+    suffixes = (".onnx", ".onnx.data")
 
-    Raises:
-        ConfigError: there is none.
-    """
-    found: str = _onnxruntime().__version__
-    return found
+    def version(self) -> str:
+        return str(_onnxruntime().__version__)
+
+    def rewritten(self, network: nn.Module, weights: Weights) -> AbstractContextManager[None]:
+        return channels_last_layers(network)
+
+    def save(
+        self,
+        program: ExportedProgram,
+        shapes: Sequence[Sequence[int | None]],
+        folder: Path,
+        stem: str,
+        weights: Weights,
+    ) -> None:
+        try:
+            import onnxscript  # noqa: F401  # torch imports it
+        except ImportError as error:
+            raise ConfigError(
+                "Converting for onnx needs onnxscript: pip install 'synthcube[onnx]'."
+            ) from error
+        size = sum(weight.nbytes for weight in program.state_dict.values())
+        path = folder / f"{stem}.onnx"
+        with _quiet():
+            exported: Any = torch.onnx.export(
+                program, (), dynamo=True, verbose=False, opset_version=_OPSET,
+                input_names=[f"input_{place}" for place in range(len(shapes))],
+            )  # fmt: skip
+            for node in exported.model.graph.all_nodes():
+                node.metadata_props.clear()  # names of source files on this machine
+            exported.save(path, external_data=size > _LARGEST_BYTES)
+
+    def session(self, folder: Path, stem: str) -> Session:
+        return Session(folder, stem)
 
 
-def save(
-    program: ExportedProgram,
-    shapes: Sequence[Sequence[int | None]],
-    folder: Path,
-    stem: str,
-    weights: str,
-) -> None:
-    """Write a network's .onnx, and .onnx.data where it is large.
-
-    Args:
-        shapes: of its tensors, None along axes whose length may change.
-    """
-    try:
-        import onnxscript  # noqa: F401  # torch asks for it
-    except ImportError as error:
-        raise ConfigError(
-            "Converting for onnx needs onnxscript: pip install 'synthcube[onnx]'."
-        ) from error
-    size = sum(each.nbytes for each in program.state_dict.values())
-    path = folder / f"{stem}.onnx"
-    with _quiet():
-        made: Any = torch.onnx.export(
-            program, (), dynamo=True, verbose=False, opset_version=_OPSET,
-            input_names=[f"input_{place}" for place in range(len(shapes))],
-        )  # fmt: skip
-        for node in made.model.graph.all_nodes():
-            node.metadata_props.clear()  # where in whose files each is from
-        made.save(path, external_data=size > _LARGEST_BYTES)
+RUNTIME = OnnxRuntime()
 
 
 class Session:
-    """A converted network, on the CPU, with the threads that torch has."""
+    """A converted network on the CPU, with as many threads as torch has."""
 
     def __init__(self, folder: Path, stem: str) -> None:
         path = folder / f"{stem}.onnx"
-        check_locations(path)
+        _check_locations(path)
         ort = _onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        # An input that no result depends on is not there any more.
-        self._names = {each.name for each in self._session.get_inputs()}
+        # Without inputs that no result depends on.
+        self._names = {node.name for node in self._session.get_inputs()}
 
     def __call__(self, values: Sequence[npt.NDArray[Any]]) -> list[torch.Tensor]:
         named = {f"input_{place}": value for place, value in enumerate(values)}
         fed = {name: value for name, value in named.items() if name in self._names}
-        return [torch.from_numpy(each) for each in self._session.run(None, fed)]
+        return [torch.from_numpy(array) for array in self._session.run(None, fed)]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says of packages and steps, which is for its developers."""
+    """Hide messages of torch that are for its developers."""
     chatter = logging.getLogger("torch.onnx")
     level = chatter.level
     chatter.setLevel(logging.ERROR)
@@ -110,3 +114,83 @@ def _onnxruntime() -> Any:
             "ONNX Runtime is not installed: pip install 'synthcube[onnx]'."
         ) from error
     return onnxruntime
+
+
+# By message, the fields that hold messages, in onnx.proto.
+_GRAPH, _NODE, _ATTRIBUTE, _TENSOR, _SPARSE, _FUNCTION, _ENTRY = range(1, 8)
+_INSIDE: dict[int, dict[int, int]] = {
+    0: {7: _GRAPH, 25: _FUNCTION},
+    _GRAPH: {1: _NODE, 5: _TENSOR, 15: _SPARSE},
+    _NODE: {5: _ATTRIBUTE},
+    _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 10: _TENSOR, 11: _GRAPH, 22: _SPARSE, 23: _SPARSE},
+    _SPARSE: {1: _TENSOR, 2: _TENSOR},
+    _FUNCTION: {7: _NODE, 11: _ATTRIBUTE},
+    _TENSOR: {13: _ENTRY},
+    _ENTRY: {},
+}
+_FIXED = {1: 8, 5: 4}
+_KEY, _VALUE = 1, 2
+
+
+def _check_locations(path: Path) -> None:
+    """Refuse a graph whose weights are neither in it nor in the file beside it.
+
+    Old versions of ONNX Runtime open whatever file a graph names, and take numbers for addresses
+    in memory. This reads just enough of the format (protocol buffers) to find such names, and
+    refuses what it cannot read.
+    """
+    allowed = f"{path.name}.data".encode()
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            locations = set(_locations(data, 0, len(data), 0))
+    except (IndexError, OSError, RecursionError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} is damaged: download it again, or export the model again."
+        ) from error
+    if strange := sorted(locations - {allowed}):
+        named = ", ".join(location.decode(errors="replace") for location in strange)
+        raise ArtifactError(
+            f"{path} takes its weights from {named}: only {path.name}.data beside it is opened."
+        )
+
+
+def _locations(data: mmap.mmap, start: int, end: int, message: int) -> Iterator[bytes]:
+    if message == _ENTRY:
+        parts = {field: data[a:b] for field, a, b in _fields(data, start, end)}
+        if parts.get(_KEY) == b"location":
+            yield parts.get(_VALUE, b"")
+        return
+    for field, inner_start, inner_end in _fields(data, start, end):
+        if field in _INSIDE[message]:
+            yield from _locations(data, inner_start, inner_end, _INSIDE[message][field])
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, start and end of each field with a length."""
+    place = start
+    while place < end:
+        tag, place = _number(data, place)
+        field, wire = tag >> 3, tag & 7
+        if wire == 0:
+            _, place = _number(data, place)
+        elif wire in _FIXED:
+            place += _FIXED[wire]
+        elif wire == 2:
+            length, place = _number(data, place)
+            yield field, place, place + length
+            place += length
+        else:
+            raise ValueError(f"wire type {wire}")
+        if place > end:
+            raise ValueError("a field is longer than what it is in")
+
+
+def _number(data: mmap.mmap, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 70:
+        byte = data[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place
+    raise ValueError("a number is longer than any")

@@ -6,69 +6,73 @@ import contextlib
 import io
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from synthcube import environment
 from synthcube.errors import ConfigError
+from synthcube.sharing.channels_last import channels_last_layers
+from synthcube.sharing.runtimes import Runtime, Weights
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-WEIGHTS = ("float32", "float16", "int8")
-SUFFIXES = (".xml", ".bin")
-
-_AT_ONCE = 4
-"""Sizes of a batch for which a network is kept compiled."""
+_NUM_COMPILED = 4
+"""Batch sizes for which a network stays compiled."""
 
 
-def version() -> str:
-    """Of the installed OpenVINO.
+class OpenVino(Runtime):
+    device = "cpu"
+    weights: ClassVar[tuple[Weights, ...]] = ("float32", "float16", "int8")
+    suffixes = (".xml", ".bin")
 
-    Raises:
-        ConfigError: there is none.
-    """
-    found: str = _openvino().__version__
-    return found
+    def version(self) -> str:
+        return str(_openvino().__version__)
+
+    def rewritten(self, network: nn.Module, weights: Weights) -> AbstractContextManager[None]:
+        # OpenVINO 2026.4 computes convolutions of kernel size 1 wrongly with weights in 8 bits.
+        return nullcontext() if weights == "int8" else channels_last_layers(network)
+
+    def save(
+        self,
+        program: ExportedProgram,
+        shapes: Sequence[Sequence[int | None]],
+        folder: Path,
+        stem: str,
+        weights: Weights,
+    ) -> None:
+        ov = _openvino()
+        model = ov.convert_model(program)
+        # The conversion makes every length dynamic, also those that do not change.
+        model.reshape(
+            {
+                port: ov.PartialShape([-1 if length is None else length for length in shape])
+                for port, shape in zip(model.inputs, shapes, strict=True)
+            }
+        )
+        if weights == "int8":
+            model = _in_8_bits(model)
+        ov.save_model(model, folder / f"{stem}.xml", compress_to_fp16=weights == "float16")
+
+    def session(self, folder: Path, stem: str) -> Session:
+        return Session(folder, stem)
 
 
-def save(
-    program: ExportedProgram,
-    shapes: Sequence[Sequence[int | None]],
-    folder: Path,
-    stem: str,
-    weights: str,
-) -> None:
-    """Write a network's .xml and .bin.
-
-    Args:
-        shapes: of its tensors, None along axes whose length may change.
-    """
-    ov = _openvino()
-    model = ov.convert_model(program)
-    # The conversion forgets even the lengths that stay.
-    model.reshape(
-        {
-            port: ov.PartialShape([-1 if length is None else length for length in shape])
-            for port, shape in zip(model.inputs, shapes, strict=True)
-        }
-    )
-    if weights == "int8":
-        model = _in_8_bits(model)
-    path = folder / f"{stem}.xml"
-    ov.save_model(model, path, compress_to_fp16=weights == "float16")
+RUNTIME = OpenVino()
 
 
 class Session:
-    """A converted network, on the CPU, with the threads that torch has.
+    """A converted network on the CPU, with as many threads as torch has.
 
-    It is compiled for each size of the batch: with a size that is open, OpenVINO takes twice as
-    long for some networks.
+    It is compiled for each batch size: with a dynamic one, OpenVINO takes twice as long for some
+    networks.
     """
 
     def __init__(self, folder: Path, stem: str) -> None:
@@ -79,11 +83,11 @@ class Session:
     def __call__(self, values: Sequence[npt.NDArray[Any]]) -> list[torch.Tensor]:
         batches = tuple(value.shape[0] for value in values)
         if batches not in self._compiled:
-            if len(self._compiled) == _AT_ONCE:
+            if len(self._compiled) == _NUM_COMPILED:
                 self._compiled.pop(next(iter(self._compiled)))
             self._compiled[batches] = self._compile(batches)
-        made = self._compiled[batches](list(values))
-        return [torch.from_numpy(np.asarray(each)) for each in made.values()]
+        outputs = self._compiled[batches](list(values))
+        return [torch.from_numpy(np.asarray(output)) for output in outputs.values()]
 
     def _compile(self, batches: Sequence[int]) -> Any:
         model = self._model.clone()
@@ -104,11 +108,11 @@ class Session:
 
 @cache
 def _core() -> Any:
-    """The one of this process, which stays.
+    """The only OpenVINO core of this process, which is never deleted.
 
-    Each has its own signal stack, and takes it along when it goes (2026.4): of several, the last
-    one standing may leave the process with the stack of one that is gone. The next signal that
-    Python has a handler for, as Ctrl-C, or a child's end, would then kill the process.
+    Each core sets its own signal stack, and frees it when it is deleted (2026.4). With several
+    cores the process may be left with a freed stack: the next signal that Python handles, such as
+    Ctrl-C or the end of a child, would then kill it.
     """
     return _openvino().Core()
 

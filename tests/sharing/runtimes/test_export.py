@@ -242,7 +242,7 @@ def test_a_runtime_that_nobody_knows(first_stage, cli, tmp_path) -> None:
     words = ("export", "-m", first_stage("dcgan"), "-o", tmp_path / "model")
     code, _, err = cli(*words, "--runtime", "tensorrt")
     assert code == 2
-    assert "--runtime tensorrt: it must be onnx or openvino" in err
+    assert "--runtime: Input should be 'onnx' or 'openvino'" in err
     (tmp_path / "config.yaml").write_text("export: {runtimes: [tensorrt]}\n")
     code, _, err = cli(*words, "-c", tmp_path / "config.yaml")
     assert code == 2

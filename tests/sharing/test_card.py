@@ -16,6 +16,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from synthcube.models import artifact
 from synthcube.sharing.card import header_of
+from synthcube.sharing.config import ExportRequest
 from synthcube.tasks.export import export
 
 RESULTS: dict[str, Any] = {
@@ -32,6 +33,7 @@ RESULTS: dict[str, Any] = {
         "copies": {"value": 0.0, "real_baseline": 0.01, "count": 40},
         "nearness": {"value": 0.9, "reason": "the labels cannot calibrate it"},
         "threshold": 0.3,
+        "odd": {"value": None},
         "notes": ["No copies were found, which does not show that there are none."],
     },
     "versions": {"torch": "2.13.0"},
@@ -50,9 +52,11 @@ def exported(first_stage, results: Path, tmp_path: Path) -> Path:
     notes = tmp_path / "notes.md"
     notes.write_text("## Authors\n\nA group of three.\n")
     return export(
-        first_stage("rectified_flow"), tmp_path / "model", license_id="cc-by-nc-4.0",
-        datasets=["alice/scans"], evaluation=results, notes=notes, version="2.1.0",
-        place="hf://alice/brains",
+        first_stage("rectified_flow"), tmp_path / "model",
+        ExportRequest(
+            license="cc-by-nc-4.0", datasets=["alice/scans"], evaluation=results,
+            notes_file=notes, version="2.1.0", push_to="alice/brains",
+        ),
     )  # fmt: skip
 
 
@@ -118,7 +122,7 @@ def test_nothing_is_claimed_that_nobody_said(first_stage, tmp_path: Path, cli) -
 
 
 def test_the_card_of_what_reconstructs(first_stage, tmp_path: Path) -> None:
-    out = export(first_stage("vqvae"), tmp_path / "model", license_id="mit")
+    out = export(first_stage("vqvae"), tmp_path / "model", ExportRequest(license="mit"))
     card = (out / "README.md").read_text()
     assert header_of(card)["pipeline_tag"] == "image-to-image"
     assert "synthcube infer -m THIS_FOLDER -o images -d YOUR_IMAGES" in card
@@ -155,8 +159,11 @@ def test_metadata_is_that_of_a_monai_bundle(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--license", "Apache License 2.0"), "give the identifier of a license"),
-        (("--dataset", "my data"), "give the name of a data set"),
+        (
+            ("--license", "Apache License 2.0"),
+            "--license: 'Apache License 2.0' is not a license as the Hub spells it",
+        ),
+        (("--dataset", "my data"), "--dataset: 'my data' is not the name of a data set"),
         (("--notes", "none.md"), "--notes none.md: No such file"),
         (("--model-version", "first"), "two or three numbers, such as 1.0.0"),
         (("--evaluation", "none.yaml"), "--evaluation none.yaml: No such file"),
@@ -172,10 +179,11 @@ def test_what_cannot_be_said(options: tuple[str, str], text: str, cli, first_sta
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"\xff\xfe", "this is not a text file (byte 0 is not UTF-8)"),
+        (b"\xff\xfe", "this is not a text file"),
         (b"a: [1", "line 1: this is not YAML"),
         (b"- 1", "this is not a mapping of keys to values"),
         (b"fidelity: {kid: {value: 1}}", "this is not what synthcube evaluate wrote"),
+        (b"synthcube_evaluation: 1\nfidelity: {kid: {value: .nan}}", "a number is not finite"),
         (b"synthcube_evaluation: 1\nfidelity: {}", "there is no measure in it"),
     ],
 )
@@ -193,7 +201,7 @@ def test_results_of_odd_shapes_are_read_as_far_as_they_go(first_stage, tmp_path:
     odd = {"synthcube_evaluation": 2, "new": {"m": measure, "notes": "text"},
            "images": [1], "extractor": "x", "other": 3, "bool": {"m": {"value": True}}}  # fmt: skip
     path.write_text(yaml.safe_dump(odd))
-    out = export(first_stage("vqvae"), tmp_path / "out", evaluation=path)
+    out = export(first_stage("vqvae"), tmp_path / "out", ExportRequest(evaluation=path))
     assert "| new | m |  |  |  |  |" in (out / "README.md").read_text()
     assert "model-index" not in header_of((out / "README.md").read_text())
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from synthcube.sharing.runtimes import Input
-from synthcube.sharing.runtimes.conversion import used_networks
+from synthcube.sharing.conversion import Input, used_networks
 
 
 class Part(nn.Module):

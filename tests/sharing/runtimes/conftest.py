@@ -66,12 +66,13 @@ def converted(first_stage, tmp_path_factory: pytest.TempPathFactory) -> Callable
     folders: dict[tuple[str, ...], Path] = {}
 
     def exported(name: str = "rectified_flow", *runtimes: str) -> Path:
+        from synthcube.sharing.config import ExportRequest
         from synthcube.tasks.export import export
 
         key = (name, *runtimes)
         if key not in folders:
             folder = tmp_path_factory.mktemp("-".join(key)) / "model"
-            folders[key] = export(first_stage(name), folder, for_runtimes=runtimes)
+            folders[key] = export(first_stage(name), folder, ExportRequest(runtimes=runtimes))
         return folders[key]
 
     return exported

@@ -14,7 +14,7 @@ from synthcube.data.conditions import draw_missing_conditions, requested_values
 from synthcube.errors import ArtifactError, ConfigError, FamilyError
 from synthcube.models import inference
 from synthcube.models.family import Reconstructs, Samples
-from synthcube.sharing.runtimes.conversion import convert, substitute
+from synthcube.sharing.conversion import convert, substitute
 
 CPU = torch.device("cpu")
 SAMPLERS = (

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from synthcube.models import artifact
+from synthcube.sharing.config import ExportRequest
 from synthcube.tasks.export import export
 
 PERSON, HOST, SUBJECT = "mwinterbottom", "radnode17", "MRN-0048213"
@@ -72,7 +73,7 @@ def test_what_is_planted_does_not_come_out(run: Path, tmp_path: Path, monkeypatc
         sampling={"free": [f"{home}/loss.py", f"{PERSON}@{HOST}:/x", "C:\\secret-cohort\\y"]},
     )  # fmt: skip
     rewrite_split(run, SubjectID=SUBJECT, Channel_0=f"{home}/{SUBJECT}/t1.nii.gz")
-    out = export(run, tmp_path / "out", license_id="mit")
+    out = export(run, tmp_path / "out", ExportRequest(license="mit"))
     held = everything(out)
     assert [word for word in PLANTED if word.encode() in held] == []
     config = artifact.load(out).config
@@ -96,12 +97,10 @@ def test_a_first_stage_is_told_of_only_by_its_hash(
     digest = "first_stage_sha256"
     assert after.config["model"][digest] == before.config["model"][digest]
     assert str(first_stage("vqvae").parent).encode() not in everything(tmp_path / "out")
-    pictures = []
-    for side in ("run", "out"):
-        images = tmp_path / "images" / side
-        assert cli("infer", "-m", tmp_path / side, "-o", images, "-n", 2)[0] == 0
-        pictures.append((images / "images/00001.png").read_bytes())
-    assert pictures[0] == pictures[1]
+    for each in (tmp_path / "run", tmp_path / "out"):
+        assert cli("infer", "-m", each, "-o", tmp_path / f"{each.name}-images", "-n", 2)[0] == 0
+    made = [(tmp_path / f"{side}-images/images/00001.png").read_bytes() for side in ("run", "out")]
+    assert made[0] == made[1]
 
 
 def test_what_is_left_over_stops_the_export(run: Path, cli, tmp_path: Path, monkeypatch) -> None:
@@ -190,9 +189,9 @@ def test_a_discriminator_stays_here(cli, first_stage, tiny_config, phantoms, tmp
     assert gone
     assert {name.partition(".")[0] for name in gone} == {"discriminator"}
     for side in (run, out):
-        code, _, err = cli("infer", "-m", side, "-o", tmp_path / "made" / side.name, "-n", 2)
+        code, _, err = cli("infer", "-m", side, "-o", tmp_path / f"{side.name}-made", "-n", 2)
         assert code == 0, err
-    names = [tmp_path / "made" / side.name / "images/00001.png" for side in (run, out)]
+    names = [tmp_path / f"{side.name}-made/images/00001.png" for side in (run, out)]
     assert names[0].read_bytes() == names[1].read_bytes()
     words = ("train", "-c", tiny_config("dcgan"), "-d", phantoms, "-o", tmp_path / "tuned")
     words += ("--set", f"training.start_from={out}")

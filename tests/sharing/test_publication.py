@@ -9,8 +9,8 @@ import yaml
 
 from synthcube.models import artifact
 from synthcube.sharing.card import header_of
-from synthcube.sharing.config import ExportConfig
-from synthcube.tasks.export import publication
+from synthcube.sharing.config import ExportRequest
+from synthcube.tasks.export import read_request
 from synthcube.tasks.train import train
 
 NAME = "alice/brains"
@@ -89,10 +89,11 @@ def test_every_key_can_be_said_on_the_command_line_too() -> None:
     given = {"license": "mit", "datasets": ("a/b",), "version": "2.0", "notes": "text",
              "runtimes": ("onnx",), "runtime_weights": "float16", "push_to": "a/b",
              "public": True, "revision": "trial", "commit_message": "mine"}  # fmt: skip
-    assert given.keys() == ExportConfig.model_fields.keys()
-    assert publication(None, given).model_dump() == given
+    given |= {"notes_file": Path("notes.md"), "evaluation": Path("results.yaml")}
+    assert given.keys() == ExportRequest.model_fields.keys()
+    assert read_request(None, given).model_dump() == given
     nothing = {"license": "", "datasets": (), "public": None}
-    assert publication(None, nothing) == ExportConfig()
+    assert read_request(None, nothing) == ExportRequest()
 
 
 def test_all_faults_at_once(share, hub, tmp_path: Path) -> None:

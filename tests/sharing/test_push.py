@@ -287,7 +287,7 @@ def test_what_answers_but_is_no_hub(publish, monkeypatch) -> None:
     server.shutdown()
     server.server_close()
     assert code == 2
-    assert "does not answer as a Hub does; is HF_ENDPOINT right" in err
+    assert "does not answer like a Hub; is HF_ENDPOINT right" in err
 
 
 def test_a_damaged_folder_is_not_pushed(publish, hub, tmp_path: Path) -> None:
