@@ -309,7 +309,7 @@ def test_names_of_others_give_no_orders_in_the_log(
     from synthcube import environment
 
     environment.open_log()
-    environment.messages.log.warning("%s is here", "\x1b[31mred\r\u202e")
+    environment.log.warning("%s is here", "\x1b[31mred\r\u202e")
     assert capsys.readouterr().err == "\\x1b[31mred\\r\\u202e is here\n"
 
 

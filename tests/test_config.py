@@ -49,7 +49,7 @@ def test_numbers_are_read_as_people_write_them(write) -> None:
 
 
 def test_no_and_on_are_words_not_truths() -> None:
-    assert config.yaml_text.parse("[no, on, yes, 2020-01-01]", "x")[0] == [
+    assert config.reading.parse("[no, on, yes, 2020-01-01]", "x")[0] == [
         "no", "on", "yes", "2020-01-01",
     ]  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_every_fault_is_reported_at_once(write) -> None:
         ("scheduler: {name: StepLR, gama: 1}", "StepLR takes no argument 'gama'"),
         ("scheduler: {name: cosinus}", "unknown schedule 'cosinus'; did you mean cosine"),
         ("scheduler: {name: cosine, gamma: 1}", "cosine takes warmup_steps only, not 'gamma'"),
-        ("name: ddmp", "There is no family 'ddmp'. Did you mean ddpm?"),
+        ("name: ddmp", "There is no family 'ddmp'; did you mean ddpm?"),
         ("name: 'nowhere.at_all:Config'", "nowhere.at_all:Config is code that does not"),
         ("name: 'json:dumps'", "json:dumps cannot be used: what belongs to Python"),
     ],

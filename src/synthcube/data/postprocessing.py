@@ -25,7 +25,6 @@ from synthcube import plugins
 from synthcube.data.images import Array
 from synthcube.data.transforms import (
     TransformConfig,
-    near_miss,
     own_class,
     refuse_unusable,
     torchio_transforms,
@@ -336,7 +335,7 @@ class FinishingTransform(TransformConfig):
             raise ConfigError(f"{self.name} is random; {_SEED}")
         if self.name not in known:
             listed = f"; known: {', '.join(OPERATIONS)}, and the transforms of MONAI and TorchIO"
-            hint = near_miss(self.name, [*OPERATIONS, *known]) or listed
+            hint = plugins.did_you_mean(self.name, [*OPERATIONS, *known]) or listed
             raise ConfigError(f"there is no operation or transform {self.name!r}{hint}")
         return known[self.name]
 
@@ -477,6 +476,6 @@ def _hinted(kind: type[Schema], fault: Any) -> InitErrorDetails:
     )
     if fault["type"] == "extra_forbidden":
         known = list(kind.model_fields)
-        hint = near_miss(str(fault["loc"][-1]), known) or f"; known: {', '.join(known)}"
+        hint = plugins.did_you_mean(str(fault["loc"][-1]), known) or f"; known: {', '.join(known)}"
         details |= {"type": "value_error", "ctx": {"error": ValueError(f"unknown key{hint}")}}
     return details

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field, ValidationInfo, model_validator
@@ -142,7 +141,7 @@ class TransformConfig(Schema):
         refuse_unusable(self.name, WITHOUT)
         known = torchio_transforms()
         if self.name not in known:
-            hint = near_miss(self.name, [*known, *ALIASES])
+            hint = plugins.did_you_mean(self.name, [*known, *ALIASES])
             raise ConfigError(f"torchio has no transform {self.name!r}{hint}")
         return known[self.name]
 
@@ -195,17 +194,10 @@ def refuse_unusable(name: str, *reasons: Mapping[str, str]) -> None:
             raise ConfigError(f"there is no transform {name!r}: {known[name]}")
 
 
-def near_miss(name: str, known: Collection[str]) -> str:
-    """`; did you mean ...?`, or nothing."""
-    folded = {each.lower(): each for each in known}
-    near = get_close_matches(name.lower(), folded, n=1)
-    return f"; did you mean {folded[near[0]]}?" if near else ""
-
-
 def _argument_hint(kind: Any, given: Collection[str]) -> str:
     starts = [vars(base).get("__init__") for base in kind.__mro__]
     known = {name for each in starts if inspect.isfunction(each) for name in _parameters(each)}
-    return "".join(near_miss(name, known) for name in given if name not in known)
+    return "".join(plugins.did_you_mean(name, known) for name in given if name not in known)
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:

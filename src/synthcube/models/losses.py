@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 from typing_extensions import Self
 
 from synthcube import plugins
@@ -87,9 +87,13 @@ class LossConfig(Schema):
         description="Weight in the sum of losses. What a class calls weight is class_weights here.",
     )
 
+    # Whether a training needs it; the losses of a trained model are not even looked up.
+    _trains: bool = PrivateAttr(default=True)
+
     @model_validator(mode="after")
     def _can_be_built(self, info: ValidationInfo) -> Self:
         if plugins.is_needless(info):
+            self._trains = False
             return self
         kind = self._kind()
         plugins.check_arguments(kind, self._named(2), taken=("size_average", "reduce"))
@@ -173,9 +177,12 @@ class WeightedLosses:
 
 
 def loss_faults(losses: Iterable[LossConfig], image: ImageSpec) -> list[str]:
-    """Why losses cannot compare two such images of real values, one sentence each."""
-    found = [(each.name, _fault(each, image)) for each in losses]
-    return [f"model.losses: {name} {fault}" for name, fault in found if fault]
+    """A sentence for each loss that cannot compare two such images of real values."""
+    return [
+        f"model.losses: {loss.name} {fault}"
+        for loss in losses
+        if loss._trains and (fault := _fault(loss, image))
+    ]
 
 
 def known_losses() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from torch.utils._pytree import tree_leaves, tree_map
 
 from synthcube import environment, reading
-from synthcube.errors import ArtifactError, ConfigError
+from synthcube.errors import ArtifactError, ConfigError, first_faults
 from synthcube.models.family import Family
 from synthcube.storage import link_or_copy, write_with
 from synthcube.training.config import TrainingConfig
@@ -251,7 +251,7 @@ def check_fits(path: Path, family: Family) -> None:
         if saved.get(name) != needed.get(name)
     ]
     if faults:
-        shown = [*faults[:_SHOWN], *([f"and {len(faults) - _SHOWN} more"] * (len(faults) > _SHOWN))]
+        shown = first_faults(faults, _SHOWN)
         raise ConfigError(f"The model that is described does not fit {path}:", shown)
 
 
