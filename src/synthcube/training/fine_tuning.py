@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from synthcube.errors import ConfigError
 from synthcube.models import artifact
 from synthcube.models.adversarial import AdversarialFamily
-from synthcube.models.artifact import Artifact, weights_digest
+from synthcube.models.artifact import Artifact
 from synthcube.models.family import Family
 from synthcube.models.nets.conditioning import ConditionEmbedding
 from synthcube.storage import sha256
@@ -71,7 +71,7 @@ def take_weights(family: Family, training: TrainingConfig) -> None:
     wanted = [name for name in own if not _any(name, training.start_anew)]
     faults = [
         *_unmatched("start_anew", training.start_anew, [*own, *weights]),
-        *_misfits(family, found, weights, training.start_anew),
+        *_misfits(family, found, training.start_anew),
         *(f"{name}: only in the model" for name in wanted if name not in kept),
         *(f"{name}: only in the start" for name in kept if name not in own),
         *(
@@ -140,17 +140,14 @@ def _found(training: TrainingConfig) -> Artifact:
     return artifact.load(str(training.start_from))
 
 
-def _misfits(
-    family: Family, found: Artifact, weights: Mapping[str, torch.Tensor], anew: Sequence[str]
-) -> list[str]:
+def _misfits(family: Family, found: Artifact, anew: Sequence[str]) -> list[str]:
     """What names and shapes do not show."""
     model = found.config["model"]
     if model["name"] != family.config.name:
         return [f"model.name: the start is a {model['name']}, this is a {family.config.name}"]
     faults = []
     stage = str(getattr(family.config, "first_stage_sha256", ""))
-    # An older version wrote down another kind of hash: then the weights themselves tell.
-    if stage and stage not in (model.get("first_stage_sha256"), _stage_digest(weights)):
+    if stage and stage != model.get("first_stage_sha256"):
         faults.append("model.first_stage: the start was trained on another one; give that one")
     before = [(each.name, each.kind, each.classes) for each in found.image.conditions]
     now = [(each.name, each.kind, each.classes) for each in family.image.conditions]
@@ -162,15 +159,6 @@ def _misfits(
             if not _any(name, anew)
         ]
     return faults
-
-
-def _stage_digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """The hash of the first stage whose weights are among these."""
-    prefix = "first_stage.family."
-    return weights_digest(
-        {name.removeprefix(prefix): each for name, each in weights.items()
-         if name.startswith(prefix)}
-    )  # fmt: skip
 
 
 def _shown(conditions: Iterable[tuple[str, str, tuple[str, ...]]]) -> str:
