@@ -27,7 +27,7 @@ from synthcube.data.manifest import Manifest, capped
 from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing
 from synthcube.environment import told
 from synthcube.errors import ImageError, OutputError, SynthCubeError
-from synthcube.storage import explained, make_folder, write_json
+from synthcube.storage import make_folder, storage_errors, write_json
 
 
 def content_digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
@@ -147,7 +147,7 @@ def open_cache(
     folder = root / key
     with _locked(root / f"{key}.lock"):
         if not _is_whole(folder):
-            with explained(folder):
+            with storage_errors(folder):
                 if folder.exists():
                     log.warning("The cache %s is damaged: it is made again.", folder)
                     shutil.rmtree(folder)
@@ -267,7 +267,7 @@ def _is_open(folder: Path) -> bool:
 @contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock called `path`; without `wait`, say whether it was free."""
-    with explained(path):
+    with storage_errors(path):
         file = path.open("w")
     with file:
         try:

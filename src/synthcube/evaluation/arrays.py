@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from synthcube.storage import explained
+from synthcube.storage import storage_errors
 
 Array = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -48,7 +48,7 @@ def append_rows(path: Path) -> Iterator[Callable[[Array], None]]:
     Raises:
         OutputError: the disk is full, or the file cannot be written.
     """
-    with explained(path), path.open("wb") as file:
+    with storage_errors(path), path.open("wb") as file:
 
         def append(rows: Array) -> None:
             file.write(rows.tobytes())

@@ -102,7 +102,7 @@ def claim(folder: Path, name: str) -> list[str]:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier preparation wrote into a folder; the index goes first."""
-    with storage.explained(folder):
+    with storage.storage_errors(folder):
         (folder / INDEX).unlink(missing_ok=True)
         (folder / FILE_NAME).unlink(missing_ok=True)
         shutil.rmtree(folder / IMAGES, ignore_errors=True)
