@@ -166,8 +166,8 @@ def test_a_folder_that_this_user_may_not_read(data: str, expected: str) -> None:
 def test_a_user_without_a_name_is_given_one() -> None:
     """MONAI's import asks for it: KeyError where neither environment nor passwd has one."""
     script = (
-        "import getpass, os\nfrom synthcube import runtime\nos.setuid(12345)\n"
-        "runtime.name_user()\nprint(getpass.getuser())\n"
+        "import getpass, os\nfrom synthcube import environment\nos.setuid(12345)\n"
+        "environment.name_user()\nprint(getpass.getuser())\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={})
     assert (done.returncode, done.stdout) == (0, "synthcube\n"), done.stderr

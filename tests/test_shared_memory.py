@@ -17,7 +17,7 @@ BATCH = 10_000_000
 def free(monkeypatch: pytest.MonkeyPatch):
     def have(free_bytes: int) -> None:
         monkeypatch.setattr(
-            environment.machine.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes)
+            environment.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes)
         )
 
     return have

@@ -1,4 +1,4 @@
-"""A commented YAML written from the fields of a config: `synthcube init`."""
+"""The config of a run: its sections together, read, validated, and written as a template."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WIDTH = 96
 
 
 def template(config: BaseModel, indent: int = 0) -> str:
-    """Every field with its description above it; sections are indented."""
+    """A YAML text with each field, its value and its description as a comment."""
     pad = "  " * indent
     parts: list[str] = []
     for name, field in type(config).model_fields.items():
@@ -62,7 +62,7 @@ def template(config: BaseModel, indent: int = 0) -> str:
 def _inline(value: Any) -> str:
     """JSON is YAML: the one-line form of a plain value."""
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_inline(each) for each in value) + "]"
+        return "[" + ", ".join(map(_inline, value)) + "]"
     if isinstance(value, BaseModel):
         return json.dumps(value.model_dump(mode="json"))
     return value if isinstance(value, str) and value.isidentifier() else json.dumps(value)
@@ -73,7 +73,7 @@ NumImages = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
 
 
 class SamplingConfig(Schema):
-    """What `synthcube infer` does unless told otherwise."""
+    """The defaults of `synthcube infer`."""
 
     num_images: NumImages | dict[str, NumImages] = Field(
         default=16,
@@ -98,7 +98,7 @@ class SamplingConfig(Schema):
 
 
 class RunConfig(Schema):
-    """Everything that decides a training."""
+    """All settings of a training."""
 
     seed: int = Field(
         default=0, ge=0, le=MAX_SEED, description="The one seed of every random choice."
@@ -117,8 +117,8 @@ class RunConfig(Schema):
 
     @model_validator(mode="after")
     def _strategy_trains_the_model(self) -> Self:
-        if found := list(strategies.faults(self.model, self.training, self.compute)):
-            raise ValueError("; ".join(found))
+        if faults := list(strategies.faults(self.model, self.training, self.compute)):
+            raise ValueError("; ".join(faults))
         return self
 
     def dump(self) -> dict[str, Any]:
@@ -310,15 +310,15 @@ def _untagged(kind: type[BaseModel], place: Iterable[Any]) -> tuple[tuple[Any, .
     known: list[str] = []
     inner = [kind]
     for part in place:
-        named = [each for each in inner if _default_name(each) == part]
-        if len(inner) > 1 and named:
-            inner = named
+        matching = [model for model in inner if _default_name(model) == part]
+        if len(inner) > 1 and matching:
+            inner = matching
             continue
         path.append(part)
         if isinstance(part, int):
             continue
-        known = [name for each in inner for name in each.model_fields]
-        fields = [each.model_fields[part] for each in inner if part in each.model_fields]
+        known = [name for model in inner for name in model.model_fields]
+        fields = [model.model_fields[part] for model in inner if part in model.model_fields]
         inner = _classes_in(fields[0].annotation) if fields else []
     return tuple(path), known
 
@@ -331,7 +331,5 @@ def _default_name(kind: type[BaseModel]) -> Any:
 def _classes_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    found: list[type[BaseModel]] = []
-    for part in getattr(annotation, "__args__", ()):
-        found += _classes_in(part)
-    return found
+    parts = getattr(annotation, "__args__", ())
+    return [model for part in parts for model in _classes_in(part)]

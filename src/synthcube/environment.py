@@ -45,20 +45,18 @@ _CACHES = (
     "SYNTHCUBE_CACHE", "XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR", "MPLCONFIGDIR", "NUMBA_CACHE_DIR",
 )  # fmt: skip
-"""Variables that name folders of caches, ours and those of libraries, which run what is in some."""
+"""Variables with the folders of caches; libraries run code that they find in some of them."""
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where caches may be kept: SYNTHCUBE_CACHE, the user's cache folder, or a temporary one.
-
-    Where everyone may write, as in /tmp, it is a folder of this user alone.
-    """
+    """The folder for caches: SYNTHCUBE_CACHE, the user's cache folder, or a temporary one."""
     return private(_chosen(environment))
 
 
 def keep_caches_private(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let no library keep its cache where someone else could have put something; to be called
-    before they are imported.
+    """Move caches away from folders that other users may have prepared.
+
+    To be called before the libraries are imported.
     """
     for name in _CACHES:
         if path := environment.get(name):
@@ -66,11 +64,11 @@ def keep_caches_private(environment: MutableMapping[str, str] = os.environ) -> N
 
 
 def private(path: Path) -> Path:
-    """`path`, or a fresh folder that goes at the end where someone else could have prepared it.
+    """`path`; or a new folder, removed at exit, if another user may have prepared `path`.
 
-    Below a folder that everyone may write to, such as /tmp, the first folder must be this user's,
-    no link, and not for others to write to; where there is none, it is made so. A mount was put
-    there by who runs the container, and is trusted.
+    Below a folder that everyone may write to, such as /tmp, the first folder must belong to this
+    user, be no link, and not be writable for others; a missing one is created so. A mount is
+    trusted: whoever runs the container put it there.
     """
     for folder in reversed([path.absolute(), *path.absolute().parents[:-1]]):
         if _is_open(folder.parent) and not _is_own(folder):
@@ -94,29 +92,26 @@ def _chosen(environment: Mapping[str, str]) -> Path:
 def _is_open(folder: Path) -> bool:
     try:
         return bool(folder.stat().st_mode & stat.S_IWOTH)
-    except OSError:  # there is none yet, and what is above it decides who makes it
+    except OSError:  # it does not exist yet, and the folder above decides who creates it
         return False
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether that is a folder of this user, who may be the only one to write to it."""
+    """Whether only this user can write to the folder, which is created if it is missing."""
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
         pass
-    except OSError:  # nothing can be written here: whoever needs a cache will say so
+    except OSError:  # nothing can be written here: the code that needs a cache reports it
         return True
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode):
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
         return False
-    if folder.is_mount() or _is_shared_by_root(found):
+    # root's own shared folder, such as /var/tmp: the folders below it are checked in turn
+    is_shared_by_root = status.st_uid == 0 and bool(status.st_mode & stat.S_ISVTX)
+    if folder.is_mount() or is_shared_by_root:
         return True
-    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _is_shared_by_root(found: os.stat_result) -> bool:
-    """One such as /var/tmp: what is below it is looked at in turn."""
-    return found.st_uid == 0 and bool(found.st_mode & stat.S_ISVTX)
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 @cache
@@ -136,11 +131,10 @@ PUBLIC_HUB = "https://huggingface.co"
 
 
 def ready_hub(environment: MutableMapping[str, str] = os.environ) -> str:
-    """Ready this process for a Hub; to be called before huggingface_hub is imported.
+    """The address of the Hub: HF_ENDPOINT or the public one; sets the client's variables, too.
 
-    Returns:
-        Address of the Hub: HF_ENDPOINT, or the public one. No other has the storage service Xet,
-        which the client would insist on: uploads would fail, so it is switched off.
+    To be called before huggingface_hub is imported. Only the public Hub has the storage service
+    Xet, without which the client's uploads would fail: elsewhere it is switched off.
     """
     endpoint = environment.get("HF_ENDPOINT", "").rstrip("/") or PUBLIC_HUB
     if endpoint != PUBLIC_HUB:
@@ -152,12 +146,12 @@ def ready_hub(environment: MutableMapping[str, str] = os.environ) -> str:
 
 
 def uses_xet(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether files go by the Hub's storage service Xet: see :func:`ready_hub`."""
+    """Whether files are transferred by the Hub's storage service Xet: see :func:`ready_hub`."""
     return not _is_true(environment.get("HF_HUB_DISABLE_XET", ""))
 
 
 def is_offline(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the user forbids to ask a Hub for anything: HF_HUB_OFFLINE=1."""
+    """Whether the user forbids all requests to a Hub: HF_HUB_OFFLINE=1."""
     return _is_true(environment.get("HF_HUB_OFFLINE", ""))
 
 
@@ -191,14 +185,14 @@ def calm_threads() -> None:
 
 
 def fix_cublas() -> None:
-    """Let cuBLAS compute the same bits every time; to be called before its first product."""
+    """Make cuBLAS reproducible; to be called before its first matrix product."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def name_user() -> None:
-    """Give a nameless user a name; to be called before MONAI is imported, which fails without.
+    """Set a user name if there is none; to be called before MONAI is imported, which needs one.
 
-    A container may run under any number, also one that its list of users does not have.
+    A container may run under any user number, even one that is missing in /etc/passwd.
     """
     try:
         getpass.getuser()
@@ -207,28 +201,24 @@ def name_user() -> None:
 
 
 def keep_out_current_folder() -> None:
-    """Let no file of the current folder take the place of a module in processes to come.
-
-    Python 3.10 does not know of it.
-    """
+    """Keep child processes from importing modules from the current folder (Python 3.11+)."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 
 def keep_loggers_local() -> None:
-    """Keep what MLflow and W&B would report to their makers on this machine, and let MLflow write
-    to a folder; to be called before they are imported.
+    """Switch off the telemetry of MLflow and W&B, and let MLflow write to a folder.
+
+    To be called before they are imported.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    # Newer MLflow would have a database, which does not work on the file systems of clusters.
+    # Newer MLflow prefers a database, which does not work on the file systems of clusters.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     os.environ.setdefault("WANDB_CACHE_DIR", str(cache_folder() / "wandb"))
 
 
 def keep_conversions_local() -> None:
-    """Keep what ONNX Runtime and OpenVINO would report to their makers on this machine; to be
-    called before they are imported.
-    """
+    """Switch off the telemetry of ONNX Runtime and OpenVINO; to be called before their import."""
     # With less, ONNX Runtime 1.31 still reports that it was started, and keeps a number of the
     # machine in the home folder.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -238,9 +228,9 @@ def keep_conversions_local() -> None:
 
 
 def import_monai() -> None:
-    """Import MONAI for the first time, but not the MLflow that it would import for a handler.
+    """Import MONAI without the MLflow that one of its handlers would import.
 
-    That takes seconds at every start, and reports the import to MLflow's maker.
+    That would take seconds at every start, and report the import to MLflow's maker.
     """
     if "monai" in sys.modules or "mlflow" in sys.modules:
         return
@@ -253,8 +243,7 @@ def import_monai() -> None:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep out what Lightning tells its developers: its advertisements, and what users know."""
-
+    """Within this context Lightning's advertisements and needless advice are not shown."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -280,12 +269,12 @@ _CGROUP_FILES = (
 
 
 def num_cores() -> int:
-    """Processor cores that this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM; 0 where the system does not say."""
+    """Bytes of RAM that this process occupies; 0 where the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError):
@@ -294,31 +283,34 @@ def resident_bytes() -> int:
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process may still take of the host's memory: by the kernel's account of the
-    machine, the limit of its container or job (cgroup), and that of its address space."""
-    found = [sys.maxsize]
+    """Bytes of the host's memory that this process may still take.
+
+    The least of what the machine has free, what the limit of the container or job (cgroup) leaves,
+    and what the limit of the address space leaves.
+    """
+    free = [sys.maxsize]
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = (root / "proc/meminfo").read_text().splitlines()
-        line = next(each for each in lines if each.startswith("MemAvailable:"))
-        found.append(int(line.split()[1]) * 1024)
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        free.append(int(available.split()[1]) * 1024)
     for limit, used in _CGROUP_FILES:
         with contextlib.suppress(OSError, ValueError):  # "max" is no limit
             taken = int((root / used).read_text())
-            found.append(max(0, int((root / limit).read_text()) - taken))
+            free.append(max(0, int((root / limit).read_text()) - taken))
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         limit_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit_bytes != resource.RLIM_INFINITY:
             pages = int((root / "proc/self/statm").read_text().split()[0])
-            found.append(max(0, limit_bytes - pages * resource.getpagesize()))
-    return min(found)
+            free.append(max(0, limit_bytes - pages * resource.getpagesize()))
+    return min(free)
 
 
 def workers_that_fit(
     num_workers: int, batch_bytes: int, shared_memory: Path = Path("/dev/shm")
 ) -> int:
-    """As many of `num_workers` as shared memory has room for; says so where these are fewer.
+    """The number of data workers, at most `num_workers`, for which shared memory has room.
 
     Every worker keeps two batches there and the training holds a third; a container has 64 MB
     unless told otherwise. Another sharing strategy of PyTorch would not help: each of them takes
@@ -342,22 +334,22 @@ T = TypeVar("T")
 
 
 def is_terminal() -> bool:
-    """Whether a person watches: progress bars are for people, lines are for logs."""
+    """Whether standard error is a terminal, where progress bars are shown instead of lines."""
     return sys.stderr.isatty()
 
 
 class _Visible(logging.Formatter):
-    """Names of others in a line give no orders to a terminal."""
+    """A log formatter that escapes control characters in names of others."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
 
 
 def told(items: Iterable[T], total: int, doing: str, seconds: float = 5.0) -> Iterator[T]:
-    """The items, while the log is told every few seconds how many of them went by.
+    """The items one by one, with a line in the log every few seconds on how many are done.
 
     Args:
-        doing: what is being done, as "Reading FILE".
+        doing: the start of that line, such as "Reading FILE".
     """
     last = time.monotonic()
     for number, item in enumerate(items):
@@ -377,7 +369,7 @@ def open_log(*, debug: bool = False) -> None:
 
 
 def process_rank(num_devices: int = 1, environment: Mapping[str, str] = os.environ) -> int:
-    """Number of this process among those that train together, as their launcher wrote it.
+    """The rank of this process among all that train together, as the launcher set it.
 
     Args:
         num_devices: processes on each node.
@@ -391,7 +383,7 @@ def process_rank(num_devices: int = 1, environment: Mapping[str, str] = os.envir
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Number of this process among those of its node, as their launcher wrote it."""
+    """The rank of this process on its node, as the launcher set it."""
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         if environment.get(name, "").isdecimal():
             return int(environment[name])
@@ -399,7 +391,7 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def launched_processes(environment: Mapping[str, str] = os.environ) -> int:
-    """How many processes a launcher (torchrun, srun) has started with this one."""
+    """The number of processes that a launcher (torchrun, srun) started, this one included."""
     for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         if environment.get(name, "").isdecimal():
             return int(environment[name])
@@ -414,17 +406,17 @@ _RECORDED = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide what a run computes."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in _RECORDED:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def environment_record(on: torch.device, precision_name: str) -> dict[str, Any]:
-    """What `environment.json` holds: enough to tell why two runs differ."""
+    """The content of `environment.json`, which tells why two runs differ."""
     import torch
 
     name = torch.cuda.get_device_name(on) if on.type == "cuda" else _cpu_name()

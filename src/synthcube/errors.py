@@ -1,6 +1,7 @@
 """The exceptions of SynthCube.
 
 PreemptedError          a signal stopped the task, which can go on: exit code 75
+                        (what a training does then is in training/preemption.py)
 SynthCubeError          a user's fault: shown without a traceback, exit code 2
 |- ConfigError          the YAML file or a --set override
 |- ManifestError        the list of images
@@ -16,12 +17,18 @@ SynthCubeError          a user's fault: shown without a traceback, exit code 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
+def first_faults(faults: Sequence[str], limit: int) -> list[str]:
+    """The first `limit` faults, and a line with the number of the others."""
+    more = len(faults) - limit
+    return [*faults[:limit], *([f"and {more} more"] if more > 0 else [])]
+
+
 class SynthCubeError(Exception):
-    """What is wrong, the value, what would be right, and where.
+    """A fault of the user's: what is wrong, the value, what is right, and where.
 
     Several faults of the same kind are reported together, one line each.
     """
@@ -35,10 +42,10 @@ class SynthCubeError(Exception):
 
 
 class PreemptedError(BaseException):
-    """A signal stopped the task; the same command goes on where it was.
+    """A signal stopped the task; the same command continues it.
 
-    Not an Exception: it comes at any moment, and whoever catches exceptions to say what is wrong
-    with a file would take it for damage.
+    Not an Exception: it comes at any moment, and code that catches exceptions to report a damaged
+    file must not catch it.
     """
 
     # EX_TEMPFAIL of sysexits.h, try again later; raised by training/preemption.py

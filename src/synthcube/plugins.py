@@ -1,4 +1,9 @@
-"""From a name to a class: the closed tables of known names, and code that the user vouches for."""
+"""From a name in a config to a class: known names, and the user's own code where it is trusted.
+
+A config is data. A name in it is looked up in a closed table; ``package.module:Name`` is imported
+only after ``--trust PACKAGE`` or ``--plugins FOLDER``; an argument of a library's class is a
+number, or one of the words below, so that it cannot name a file or a function.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,258 @@ from typing import Any, TypeVar
 from pydantic import ValidationInfo
 
 from synthcube.errors import ConfigError, SynthCubeError
+
+T = TypeVar("T")
+
+TRAINED = {"trained": True}
+"""Validation context for the config of a trained model."""
+
+
+def find(name: str, known: Mapping[str, Any], what: str, unusable: Mapping[str, str]) -> Any:
+    """The entry of `known` with that name in any case, or the user's ``package.module:Name``.
+
+    Args:
+        what: the kind of thing, for messages: "loss".
+        unusable: names that a message explains, with the reason.
+
+    Raises:
+        ValueError: the name is unknown or unusable, or its code is not trusted.
+    """
+    if is_own(name):
+        try:
+            target = load(name)
+        except SynthCubeError as error:
+            raise ValueError(str(error)) from error
+        if not callable(target):
+            raise ValueError(f"{name!r} is no {what}: a class, or a function that returns one")
+        return target
+    spelling = {key.lower(): key for key in known}.get(name.lower())
+    if spelling:
+        return known[spelling]
+    for key, reason in unusable.items():
+        if key.lower() == name.lower():
+            raise ValueError(f"{key} cannot be used by name: {reason}")
+    raise ValueError(
+        f"unknown {what} {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}; your own "
+        "is named package.module:Name"
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean NAME?`` with the most similar known name, or an empty text."""
+    spellings = {key.lower(): key for key in known}
+    similar = get_close_matches(name.lower(), spellings, n=1)
+    return f"; did you mean {spellings[similar[0]]}?" if similar else ""
+
+
+def classes(module: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The classes of a library by name; those that this version of it lacks are left out."""
+    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+
+
+def is_own(name: str) -> bool:
+    """Whether the name is one of the user's own code."""
+    return ":" in name
+
+
+def is_needless(info: ValidationInfo) -> bool:
+    """Whether the config belongs to a trained model, so that what only trains is not looked up."""
+    return info.context == TRAINED
+
+
+def called(kind: Any) -> str:
+    """The name of a class or function."""
+    return str(getattr(kind, "__name__", kind))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in quotes, separated by commas."""
+    return ", ".join(repr(name) for name in names)
+
+
+def arguments(name: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments for the class called `name`; those of a library's class are checked.
+
+    Raises:
+        ValueError: an argument of a library's class is no plain data or no known word.
+    """
+    settings = dict(values or {})
+    if not is_own(name) and (faults := list(argument_faults(settings))):
+        raise ValueError("; ".join(faults))
+    return settings
+
+
+def check_arguments(
+    kind: Any,
+    names: Iterable[str],
+    *,
+    first: int = 0,
+    taken: Iterable[str] = (),
+    filled: Iterable[str] = (),
+) -> None:
+    """Raise where a class does not take arguments of those names, or needs others.
+
+    Args:
+        first: how many leading parameters are not the user's to set.
+        taken: further parameters that are not.
+        filled: parameters that get a value if the user sets none.
+
+    Raises:
+        ValueError: an argument is unknown, or a required one is missing.
+    """
+    parameters = list(inspect.signature(kind).parameters.values())[first:]
+    if any(item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD) for item in parameters):
+        return
+    allowed = [item.name for item in parameters if item.name not in taken]
+    if unknown := [name for name in names if name not in allowed]:
+        known = ", ".join(allowed) or "none"
+        raise ValueError(f"{called(kind)} takes no argument {listed(unknown)}; it takes {known}")
+    needed = [item.name for item in parameters if item.default is item.empty]
+    if missing := [name for name in needed if name not in (*names, *taken, *filled)]:
+        raise ValueError(f"{called(kind)} needs {listed(missing)}")
+
+
+def attempt(build: Callable[[], Any], name: str) -> None:
+    """Build something once and discard it, to find wrong arguments early.
+
+    Raises:
+        ValueError: building `name` fails.
+    """
+    try:
+        build()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} does not take these arguments: {error}") from error
+
+
+def checked(value: object, kind: type[T], name: str) -> T:
+    """`value`, which `name` returned, after a check of its type.
+
+    Raises:
+        ConfigError: it is no `kind`.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name!r} makes a {type(value).__name__}, not a {called(kind)}.")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """Folders and packages whose code the user trusts."""
+
+    folders: tuple[str, ...] = ()
+    packages: frozenset[str] = frozenset()
+
+
+_vouched = Vouched()
+
+_NEVER = sys.stdlib_module_names | {"synthcube", "__main__"}
+"""Packages that hold no plugin: a name in one of them means something else."""
+_OURS = "what belongs to Python or to SynthCube is not reached in this way."
+
+
+def vouched() -> Vouched:
+    """The trusted folders and packages, for processes that this one starts."""
+    return _vouched
+
+
+def vouch(folders: Iterable[Path | str] = (), packages: Iterable[str] = ()) -> None:
+    """Trust the modules in `folders` and the installed `packages` from now on.
+
+    The folders go to the end of the path, so that nothing in them replaces another module.
+
+    Raises:
+        ConfigError: a folder does not exist, or a package has no valid name.
+    """
+    global _vouched
+    packages = frozenset(packages)
+    paths = [Path(folder) for folder in folders]
+    faults = [f"--plugins {path}: there is no such folder." for path in paths if not path.is_dir()]
+    faults += [
+        f"--trust {name}: the name of a package is needed, without a module: --trust my_package."
+        for name in sorted(packages)
+        if not name.isidentifier()
+    ]
+    faults += [f"--trust {name}: {_OURS}" for name in sorted(packages & _NEVER)]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    resolved = [str(path.resolve()) for path in paths]
+    sys.path += [path for path in resolved if path not in sys.path]
+    importlib.invalidate_caches()
+    trusted = dict.fromkeys([*_vouched.folders, *resolved])
+    _vouched = Vouched(tuple(trusted), _vouched.packages | packages)
+
+
+@contextmanager
+def vouching(folders: Iterable[Path | str] = (), packages: Iterable[str] = ()) -> Iterator[None]:
+    """Trust further folders and packages within this context, as :func:`vouch` does.
+
+    The folders stay on the path, for what their code imports later.
+    """
+    global _vouched
+    before = _vouched
+    try:
+        vouch(folders, packages)
+        yield
+    finally:
+        _vouched = before
+
+
+def refusal(name: str) -> str:
+    """Why ``package.module:Name`` is not imported, with the option that allows it; else empty."""
+    package = name.partition(":")[0].partition(".")[0]
+    if package in _NEVER:
+        return f"{name} cannot be used: {_OURS}"
+    if package in _vouched.packages:
+        return ""
+    folders = _vouched.folders if package.isidentifier() else ()
+    specs = [spec for folder in folders if (spec := PathFinder.find_spec(package, [folder]))]
+    if not specs:
+        return (
+            f"{name} is code that does not belong to SynthCube. If you trust it, name its package "
+            f"with --trust {package or 'PACKAGE'}, or its folder with --plugins FOLDER."
+        )
+    try:
+        imported = find_spec(package)
+    except ValueError:  # the module of a script
+        imported = None
+    if imported and _locations(imported) in map(_locations, specs):
+        return ""
+    return (
+        f"{name}: Python has another module {package} than the one in the folder of "
+        "--plugins: give yours another name."
+    )
+
+
+def load(name: str) -> object:
+    """The class or function called ``package.module:Name``.
+
+    Raises:
+        ConfigError: the user does not trust it, or it does not exist.
+    """
+    if fault := refusal(name):
+        raise ConfigError(fault)
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{name!r} cannot be imported: {error}. Install its package, or give the folder it "
+            "is in with --plugins"
+        ) from error
+    if not hasattr(module, attribute):
+        raise ConfigError(f"{name!r} does not exist: {module_name} has no {attribute}.")
+    target: object = getattr(module, attribute)
+    # What a trusted module has imported from elsewhere is not trusted with it.
+    home = f"{getattr(target, '__module__', '')}:{getattr(target, '__qualname__', attribute)}"
+    if fault := refusal(home):
+        raise ConfigError(fault if home == name else f"{name} is {home}. {fault}")
+    return target
+
+
+def _locations(spec: ModuleSpec) -> tuple[str | None, list[str]]:
+    """The file and the folders of a module; a namespace package has folders only."""
+    return spec.origin, list(spec.submodule_search_locations or ())
+
 
 _SIDES = ("left", "right", "posterior", "anterior", "inferior", "superior")
 _DTYPES = ("float16", "float32", "float64", "uint8", "int16", "int32")
@@ -69,17 +326,17 @@ WORDS: dict[str, tuple[str, ...]] = {
     "padding_mode": _PADDINGS,
     "units": ("voxels", "mm", "cm"),
 }  # fmt: skip
-"""By the argument's name, in lower case; they are taken in any."""
+"""Words that an argument of that name takes, in any case."""
 
 SECTIONS = ("affine_kwargs", "elastic_kwargs")
 """Arguments that hold arguments: those of RandomAffineElasticDeformation."""
 
-_SHOWN = 12
+_WORDS_SHOWN = 12
 
 
-def argument_faults(arguments: Mapping[str, Any]) -> Iterator[str]:
-    """What is no data among the arguments of a library's class, one sentence each."""
-    for name, value in arguments.items():
+def argument_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for every argument of a library's class that is no plain data."""
+    for name, value in values.items():
         if name in SECTIONS and isinstance(value, Mapping):
             yield from argument_faults(value)
         else:
@@ -88,291 +345,13 @@ def argument_faults(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 def _value_faults(name: str, value: Any) -> Iterator[str]:
     words = WORDS.get(name, ())
+    shown = ", ".join(words[:_WORDS_SHOWN]) + (", ..." if len(words) > _WORDS_SHOWN else "")
+    shown = shown or "numbers, true, false and lists of them, and no text"
     if isinstance(value, list | tuple):
-        for part in value:
-            yield from _value_faults(name, part)
+        for item in value:
+            yield from _value_faults(name, item)
     elif isinstance(value, str):
         if value.lower() not in words:
-            yield f"{name} is {value!r}: it takes {_listed(words)}"
+            yield f"{name} is {value!r}: it takes {shown}"
     elif not isinstance(value, bool | int | float | None):
-        yield f"{name} holds a {type(value).__name__}: it takes {_listed(words)}"
-
-
-def _listed(words: tuple[str, ...]) -> str:
-    if not words:
-        return "numbers, true, false and lists of them, and no text"
-    return ", ".join(words[:_SHOWN]) + (", ..." if len(words) > _SHOWN else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Vouched:
-    """What the user answers for."""
-
-    folders: tuple[str, ...] = ()
-    packages: frozenset[str] = frozenset()
-
-
-_vouched = Vouched()
-
-_NEVER = sys.stdlib_module_names | {"synthcube", "__main__"}
-"""Nobody writes a model or a transform there: who names it wants something else."""
-_OURS = "what belongs to Python or to SynthCube is not reached in this way."
-
-
-def vouched() -> Vouched:
-    """What the user of this command answers for; to be handed to processes that it starts."""
-    return _vouched
-
-
-def vouch(folders: Iterable[Path | str] = (), packages: Iterable[str] = ()) -> None:
-    """Answer for modules in `folders`, and for installed `packages`, from now on.
-
-    The folders come last on the path: nothing in them can take the place of another module.
-
-    Raises:
-        ConfigError: one is not a folder, or not the name of a package.
-    """
-    global _vouched
-    packages = frozenset(packages)
-    paths = [Path(folder) for folder in folders]
-    faults = [f"--plugins {path}: there is no such folder." for path in paths if not path.is_dir()]
-    faults += [
-        f"--trust {name}: the name of a package is needed, without a module: --trust my_package."
-        for name in sorted(packages)
-        if not name.isidentifier()
-    ]
-    faults += [f"--trust {name}: {_OURS}" for name in sorted(packages & _NEVER)]
-    if faults:
-        raise ConfigError("\n".join(faults))
-    found = tuple(str(path.resolve()) for path in paths)
-    sys.path += [path for path in found if path not in sys.path]
-    importlib.invalidate_caches()
-    known = (*_vouched.folders, *found)
-    _vouched = Vouched(tuple(dict.fromkeys(known)), _vouched.packages | packages)
-
-
-@contextmanager
-def vouching(folders: Iterable[Path | str] = (), packages: Iterable[str] = ()) -> Iterator[None]:
-    """Answer for them, beside what is answered for anyway, for as long as this lasts.
-
-    The folders stay on the path, for what their code imports later.
-
-    Raises:
-        ConfigError: as :func:`vouch`.
-    """
-    global _vouched
-    before = _vouched
-    try:
-        vouch(folders, packages)
-        yield
-    finally:
-        _vouched = before
-
-
-def refusal(name: str) -> str:
-    """Why ``package.module:Name`` is not used, and what would allow it; empty where it may be."""
-    package = name.partition(":")[0].partition(".")[0]
-    if package in _NEVER:
-        return f"{name} cannot be used: {_OURS}"
-    if package in _vouched.packages:
-        return ""
-    in_folder = any(_holds(folder, package) for folder in _vouched.folders)
-    if in_folder and _is_first(package):
-        return ""
-    if in_folder:
-        return (
-            f"{name}: Python has another module {package} than the one in the folder of "
-            "--plugins: give yours another name."
-        )
-    return (
-        f"{name} is code that does not belong to SynthCube. If you trust it, name its package "
-        f"with --trust {package or 'PACKAGE'}, or its folder with --plugins FOLDER."
-    )
-
-
-def load(name: str) -> object:
-    """The class or function called ``package.module:Name``.
-
-    Raises:
-        ConfigError: the user does not vouch for it, or it does not exist.
-    """
-    if fault := refusal(name):
-        raise ConfigError(fault)
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(
-            f"{name!r} cannot be imported: {error}. Install its package, or give the folder it "
-            "is in with --plugins"
-        ) from error
-    if not hasattr(module, attribute):
-        raise ConfigError(f"{name!r} does not exist: {module_name} has no {attribute}.")
-    found: object = getattr(module, attribute)
-    # What a vouched module has imported for itself is not what was vouched for.
-    home = f"{getattr(found, '__module__', '')}:{getattr(found, '__qualname__', attribute)}"
-    if fault := refusal(home):
-        raise ConfigError(fault if home == name else f"{name} is {home}. {fault}")
-    return found
-
-
-def _holds(folder: str, package: str) -> bool:
-    return package.isidentifier() and PathFinder.find_spec(package, [folder]) is not None
-
-
-def _is_first(package: str) -> bool:
-    """Whether Python finds the module in a vouched folder, and nowhere else."""
-    try:
-        spec = find_spec(package)
-    except ValueError:  # it is that of a script
-        return False
-    return any(
-        _places(spec) == _places(PathFinder.find_spec(package, [folder]))
-        for folder in _vouched.folders
-    )
-
-
-def _places(spec: ModuleSpec | None) -> tuple[str | None, list[str]]:
-    """Where a module is, and its submodules; of a package without a file, all its folders."""
-    if spec is None:
-        return None, []
-    return spec.origin, list(spec.submodule_search_locations or ())
-
-
-T = TypeVar("T")
-
-TRAINED = {"trained": True}
-"""Context in which the config of a trained model is validated."""
-
-
-def classes(module: Any, names: Iterable[str]) -> dict[str, Any]:
-    """The classes of `module` with those names, which were looked at one by one; by name.
-
-    Older versions of a library may lack some.
-    """
-    return {name: getattr(module, name) for name in names if hasattr(module, name)}
-
-
-def find(name: str, known: Mapping[str, Any], what: str, unusable: Mapping[str, str]) -> Any:
-    """What is called `name`, in any case, among `known`; or ``package.module:Name``.
-
-    Raises:
-        ValueError: there is none, or it is one of `unusable`, which maps names to reasons.
-    """
-    if is_own(name):
-        return _own(name, what)
-    folded = {each.lower(): each for each in known}
-    if name.lower() in folded:
-        return known[folded[name.lower()]]
-    for each, reason in unusable.items():
-        if each.lower() == name.lower():
-            raise ValueError(f"{each} cannot be used by name: {reason}")
-    raise ValueError(
-        f"unknown {what} {name!r}{did_you_mean(name, known, cutoff=0.5)} "
-        f"Known: {', '.join(known)}; your own is named package.module:Name"
-    )
-
-
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`; did you mean X?` with the most similar name in any case, or an empty text."""
-    folded = {other.lower(): other for other in known}
-    near = get_close_matches(name.lower(), folded, n=1, cutoff=cutoff)
-    return f"; did you mean {folded[near[0]]}?" if near else ""
-
-
-def is_own(name: str) -> bool:
-    """Whether `name` is that of a user's own code."""
-    return ":" in name
-
-
-def is_needless(info: ValidationInfo) -> bool:
-    """Whether this is the config of a trained model, which does without what only trains.
-
-    What a stranger's model names there is then not even looked up.
-    """
-    return info.context == TRAINED
-
-
-def arguments(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The arguments of what is called `name`: of a library's class, data alone.
-
-    Raises:
-        ValueError: a text among them is none of the words that the argument is known to take.
-    """
-    found = dict(given or {})
-    if not is_own(name) and (faults := list(argument_faults(found))):
-        raise ValueError("; ".join(faults))
-    return found
-
-
-def check_arguments(
-    kind: Any,
-    given: Iterable[str],
-    *,
-    first: int = 0,
-    taken: Iterable[str] = (),
-    filled: Iterable[str] = (),
-) -> None:
-    """See that `kind` takes the arguments `given`, and needs no others.
-
-    The `first` ones and those `taken` are not the user's to give; those `filled` are given unless
-    the user does.
-
-    Raises:
-        ValueError: it does not, or it does.
-    """
-    parameters = list(inspect.signature(kind).parameters.values())[first:]
-    if any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters):
-        return
-    allowed = [each.name for each in parameters if each.name not in taken]
-    unknown = [name for name in given if name not in allowed]
-    if unknown:
-        known = ", ".join(allowed) or "none"
-        raise ValueError(f"{called(kind)} takes no argument {listed(unknown)}; it takes {known}")
-    needed = [each.name for each in parameters if each.default is each.empty]
-    missing = [name for name in needed if name not in (*given, *taken, *filled)]
-    if missing:
-        raise ValueError(f"{called(kind)} needs {listed(missing)}")
-
-
-def attempt(build: Callable[[], Any], name: str) -> None:
-    """See that `build` succeeds with the arguments of what is called `name`.
-
-    Raises:
-        ValueError: it does not.
-    """
-    try:
-        build()
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{name} does not take these arguments: {error}") from error
-
-
-def checked(made: object, kind: type[T], name: str) -> T:
-    """What `name` made, known to be a `kind`.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    if not isinstance(made, kind):
-        raise ConfigError(f"{name!r} makes a {type(made).__name__}, not a {called(kind)}.")
-    return made
-
-
-def called(kind: Any) -> str:
-    """The name of a class or function."""
-    return str(getattr(kind, "__name__", kind))
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names as a message shows them."""
-    return ", ".join(repr(name) for name in names)
-
-
-def _own(name: str, what: str) -> Any:
-    try:
-        found = load(name)
-    except SynthCubeError as error:
-        raise ValueError(str(error)) from error
-    if not callable(found):
-        raise ValueError(f"{name!r} is no {what}: it must be a class, or a function that makes one")
-    return found
+        yield f"{name} holds a {type(value).__name__}: it takes {shown}"

@@ -1,7 +1,7 @@
-"""Writing so that a kill at any moment leaves the last good state, and never over an input.
+"""Writing that survives a kill at any moment with the last good state, and spares the inputs.
 
-What is being written has a name that begins with ``.synthcube-`` and is locked. A kill leaves it
-behind; :func:`sweep` removes it, as every command does in the folders that it writes to.
+Temporary files and folders have names that begin with ``.synthcube-``, and are locked. A kill
+leaves them behind; :func:`sweep` removes them, as every command does in its output folders.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from typing import Any
 from synthcube.errors import OutputError, SynthCubeError
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_NOT_REPLACEABLE = (errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS)  # of a mount
 _PREFIX = ".synthcube-"
 _TEMPORARY = re.compile(rf"{re.escape(_PREFIX)}[a-z0-9_]{{8}}(\..*)?", re.DOTALL)
 _NEXT = f"{_PREFIX}next"
-"""In a folder: its next content, complete, which counts from the moment it has this name."""
-_OBSOLETE = ".obsolete.json"  # in that: which files of the folder go
+"""A subfolder with the next content of its folder, complete; valid once it has this name."""
+_OBSOLETE = ".obsolete.json"  # in that subfolder: the files to remove
 _PROBE_BYTES = 1 << 16
-_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries written in Rust tell of it
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of Rust libraries
 
 
 @contextmanager
-def explained(path: Path, name: str = "") -> Iterator[None]:
-    """Turn an operating system error while writing `path` into an :class:`OutputError`.
+def storage_errors(path: Path, name: str = "") -> Iterator[None]:
+    """Within this context an error of the system while writing `path` is an :class:`OutputError`.
 
     Args:
-        name: the parameter that `path` was given as, if it was.
+        name: the command-line parameter that holds the path, if there is one.
     """
     try:
         yield
@@ -55,10 +56,7 @@ def explained(path: Path, name: str = "") -> Iterator[None]:
 
 
 def make_folder(path: Path, name: str = "") -> Path:
-    """Create `path` and its parents, and prove that it can be written.
-
-    Args:
-        name: the parameter that `path` was given as, if it was.
+    """`path`, created with its parents and found to be writable.
 
     Raises:
         OutputError: it is a file, or not writable.
@@ -67,7 +65,7 @@ def make_folder(path: Path, name: str = "") -> Path:
         raise OutputError(
             f"Cannot write to {_called(path, name)}: it is a file, a folder is needed."
         )
-    with explained(path, name):
+    with storage_errors(path, name):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path, prefix=_PREFIX):
             pass
@@ -76,10 +74,10 @@ def make_folder(path: Path, name: str = "") -> Path:
 
 
 def require_separate(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
-    """Refuse an output that is an input, holds one or lies in one, links resolved.
+    """Refuse an output that is an input, contains one or lies in one, links resolved.
 
     Args:
-        outputs: by the parameter that each was given as; None was not given.
+        outputs: paths by command-line parameter; None where a parameter is not set.
         inputs: likewise.
 
     Raises:
@@ -96,20 +94,19 @@ def require_separate(outputs: Mapping[str, Path | None], inputs: Mapping[str, Pa
 
 
 def require_own_file(path: Path, start: str, name: str) -> None:
-    """Refuse to write over a file that does not begin as what is written there.
+    """Refuse to overwrite a file that this command did not write.
 
     Args:
-        start: how all such files begin; an empty one, as a container's mount is, may be written.
-        name: the parameter that `path` was given as.
+        start: the text that its files begin with; an empty file, such as a mount, may be replaced.
 
     Raises:
-        OutputError: the file is somebody else's.
+        OutputError: the file begins with something else.
     """
     if not path.is_file():
         return
-    with explained(path, name), path.open("rb") as file:
-        begun = file.read(len(start.encode()))
-    if not start.encode().startswith(begun):
+    with storage_errors(path, name), path.open("rb") as file:
+        beginning = file.read(len(start.encode()))
+    if not start.encode().startswith(beginning):
         raise OutputError(
             f"{name} {path} is a file that this command did not write: give another one."
         )
@@ -119,18 +116,14 @@ _MARKS = {
     "artifact.json": "a trained model", "provenance.json": "images that infer has made",
     "prepared.json": "prepared images", "container_config.yaml": "a package", "split.csv": "a run",
 }  # fmt: skip
-"""What a folder with such a file is."""
+"""The content of a folder, by a file that tells it."""
 
 
 def require_own(folder: Path, mark: str, name: str) -> None:
-    """Refuse a folder that another command has written.
-
-    Args:
-        mark: the file by which the asking command knows its own folders.
-        name: the parameter that `folder` was given as.
+    """Refuse a folder that another command wrote; `mark` is the file in this command's folders.
 
     Raises:
-        OutputError: whose it is.
+        OutputError: the folder holds the mark of another command.
     """
     for other, text in _MARKS.items():
         if other != mark and (folder / other).exists():
@@ -145,9 +138,9 @@ def _relation(output: Path, path: Path) -> str:
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether `path` is `folder` or is below it, by whatever name the two are reached."""
+    """Whether `path` is `folder` or lies below it, links and mounts resolved."""
     path, folder = path.resolve(), folder.resolve()
-    return any(each == folder or _is_same(each, folder) for each in (path, *path.parents))
+    return any(part == folder or _is_same(part, folder) for part in (path, *path.parents))
 
 
 def _is_same(path: Path, other: Path) -> bool:
@@ -158,13 +151,13 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def contents(folder: Path) -> list[str]:
-    """Names of what is in a folder, without what a killed command was writing."""
+    """Sorted names in a folder, without the leftovers of a killed command."""
     names = (path.name for path in folder.iterdir())
     return sorted(name for name in names if name != _NEXT and not _TEMPORARY.fullmatch(name))
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed command was writing into `folder`; what is being written stays."""
+    """Remove the leftovers of a killed command from `folder`; files being written stay."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in list(entries):
             if _TEMPORARY.fullmatch(entry.name):
@@ -172,7 +165,7 @@ def sweep(folder: Path) -> None:
 
 
 def _remove_dead(path: Path, *, is_folder: bool) -> None:
-    with suppress(OSError):  # it is locked, or gone, or locks do not work here
+    with suppress(OSError):  # it is locked, or gone, or the file system has no locks
         number = os.open(path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW)
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,10 +181,9 @@ def _remove_dead(path: Path, *, is_folder: bool) -> None:
 
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """An empty folder in `parent`, removed at the end; after a kill, by the next one there.
+    """An empty folder in `parent` or the system's temporary folder, removed at the end.
 
-    Args:
-        parent: the system's folder of temporary files, where none is given.
+    After a kill the next call for the same parent removes it.
     """
     parent = parent or Path(tempfile.gettempdir())
     sweep(parent)
@@ -214,7 +206,7 @@ def _opened_file(path: Path) -> tuple[Path, int]:
 
 
 def _locked(create: Callable[[], tuple[Path, int]]) -> tuple[Path, int]:
-    """What `create` makes and opens, locked; made again where a sweep was faster than the lock."""
+    """The path and file number that `create` returns, locked; again if a sweep was faster."""
     while True:
         path, number = create()
         with suppress(OSError):  # no locks on this file system: no sweep finds it dead either
@@ -225,8 +217,8 @@ def _locked(create: Callable[[], tuple[Path, int]]) -> tuple[Path, int]:
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step."""
-    with explained(path):
+    """Write `path` in one step: `write` fills a temporary file beside it, which replaces it."""
+    with storage_errors(path):
         temporary, number = _locked(lambda: _opened_file(path))
         try:
             try:
@@ -246,14 +238,10 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _require_room(number: int, error: Exception) -> None:
-    """Find out whether a full disk is behind the error of a library, which each calls otherwise.
-
-    Raises:
-        OSError: the disk of the open file is full.
-    """
-    told = _SYSTEM_ERROR.search(str(error))
-    if told and int(told[1]) in _FULL:
-        raise OSError(int(told[1]), os.strerror(int(told[1]))) from error
+    """Raise OSError if a full disk caused the error of a library, whatever its message."""
+    match = _SYSTEM_ERROR.search(str(error))
+    if match and int(match[1]) in _FULL:
+        raise OSError(int(match[1]), os.strerror(int(match[1]))) from error
     try:
         os.lseek(number, 0, os.SEEK_END)
         if os.write(number, bytes(_PROBE_BYTES)) < _PROBE_BYTES:
@@ -270,10 +258,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_mounted(path: Path, text: str) -> None:
-    """Write a UTF-8 text file in one step; in place where it is a mount, as MedPerf's outputs are.
+    """Write a UTF-8 text file in one step, or in place where it is a mount, as in MedPerf.
 
-    A mount cannot be replaced, and the folder that it is in may not be writable. Where there is
-    no such file, its folder is made as well.
+    A mount cannot be replaced, and its folder may not be writable. A missing folder is created.
     """
     if path.exists():
         sweep(path.parent)
@@ -283,14 +270,9 @@ def write_mounted(path: Path, text: str) -> None:
         write_text(path, text)
     except OutputError as error:
         number = getattr(error.__cause__, "errno", None)
-        if not path.is_file() or number not in (
-            errno.EBUSY,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-        ):
+        if not path.is_file() or number not in _NOT_REPLACEABLE:
             raise
-        with explained(path), path.open("w", encoding="utf-8") as file:
+        with storage_errors(path), path.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -303,25 +285,25 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def replaced_folder(target: Path, earlier: Iterable[str] = ()) -> Iterator[Path]:
-    """Yield an empty folder whose files become those of `target` once all of them are there.
+    """An empty folder whose files move to `target` together at the end of the context.
 
-    `target` may be a mount, and what else is in it stays. After a kill :func:`recovered_folder` is
-    where its last good content is, and the next call here brings that into its place.
+    `target` may be a mount; its other files stay. After a kill :func:`recovered_folder` finds the
+    last good content, and the next call here moves it into place.
 
     Args:
-        earlier: names, relative to `target`, of what an earlier call wrote; those that are not
-            written again are removed.
+        earlier: names, relative to `target`, of files that an earlier call wrote; those that are
+            not written again are removed.
     """
     if not target.is_dir():
         make_folder(target.parent)
-        with explained(target), scratch_folder(target.parent) as staging:
+        with storage_errors(target), scratch_folder(target.parent) as staging:
             yield staging
             staging.chmod(0o777 & ~_umask())
             staging.rename(target)
         return
     make_folder(target)
     settle(target)
-    with explained(target), scratch_folder(target) as staging:
+    with storage_errors(target), scratch_folder(target) as staging:
         yield staging
         files = {path.relative_to(staging).as_posix() for path in _files(staging)}
         write_json(staging / _OBSOLETE, sorted({*earlier} - files))
@@ -331,18 +313,14 @@ def replaced_folder(target: Path, earlier: Iterable[str] = ()) -> Iterator[Path]
 
 
 def settle(target: Path) -> None:
-    """Bring the next content of a folder, if it has any, into its place.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Move the next content of a folder, if a kill left any, into its place."""
     following = target / _NEXT
     if not following.is_dir():
         return
-    with explained(target), scratch_folder(target) as outdated:
+    with storage_errors(target), scratch_folder(target) as outdated:
         files = _files(following)
         for parent in {target / path.parent.relative_to(following) for path in files}:
-            sweep(parent)  # of a call before this one that was killed here
+            sweep(parent)  # leftovers of an earlier call that was killed here
         for path in files:
             place = target / path.relative_to(following)
             if path.name != _OBSOLETE:
@@ -358,7 +336,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _remove_below(folder: Path, path: Path) -> None:
-    """Remove a file, and the folders that it leaves empty, up to `folder`."""
+    """Remove a file below `folder`, and parent folders that become empty."""
     if not _lies_in(path.parent, folder):
         return
     path.unlink(missing_ok=True)
@@ -370,7 +348,7 @@ def _remove_below(folder: Path, path: Path) -> None:
 
 
 def link_or_copy(source: Path, temporary: Path) -> None:
-    """Let `temporary`, a file that :func:`write_with` has made, be the same as `source`."""
+    """Replace `temporary`, a file of :func:`write_with`, by a hard link to `source` or a copy."""
     temporary.unlink()
     try:
         os.link(source, temporary)
@@ -379,7 +357,7 @@ def link_or_copy(source: Path, temporary: Path) -> None:
 
 
 def recovered_folder(target: Path) -> Path:
-    """`target`, or its content that :func:`replaced_folder` was bringing there when killed."""
+    """`target`, or its next content, complete, if :func:`replaced_folder` was killed on its way."""
     following = target / _NEXT
     return following if following.is_dir() else target
 

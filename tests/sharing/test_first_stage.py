@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError
@@ -56,16 +55,6 @@ def pinned(run: Path) -> str:
     return str(artifact.load(run).config["model"][PIN])
 
 
-def as_older(run: Path, pin: str) -> None:
-    """Write the pin of a run as versions before this one did: the hash of the file."""
-    for folder in (run, run / "artifact"):
-        path = folder / "config.yaml"
-        values = yaml.safe_load(path.read_text())
-        values["model"][PIN] = pin
-        path.write_text(yaml.safe_dump(values, sort_keys=False))
-    artifact.write_index(run / "artifact")
-
-
 @pytest.mark.parametrize(("second", "first"), TWO, ids=[pair[0] for pair in TWO])
 def test_an_export_of_the_first_stage_takes_the_place_of_its_run(
     second: str, first: str, stages, tiny_config, people: Path, tmp_path: Path
@@ -85,32 +74,8 @@ def test_an_export_of_the_first_stage_takes_the_place_of_its_run(
     assert pinned(tuned) == before
 
 
-def test_what_an_older_version_pinned_is_the_file(
-    stages, tiny_config, people: Path, tmp_path: Path
-) -> None:
-    origin, run = stages("code_prior", "vqvae")
-    old = sha256(artifact.load(origin).weights)
-    as_older(run, old)
-    infer(InferRequest(run, tmp_path / "images", num_images=1))
-    config, further = tiny_config("code_prior"), [*SHORT[1:], "training.max_epochs=2"]
-    stage = f"model.first_stage={origin}"
-    train(config, people, run, overrides=[*further, stage])
-    assert pinned(run) == old, "it is continued as it was"
-    tuned = tmp_path / "tuned"
-    train(config, people, tuned, overrides=[*SHORT, stage, f"training.start_from={run}"])
-    assert pinned(tuned).startswith("tensors:")
-    again = tmp_path / "again"
-    train(config, people, again, overrides=[*SHORT, stage, f"model.{PIN}={old}"])
-    assert pinned(again) == old
-
-
-@pytest.mark.parametrize("kind", ["of now", "older"])
-def test_another_first_stage_is_refused(
-    kind: str, stages, tiny_config, people: Path, tmp_path: Path
-) -> None:
-    origin, run = stages("code_prior", "vqvae")
-    if kind == "older":
-        as_older(run, sha256(artifact.load(origin).weights))
+def test_another_first_stage_is_refused(stages, tiny_config, people: Path, tmp_path: Path) -> None:
+    _, run = stages("code_prior", "vqvae")
     train(tiny_config("vqvae", "first.yaml"), people, tmp_path / "other",
           overrides=[*SHORT, "seed=7"])  # fmt: skip
     config, shared = tiny_config("code_prior"), export(tmp_path / "other", tmp_path / "shared")

@@ -27,7 +27,7 @@ from synthcube.data.manifest import Manifest, Row, capped
 from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing
 from synthcube.environment import told
 from synthcube.errors import ImageError, OutputError
-from synthcube.storage import explained, make_folder, write_json
+from synthcube.storage import make_folder, storage_errors, write_json
 
 log = logging.getLogger("synthcube")
 _FORMAT = 3
@@ -113,7 +113,7 @@ def append_rows(path: Path) -> Iterator[Callable[[npt.NDArray[np.float32]], None
     Raises:
         OutputError: the disk is full, or the file cannot be written.
     """
-    with explained(path), path.open("wb") as file:
+    with storage_errors(path), path.open("wb") as file:
 
         def append(rows: npt.NDArray[np.float32]) -> None:
             file.write(rows.tobytes())
@@ -165,7 +165,7 @@ def open_cache(
     folder = root / key
     with _locked(root / f"{key}.lock"):
         if not _is_whole(folder):
-            with explained(folder):
+            with storage_errors(folder):
                 if folder.exists():
                     log.warning("The cache %s is damaged and is built again.", folder)
                     shutil.rmtree(folder)
@@ -384,7 +384,7 @@ def _is_open(folder: Path) -> bool:
 @contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock called `path`; without `wait`, say whether it was free."""
-    with explained(path):
+    with storage_errors(path):
         file = path.open("w")
     with file:
         try:

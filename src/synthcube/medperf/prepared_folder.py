@@ -85,7 +85,7 @@ def claim(folder: Path, parameter: str) -> list[str]:
 
 def clear(folder: Path) -> None:
     """Remove the files of an earlier preparation, the index first."""
-    with storage.explained(folder):
+    with storage.storage_errors(folder):
         (folder / INDEX).unlink(missing_ok=True)
         (folder / FILE_NAME).unlink(missing_ok=True)
         shutil.rmtree(folder / IMAGES, ignore_errors=True)

@@ -1,4 +1,8 @@
-"""The address of a model on a Hub: hf://owner/name, or hf://owner/name@revision."""
+"""The folder of a trained model: writing, verifying and loading it; and its address on a Hub.
+
+A folder holds weights, settings, the description of its images, metrics and versions, and an index
+with the SHA-256 of each file. An address is hf://owner/name, or hf://owner/name@revision.
+"""
 
 from __future__ import annotations
 
@@ -33,95 +37,9 @@ from synthcube.storage import (
     write_with,
 )
 
-# A path drops one of the slashes; a dot or a dash may neither be first, nor last, nor twice.
-_ADDRESS = re.compile(r"hf:/{1,2}(?P<repo>[^@]*)(@(?P<revision>.*))?")
-_PART = r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*"
-_REPO = re.compile(rf"{_PART}/{_PART}")
-_REVISION = re.compile(r"[\w][\w./-]*")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_LONGEST = 96
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A model on a Hub, at some revision of it."""
-
-    repo: str  # owner/name
-    revision: str = ""  # branch, tag or commit; empty for the branch main
-
-    def __str__(self) -> str:
-        return f"hf://{self.repo}" + (f"@{self.revision}" if self.revision else "")
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether it names a commit, whose files never change."""
-        return bool(_COMMIT.fullmatch(self.revision))
-
-    def at(self, commit: str) -> Address:
-        """The same model at another revision."""
-        return replace(self, revision=commit)
-
-    def folder(self, index: str) -> Path | None:
-        """Where its files lie on this disk, if it was downloaded; nothing is downloaded here.
-
-        Args:
-            index: name of a file that is among them.
-        """
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(self.repo, index, revision=self.revision or None)
-        return Path(found).parent if isinstance(found, str) else None
-
-
-def parse(text: Path | str) -> Address | None:
-    """The address that `text` is; None where it is the path of something on this disk.
-
-    Raises:
-        HubError: it begins as an address, and is none.
-    """
-    found = _ADDRESS.fullmatch(str(text))
-    if not found:
-        return None
-    repo, revision = repo_id(found["repo"].rstrip("/")), found["revision"]
-    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise HubError(
-            f"{text}: {revision!r} is no revision; after @ goes a branch, a tag or a commit, as in "
-            f"hf://{repo}@v1.0.0."
-        )
-    return Address(repo, revision or "")
-
-
-def repo_id(text: str) -> str:
-    """`text`, where it is the name of a repository.
-
-    Raises:
-        HubError: it is none.
-    """
-    if not _REPO.fullmatch(text) or len(text) > _LONGEST or text.endswith(".git"):
-        raise HubError(
-            f"{text!r} is no name of a model on a Hub: it is owner/name, of letters, digits and "
-            f"single _ . - inside, {_LONGEST} characters at most."
-        )
-    return text
-
-
-PREFIX = "tensors:"
-"""So that it is not taken for the hash of a file."""
-
-
-def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values, in the order of the names; after PREFIX."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        head = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
-        digest.update(head.encode() + b"\n")
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return PREFIX + digest.hexdigest()
-
-
 SCHEMA_VERSION = 1
 _STAGES = 4
-"""First stages of first stages whose names are looked at together; of more, one by one."""
+"""How many nested first stages are checked at once; deeper ones are checked when built."""
 INDEX = "artifact.json"
 WEIGHTS, CONFIG, IMAGE, METRICS, VERSIONS = (
     "weights.safetensors", "config.yaml", "image.json", "metrics.json", "versions.json",
@@ -132,44 +50,13 @@ EXPORTED_WEIGHTS = "model.safetensors"
 CARD = "README.md"
 """A model card may be edited where the model is published: no hash of it is kept."""
 
-# What building a network raises where a config describes none.
+# What building a network raises where the config does not describe one.
 _UNBUILDABLE = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError),
     *(TypeError, ValueError, ValidationError, SafetensorError, OSError),
 )
 _NAME = re.compile(r"\w[\w.+-]{0,199}", re.ASCII)
 _FLOATS = ("F64", "F32", "F16", "BF16")
-
-
-class _ModelSection(Schema):
-    """The name of the family; the rest is for the family to know."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str = Field(description="Family of the model.")
-
-
-class _TrainedConfig(Schema):
-    """The sections that a trained model is used with; what is in them is read where it is used."""
-
-    model_config = ConfigDict(extra="allow")
-
-    seed: int = Field(ge=0, le=MAX_SEED, description="Seed of the training.")
-    model: _ModelSection = Field(description="The model.")
-    data: dict[str, Any] = Field(description="How images were prepared.")
-    training: dict[str, Any] = Field(default={}, description="How it was trained.")
-    sampling: dict[str, Any] = Field(description="What infer makes.")
-    compute: dict[str, Any] = Field(description="Where to compute.")
-
-
-class _Index(Schema):
-    """artifact.json."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    schema_version: int = Field(ge=1, le=10_000, description="Of the folder's layout.")
-    synthcube: str = Field(default="", description="Version that wrote it.")
-    files: dict[str, str] = Field(description="SHA-256 of each file.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +71,10 @@ class Artifact:
     weights: Path
 
     def build(self, device: torch.device) -> Family:
-        """The trained model, in evaluation mode.
+        """The trained model on `device`, in evaluation mode.
 
         Raises:
-            ArtifactError: the weights do not belong to this config.
+            ArtifactError: the weights do not fit the config, or are not finite.
             FamilyError: the family is not installed here.
         """
         section = dict(self.config["model"])
@@ -210,7 +97,7 @@ class Artifact:
                 f"The weights in {self.folder} do not fit its config: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        if broken := [name for name, each in weights.items() if not _is_finite(each)]:
+        if broken := [name for name, tensor in weights.items() if not _is_finite(tensor)]:
             raise ArtifactError(
                 f"The weights in {self.folder} are damaged: {broken[0]} holds numbers that are not "
                 f"finite, as do {len(broken) - 1} others. Train or get the model again."
@@ -218,15 +105,16 @@ class Artifact:
         return family.eval().requires_grad_(False).to(device)
 
     def _misfits(self, config: FamilyConfig) -> Iterator[str]:
-        """Where names and shapes of the weights are others than those of the model.
+        """Differences between the names, shapes and types of the weights and the model's.
 
-        Compared before memory is taken: the model, without numbers in it, with the file's header.
+        The header of the file is compared with a model on the meta device, before any memory is
+        taken.
         """
         try:
             with torch.device("meta"):
                 family = config.build(self.image)
         except _UNBUILDABLE:
-            return  # it cannot be built so, or not at all: building it says which
+            return  # building it for real tells whether that is a fault
         with safe_open(self.weights, "pt") as file:
             stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         _leave_out(family, stored)
@@ -240,72 +128,32 @@ class Artifact:
                 yield f"{name}: {stored[name].get_dtype()} in {self.weights.name}"
 
 
-def save(
-    folder: Path,
-    *,
-    config: Mapping[str, Any],
-    image: ImageSpec,
-    weights: Mapping[str, torch.Tensor],
-    metrics: Mapping[str, float],
-    picture: Path | None = None,
-    checkpoint: str = "",
-) -> None:
-    """Write the artifact in one step, in place of an older one.
+def load(path: Path | str) -> Artifact:
+    """The artifact of a run or artifact folder, after a check of every byte.
 
-    Args:
-        checkpoint: fingerprint of the checkpoint that the weights are of.
+    Raises:
+        ArtifactError: missing, incomplete, changed since it was written, or of a newer schema.
     """
-    with replaced_folder(folder, written_names(folder)) as staging:
-        tensors = {name: value.contiguous() for name, value in weights.items()}
-        write_with(staging / WEIGHTS, partial(save_file, tensors))
-        write_text(staging / CONFIG, reading.dump(config))
-        write_json(staging / IMAGE, image.model_dump(mode="json"))
-        finite = {name: value for name, value in metrics.items() if abs(value) < float("inf")}
-        write_json(staging / METRICS, finite)
-        write_json(staging / VERSIONS, environment.versions())
-        if picture and picture.exists():
-            shutil.copyfile(picture, staging / PICTURE)
-        write_index(staging, checkpoint=checkpoint)
-
-
-def written_names(folder: Path) -> list[str]:
-    """Names of the files of an artifact folder that SynthCube wrote; none where there are none."""
-    if not (folder / INDEX).is_file():
-        return []
-    try:
-        return [INDEX, *read_index(folder)]
-    except ArtifactError:  # damaged: what is written anew is in the place of the old
-        return [INDEX]
-
-
-def write_index(folder: Path, names: Iterable[str] | None = None, *, checkpoint: str = "") -> None:
-    """List the files of an artifact folder with their hashes.
-
-    Args:
-        names: of them, where others may lie beside them.
-        checkpoint: fingerprint of the one that the weights are of, in a run.
-    """
-    unlisted = (INDEX, CARD)
-    found = folder.iterdir() if names is None else (folder / name for name in names)
-    files = sorted(path for path in found if path.is_file())
-    index = {
-        "schema_version": SCHEMA_VERSION,
-        "synthcube": __version__,
-        "files": {
-            path.name: sha256(path)
-            for path in files
-            if path.name[0] != "." and path.name not in unlisted
-        },
-        **({"checkpoint": checkpoint} if checkpoint else {}),
-    }
-    write_json(folder / INDEX, index)
+    folder = find(path)
+    listed = read_index(folder)
+    if faults := damaged(folder, listed).values():
+        raise ArtifactError(
+            f"The artifact {folder} is damaged: get it again, or export anew.", faults
+        )
+    config = reading.read_yaml(folder / CONFIG, ArtifactError)
+    reading.validated(config, _TrainedConfig, folder / CONFIG, ArtifactError)
+    require_vouched(folder, config)
+    values = reading.read_object(folder / IMAGE, ArtifactError)
+    image = reading.validated(values, ImageSpec, folder / IMAGE, ArtifactError)
+    metrics = reading.read_object(folder / METRICS, ArtifactError)
+    if wrong := [name for name, value in metrics.items() if type(value) not in (int, float)]:
+        raise ArtifactError(f"{folder / METRICS} is damaged: {wrong[0]} is not a number.")
+    weights = folder / (EXPORTED_WEIGHTS if EXPORTED_WEIGHTS in listed else WEIGHTS)
+    return Artifact(folder, config, image, metrics, sha256(folder / INDEX), weights)
 
 
 def find(path: Path | str) -> Path:
-    """The artifact folder that a run, or an artifact folder itself, stands for.
-
-    Args:
-        path: or the address of a model at a commit that was downloaded before.
+    """The artifact folder of a run, of an artifact folder itself, or of a downloaded Hub commit.
 
     Raises:
         ArtifactError: there is none.
@@ -332,50 +180,40 @@ def find(path: Path | str) -> Path:
     )
 
 
-def load(path: Path | str) -> Artifact:
-    """Read and verify the artifact of a run or artifact folder, every byte of it.
-
-    Raises:
-        ArtifactError: missing, incomplete, changed since it was written, or of a newer schema.
-    """
-    folder = find(path)
-    listed = read_index(folder)
-    if faults := damaged(folder, listed).values():
-        raise ArtifactError(
-            f"The artifact {folder} is damaged: get it again, or export anew.", faults
-        )
-    config = reading.read_yaml(folder / CONFIG, ArtifactError)
-    reading.validated(config, _TrainedConfig, folder / CONFIG, ArtifactError)
-    require_vouched(folder, config)
-    values = reading.read_object(folder / IMAGE, ArtifactError)
-    image = reading.validated(values, ImageSpec, folder / IMAGE, ArtifactError)
-    metrics = reading.read_object(folder / METRICS, ArtifactError)
-    if wrong := [name for name, value in metrics.items() if type(value) not in (int, float)]:
-        raise ArtifactError(f"{folder / METRICS} is damaged: {wrong[0]} is not a number.")
-    weights = folder / (EXPORTED_WEIGHTS if EXPORTED_WEIGHTS in listed else WEIGHTS)
-    return Artifact(folder, config, image, metrics, sha256(folder / INDEX), weights)
-
-
-def require_vouched(folder: Path, config: Any, *, with_losses: bool = False) -> None:
-    """See that the user vouches for all code of others that a trained model is computed with.
+def save(
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    image: ImageSpec,
+    weights: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, float],
+    picture: Path | None = None,
+    checkpoint: str = "",
+) -> None:
+    """Write an artifact folder in one step, in place of an older one.
 
     Args:
-        with_losses: the losses of the training are computed, too.
-
-    Raises:
-        ArtifactError: which code they do not vouch for, all of it, and how they can.
+        checkpoint: fingerprint of the checkpoint that holds the weights.
     """
-    found = [(key, str(name)) for key, name in _named(config, with_losses) if is_own(str(name))]
-    if faults := [f"{key}: {text}" for key, name in found if (text := plugins.refusal(name))]:
-        raise ArtifactError(f"The model {folder} needs code of others:", faults)
+    with replaced_folder(folder, written_names(folder)) as staging:
+        tensors = {name: value.contiguous() for name, value in weights.items()}
+        write_with(staging / WEIGHTS, partial(save_file, tensors))
+        write_text(staging / CONFIG, reading.dump(config))
+        write_json(staging / IMAGE, image.model_dump(mode="json"))
+        finite = {name: value for name, value in metrics.items() if abs(value) < float("inf")}
+        write_json(staging / METRICS, finite)
+        write_json(staging / VERSIONS, environment.versions())
+        if picture and picture.exists():
+            shutil.copyfile(picture, staging / PICTURE)
+        write_index(staging, checkpoint=checkpoint)
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file of an artifact folder, by name, as its index says.
+    """The SHA-256 of every file of an artifact folder by name, from its index.
 
     Raises:
-        ArtifactError: the index cannot be read, is of a newer schema, or lists too few files or
-            one that is outside of the folder.
+        ArtifactError: the index is unreadable, of a newer schema, incomplete, or lists a path
+            outside of the folder.
     """
     values = reading.read_object(folder / INDEX, ArtifactError)
     index = reading.validated(values, _Index, folder / INDEX, ArtifactError)
@@ -395,7 +233,7 @@ def read_index(folder: Path) -> dict[str, str]:
 
 
 def damaged(folder: Path, listed: Mapping[str, str]) -> dict[str, str]:
-    """What is wrong with the files of a folder, by name, given the SHA-256 of each."""
+    """A sentence for each missing or changed file of a folder, by name."""
     faults = {}
     for name, digest in listed.items():
         if not (folder / name).is_file():
@@ -405,8 +243,164 @@ def damaged(folder: Path, listed: Mapping[str, str]) -> dict[str, str]:
     return faults
 
 
+def written_names(folder: Path) -> list[str]:
+    """Names of the files that SynthCube wrote into a folder."""
+    if not (folder / INDEX).is_file():
+        return []
+    try:
+        return [INDEX, *read_index(folder)]
+    except ArtifactError:  # damaged: its files are overwritten one by one
+        return [INDEX]
+
+
+def write_index(folder: Path, names: Iterable[str] | None = None, *, checkpoint: str = "") -> None:
+    """List the files of an artifact folder with their hashes.
+
+    Args:
+        names: the files to list; None lists all.
+        checkpoint: fingerprint of the checkpoint that holds the weights, in a run.
+    """
+    unlisted = (INDEX, CARD)
+    paths = folder.iterdir() if names is None else (folder / name for name in names)
+    files = sorted(path for path in paths if path.is_file())
+    index = {
+        "schema_version": SCHEMA_VERSION,
+        "synthcube": __version__,
+        "files": {
+            path.name: sha256(path)
+            for path in files
+            if path.name[0] != "." and path.name not in unlisted
+        },
+        **({"checkpoint": checkpoint} if checkpoint else {}),
+    }
+    write_json(folder / INDEX, index)
+
+
+def require_vouched(folder: Path, config: Any, *, with_losses: bool = False) -> None:
+    """Refuse a trained model that needs code of others which the user does not trust.
+
+    Args:
+        with_losses: whether the losses of the training are needed, too.
+
+    Raises:
+        ArtifactError: all of that code, and the options that allow it.
+    """
+    names = [(key, str(name)) for key, name in _named(config, with_losses) if is_own(str(name))]
+    if faults := [f"{key}: {text}" for key, name in names if (text := plugins.refusal(name))]:
+        raise ArtifactError(f"The model {folder} needs code of others:", faults)
+
+
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """``tensors:`` and the SHA-256 of names, types, shapes and values, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        head = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
+        digest.update(head.encode() + b"\n")
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"tensors:{digest.hexdigest()}"
+
+
+# A path drops one of the slashes; a dot or a dash may neither be first, nor last, nor twice.
+_ADDRESS = re.compile(r"hf:/{1,2}(?P<repo>[^@]*)(@(?P<revision>.*))?")
+_PART = r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*"
+_REPO = re.compile(rf"{_PART}/{_PART}")
+_REVISION = re.compile(r"[\w][\w./-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LONGEST = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A model on a Hub, at some revision of it."""
+
+    repo: str  # owner/name
+    revision: str = ""  # branch, tag or commit; empty for the branch main
+
+    def __str__(self) -> str:
+        return f"hf://{self.repo}" + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the revision is a commit, whose files never change."""
+        return bool(_COMMIT.fullmatch(self.revision))
+
+    def at(self, commit: str) -> Address:
+        """The same model at another revision."""
+        return replace(self, revision=commit)
+
+    def folder(self, index: str) -> Path | None:
+        """The local folder of an earlier download that holds the file `index`; else None."""
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(self.repo, index, revision=self.revision or None)
+        return Path(path).parent if isinstance(path, str) else None
+
+
+def parse(text: Path | str) -> Address | None:
+    """The address of a model on a Hub; None where `text` is a local path.
+
+    Raises:
+        HubError: the text begins with hf:/ and is no valid address.
+    """
+    match = _ADDRESS.fullmatch(str(text))
+    if not match:
+        return None
+    repo, revision = repo_id(match["repo"].rstrip("/")), match["revision"]
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise HubError(
+            f"{text}: {revision!r} is no revision; after @ goes a branch, a tag or a commit, as in "
+            f"hf://{repo}@v1.0.0."
+        )
+    return Address(repo, revision or "")
+
+
+def repo_id(text: str) -> str:
+    """`text`, after a check that it is a valid name of a repository.
+
+    Raises:
+        HubError: it is not.
+    """
+    if not _REPO.fullmatch(text) or len(text) > _LONGEST or text.endswith(".git"):
+        raise HubError(
+            f"{text!r} is no name of a model on a Hub: it is owner/name, of letters, digits and "
+            f"single _ . - inside, {_LONGEST} characters at most."
+        )
+    return text
+
+
+class _ModelSection(Schema):
+    """The name of the family; the family validates the rest."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="Family of the model.")
+
+
+class _TrainedConfig(Schema):
+    """The sections of a trained model's config; their content is validated where it is used."""
+
+    model_config = ConfigDict(extra="allow")
+
+    seed: int = Field(ge=0, le=MAX_SEED, description="Seed of the training.")
+    model: _ModelSection = Field(description="The model.")
+    data: dict[str, Any] = Field(description="How images were prepared.")
+    training: dict[str, Any] = Field(default={}, description="How it was trained.")
+    sampling: dict[str, Any] = Field(description="What infer makes.")
+    compute: dict[str, Any] = Field(description="Where to compute.")
+
+
+class _Index(Schema):
+    """artifact.json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    schema_version: int = Field(ge=1, le=10_000, description="Of the folder's layout.")
+    synthcube: str = Field(default="", description="Version that wrote it.")
+    files: dict[str, str] = Field(description="SHA-256 of each file.")
+
+
 def _named(config: Any, with_losses: bool) -> Iterator[tuple[str, Any]]:
-    """What the config of a model calls by a name, with its key."""
+    """Every name of a class in the config of a model, with its key."""
     model = _part(config, "model")
     key, section = "model", model
     for _ in range(_STAGES):
@@ -424,7 +418,7 @@ def _named(config: Any, with_losses: bool) -> Iterator[tuple[str, Any]]:
 
 
 def _part(section: Any, name: str) -> Any:
-    """What a section holds; None where it is none, as in a file that somebody has changed."""
+    """The value of a key; None where the section is no mapping, as in a forged file."""
     return section.get(name) if isinstance(section, Mapping) else None
 
 
@@ -433,7 +427,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _leave_out(family: Family, weights: Mapping[str, Any]) -> None:
-    """Remove the networks that only train, where an export has left out their weights."""
+    """Remove the networks that only train, if an export has left out their weights."""
     for name in family.unaveraged:
-        if not any(each.startswith(f"{name}.") for each in weights):
+        if not any(key.startswith(f"{name}.") for key in weights):
             setattr(family, name, None)

@@ -1,7 +1,7 @@
-"""Models of two stages: one is trained on what a trained autoencoder makes of the images.
+"""Models of two stages: the second is trained on images that a trained autoencoder compressed.
 
-The first stage is frozen. Its weights become part of the second one's, so that an artifact needs
-no other; in training it is one module, which the moving average shares.
+The first stage is frozen. Its weights become part of the second stage's, so that one artifact holds
+both; in training it is a single module, which the moving average shares.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from typing_extensions import Self
 
 from synthcube.errors import ConfigError
 from synthcube.models import artifact, registry
-from synthcube.models.artifact import PREFIX, Artifact, weights_digest
+from synthcube.models.artifact import weights_digest
 from synthcube.models.family import Family, FamilyConfig
 from synthcube.plugins import TRAINED
 from synthcube.schema import Batch, ImageSpec
-from synthcube.storage import sha256
 
 # Compressed images are kept on the device up to this size; above, in the main memory.
 _ON_DEVICE_BYTES = 2**31
 
 
 class TwoStageConfig(FamilyConfig):
-    """A config that points at a trained first stage, and contains what it needs of it."""
+    """A config with the address of a trained first stage and a copy of its settings."""
 
     protocol: ClassVar[type]
-    """What the first stage must be able to do."""
+    """The methods that the first stage must have."""
 
     first_stage: str = Field(
         default="",
@@ -68,7 +67,7 @@ class TwoStageConfig(FamilyConfig):
                 f"model.first_stage {self.first_stage}: this is a trained {family.config.name}; "
                 f"{self.name} needs a {self.needs}, or another that can do the same."
             )
-        digest = _digest(trained, family, self.first_stage_sha256)
+        digest = _digest(family)
         if self.first_stage_sha256 not in ("", digest):
             raise ConfigError(
                 f"model.first_stage {self.first_stage}: the SHA-256 of its weights is {digest}, "
@@ -82,11 +81,7 @@ class TwoStageConfig(FamilyConfig):
         return self.model_copy(update=changes)
 
     def build_first_stage(self, image: ImageSpec) -> Any:
-        """The first stage without its trained weights, for images like `image`.
-
-        Raises:
-            ConfigError: the config was not resolved, or is not one of a first stage.
-        """
+        """The first stage without its trained weights, for images like `image`."""
         if self.first_stage_config is None:
             raise ConfigError(
                 "model.first_stage_config is missing: synthcube train writes it from "
@@ -103,7 +98,7 @@ class TwoStageConfig(FamilyConfig):
         return family
 
     def faults(self, image: ImageSpec) -> list[str]:
-        """Reasons why such images fit neither the first stage nor a model out of noise alone."""
+        """Reasons why the first stage, or a model that samples from noise, takes no such images."""
         trained = self.first_stage_image
         faults = []
         if trained is None:
@@ -127,47 +122,40 @@ class TwoStageConfig(FamilyConfig):
 
 
 class FirstStage(torch.nn.Module):
-    """A trained family that stays as it is: frozen, in evaluation mode, and never copied."""
+    """A trained family that is frozen, always in evaluation mode, and never copied."""
 
     def __init__(self, family: Family) -> None:
         super().__init__()
         for name in family.unaveraged:
-            setattr(family, name, None)  # was for its own training
+            setattr(family, name, None)  # only trains
         self.family: Any = family.eval().requires_grad_(False)
         self.compressed: Tensor | None = None
-        """Every image of the manifest, compressed, by row."""
+        """Every image of the manifest, compressed, in the order of its rows."""
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # The moving average of weights that stay is those weights: one copy is held and saved.
+        # The moving average of frozen weights equals them: one copy is held and saved.
         return self
 
     def load(self, path: str, digest: str) -> None:
-        """Take the weights of the artifact at `path`, which must have that hash."""
-        trained = artifact.load(path)
-        family = trained.build(torch.device("cpu"))
-        if _digest(trained, family, digest) != digest:
+        """Load the weights of the artifact at `path`, whose hash must be `digest`."""
+        family = artifact.load(path).build(torch.device("cpu"))
+        if _digest(family) != digest:
             raise ConfigError(f"model.first_stage {path} is not the one that was checked.")
         self.load_state_dict(FirstStage(family).state_dict(), strict=True)
 
 
-def _digest(trained: Artifact, family: Family, expected: str) -> str:
-    """The hash of a first stage, of the same kind as the expected one.
-
-    It is that of the weights that compress and restore images: an export has no others. Runs of
-    older versions expect that of the file.
-    """
-    if expected and not expected.startswith(PREFIX):
-        return sha256(trained.weights)
+def _digest(family: Family) -> str:
+    """The hash of the weights that compress and restore images; an export has no others."""
     left_out = tuple(f"{name}." for name in family.unaveraged)
     weights = family.state_dict().items()
     return weights_digest({name: w for name, w in weights if not name.startswith(left_out)})
 
 
 class TwoStageFamily(Family):
-    """Trains on images that the first stage has compressed, once if they are not augmented."""
+    """A family that trains on compressed images; without augmentation each is compressed once."""
 
     config: TwoStageConfig
 
@@ -189,7 +177,7 @@ class TwoStageFamily(Family):
         self.first_stage.compressed = compressed.to(self.device) if fits else compressed
 
     def measure(self, compressed: Tensor) -> None:
-        """Called once before the training, with all training images, compressed."""
+        """A hook that gets all compressed training images once, before the training."""
 
     def compressed(self, batch: Batch) -> Tensor:
         """The images of a batch, compressed, on its device."""
@@ -201,6 +189,6 @@ class TwoStageFamily(Family):
 
     @torch.no_grad()
     def _compress(self, batch: Batch) -> Tensor:
-        # In full precision, so that an image is compressed alike once for all and in a step.
+        # In full precision, so that images compressed in advance and in a step are the same.
         with torch.autocast(self.device.type, enabled=False):
             return self.compress(batch["image"].to(self.device))

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from synthcube import reading
-from synthcube.errors import ArtifactError
+from synthcube.errors import ArtifactError, first_faults
 
 TOLERANCE = 1e-5
 _RENAMED = (
@@ -214,9 +214,8 @@ def _check(
         if value.shape != wanted[name].shape
     ]
     if faults:
-        more = [f"and {len(faults) - 20} more"] if len(faults) > 20 else []
         raise ArtifactError(
             "The checkpoint does not fit the config: it must describe the network that was "
             "trained.",
-            [*faults[:20], *more],
+            first_faults(faults, 20),
         )

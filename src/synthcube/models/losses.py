@@ -1,4 +1,4 @@
-"""Losses by name, several with weights, their arguments checked at start."""
+"""Losses by name, with arguments checked at the start, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 from typing_extensions import Self
 
 from synthcube import plugins
@@ -25,7 +25,7 @@ _INHERITED = {
     "bcelogits": "BCEWithLogitsLoss",
     "mse": "MSELoss",
 }
-# Looked at one by one: nothing here opens, downloads or imports what an argument names.
+# Each was reviewed: none opens, downloads or imports what an argument names.
 _OF_TORCH = (
     "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HingeEmbeddingLoss", "HuberLoss",
     "KLDivLoss", "L1Loss", "MSELoss", "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss",
@@ -87,9 +87,13 @@ class LossConfig(Schema):
         description="Weight in the sum of losses. What a class calls weight is class_weights here.",
     )
 
+    # Whether a training needs it; the losses of a trained model are not even looked up.
+    _trains: bool = PrivateAttr(default=True)
+
     @model_validator(mode="after")
     def _can_be_built(self, info: ValidationInfo) -> Self:
         if plugins.is_needless(info):
+            self._trains = False
             return self
         kind = self._kind()
         plugins.check_arguments(kind, self._named(2), taken=("size_average", "reduce"))
@@ -102,12 +106,12 @@ class LossConfig(Schema):
     def build(self, spatial_dims: int) -> torch.nn.Module:
         """The loss for images of that many spatial axes: (prediction, target) to a scalar."""
         plugins.arguments(self.name, self.model_extra)
-        taken = inspect.signature(self._kind()).parameters
-        given = self._named(spatial_dims)
-        made: torch.nn.Module = self._kind()(
-            **{name: _converted(value, taken.get(name)) for name, value in given.items()}
+        parameters = inspect.signature(self._kind()).parameters
+        settings = self._named(spatial_dims)
+        loss: torch.nn.Module = self._kind()(
+            **{name: _converted(value, parameters.get(name)) for name, value in settings.items()}
         )
-        return made
+        return loss
 
     def _kind(self) -> Any:
         import torch
@@ -120,15 +124,15 @@ class LossConfig(Schema):
         return kind
 
     def _named(self, spatial_dims: int) -> dict[str, Any]:
-        """The arguments by the names that the class has for them."""
-        taken = inspect.signature(self._kind()).parameters
+        """The arguments of the class by its own names for them."""
+        parameters = inspect.signature(self._kind()).parameters
         # Images lie in [-1, 1].
-        given: dict[str, Any] = {"spatial_dims": spatial_dims, "data_range": 2.0}
-        given = {name: value for name, value in given.items() if name in taken}
+        defaults: dict[str, Any] = {"spatial_dims": spatial_dims, "data_range": 2.0}
+        settings = {name: value for name, value in defaults.items() if name in parameters}
         for name, value in (self.model_extra or {}).items():
-            renamed = name == "class_weights" and "weight" in taken
-            given["weight" if renamed else name] = value
-        return given
+            renamed = name == "class_weights" and "weight" in parameters
+            settings["weight" if renamed else name] = value
+        return settings
 
 
 Losses = Annotated[List[LossConfig], Field(min_length=1)]
@@ -136,10 +140,9 @@ Losses = Annotated[List[LossConfig], Field(min_length=1)]
 
 
 class WeightedLosses:
-    """The weighted sum of losses.
+    """The weighted sum of losses, which are built at the first call.
 
-    It is no module, so that what a loss holds is neither trained, nor averaged, nor saved. The
-    losses are built when first called: a trained model does without.
+    It is no module, so that the tensors of a loss are neither trained, nor averaged, nor saved.
     """
 
     def __init__(self, losses: Iterable[LossConfig], spatial_dims: int) -> None:
@@ -151,15 +154,15 @@ class WeightedLosses:
         """Weights and losses, which are not themselves trained.
 
         Raises:
-            ConfigError: those that a trained model was trained with cannot be had here.
+            ConfigError: a loss of a trained model is not available here.
         """
         try:
-            modules = [each.build(self.spatial_dims) for each in self.losses]
+            modules = [loss.build(self.spatial_dims) for loss in self.losses]
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"model.losses: {error}") from error  # of a trained model
         return [
-            (each.weight, module.requires_grad_(False).eval())
-            for each, module in zip(self.losses, modules, strict=True)
+            (loss.weight, module.requires_grad_(False).eval())
+            for loss, module in zip(self.losses, modules, strict=True)
         ]
 
     def __call__(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -173,13 +176,16 @@ class WeightedLosses:
 
 
 def loss_faults(losses: Iterable[LossConfig], image: ImageSpec) -> list[str]:
-    """Why losses cannot compare two such images of real values, one sentence each."""
-    found = [(each.name, _fault(each, image)) for each in losses]
-    return [f"model.losses: {name} {fault}" for name, fault in found if fault]
+    """A sentence for each loss that cannot compare two such images of real values."""
+    return [
+        f"model.losses: {loss.name} {fault}"
+        for loss in losses
+        if loss._trains and (fault := _fault(loss, image))
+    ]
 
 
 def known_losses() -> dict[str, Any]:
-    """Every loss that has a name, by it."""
+    """All known loss classes by name."""
     import monai.losses
     import torch
 
@@ -189,7 +195,7 @@ def known_losses() -> dict[str, Any]:
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """`x` in float32, in which losses are computed; float64 stays."""
+    """`x` as float32, in which losses are computed; float64 stays float64."""
     import torch
 
     return x if x.dtype == torch.float64 else x.float()

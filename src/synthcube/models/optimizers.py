@@ -1,4 +1,8 @@
-"""Optimizers that neither PyTorch nor MONAI has, as their papers give them."""
+"""Optimizers and learning-rate schedules by name; and three optimizers that PyTorch lacks.
+
+Lion, AdEMAMix and ADOPT follow their papers. pytorch_optimizer has them too, but it clips and
+decays in ADOPT otherwise, and takes any misspelt argument without an error.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class _Grouped(Optimizer, ABC):
-    """Steps all weights of a group together; one step count for each group."""
+    """An optimizer that updates all weights of a group together and counts steps by group."""
 
     NUM_BETAS: ClassVar[int]
 
@@ -31,15 +35,14 @@ class _Grouped(Optimizer, ABC):
         for name in ("lr", "eps", "weight_decay", "alpha"):
             if settings.get(name, 0) < 0:
                 raise ValueError(f"{name} {settings[name]}: must not be negative")
-        wanted = type(self).NUM_BETAS
-        betas = tuple(settings["betas"])
-        if len(betas) != wanted or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas {list(betas)}: {wanted} numbers from 0 to below 1 are needed")
+        count, betas = self.NUM_BETAS, tuple(settings["betas"])
+        if len(betas) != count or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas {list(betas)}: {count} numbers from 0 to below 1 are needed")
         super().__init__(params, {**settings, "betas": betas, "step": 0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every weight that has a gradient; returns the loss of `closure`, if given."""
+        """The loss of `closure`, if there is one, after an update of all weights with gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -55,10 +58,10 @@ class _Grouped(Optimizer, ABC):
     def _move(
         self, group: dict[str, Any], weights: list[torch.Tensor], gradients: list[torch.Tensor]
     ) -> None:
-        """One step for the weights of a group."""
+        """Update the weights of a group by one step."""
 
     def _kept(self, weights: list[torch.Tensor], name: str) -> list[torch.Tensor]:
-        """A tensor of the size of each weight, zero at first, kept from step to step."""
+        """The state called `name` of each weight: tensors of its size, zero at first."""
         for weight in weights:
             if name not in self.state[weight]:
                 self.state[weight][name] = torch.zeros_like(weight)
@@ -139,7 +142,7 @@ class AdEMAMix(_Grouped):
 
     @staticmethod
     def _slow(group: dict[str, Any]) -> tuple[float, float]:
-        """alpha and beta_3 of this step: linear, and linear in the mean's half-life."""
+        """alpha and beta_3 of this step; both grow, beta_3 linearly in the mean's half-life."""
         beta_1, _, beta_3 = group["betas"]
         alpha, length = group["alpha"], group["num_warmup_steps"]
         if group["step"] >= length or min(beta_1, beta_3) == 0:
@@ -343,10 +346,10 @@ class SchedulerConfig(Schema):
         return self
 
     def build(self, optimizer: Optimizer, num_steps: int, num_epochs: int) -> dict[str, Any]:
-        """Lightning's description of the schedule for a training of that length.
+        """Lightning's dictionary with the schedule for a training of that length.
 
         Raises:
-            ConfigError: the schedule does not work with that optimizer, or a user's own is none.
+            ConfigError: the schedule does not work with that optimizer, or is no schedule.
         """
         if warmed := _WARMED.get(self.name.lower()):
             from diffusers.optimization import get_scheduler
@@ -379,9 +382,9 @@ class SchedulerConfig(Schema):
     def _torch_schedule(self, optimizer: Optimizer, length: int) -> Any:
         from torch.optim.lr_scheduler import LRScheduler
 
-        given = plugins.arguments(self.name, self.model_extra)
-        made = self._kind()(optimizer, **{**self._fitted(optimizer, length), **given})
-        return plugins.checked(made, LRScheduler, self.name)
+        settings = plugins.arguments(self.name, self.model_extra)
+        schedule = self._kind()(optimizer, **(self._fitted(optimizer, length) | settings))
+        return plugins.checked(schedule, LRScheduler, self.name)
 
     def _fitted(self, optimizer: Optimizer, length: int) -> dict[str, Any]:
         """Arguments that fit the schedule to a training of `length` steps (or epochs)."""
@@ -396,7 +399,7 @@ class SchedulerConfig(Schema):
 
 
 def known_optimizers() -> dict[str, Any]:
-    """Every optimizer that has a name, by it."""
+    """All known optimizer classes by name."""
     import torch
 
     import_monai()
@@ -407,7 +410,7 @@ def known_optimizers() -> dict[str, Any]:
 
 
 def known_schedules() -> dict[str, Any]:
-    """Every schedule that has a name, by it; those with a warm-up are None."""
+    """All known schedule classes by name; None for those of diffusers with a warm-up."""
     from torch.optim import lr_scheduler
 
     known = plugins.classes(lr_scheduler, _SCHEDULES)
@@ -416,7 +419,7 @@ def known_schedules() -> dict[str, Any]:
 
 
 def _fitted(optimizer: Optimizer, length: int) -> dict[str, dict[str, Any]]:
-    """The same by schedule, as PyTorch or GaNDLF calls it."""
+    """Arguments for a training of `length` steps or epochs, by the schedule's name."""
     lr = optimizer.param_groups[0]["lr"]
     low = lr / 1000
     # Four cycles; momentum stays, because few optimizers have one that can be cycled.

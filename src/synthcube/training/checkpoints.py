@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from torch.utils._pytree import tree_leaves, tree_map
 
 from synthcube import environment, reading
-from synthcube.errors import ArtifactError, ConfigError
+from synthcube.errors import ArtifactError, ConfigError, first_faults
 from synthcube.models.family import Family
 from synthcube.storage import link_or_copy, write_with
 from synthcube.training.config import TrainingConfig
@@ -228,8 +228,7 @@ def check_fits(path: Path, family: Family) -> None:
         if saved.get(name) != needed.get(name)
     ]
     if faults:
-        more = len(faults) - _FAULTS_SHOWN
-        shown = [*faults[:_FAULTS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+        shown = first_faults(faults, _FAULTS_SHOWN)
         raise ConfigError(f"The config's model does not fit {path}:", shown)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from synthcube.errors import ConfigError
 from synthcube.models import artifact
 from synthcube.models.adversarial import AdversarialFamily
-from synthcube.models.artifact import Artifact, weights_digest
+from synthcube.models.artifact import Artifact
 from synthcube.models.family import Family
 from synthcube.models.nets.conditioning import ConditionEmbedding
 from synthcube.storage import sha256
@@ -75,7 +75,7 @@ def take_weights(family: Family, training: TrainingConfig) -> None:
     needed = [name for name in state if not _any(name, reinitialize)]
     faults = [
         *_unmatched("start_anew", reinitialize, [*state, *weights]),
-        *_misfits(family, trained, weights, reinitialize),
+        *_misfits(family, trained, reinitialize),
         *(f"{name}: only in the model" for name in needed if name not in loaded),
         *(f"{name}: only in the start" for name in loaded if name not in state),
         *(
@@ -140,20 +140,14 @@ class FreezeCallback(Callback):
                 module.eval()
 
 
-def _misfits(
-    family: Family,
-    trained: Artifact,
-    weights: Mapping[str, torch.Tensor],
-    reinitialize: Sequence[str],
-) -> list[str]:
+def _misfits(family: Family, trained: Artifact, reinitialize: Sequence[str]) -> list[str]:
     """Faults that names and shapes do not show: family, first stage, classes."""
     model = trained.config["model"]
     if model["name"] != family.config.name:
         return [f"model.name: the start is a {model['name']}, this is a {family.config.name}"]
     faults = []
     stage = str(getattr(family.config, "first_stage_sha256", ""))
-    # An older version recorded another kind of hash: then compare the weights themselves.
-    if stage and stage not in (model.get("first_stage_sha256"), _stage_digest(weights)):
+    if stage and stage != model.get("first_stage_sha256"):
         faults.append("model.first_stage: the start was trained with another one; use that one")
     before, now = (
         [(condition.name, condition.kind, condition.classes) for condition in image.conditions]
@@ -167,15 +161,6 @@ def _misfits(
             if not _any(name, reinitialize)
         ]
     return faults
-
-
-def _stage_digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """The digest of the first stage whose weights are part of `weights`."""
-    prefix = "first_stage.family."
-    return weights_digest(
-        {name.removeprefix(prefix): value for name, value in weights.items()
-         if name.startswith(prefix)}
-    )  # fmt: skip
 
 
 def _shown(conditions: Iterable[tuple[str, str, tuple[str, ...]]]) -> str:

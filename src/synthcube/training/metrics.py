@@ -20,7 +20,7 @@ from synthcube import reading
 from synthcube.errors import ConfigError, OutputError
 from synthcube.models.family import EpochMeans, Family
 from synthcube.schema import Batch
-from synthcube.storage import explained, write_with
+from synthcube.storage import storage_errors, write_with
 from synthcube.training.acceleration import trained_terms, trial_copy
 from synthcube.training.checkpoints import BestAndLast, load
 from synthcube.training.config import EarlyStopConfig, TrainingConfig
@@ -59,7 +59,7 @@ class MetricsTable(Logger):
             rows = self._read()
             self.columns += new
             self._rewrite(rows)
-        with explained(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+        with storage_errors(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
     def drop_after(self, step: int, *, within_epoch: bool) -> None:

@@ -25,7 +25,7 @@ from synthcube.evaluation.arrays import Array
 from synthcube.evaluation.report import plots, text
 from synthcube.evaluation.report.text import NONE, cell_text, clean, spoken
 from synthcube.evaluation.results import Picture, Section, plain
-from synthcube.storage import explained, make_folder, write_text
+from synthcube.storage import make_folder, storage_errors, write_text
 
 PAGE, CASES = "report.html", "cases.csv"
 _HEADS = {PAGE: "<title>SynthCube evaluation</title>", CASES: "section,"}
@@ -55,7 +55,7 @@ def require_own_report(folder: Path) -> None:
 
 
 def _head(path: Path) -> bytes:
-    with explained(path), path.open("rb") as file:
+    with storage_errors(path), path.open("rb") as file:
         return file.read(_HEAD_BYTES)
 
 
@@ -76,7 +76,7 @@ def write_report(folder: Path, header: dict[str, Any], sections: Sequence[Sectio
     if cases:
         write_text(folder / CASES, cases)
     else:  # those of an earlier report would be taken for this one's
-        with explained(folder / CASES):
+        with storage_errors(folder / CASES):
             (folder / CASES).unlink(missing_ok=True)
     write_text(folder / PAGE, page)
 
