@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from synthcube import config, registry
+from synthcube import config
 from synthcube.data.postprocessing import OPERATIONS
+from synthcube.models import registry
 
 PATH = Path(__file__).with_name("reference.md")
 HEAD = """# Every key of the YAML
