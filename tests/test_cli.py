@@ -89,7 +89,9 @@ def test_export_is_self_contained_and_verified(cli, trained: Path, tmp_path: Pat
     assert "holds something that is no exported model" in err
 
 
-def test_what_is_no_number_stays_out_of_an_export(cli, trained: Path, tmp_path: Path) -> None:
+def test_metrics_that_are_no_numbers_are_refused_at_export(
+    cli, trained: Path, tmp_path: Path
+) -> None:
     """Python writes and reads NaN in JSON, which no other reader of it does."""
     folder = trained / "artifact"
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -97,10 +99,10 @@ def test_what_is_no_number_stays_out_of_an_export(cli, trained: Path, tmp_path: 
     (folder / "metrics.json").write_text(json.dumps(wrong))
     artifact.write_index(folder)
     code, _, err = cli("export", "-m", trained, "-o", tmp_path / "out")
-    assert code == 0, err
-    exported = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert exported == {"epochs": 2, "steps": metrics["steps"]}
-    assert "nan" not in (tmp_path / "out" / "README.md").read_text().lower().split()
+    assert code == 2
+    assert f"{folder / 'metrics.json'}" in err
+    assert "is not a number" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_outputs_that_cannot_be_written(cli, tiny_config, phantoms, tmp_path: Path) -> None:

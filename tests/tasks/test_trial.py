@@ -51,9 +51,9 @@ def test_what_the_run_would_fail_at_fails_in_the_trial(
 ) -> None:
     words = ("train", "-c", tiny_config(), "-d", phantoms, "-o", tmp_path / "run", "--debug")
     code, _, err = cli(
-        *words, "--set", "model.optimizer.lr=1e30", "--set", "training.gradient_clip_norm=null"
+        *words, "--set", "model.optimizer.lr=1e6", "--set", "training.gradient_clip_norm=null"
     )
-    assert (code, "The loss became" in err) == (2, True)
+    assert (code, " became " in err) == (2, True)
     for faulty in ("model.speed=1", "data.conditions={Age: number}"):
         code, _, err = cli(*words, "--set", faulty)
         assert code == 2, err

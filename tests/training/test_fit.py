@@ -32,7 +32,7 @@ def test_the_run_folder_holds_everything(tiny_config, phantoms: Path, tmp_path: 
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert found == {
         "config.yaml", "split.csv", "images.json", "metrics.csv", "environment.json",
-        "throughput.json",
+        "throughput.json", ".synthcube.lock",
         "samples/epoch_0001.png", "samples/epoch_0002.png",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt",
         "artifact/artifact.json", "artifact/config.yaml", "artifact/image.json",
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_files_and_checkpoint(
         train(
             tiny_config(), phantoms, tmp_path / "wild",
             overrides=[
-                "model.optimizer={name: SGD, lr: 1e+38}", "training.gradient_clip_norm=null",
+                "model.optimizer={name: SGD, lr: 1e6}", "training.gradient_clip_norm=null",
                 "model.scheduler=null", "training.max_epochs=3",
             ],
         )  # fmt: skip
