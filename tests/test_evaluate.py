@@ -252,9 +252,11 @@ def test_earlier_results_outlive_a_refusal(judge, sides, tmp_path: Path) -> None
 
 
 def test_an_output_that_cannot_be_written_is_found_first(cli, sides, tmp_path: Path) -> None:
-    code, _, err = cli("evaluate", "-p", sides["-p"], "-l", sides["-l"], "-o", tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    code, _, err = cli("evaluate", "-p", sides["-p"], "-l", sides["-l"], "-o", folder)
     assert code == 2
-    assert f"output_path {tmp_path} is a folder; a file is needed: results.yaml." in err
+    assert f"output_path {folder} is a folder; a file is needed: results.yaml." in err
     (tmp_path / "file").write_text("mine")
     code, _, err = cli(
         "evaluate", "-p", sides["-p"], "-l", sides["-l"], "-o", tmp_path / "file" / "r.yaml"

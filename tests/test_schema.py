@@ -41,5 +41,6 @@ def test_every_integer_has_a_maximum() -> None:
         f"{kind.__module__}.{path}"
         for kind in kinds
         for path in unbounded(kind.model_json_schema(), kind.__name__)
+        if "$defs" not in path  # a class of its own, or a family of another test
     ]
     assert not sorted(faults)

@@ -48,7 +48,7 @@ CONFIG = {
         "max_epochs": 1, "batch_size": 4, "sample_every_n_epochs": 1, "num_sample_images": 2,
     },
     "compute": {"accelerator": "cpu", "precision": "32"},
-    "evaluation": {"extractor": {"name": "random-projection"}, "num_repeats": 2},
+    "evaluation": {"extractor": {"name": "radiomic"}, "num_repeats": 2},
 }  # fmt: skip
 PREPARE = (
     "medperf prepare --data_path data --labels_path data --output_path site/data "

@@ -244,7 +244,7 @@ def test_a_trained_model_neither_needs_nor_imports_own_code_for_training(
     section = {**kind.tiny().model_dump(mode="json"), key: [own] if key == "losses" else own}
     artifact.save(
         tmp_path / "artifact",
-        config={"model": section},
+        config={"seed": 0, "model": section, "data": {}, "sampling": {}, "compute": {}},
         image=image,
         weights=kind.tiny().build(image).state_dict(),
         metrics={},

@@ -85,7 +85,7 @@ def test_another_first_stage_is_refused(stages, tiny_config, people: Path, tmp_p
     assert [each.partition(":")[0] for each in caught.value.faults][-1] == f"model.{PIN}"
     with pytest.raises(ConfigError, match="does not fit this model") as caught:
         train(config, people, tmp_path / "x", overrides=[stage, f"training.start_from={run}"])
-    assert "the start was trained on another one" in caught.value.faults[0]
+    assert "the start was trained with another one" in caught.value.faults[0]
     with pytest.raises(ConfigError, match=f"and model.{PIN} is {pinned(run)}"):
         train(config, people, tmp_path / "y", overrides=[stage, f"model.{PIN}={pinned(run)}"])
 

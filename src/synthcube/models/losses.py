@@ -90,6 +90,13 @@ class LossConfig(Schema):
     # Whether a training needs it; the losses of a trained model are not even looked up.
     _trains: bool = PrivateAttr(default=True)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether name, weight and arguments are the same; pydantic compares `_trains` as well."""
+        return isinstance(other, LossConfig) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.weight))
+
     @model_validator(mode="after")
     def _can_be_built(self, info: ValidationInfo) -> Self:
         if plugins.is_needless(info):

@@ -235,7 +235,7 @@ def test_a_graph_that_is_none_is_refused(converted, cli, tmp_path) -> None:
     artifact.write_index(folder)
     code, _, err = cli("infer", "-m", folder, "-o", tmp_path / "out", "--runtime", "onnx")
     assert code == 2
-    assert "onnx.generator.onnx is damaged: get it again" in err
+    assert "onnx.generator.onnx is damaged: download it again" in err
 
 
 def test_a_runtime_that_nobody_knows(first_stage, cli, tmp_path) -> None:
