@@ -103,7 +103,7 @@ REFUSED = {
     "export over the run": ("export -m run/artifact -o run", f"{HOLDS} model_path"),
     "export onto itself": ("export -m shared -o shared", f"{IS} model_path"),
     "package over the model": ("package -m shared -o shared", f"{IS} model_path"),
-    "package over images": ("package -m shared -o data", "no package"),
+    "package over images": ("package -m shared -o data", "not a package"),
     "train over a model": ("train -c config.yaml -d data -o shared", "is a trained model"),
     "train over images made": ("train -c config.yaml -d data -o drawn", "images that infer"),
     "train in its data": ("train -c config.yaml -d data -o data/run", f"{IN} data_path"),
