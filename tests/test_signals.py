@@ -305,3 +305,14 @@ def test_output_that_nobody_reads_ends_a_command_as_it_does_others(
     os.close(writer)
     assert done.returncode == 141
     assert (tmp_path / "err").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_behind_the_output_is_one_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "synthcube", "families"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "error: standard output: No space left on device.\n"

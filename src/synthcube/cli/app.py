@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -153,8 +154,11 @@ def _path_fault(error: OSError | RuntimeError) -> str:
     """Message for an error of a path; empty where the error is another one."""
     if isinstance(error, PermissionError):
         return f"{_shortened(error.filename)}: this user has no permission"
-    if isinstance(error, OSError):
-        return f"{_shortened(error.filename)}: {error.strerror}" if error.filename else ""
+    if isinstance(error, OSError) and error.filename:
+        return f"{_shortened(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        _discard_output()
+        return f"standard output: {error.strerror}"
     # how pathlib reports symlinks in a circle before Python 3.13
     return str(error) if str(error).startswith("Symlink loop") else ""
 
@@ -175,10 +179,14 @@ def _exit_code(end: SystemExit) -> int:
     if any(isinstance(reason, KeyboardInterrupt) for reason in reasons):
         return INTERRUPTED
     if any(isinstance(reason, BrokenPipeError) for reason in reasons):
-        # Python would flush its buffers into the broken pipe again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()
         return _BROKEN_PIPE
     return int(end.code or 0)
+
+
+def _discard_output() -> None:
+    """Let what is left in Python's buffers go nowhere: it would be written again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
