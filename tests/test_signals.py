@@ -316,3 +316,13 @@ def test_a_full_disk_behind_the_output_is_one_sentence() -> None:
         )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "error: standard output: No space left on device.\n"
+
+
+def test_a_signal_just_before_work_that_can_be_dropped_waits_for_the_caller() -> None:
+    preemption = Preemption(("SIGTERM",))
+    with preemption.deferred():
+        preemption.heard = "SIGTERM"
+        with preemption.immediate():
+            pass
+        with pytest.raises(PreemptedError, match="SIGTERM came between steps"):
+            preemption.stop_if_heard()

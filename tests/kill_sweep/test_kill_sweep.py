@@ -140,6 +140,7 @@ class Place:
     def run(self, words: str, kill: Any = None) -> Any:
         def work() -> None:
             tempfile.tempdir = None
+            tempfile.gettempdir()  # Python tries the folder with a file of its own
             sys.argv = ["synthcube", *words.split()]
             if kill:
                 kill.arm()

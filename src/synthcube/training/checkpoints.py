@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from torch.utils._pytree import tree_leaves, tree_map
 
 from synthcube import environment, reading
-from synthcube.errors import ArtifactError, ConfigError, first_faults
+from synthcube.errors import ArtifactError, ConfigError, MemoryShortageError, first_faults
 from synthcube.models.family import Family
 from synthcube.storage import link_or_copy, write_with
 from synthcube.training.config import TrainingConfig
@@ -105,7 +105,10 @@ def load(path: Path, map_location: Any = "cpu", *, mapped: bool = False) -> dict
         )
     except Exception as error:  # torch raises many kinds for a damaged file
         if is_shortage(error):
-            raise
+            raise MemoryShortageError(
+                f"Out of memory while reading the checkpoint {path}, which is intact: free memory, "
+                "or raise the limit of this process or container."
+            ) from error
         raise ArtifactError(
             f"The checkpoint {path} cannot be read: it is damaged or not a checkpoint of "
             f"SynthCube ({type(error).__name__}). Remove it to resume from the other checkpoint "

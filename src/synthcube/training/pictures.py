@@ -56,6 +56,8 @@ class SamplePictures(Callback):
             return
         # A signal interrupts the picture, unless other processes wait for this one.
         alone = not is_sharded(trainer.strategy)
+        if alone and self.preemption.heard:
+            return
         with self.preemption.immediate() if alone else nullcontext():
             self._write(trainer, self.averaged() or module, epoch)
 

@@ -78,9 +78,9 @@ class Preemption:
         """Leave the block at once when a signal comes: for work that can be dropped."""
         before, self._deferred = self._deferred, False
         try:
-            if self.heard:
-                raise PreemptedError(f"{self.heard} came.")
-            yield
+            if self.heard and not before:
+                raise self._stopped()
+            yield  # a deferred signal stops the caller after this block, which cannot be skipped
         except PreemptedError:
             if not before:
                 raise

@@ -176,7 +176,8 @@ def draw(folder: Path, rank: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [2, 3])
 def test_sampled_images_follow_class_and_number(rank: int, tmp_path: Path) -> None:
-    draw(tmp_path, rank)
+    (tmp_path / "data").mkdir()
+    draw(tmp_path / "data", rank)
     values = {
         "model": {"name": "dcgan", "latent_dim": 8, "channels": [16, 32],
                   "discriminator_channels": [16, 32]},
@@ -187,7 +188,7 @@ def test_sampled_images_follow_class_and_number(rank: int, tmp_path: Path) -> No
         "compute": {"accelerator": "cpu", "precision": "32"},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(reading.dump(values), encoding="utf-8")
-    train(tmp_path / "run.yaml", tmp_path, tmp_path / "run")
+    train(tmp_path / "run.yaml", tmp_path / "data", tmp_path / "run")
     infer(InferRequest(tmp_path / "run", tmp_path / "out", num_images=64))
     asked, measured, right = [], [], []
     for row in read_manifest(tmp_path / "out").rows:
