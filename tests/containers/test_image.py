@@ -26,7 +26,7 @@ print(json.dumps({
     "unreadable": unreadable,
     "build tools": [name for name in ("gcc", "cc", "make", "git") if shutil.which(name)],
     "pip": importlib.util.find_spec("pip") is not None,
-    "compiled": len(list((app / "lib").rglob("synthcube/__pycache__/family.*.pyc"))),
+    "compiled": len(list((app / "lib").rglob("synthcube/models/__pycache__/family.*.pyc"))),
     "source": importlib.util.find_spec("synthcube").origin,
     "outside tmp": {name: value for name, value in os.environ.items()
                     if name.endswith(("HOME", "CACHE", "DIR")) and not value.startswith("/tmp")},
