@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +23,7 @@ from synthcube.data.conditions import draw_missing_conditions, requested_values
 from synthcube.errors import ArtifactError, ConfigError, FamilyError
 from synthcube.models import inference
 from synthcube.models.family import Family, Reconstructs, Samples
+from synthcube.models.nets.calls import outermost_calls
 from synthcube.schema import MAX_COUNT, MAX_VOXELS, List, Schema
 from synthcube.sharing import runtimes
 from synthcube.sharing.runtimes import Runtime, RuntimeName, Weights, record_name
@@ -194,7 +194,16 @@ def used_networks(model: nn.Module, make: Callable[[], torch.Tensor]) -> list[Ne
     with hooks inside, with other plain values at each call, or with results that are no tensors.
     """
     calls: dict[str, list[_Call]] = {}
-    with _watched(model, calls):
+
+    def record(
+        name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any
+    ) -> None:
+        if _stands_alone(module):
+            seen = calls.setdefault(name, [])
+            seen[-1:] = [_without_tensors(call) for call in seen[-1:]]
+            seen.append(_call(args, kwargs, returned))
+
+    with outermost_calls(model, record):
         make()
     networks = []
     for name, seen in calls.items():
@@ -212,41 +221,6 @@ class _Call:
     """Of each tensor; None in place of a plain value."""
     tree: Any
     returns_tensors: bool
-
-
-@contextmanager
-def _watched(model: nn.Module, calls: dict[str, list[_Call]]) -> Iterator[None]:
-    """Add every outermost call to `calls`, by the name of the part."""
-    inside = False
-
-    def watch(name: str, module: nn.Module) -> None:
-        forward = module.forward
-
-        def watching(*args: Any, **kwargs: Any) -> Any:
-            nonlocal inside
-            if inside:
-                return forward(*args, **kwargs)
-            inside = True
-            try:
-                returned = forward(*args, **kwargs)
-            finally:
-                inside = False
-            if _stands_alone(module):
-                seen = calls.setdefault(name, [])
-                seen[-1:] = [_without_tensors(call) for call in seen[-1:]]
-                seen.append(_call(args, kwargs, returned))
-            return returned
-
-        module.forward = watching
-
-    parts = [(name, module) for name, module in model.named_modules() if name]
-    for name, module in parts:
-        watch(name, module)
-    try:
-        yield
-    finally:
-        for _, module in parts:
-            del module.forward
 
 
 def _stands_alone(module: nn.Module) -> bool:
