@@ -42,7 +42,7 @@ test: $(STAMP) ## Run the quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "$(QUICK)"
 
 test-slow: $(STAMP) ## Run the tests that take longer
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "slow and not gpu and not container"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) --timeout 1500 -m "slow and not gpu and not container"
 
 test-all: $(STAMP) ## Run every test, also those marked slow, gpu and container
 	$(BIN)/python -m pytest
@@ -79,7 +79,7 @@ sif: ## Make the Singularity image of the container image (variables: SIF, IMAGE
 mlcube: .venv-mlcube/.installed ## Make .venv-mlcube, with MLCube and its two runners
 
 test-containers: $(STAMP) ## Run the tests marked container, on the images made before
-	CONTAINER=$(CONTAINER) IMAGE=$(IMAGE) SIF=$(SIF) $(BIN)/python -m pytest -m container
+	CONTAINER=$(CONTAINER) IMAGE=$(IMAGE) SIF=$(SIF) $(BIN)/python -m pytest --timeout 1500 -m container
 
 test-browser: $(STAMP) ## Open the evaluation report in Chromium, where there is one
 	$(BIN)/python -m pytest -m browser tests/evaluation

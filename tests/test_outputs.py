@@ -246,10 +246,15 @@ def trained_elsewhere(place: Path, kills: ModuleType) -> Iterator[int]:
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        with run_folder.locked(place / "run"):
-            os.write(writer, b"x")
-            os.read(reader, 2)  # for ever
-    os.read(reader, 1)
+        try:
+            with run_folder.locked(place / "run"):
+                os.write(writer, b"x")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    assert os.read(reader, 1) == b"x", "the other process did not get the lock"
+    os.close(reader)
     yield child
     os.kill(child, 9)
     os.waitpid(child, 0)
@@ -289,7 +294,10 @@ def test_processes_that_outlive_a_training_do_not_hold_its_folder(place: Path) -
     with run_folder.locked(place / "run"):
         child = os.fork()
         if not child:
-            signal.pause()
+            try:
+                signal.pause()
+            finally:
+                os._exit(1)
     try:
         taker = os.fork()
         if not taker:
