@@ -203,3 +203,14 @@ def test_converting_is_quiet(family, tmp_path, capfd, caplog) -> None:
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     assert "Converting generator for openvino." in caplog.messages
+
+
+def test_handlers_of_others_keep_their_level(family, tmp_path) -> None:
+    """NNCF's own way to be quiet silences every handler, also one that the root logger shares."""
+    handler = logging.NullHandler(logging.INFO)
+    logging.getLogger("nncf").addHandler(handler)
+    try:
+        convert(family("dcgan"), tmp_path, "openvino", "int8")
+    finally:
+        logging.getLogger("nncf").removeHandler(handler)
+    assert handler.level == logging.INFO

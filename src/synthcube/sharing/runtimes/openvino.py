@@ -135,6 +135,7 @@ def _in_8_bits(model: Any) -> Any:
         raise ConfigError(
             "--runtime_weights int8 needs nncf: pip install 'synthcube[int8]'."
         ) from error
-    nncf.set_log_level(logging.ERROR)
+    # Not nncf.set_log_level: that changes the handlers as well, which others may share.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # a progress bar
         return nncf.compress_weights(model)
