@@ -19,13 +19,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # What a run needs, and what the checks need beside it: a newcomer's demo waits for the first alone.
 RUNS := .venv/.installed-package
 STAMP := .venv/.installed
+DOCS := .venv/.installed-docs
 # Tests on so many cores, one thread on each; a worker takes about 1.5 GB. Who is done takes over
 # what others have not begun, for some tests are as long as a hundred others.
 WORKERS ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 QUICK := not slow and not gpu and not container and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all bench lint format lock clean image sif mlcube test-containers test-browser
+.PHONY: help setup demo test test-slow test-all bench lint format lock docs clean image sif mlcube test-containers test-browser
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,7 +63,7 @@ format: $(STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff format
 
 lock: $(STAMP) ## Write constraints.txt anew with the newest versions
-	$(BIN)/uv pip compile --universal --python-version 3.10 --group dev --no-annotate \
+	$(BIN)/uv pip compile --universal --python-version 3.10 --group dev --group docs --no-annotate \
 	  --no-python-downloads --upgrade --output-file constraints.txt pyproject.toml
 
 image: ## Build the container image (variables: IMAGE, TORCH=cpu|cuda, CONTAINER, IMAGE_FLAGS)
@@ -84,8 +85,11 @@ test-containers: $(STAMP) ## Run the tests marked container, on the images made 
 test-browser: $(STAMP) ## Open the evaluation report in Chromium, where there is one
 	$(BIN)/python -m pytest -m browser tests/evaluation
 
+docs: $(DOCS) ## Build the documentation site, site/index.html; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean: ## Remove what the targets above made, except .venv
-	rm -rf demo-run demo-images synthcube.sif synthcube.tar build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf demo-run demo-images site synthcube.sif synthcube.tar build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # Debian and Ubuntu ship venv without ensurepip; then pip comes from the package index.
@@ -108,6 +112,10 @@ $(RUNS): pyproject.toml constraints.txt | .venv/bin/pip
 
 $(STAMP): $(RUNS)
 	$(INSTALL) --editable . --group dev
+	@touch $@
+
+$(DOCS): $(STAMP)
+	$(INSTALL) --editable . --group docs
 	@touch $@
 
 VERSION_ARGS = \

@@ -148,3 +148,15 @@ def test_no_file_is_over_a_mebibyte() -> None:
     sizes = {name: (ROOT / name).stat().st_size for name in listed.stdout.split("\0") if name
              and (ROOT / name).is_file()}  # fmt: skip
     assert {name for name, size in sizes.items() if size > 1 << 20} == set()
+
+
+def test_the_python_example_runs(newcomer: Path, forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "train -c workspace/config.yaml -d workspace/data -o demo-run"
+    words += " --set training.max_epochs=1"
+    assert forks.command(*shlex.split(words), cwd=newcomer).returncode == 0
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(newcomer)
+    exec(example, {})
+    assert (newcomer / "four.png").is_file()
+    assert len(list((newcomer / "images").iterdir())) == 4
