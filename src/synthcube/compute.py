@@ -209,10 +209,9 @@ def devices_used(config: ComputeConfig, on: torch.device) -> int:
 
 
 def require_even_shares(config: ComputeConfig, num_devices: int, batch_size: int) -> None:
-    """
-    Args:
-        num_devices: of each node.
-        batch_size: images of a batch over all processes.
+    """Raise a ConfigError unless all processes can share a batch evenly.
+
+    `num_devices` is that of each node, `batch_size` that of all processes together.
     """
     processes = num_devices * config.num_nodes
     if batch_size % processes:

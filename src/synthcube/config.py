@@ -138,9 +138,7 @@ def config_class(family: type[FamilyConfig]) -> type[RunConfig]:
 def load(path: Path, overrides: Iterable[str] = (), *, trained: bool = False) -> RunConfig:
     """Read and validate a YAML file with `key=value` overrides applied. Raises ConfigError.
 
-    Args:
-        trained: it is that of a run, and nothing will be trained: what only trains is not
-            looked up.
+    With `trained`, the config of a run that is not trained on, what only trains is not looked up.
     """
     values, lines = _parsed(path)
     return build(
@@ -166,11 +164,7 @@ def build(
     lines: Mapping[tuple[Any, ...], int] | None = None,
     trained: bool = False,
 ) -> RunConfig:
-    """Validate plain values, with `key=value` overrides applied. Raises ConfigError.
-
-    Args:
-        trained: see :func:`load`.
-    """
+    """Validate plain values, with `key=value` overrides applied. `trained` as for :func:`load`."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: a mapping of sections is needed, not {type(values).__name__}.")
     for override in overrides:
