@@ -150,11 +150,7 @@ class ComputeConfig(Schema):
 
 
 def device(accelerator: str) -> torch.device:
-    """The device that `accelerator` ("auto", "cpu" or "gpu") stands for on this machine.
-
-    Raises:
-        ConfigError: a GPU is asked for and there is none.
-    """
+    """The device that `accelerator` ("auto", "cpu" or "gpu") stands for on this machine."""
     import torch
 
     has_gpu = torch.cuda.is_available()
@@ -167,11 +163,7 @@ def device(accelerator: str) -> torch.device:
 
 
 def resolve_precision(name: str, on: torch.device) -> tuple[str, str]:
-    """Lightning's full name for `name` on that device, and the reason for the choice.
-
-    Raises:
-        ConfigError: half precision is asked for on a CPU, or one that cannot be shared.
-    """
+    """Lightning's full name for `name` on that device, and the reason for the choice."""
     if name == "auto":
         if computes_in_bf16(on):
             return "bf16-mixed", f"this {on.type} computes in bfloat16"
@@ -202,11 +194,7 @@ def computes_in_bf16(on: torch.device) -> bool:
 
 
 def devices_used(config: ComputeConfig, on: torch.device) -> int:
-    """Devices of this node that a training under `config` uses, with one process for each.
-
-    Raises:
-        ConfigError: there are not so many.
-    """
+    """Devices of this node that a training under `config` uses, with one process for each."""
     import torch
 
     if on.type == "cpu":
@@ -221,13 +209,9 @@ def devices_used(config: ComputeConfig, on: torch.device) -> int:
 
 
 def require_even_shares(config: ComputeConfig, num_devices: int, batch_size: int) -> None:
-    """
-    Args:
-        num_devices: of each node.
-        batch_size: images of a batch over all processes.
+    """Raise a ConfigError unless all processes can share a batch evenly.
 
-    Raises:
-        ConfigError: the processes cannot share a batch evenly.
+    `num_devices` is that of each node, `batch_size` that of all processes together.
     """
     processes = num_devices * config.num_nodes
     if batch_size % processes:

@@ -76,8 +76,7 @@ class SamplingConfig(Schema):
     """The defaults of `synthcube infer`."""
 
     num_images: NumImages | dict[str, NumImages] = Field(
-        default=16,
-        description="Images to generate; {Hand: 5, HeadCT: 3}: so many of a class.",
+        default=16, description="Images to generate; {Hand: 5, HeadCT: 3}: so many of a class."
     )
     batch_size: int = Field(default=16, ge=1, le=MAX_BATCH, description="Images made at once.")
     postprocessing: List[PostprocessingConfig] = Field(
@@ -137,14 +136,9 @@ def config_class(family: type[FamilyConfig]) -> type[RunConfig]:
 
 
 def load(path: Path, overrides: Iterable[str] = (), *, trained: bool = False) -> RunConfig:
-    """Read and validate a YAML file with `key=value` overrides applied.
+    """Read and validate a YAML file with `key=value` overrides applied. Raises ConfigError.
 
-    Args:
-        trained: it is that of a run, and nothing will be trained: what only trains is not
-            looked up.
-
-    Raises:
-        ConfigError: all that is wrong with it, one line each.
+    With `trained`, the config of a run that is not trained on, what only trains is not looked up.
     """
     values, lines = _parsed(path)
     return build(
@@ -153,11 +147,7 @@ def load(path: Path, overrides: Iterable[str] = (), *, trained: bool = False) ->
 
 
 def read(path: Path, kind: type[S]) -> S:
-    """Read and validate a YAML file that holds another schema than a run's.
-
-    Raises:
-        ConfigError: all that is wrong with it, one line each.
-    """
+    """Read and validate a YAML file that holds another schema than a run's. Raises ConfigError."""
     values, lines = _parsed(path)
     try:
         return kind.model_validate({} if values is None else values)
@@ -174,14 +164,7 @@ def build(
     lines: Mapping[tuple[Any, ...], int] | None = None,
     trained: bool = False,
 ) -> RunConfig:
-    """Validate plain values, with `key=value` overrides applied.
-
-    Args:
-        trained: see :func:`load`.
-
-    Raises:
-        ConfigError: all that is wrong with them, one line each.
-    """
+    """Validate plain values, with `key=value` overrides applied. `trained` as for :func:`load`."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: a mapping of sections is needed, not {type(values).__name__}.")
     for override in overrides:
@@ -212,9 +195,6 @@ def trained_settings(trained: Artifact) -> dict[str, Any]:
 
     Of its postprocessing only that it is a list of sections: a user's own may take its place, so
     that it is read when it is needed.
-
-    Raises:
-        ArtifactError: all that is wrong with a section.
     """
     settings = dict(trained.config)
     steps = settings["sampling"].get("postprocessing", [])

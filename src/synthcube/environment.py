@@ -30,15 +30,6 @@ from synthcube.escapes import visible
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "PUBLIC_HUB", "cache_folder", "calm_threads", "derived_seed", "environment_record",
-    "fix_cublas", "free_memory", "import_monai", "is_offline", "is_terminal",
-    "keep_caches_private", "keep_conversions_local", "keep_loggers_local",
-    "keep_out_current_folder", "launched_processes",
-    "local_rank", "name_user", "num_cores", "open_log", "process_rank", "quiet_lightning",
-    "ready_hub", "resident_bytes", "told", "uses_xet", "versions", "workers_that_fit",
-]  # fmt: skip
-
 log = logging.getLogger("synthcube")
 
 _CACHES = (
@@ -128,6 +119,7 @@ def _fresh() -> Path:
 
 
 PUBLIC_HUB = "https://huggingface.co"
+_TRUE = ("1", "ON", "YES", "TRUE")
 
 
 def ready_hub(environment: MutableMapping[str, str] = os.environ) -> str:
@@ -147,16 +139,12 @@ def ready_hub(environment: MutableMapping[str, str] = os.environ) -> str:
 
 def uses_xet(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether files are transferred by the Hub's storage service Xet: see :func:`ready_hub`."""
-    return not _is_true(environment.get("HF_HUB_DISABLE_XET", ""))
+    return environment.get("HF_HUB_DISABLE_XET", "").upper() not in _TRUE
 
 
 def is_offline(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the user forbids all requests to a Hub: HF_HUB_OFFLINE=1."""
-    return _is_true(environment.get("HF_HUB_OFFLINE", ""))
-
-
-def _is_true(text: str) -> bool:
-    return text.upper() in ("1", "ON", "YES", "TRUE")
+    return environment.get("HF_HUB_OFFLINE", "").upper() in _TRUE
 
 
 _LIGHTNING_CHATTER = (
@@ -261,10 +249,7 @@ def quiet_lightning() -> Iterator[None]:
 # Of a container the files of its own group are at the top; version 2, then 1.
 _CGROUP_FILES = (
     ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
-    (
-        "sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "sys/fs/cgroup/memory/memory.usage_in_bytes",
-    ),
+    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 
 
@@ -346,11 +331,7 @@ class _Visible(logging.Formatter):
 
 
 def told(items: Iterable[T], total: int, doing: str, seconds: float = 5.0) -> Iterator[T]:
-    """The items one by one, with a line in the log every few seconds on how many are done.
-
-    Args:
-        doing: the start of that line, such as "Reading FILE".
-    """
+    """The items one by one; every few seconds the log says `doing` and how many are done."""
     last = time.monotonic()
     for number, item in enumerate(items):
         if time.monotonic() - last >= seconds:
@@ -369,14 +350,9 @@ def open_log(*, debug: bool = False) -> None:
 
 
 def process_rank(num_devices: int = 1, environment: Mapping[str, str] = os.environ) -> int:
-    """The rank of this process among all that train together, as the launcher set it.
-
-    Args:
-        num_devices: processes on each node.
-    """
-    for name in ("RANK", "SLURM_PROCID"):
-        if environment.get(name, "").isdecimal():
-            return int(environment[name])
+    """The rank of this process among all that train together, `num_devices` on each node."""
+    if (rank := _first_number(environment, "RANK", "SLURM_PROCID")) is not None:
+        return rank
     # Without a launcher, where the user starts the same command on each node.
     node, local = (environment.get(name, "0") for name in ("NODE_RANK", "LOCAL_RANK"))
     return int(node) * num_devices + int(local) if (node + local).isdecimal() else 0
@@ -384,18 +360,18 @@ def process_rank(num_devices: int = 1, environment: Mapping[str, str] = os.envir
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     """The rank of this process on its node, as the launcher set it."""
-    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
-        if environment.get(name, "").isdecimal():
-            return int(environment[name])
-    return 0
+    return _first_number(environment, "LOCAL_RANK", "SLURM_LOCALID") or 0
 
 
 def launched_processes(environment: Mapping[str, str] = os.environ) -> int:
     """The number of processes that a launcher (torchrun, srun) started, this one included."""
-    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
-        if environment.get(name, "").isdecimal():
-            return int(environment[name])
-    return 1
+    number = _first_number(environment, "WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    return 1 if number is None else number
+
+
+def _first_number(environment: Mapping[str, str], *names: str) -> int | None:
+    texts = (environment.get(name, "") for name in names)
+    return next((int(text) for text in texts if text.isdecimal()), None)
 
 
 _RECORDED = (
@@ -419,7 +395,8 @@ def environment_record(on: torch.device, precision_name: str) -> dict[str, Any]:
     """The content of `environment.json`, which tells why two runs differ."""
     import torch
 
-    name = torch.cuda.get_device_name(on) if on.type == "cuda" else _cpu_name()
+    cpu_name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
+    name = torch.cuda.get_device_name(on) if on.type == "cuda" else str(cpu_name)
     return {
         "versions": versions(),
         "platform": platform.platform(),
@@ -429,12 +406,6 @@ def environment_record(on: torch.device, precision_name: str) -> dict[str, Any]:
         "precision": precision_name,
         "command": sys.argv,
     }
-
-
-def _cpu_name() -> str:
-    import torch
-
-    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor())
 
 
 def derived_seed(*parts: int | str) -> int:

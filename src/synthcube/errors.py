@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
-def first_faults(faults: Sequence[str], limit: int) -> list[str]:
+def first_faults(faults: Sequence[str], limit: int = 20) -> list[str]:
     """The first `limit` faults, and a line with the number of the others."""
     more = len(faults) - limit
     return [*faults[:limit], *([f"and {more} more"] if more > 0 else [])]

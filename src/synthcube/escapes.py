@@ -19,7 +19,7 @@ def visible(text: str) -> str:
     """
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
-    return "".join(_escaped(each) if _is_hidden(each) else each for each in text)
+    return "".join(_escaped(c) if _is_hidden(c) else c for c in text)
 
 
 def hidden_in(text: str) -> str:
@@ -27,12 +27,12 @@ def hidden_in(text: str) -> str:
 
     Ends of lines and tabs are not among them.
     """
-    return next((_escaped(each) for each in text if each != "\t" and _is_hidden(each)), "")
+    return next((_escaped(c) for c in text if c != "\t" and _is_hidden(c)), "")
 
 
 def is_utf8(text: str) -> bool:
     """Whether the name of a file can be written to a text file."""
-    return not any("\ud800" <= each <= "\udfff" for each in text)
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def markdown(text: str) -> str:
@@ -41,7 +41,7 @@ def markdown(text: str) -> str:
     line = re.sub(r"(?<=[A-Za-z0-9])_(?=[A-Za-z0-9])", "\0", line)  # within a word it is none
     line = re.sub(r"([\\`*_<>\[\]|#&~$!])", r"\\\1", line).replace("\0", "_")
     line = re.sub(r"://", r":\\/\\/", line)
-    return re.sub(r"(?i)\bwww\.", lambda found: found[0][:-1] + "\\.", line)
+    return re.sub(r"(?i)\bwww\.", lambda match: match[0][:-1] + "\\.", line)
 
 
 def spreadsheet(text: str) -> str:

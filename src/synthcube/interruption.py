@@ -22,9 +22,8 @@ PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
 def guard_start(words: Sequence[str]) -> None:
     """Take the signals of a command line until its task does; those ignored stay ignored.
 
-    Args:
-        words: of the command line, without its name. A training ends with exit code 75 at the
-            signals that preempt it; other commands end by them as every program does.
+    A training ends with exit code 75 at the signals that preempt it; other commands end by them as
+    every program does. `words` are those of the command line, without its name.
     """
     command = next((word for word in words if not word.startswith("-")), "")
     for number in (signal.SIGINT, *(PREEMPTING if command == "train" else ())):

@@ -36,9 +36,6 @@ def find(name: str, known: Mapping[str, Any], what: str, unusable: Mapping[str, 
     Args:
         what: the kind of thing, for messages: "loss".
         unusable: names that a message explains, with the reason.
-
-    Raises:
-        ValueError: the name is unknown or unusable, or its code is not trusted.
     """
     if is_own(name):
         try:
@@ -93,11 +90,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def arguments(name: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The arguments for the class called `name`; those of a library's class are checked.
-
-    Raises:
-        ValueError: an argument of a library's class is no plain data or no known word.
-    """
+    """The arguments for the class called `name`; those of a library's class are checked."""
     settings = dict(values or {})
     if not is_own(name) and (faults := list(argument_faults(settings))):
         raise ValueError("; ".join(faults))
@@ -118,9 +111,6 @@ def check_arguments(
         first: how many leading parameters are not the user's to set.
         taken: further parameters that are not.
         filled: parameters that get a value if the user sets none.
-
-    Raises:
-        ValueError: an argument is unknown, or a required one is missing.
     """
     parameters = list(inspect.signature(kind).parameters.values())[first:]
     if any(item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD) for item in parameters):
@@ -135,11 +125,7 @@ def check_arguments(
 
 
 def attempt(build: Callable[[], Any], name: str) -> None:
-    """Build something once and discard it, to find wrong arguments early.
-
-    Raises:
-        ValueError: building `name` fails.
-    """
+    """Build something once and discard it, to find wrong arguments early. Raises ValueError."""
     try:
         build()
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -147,11 +133,7 @@ def attempt(build: Callable[[], Any], name: str) -> None:
 
 
 def checked(value: object, kind: type[T], name: str) -> T:
-    """`value`, which `name` returned, after a check of its type.
-
-    Raises:
-        ConfigError: it is no `kind`.
-    """
+    """`value`, which `name` returned, after a check of its type. Raises ConfigError."""
     if not isinstance(value, kind):
         raise ConfigError(f"{name!r} makes a {type(value).__name__}, not a {called(kind)}.")
     return value
@@ -178,12 +160,9 @@ def vouched() -> Vouched:
 
 
 def vouch(folders: Iterable[Path | str] = (), packages: Iterable[str] = ()) -> None:
-    """Trust the modules in `folders` and the installed `packages` from now on.
+    """Trust the modules in `folders` and the installed `packages` from now on. Raises ConfigError.
 
     The folders go to the end of the path, so that nothing in them replaces another module.
-
-    Raises:
-        ConfigError: a folder does not exist, or a package has no valid name.
     """
     global _vouched
     packages = frozenset(packages)
@@ -246,11 +225,7 @@ def refusal(name: str) -> str:
 
 
 def load(name: str) -> object:
-    """The class or function called ``package.module:Name``.
-
-    Raises:
-        ConfigError: the user does not trust it, or it does not exist.
-    """
+    """The class or function called ``package.module:Name``. Raises ConfigError."""
     if fault := refusal(name):
         raise ConfigError(fault)
     module_name, _, attribute = name.partition(":")

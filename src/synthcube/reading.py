@@ -181,12 +181,7 @@ def faults_of(error: ValidationError) -> list[str]:
 
 
 def parse(text: str, where: str) -> tuple[Any, dict[tuple[Any, ...], int]]:
-    """The plain values in `text`, and the line (from 1) of every key path.
-
-    Raises:
-        ConfigError: the text is no YAML, is too long or nested too deep, uses tags, anchors,
-            aliases, merge keys or a duplicate key, or holds a scalar on which YAML readers differ.
-    """
+    """The plain values in `text`, and the line (from 1) of every key path. Raises ConfigError."""
     if len(text) > _MAX_CHARACTERS:
         raise ConfigError(
             f"{where}: {len(text)} characters are too many, at most {_MAX_CHARACTERS} are read."
@@ -207,11 +202,7 @@ def dump(value: Mapping[str, Any]) -> str:
 
 
 def checked_text(text: str, at: str) -> str:
-    """`text`, which can be written to a file and be the name of one.
-
-    Raises:
-        ConfigError: it holds a control character, or half of a surrogate pair.
-    """
+    """`text`, which can be written to a file and be the name of one. Raises ConfigError."""
     if hidden := hidden_in(text):
         raise ConfigError(f"{at}: a text holds {hidden}, which no setting needs.")
     return text

@@ -76,11 +76,11 @@ def completed(fields: Mapping[str, FieldInfo], values: Any) -> Any:
     if not isinstance(values, Mapping):
         return values
     filled = dict(values)
-    for name, given in values.items():
+    for name, value in values.items():
         default = fields[name].default if name in fields else None
-        partial = isinstance(given, Mapping) and "name" not in given
+        partial = isinstance(value, Mapping) and "name" not in value
         if partial and name.endswith("optimizer") and isinstance(default, BaseModel):
-            filled[name] = {**default.model_dump(), **given}
+            filled[name] = {**default.model_dump(), **value}
     return filled
 
 
@@ -185,8 +185,8 @@ def affine_fault(affine: Sequence[Sequence[float]]) -> str:
         return "its last row must be 0, 0, 0, 1"
     columns = [tuple(row[axis] for row in affine[:3]) for axis in range(3)]
     spacing = [math.hypot(*column) for column in columns]
-    if not all(SMALLEST_SPACING <= each <= LARGEST_SPACING for each in spacing):
-        shown = ", ".join(f"{each:g}" for each in spacing)
+    if not all(SMALLEST_SPACING <= side <= LARGEST_SPACING for side in spacing):
+        shown = ", ".join(f"{side:g}" for side in spacing)
         return (
             f"its voxels are {shown} mm large; {SMALLEST_SPACING:g} to {LARGEST_SPACING:g} mm "
             "are possible"

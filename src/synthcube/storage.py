@@ -56,11 +56,7 @@ def storage_errors(path: Path, name: str = "") -> Iterator[None]:
 
 
 def make_folder(path: Path, name: str = "") -> Path:
-    """`path`, created with its parents and found to be writable.
-
-    Raises:
-        OutputError: it is a file, or not writable.
-    """
+    """`path`, created with its parents and found to be writable. Raises OutputError."""
     if path.exists() and not path.is_dir():
         raise OutputError(
             f"Cannot write to {_called(path, name)}: it is a file, a folder is needed."
@@ -79,9 +75,6 @@ def require_separate(outputs: Mapping[str, Path | None], inputs: Mapping[str, Pa
     Args:
         outputs: paths by command-line parameter; None where a parameter is not set.
         inputs: likewise.
-
-    Raises:
-        OutputError: all such pairs.
     """
     faults = [
         f"{name} {output} {relation} {other} {path}"
@@ -94,13 +87,10 @@ def require_separate(outputs: Mapping[str, Path | None], inputs: Mapping[str, Pa
 
 
 def require_own_file(path: Path, start: str, name: str) -> None:
-    """Refuse to overwrite a file that this command did not write.
+    """Refuse to overwrite a file that this command did not write. Raises OutputError.
 
     Args:
         start: the text that its files begin with; an empty file, such as a mount, may be replaced.
-
-    Raises:
-        OutputError: the file begins with something else.
     """
     if not path.is_file():
         return
@@ -120,11 +110,7 @@ _MARKS = {
 
 
 def require_own(folder: Path, mark: str, name: str) -> None:
-    """Refuse a folder that another command wrote; `mark` is the file in this command's folders.
-
-    Raises:
-        OutputError: the folder holds the mark of another command.
-    """
+    """Refuse a folder that another command wrote; `mark` is the file in this command's folders."""
     for other, text in _MARKS.items():
         if other != mark and (folder / other).exists():
             raise OutputError(f"{name} {folder} is {text} ({other}): give another one.")

@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from synthcube import __version__
 from synthcube.data.images import read_images
-from synthcube.data.manifest import Manifest, Row, capped
+from synthcube.data.manifest import Manifest, Row
 from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing
 from synthcube.environment import told
-from synthcube.errors import ImageError, OutputError
+from synthcube.errors import ImageError, OutputError, first_faults
 from synthcube.storage import make_folder, storage_errors, write_json
 
 log = logging.getLogger("synthcube")
@@ -42,12 +42,7 @@ _GREY_LEVEL = 2 / 255  # of a picture of 8 bits, in [-1, 1]
 
 
 def load_images(manifest: Manifest, config: DataConfig, cache: Path) -> ImageCache:
-    """The preprocessed images of `manifest`, in its order, from the cache or newly computed.
-
-    Raises:
-        ImageError: images that cannot be read, are constant, or differ in shape; all at once.
-        OutputError: the cache does not fit its limit or the disk.
-    """
+    """The preprocessed images of `manifest`, in its order, from the cache or newly computed."""
     files = [row.channels for row in manifest.rows]
     key = cache_key(files, config.preprocessing_key, cache)
     return open_cache(
@@ -108,11 +103,7 @@ class Float32Rows:
 
 @contextmanager
 def append_rows(path: Path) -> Iterator[Callable[[npt.NDArray[np.float32]], None]]:
-    """Yield a function that appends an array to a new file at `path`, for :class:`Float32Rows`.
-
-    Raises:
-        OutputError: the disk is full, or the file cannot be written.
-    """
+    """Yield a function that appends an array to a new file at `path`, for :class:`Float32Rows`."""
     with storage_errors(path), path.open("wb") as file:
 
         def append(rows: npt.NDArray[np.float32]) -> None:
@@ -157,9 +148,6 @@ def open_cache(
     """The cache called `key` under `root`, built by `prepare` where it is absent or damaged.
 
     Several processes may call this at once: one builds, the others wait for it.
-
-    Raises:
-        OutputError: it would not fit `limit_bytes` or the disk.
     """
     make_folder(root)
     folder = root / key
@@ -240,7 +228,7 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
         raise ImageError(
             f"{count} of {manifest.path} cannot be used "
             "(synthcube prepare --verify leaves them out):",
-            capped(faults),
+            first_faults(faults),
         )
 
 

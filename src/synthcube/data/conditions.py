@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from synthcube.data.manifest import Manifest, Row, capped, natural_key, read_table
+from synthcube.data.manifest import Manifest, Row, natural_key, read_table
 from synthcube.environment import derived_seed
-from synthcube.errors import ConfigError, ManifestError
+from synthcube.errors import ConfigError, ManifestError, first_faults
 from synthcube.schema import MAX_IMAGES, ConditionSpec, List, Schema
 
 LABEL = "Label"
@@ -40,11 +40,7 @@ class ConditionFields(Schema):
 def condition_specs(
     manifest: Manifest, rows: Sequence[int], kinds: Mapping[str, str]
 ) -> tuple[ConditionSpec, ...]:
-    """The vocabulary and the range of each column, over the training rows.
-
-    Raises:
-        ManifestError: a column is missing, holds something else, or the same in every row.
-    """
+    """The vocabulary and the range of each column, over the training rows. Raises ManifestError."""
     faults: list[str] = []
     specs = []
     for name, kind in kinds.items():
@@ -71,7 +67,7 @@ def condition_specs(
             if (text := _fault(spec, known, cell(row, name)))
         ]
     if faults:
-        raise ManifestError(f"The conditions of {manifest.path} are faulty:", capped(faults))
+        raise ManifestError(f"The conditions of {manifest.path} are faulty:", first_faults(faults))
     return tuple(specs)
 
 
@@ -87,11 +83,7 @@ def condition_values(
 
 
 def parse_counts(text: str) -> int | dict[str, int]:
-    """ "8", or "Hand=5,HeadCT=3" for so many of each class.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """ "8", or "Hand=5,HeadCT=3" for so many of each class. Raises ConfigError."""
     if (number := _count(text.strip())) > 0:
         _check_number(number)
         return number
@@ -119,9 +111,6 @@ def read_condition_requests(
         conditions: "name=value" for every image.
         table: CSV with a column for each condition, one row for each image, or for as many as its
             column Count says.
-
-    Raises:
-        ConfigError, ManifestError: it cannot be read; counts of classes without one class column.
     """
     common = dict(_pair(text) for text in conditions)
     if not table:
@@ -144,11 +133,7 @@ def read_condition_requests(
 def requested_values(
     specs: Sequence[ConditionSpec], requests: Sequence[Mapping[str, str]]
 ) -> npt.NDArray[np.float32]:
-    """(len(requests), len(specs)): each request as a model sees it; NaN where it names nothing.
-
-    Raises:
-        ConfigError: a name, a class or a number that the model was not trained on.
-    """
+    """(len(requests), len(specs)): each request as a model sees it; NaN where it names nothing."""
     folded = {spec.name.casefold(): (i, spec, _indices(spec)) for i, spec in enumerate(specs)}
     faults = []
     values = np.full((len(requests), len(specs)), np.nan, np.float32)
@@ -163,7 +148,9 @@ def requested_values(
             else:
                 values[index, column] = _value(spec, indices, text)
     if faults:
-        raise ConfigError("These conditions cannot be met:", capped(list(dict.fromkeys(faults))))
+        raise ConfigError(
+            "These conditions cannot be met:", first_faults(list(dict.fromkeys(faults)))
+        )
     return values
 
 
@@ -238,7 +225,7 @@ def _fault(spec: ConditionSpec, indices: Mapping[str, int], text: str) -> str:
     if spec.kind == "class":
         if text in indices:
             return ""
-        return f"{text!r} is not among the classes {', '.join(capped(spec.classes))}"
+        return f"{text!r} is not among the classes {', '.join(first_faults(spec.classes))}"
     number = parse_number(text)
     if number is None:
         return f"{text!r} is not a number"
@@ -264,7 +251,7 @@ def _described(specs: Sequence[ConditionSpec]) -> str:
     if not specs:
         return "no conditions"
     return ", ".join(
-        f"{spec.name} ({', '.join(capped(spec.classes))})"
+        f"{spec.name} ({', '.join(first_faults(spec.classes))})"
         if spec.kind == "class"
         else f"{spec.name} ({spec.low:g} to {spec.high:g})"
         for spec in specs

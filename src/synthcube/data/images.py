@@ -50,13 +50,9 @@ class Image:
 
 
 def read_image(paths: Sequence[Path]) -> Image:
-    """Read the files of one image and stack their channels.
+    """Read the files of one image and stack their channels. Raises ImageError.
 
     RGB gives three channels, alpha is dropped; grey and colour are never turned into each other.
-
-    Raises:
-        ImageError: a file is missing, damaged, of another kind than its name says, a time
-            series, or holds NaN or infinite voxels; or the files differ in shape or affine.
     """
     if not paths:
         raise ImageError("An image needs at least one file, none was given.")
@@ -77,11 +73,7 @@ def read_image(paths: Sequence[Path]) -> Image:
 def read_images(
     rows: Iterable[Row], use: Callable[[Row, Image], T], faults: dict[Row, str]
 ) -> Iterator[tuple[Row, T]]:
-    """Each row with what `use` returns for its image; rows that fail go to `faults` instead.
-
-    Raises:
-        OutputError: `use` cannot write.
-    """
+    """Each row with what `use` returns for its image; rows that fail go to `faults` instead."""
     for row in rows:
         try:
             outcome = use(row, read_image(row.channels))
@@ -122,10 +114,6 @@ def write_image(
         tensor: (C, X, Y) or (C, X, Y, Z); 2D becomes (X, Y, 1) in NIfTI.
         affine: (4, 4), voxel index to RAS+ millimetres.
         integer: whether intensities are whole numbers; they are rounded.
-
-    Raises:
-        ImageError: the tensor does not fit the format, or holds NaN or infinite values.
-        OutputError: `path` cannot be written.
     """
     voxels = tensor.detach().cpu().float().numpy()
     voxels = voxels[..., None] if voxels.ndim == 3 else voxels

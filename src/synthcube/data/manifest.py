@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthcube.environment import told
-from synthcube.errors import ManifestError, OutputError
+from synthcube.errors import ManifestError, OutputError, first_faults
 from synthcube.escapes import from_spreadsheet, hidden_in, is_utf8, spreadsheet, visible
 from synthcube.storage import recovered_folder, write_text
 
@@ -19,7 +19,6 @@ KNOWN_COLUMNS = ("SubjectID", "Label", "LabelMapping", "Split")
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SPLITS = ("train", "validation", "test")
 FILE_NAME = "manifest.csv"
-MAX_SHOWN = 20
 MAX_CLASSES = 10_000
 """A larger id is a code, not a class: it would size the model's embedding."""
 _UNLABELLED = (-1, "")
@@ -85,11 +84,7 @@ class Manifest:
 
 
 def read_manifest(data: Path) -> Manifest:
-    """Read a CSV, a folder that holds a manifest.csv, or a plain folder of images.
-
-    Raises:
-        ManifestError: nothing is there, nothing is in it, or rows are faulty (all are listed).
-    """
+    """Read a CSV, a folder that holds a manifest.csv, or a plain folder of images."""
     if not data.exists():
         raise ManifestError(
             f"data_path {data} does not exist; a CSV or a folder of images is needed."
@@ -105,10 +100,6 @@ def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
     Cells that a spreadsheet would compute are escaped; whoever reads the file
     without :func:`read_table` needs :func:`from_spreadsheet`.
-
-    Raises:
-        ManifestError: there are no rows.
-        OutputError: `path` cannot be written.
     """
     if not rows:
         raise ManifestError(f"There are no rows to write to {path}.")
@@ -126,11 +117,7 @@ def manifest_text(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def require_outside(outputs: Mapping[str, Path | None], manifest: Manifest) -> None:
-    """Refuse an output folder that holds images of the manifest.
-
-    Raises:
-        OutputError: which, and a folder of such images.
-    """
+    """Refuse an output folder that holds images of the manifest. Raises OutputError."""
     existing = {name: path for name, path in outputs.items() if path and path.is_dir()}
     if not existing:
         return
@@ -172,12 +159,6 @@ def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     return tuple(numbered), text
 
 
-def capped(faults: Sequence[str]) -> list[str]:
-    """The first MAX_SHOWN faults, and a line with the number of the others."""
-    more = len(faults) - MAX_SHOWN
-    return [*faults[:MAX_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-
-
 @dataclass(frozen=True, slots=True)
 class CsvTable:
     """Stripped cells of a CSV by line number; `faults` names lines that do not fit the header."""
@@ -203,11 +184,7 @@ class CsvTable:
 
 
 def read_table(path: Path) -> CsvTable:
-    """Read a UTF-8 CSV (a byte order mark is fine); empty lines are skipped.
-
-    Raises:
-        ManifestError: it is not a CSV in UTF-8, or holds no row below the header.
-    """
+    """Read a UTF-8 CSV (a byte order mark is fine); empty lines are skipped."""
     header: list[str] = []
     lines = {}
     faults = []
@@ -252,11 +229,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def channel_columns(path: Path, header: Sequence[str]) -> list[str]:
-    """The columns Channel_0 to Channel_N, in this order.
-
-    Raises:
-        ManifestError: there is none, one is missing, or a column is there twice or misspelt.
-    """
+    """The columns Channel_0 to Channel_N, in this order. Raises ManifestError."""
     listed = ", ".join(name or "(no name)" for name in header)
     count = sum(_CHANNEL.fullmatch(name) is not None for name in header)
     expected = [f"Channel_{i}" for i in range(count)]
@@ -304,7 +277,9 @@ def _read_folder(folder: Path) -> Manifest:
             f"an image's name ends in one of {', '.join(SUFFIXES)}."
         )
     if faults := [f"{name}: {fault}" for name in names if (fault := name_fault(name))]:
-        raise ManifestError(f"data_path {folder} holds names that cannot be used:", capped(faults))
+        raise ManifestError(
+            f"data_path {folder} holds names that cannot be used:", first_faults(faults)
+        )
     rows = (
         Row((base / name,), subject=name[: -len(image_suffix(Path(name)))], number=number)
         for number, name in enumerate(names, start=1)
@@ -338,7 +313,7 @@ def _read_csv(path: Path) -> Manifest:
     faults += label_faults + _split_faults(rows)
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ManifestError(f"{path} has {count}:", capped(faults))
+        raise ManifestError(f"{path} has {count}:", first_faults(faults))
     return Manifest(path, tuple(rows))
 
 

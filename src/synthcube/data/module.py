@@ -30,7 +30,7 @@ TRAIN = "train"
 def split_subjects(
     subjects: Sequence[str], labels: Sequence[int], fractions: Mapping[str, float], seed: int
 ) -> dict[str, str]:
-    """Assign every subject to one split.
+    """Assign every subject to one split. Raises ManifestError.
 
     Subjects of one class (or of the same classes, where a subject has several) are spread
     over the splits in proportion. Presence comes before proportion: a class with at least as
@@ -46,9 +46,6 @@ def split_subjects(
 
     Returns:
         Split name by subject, sorted by subject.
-
-    Raises:
-        ManifestError: a fraction is negative or not a number, or they add up to more than 1.
     """
     shares = _shares(fractions)
     strata = _strata(subjects, labels, seed)
@@ -229,12 +226,7 @@ class EpochBatches:
 
 
 class DataModule(pl.LightningDataModule):
-    """Images of a manifest for training and validation.
-
-    Raises, at construction:
-        ImageError: images that cannot be read, are constant, or differ in shape; all at once.
-        ManifestError: no subject is left to train on.
-    """
+    """Images of a manifest for training and validation."""
 
     def __init__(
         self, manifest: Manifest, config: DataConfig, *, batch_size: int, seed: int, cache: Path

@@ -42,14 +42,9 @@ class Phantom:
 
 
 def phantom(
-    index: int,
-    *,
-    size: Sequence[int],
-    channels: int = 1,
-    seed: int = 0,
-    kind: str | None = None,
+    index: int, *, size: Sequence[int], channels: int = 1, seed: int = 0, kind: str | None = None
 ) -> Phantom:
-    """The image number `index` of the endless data set that `seed` names.
+    """The image number `index` of the endless data set that `seed` names. Raises ConfigError.
 
     Args:
         index: from 0; the shapes take turns.
@@ -57,9 +52,6 @@ def phantom(
         channels: every second one shows the same shape dark on a bright background.
         seed: a different seed gives a different data set.
         kind: one of KINDS for as many axes; by `index` where it is None.
-
-    Raises:
-        ConfigError: the size, the channels or the kind cannot be drawn.
     """
     _check(size, channels, kind)
     kinds = KINDS[len(size)]
@@ -99,10 +91,6 @@ def write_phantoms(
     Returns:
         The path of the manifest: paths relative to it, SubjectID, Label, LabelMapping, and
         the conditions Radius (voxels) and Brightness (intensity).
-
-    Raises:
-        ConfigError: there is nothing to write, or :func:`phantom` cannot draw it.
-        OutputError: `folder` cannot be written.
     """
     if num < 1:
         raise ConfigError(f"num is {num}; at least 1 phantom is needed.")

@@ -31,7 +31,7 @@ def grid(
     raster: bool = True,
     spacing_mm: Sequence[float] | None = None,
 ) -> PIL.Image.Image:
-    """One RGB picture of all images, row by row.
+    """One RGB picture of all images, row by row. Raises ImageError.
 
     A 2D image is shown with x to the right; 3 channels are colours, others stand side by
     side. A volume is shown by its middle sagittal, coronal and axial planes, left to right,
@@ -43,9 +43,6 @@ def grid(
         columns: tiles in a row; chosen so that the grid is about square where it is None.
         raster: 2D images have y down, as in a PNG; otherwise y up, as in RAS. Volumes are RAS.
         spacing_mm: voxel size along each axis, 1 mm where it is None.
-
-    Raises:
-        ImageError: there is no image, or one has another number of axes.
     """
     if not images:
         raise ImageError("There is no image to show.")

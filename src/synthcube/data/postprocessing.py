@@ -365,9 +365,6 @@ class Postprocessing:
     Args:
         steps: sections of ``sampling.postprocessing``, as values or validated.
         image: what the images have in common.
-
-    Raises, at construction:
-        ConfigError: all that is wrong: sections, channels, files, a changed shape or geometry.
     """
 
     def __init__(self, steps: Iterable[Any], image: ImageSpec) -> None:
@@ -396,11 +393,7 @@ class Postprocessing:
         """Whether images of whole numbers are to be written as such."""
 
     def __call__(self, image: torch.Tensor, affine: npt.ArrayLike) -> torch.Tensor:
-        """(C, *spatial) in the source's intensities to the same, float32.
-
-        Raises:
-            ImageError: a step fails, changes the shape or geometry, or leaves no numbers.
-        """
+        """(C, *spatial) in the source's intensities to the same, float32."""
         import torch
 
         voxels, matrix = image.numpy(), np.asarray(affine, dtype=float)

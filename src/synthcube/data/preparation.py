@@ -14,7 +14,6 @@ from typing import Literal
 from synthcube.data.manifest import (
     FILE_NAME,
     SUFFIXES,
-    capped,
     image_suffix,
     manifest_text,
     name_fault,
@@ -22,7 +21,7 @@ from synthcube.data.manifest import (
     write_manifest,
 )
 from synthcube.data.module import split_subjects
-from synthcube.errors import ManifestError, OutputError
+from synthcube.errors import ManifestError, OutputError, first_faults
 from synthcube.storage import make_folder, sha256, write_text
 
 Paradigm = Literal["unlabeled", "patient", "custom"]
@@ -86,11 +85,6 @@ def prepare(
         seed: of the split.
         fault_of: says why a file cannot be used, or nothing; such files are left out. Without
             it no file is opened.
-
-    Raises:
-        ManifestError: `folder` is missing or laid out otherwise, a pattern is empty or there
-            twice, the fractions do not fit, or no image is left (with the reasons).
-        OutputError: `out` cannot be written, or holds a manifest that a person has edited.
     """
     csv_path = (out if out.suffix.lower() == ".csv" else out / FILE_NAME).resolve()
     if not folder.is_dir():
@@ -111,7 +105,7 @@ def prepare(
         raise ManifestError(
             f"{folder} holds no image that can be used (layout: {LAYOUTS[paradigm]}; "
             f"names end in {', '.join(SUFFIXES)}).",
-            capped(reasons),
+            first_faults(reasons),
         )
     rows = _rows(items, csv_path.parent)
     if validation or test:

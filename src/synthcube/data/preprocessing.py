@@ -100,11 +100,7 @@ class DataConfig(ConditionFields):
 
 
 def trained_data_config(config: Mapping[str, Any], folder: Path) -> DataConfig:
-    """The section `data` of a trained model's whole config; `folder` is that of the model.
-
-    Raises:
-        ArtifactError: the section is not that of a training.
-    """
+    """The section `data` of a trained model's whole config; `folder` is that of the model."""
     section = dict(config["data"])
     where = f"The section data of {folder / 'config.yaml'}"
     return validated(section, DataConfig, where, ArtifactError, context=TRAINED)
@@ -146,11 +142,7 @@ class Preprocessing:
         return Prepared(tensor.contiguous(), affine, ranges, tuple(zip(low, high, strict=True)))
 
     def placed(self, image: Image, *, may_be_constant: bool = False) -> tuple[torch.Tensor, Affine]:
-        """(C, X, Y, Z) before intensities are scaled, in source units, and its affine.
-
-        Raises:
-            ImageError: it is constant, or a transform cannot be applied to it.
-        """
+        """(C, X, Y, Z) before intensities are scaled, in source units, and its affine."""
         import torchio as tio
 
         scalar: Any = tio.ScalarImage(tensor=image.tensor, affine=image.affine)

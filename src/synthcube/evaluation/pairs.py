@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from synthcube import environment
-from synthcube.data.manifest import Row, capped, image_suffix
-from synthcube.errors import ManifestError
+from synthcube.data.manifest import Row, image_suffix
+from synthcube.errors import ManifestError, first_faults
 from synthcube.evaluation import similarity
 from synthcube.evaluation.arrays import Floats, Ints
 from synthcube.evaluation.intervals import mean_measure
@@ -70,7 +70,7 @@ def match_pairs(predictions: ImageSet, labels: ImageSet, required: bool | None) 
     raise ManifestError(
         f"{len(predictions)} predictions and {len(labels)} labels do not match one by "
         f"one (evaluation.pairs: false compares them as two sets); by {best.name}:",
-        capped(best.faults(predictions, labels)),
+        first_faults(best.faults(predictions, labels)),
     )
 
 

@@ -16,13 +16,12 @@ from synthcube.data.images import Image, read_images, write_image
 from synthcube.data.manifest import (
     FILE_NAME,
     Row,
-    capped,
     read_manifest,
     require_outside,
     write_manifest,
 )
 from synthcube.data.preprocessing import DataConfig, Preprocessing
-from synthcube.errors import ImageError
+from synthcube.errors import ImageError, first_faults
 from synthcube.medperf.infer import PreparatorConfig, read_parameters
 from synthcube.medperf.prepared_folder import (
     IMAGES,
@@ -174,7 +173,7 @@ def _write_images(sides: Sequence[_Side], faults: list[str], report_file: Path |
         storage.write_mounted(report_file, _REPORT + reading.dump(_report(sides)))
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ImageError(f"The raw images have {count}:", capped(list(dict.fromkeys(faults))))
+        raise ImageError(f"The raw images have {count}:", first_faults(list(dict.fromkeys(faults))))
     for side in sides:
         side.write_manifest()
 

@@ -217,5 +217,5 @@ def _check(
         raise ArtifactError(
             "The checkpoint does not fit the config: it must describe the network that was "
             "trained.",
-            first_faults(faults, 20),
+            first_faults(faults),
         )

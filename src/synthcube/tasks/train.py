@@ -18,12 +18,12 @@ import torch
 from synthcube import compute, config, environment, reading, storage
 from synthcube.config import RunConfig
 from synthcube.data.cache import content_digests
-from synthcube.data.manifest import Manifest, capped, read_manifest, require_outside, write_manifest
+from synthcube.data.manifest import Manifest, read_manifest, require_outside, write_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
-from synthcube.errors import ConfigError, ImageError, OutputError
+from synthcube.errors import ConfigError, ImageError, OutputError, first_faults
 from synthcube.models import artifact
-from synthcube.schema import ImageSpec
+from synthcube.schema import ImageSpec, flattened
 from synthcube.tasks import hub_pins
 from synthcube.training import (
     TrainingConfig,
@@ -334,7 +334,10 @@ def check_unchanged(
     Raises:
         ConfigError: a key differs that affects the result, and `accept_changes` does not allow it.
     """
-    before, now = _flat(recorded), _flat(settings.dump())
+    before, now = (
+        {key: value for key, value in flattened(config).items() if value != {}}
+        for config in (recorded, settings.dump())
+    )
     changed = [
         key
         for key in sorted({*before, *now})
@@ -354,16 +357,6 @@ def check_unchanged(
             f"same values{way}:",
             faults,
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def record_run(
@@ -428,13 +421,13 @@ def _check_same_content(
         if old != new
     ]
     if changed and accept_changes:
-        log.warning("Continuing on changed images: %s", "; ".join(capped(changed)))
+        log.warning("Continuing on changed images: %s", "; ".join(first_faults(changed)))
     elif changed:
         count = "1 image has" if len(changed) == 1 else f"{len(changed)} images have"
         raise ConfigError(
             f"{count} changed since output_path {path.parent} was trained on them; restore them, "
             "give another output_path, or --accept_changes to go on with these:",
-            capped(changed),
+            first_faults(changed),
         )
 
 

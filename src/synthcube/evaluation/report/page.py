@@ -25,6 +25,7 @@ from synthcube.evaluation.arrays import Array
 from synthcube.evaluation.report import plots, text
 from synthcube.evaluation.report.text import NONE, cell_text, clean, spoken
 from synthcube.evaluation.results import Picture, Section, plain
+from synthcube.schema import flattened
 from synthcube.storage import make_folder, storage_errors, write_text
 
 PAGE, CASES = "report.html", "cases.csv"
@@ -158,7 +159,7 @@ def fact_groups(values: Mapping[str, Any], *, exact: bool) -> list[tuple[str, li
     groups = [
         (
             title(name),
-            [[key, cell_text(value, exact=True)] for key, value in text.flat(group).items()],
+            [[key, cell_text(value, exact=True)] for key, value in flattened(group).items()],
         )
         for name, group in values.items()
         if isinstance(group, dict)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections.abc import Mapping
 from typing import Any
 
 from synthcube.evaluation.results import Measure
@@ -21,20 +20,9 @@ _ACRONYMS = {
 }  # fmt: skip
 
 
-def flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dots in the names."""
-    values: dict[str, Any] = {}
-    for name, value in group.items():
-        if isinstance(value, dict) and value:
-            values |= flat(value, f"{prefix}{name}.")
-        else:
-            values[f"{prefix}{name}"] = None if isinstance(value, dict) else value
-    return values
-
-
 def cell_text(value: Any, *, exact: bool = False) -> str:
     """The text of a plain value; a number is rounded for people unless `exact`."""
-    if value is None:
+    if value is None or value == {}:
         return NONE
     if isinstance(value, bool):
         return "yes" if value else "no"
