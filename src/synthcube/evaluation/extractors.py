@@ -39,22 +39,17 @@ class Extractor:
     """A function from images to features, and what a reader must know about it."""
 
     name: ExtractorName
-    what: str
-    """In a sentence."""
-    sha256: str
-    """Of the file of its weights; empty for none."""
+    what: str  # in a sentence
+    sha256: str  # of the file of its weights; empty for none
     dimension: int
     """Numbers for each grey (or colour) image; several channels give as many times more."""
     compute: Callable[[torch.Tensor], torch.Tensor]
     """(N, C, *spatial) in [0, 1], C 3 for a network of photographs and 1 else, to (N, dimension)"""
-    network: Any = None
-    """With the weights that `compute` uses; None for none."""
+    network: Any = None  # with the weights that `compute` uses; None for none
     comparable: bool = True
     """Whether others use the same features, so that numbers may stand beside theirs."""
-    volumes: bool = False
-    """Takes whole volumes, (N, 1, X, Y, Z), instead of slices."""
-    colours: bool = True
-    """Sees RGB together; otherwise each channel is a grey image."""
+    volumes: bool = False  # takes whole volumes, (N, 1, X, Y, Z), instead of slices
+    colours: bool = True  # sees RGB together; otherwise each channel is a grey image
 
     def __call__(self, images: torch.Tensor, colour: bool) -> torch.Tensor:
         """(N, C, *spatial), float32 in [0, 1], pictures with rows down, to (N, D), float32.

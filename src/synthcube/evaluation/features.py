@@ -31,12 +31,9 @@ _CUTS = {"yz": 2, "xz": 3, "xy": 4}
 class FeatureTable:
     """Features of one plane of all images: one row for each slice, on disk."""
 
-    values: Float32Rows
-    """(N * s, D)."""
-    images: int
-    """N."""
-    slices: int
-    """s: those of an image follow each other; 1 for pictures and for whole volumes."""
+    values: Float32Rows  # (N * s, D)
+    images: int  # N
+    slices: int  # s: those of an image follow each other; 1 for pictures and for whole volumes
 
     @property
     def dimension(self) -> int:
@@ -60,8 +57,7 @@ class FeatureTable:
 class Features:
     """The features of the images of one set."""
 
-    name: str
-    """That of the set."""
+    name: str  # that of the set
     extractor: Extractor
     planes: dict[str, FeatureTable]
     """By the axes that lie in the plane: yz, xz and xy; or `image` alone, for pictures and for an

@@ -32,8 +32,7 @@ Subjects = tuple[Ints, Ints]
 """(N,) of predictions and (M,) of labels: numbers of subjects, the same in both sets."""
 
 NAMES = ("frechet_distance", "kernel_distance", *PRECISION_RECALL)
-FEWEST = 10
-"""Images on each side."""
+FEWEST = 10  # images on each side
 
 _FEWEST_SUBJECTS = 3  # of which a jackknife leaves a pair
 _MOST_BALLS = 2000  # rows on each side: the work grows with their square
@@ -50,12 +49,9 @@ _FEWEST_IN_PAIRS = 10  # subjects
 class Split:
     """Equal samples of m images: of predictions, and of labels in halves of different subjects."""
 
-    predictions: Ints
-    """(m,), of no subject that is in `half`."""
-    half: Ints
-    """(m,), labels that both others are compared with."""
-    other: Ints
-    """(m,), labels of other subjects, for the baseline."""
+    predictions: Ints  # (m,), of no subject that is in `half`
+    half: Ints  # (m,), labels that both others are compared with
+    other: Ints  # (m,), labels of other subjects, for the baseline
 
 
 def fidelity(

@@ -33,11 +33,9 @@ log = logging.getLogger("synthcube")
 
 
 NO_COPIES = "No copies found at this threshold."
-FEWEST = 10
-"""Held-out images below which no threshold is set."""
+FEWEST = 10  # held-out images below which no threshold is set
 _FOLDS = 20
-_SAME = 1e-5
-"""Held-out images nearer than this to a training image are copies of it themselves."""
+_SAME = 1e-5  # held-out images nearer than this to a training image are copies of it themselves
 _PAIRS_SHOWN = 8
 
 
@@ -87,12 +85,10 @@ def memorisation(
 class TrainingDistances:
     """Distances of each prediction and each held-out image to its nearest training image."""
 
-    space: str
-    """pixels or features."""
+    space: str  # pixels or features
     predictions: Floats
     labels: Floats
-    index: Ints
-    """Training image nearest to each prediction."""
+    index: Ints  # training image nearest to each prediction
     mirrored: tuple[tuple[int, ...], ...] = ()
     """Axes along which each prediction was mirrored; empty where that was not tried."""
 
@@ -118,13 +114,11 @@ def nearest_in_features(features: Mapping[str, Array]) -> TrainingDistances:
 class Calibration:
     """A threshold on the distance to the nearest training image."""
 
-    threshold: float
-    """An image nearer than this is a near-copy."""
+    threshold: float  # an image nearer than this is a near-copy
     false_alarms: float
     """Share of held-out images below the threshold that those of other subjects set."""
     num_images: int
-    reason: str
-    """A caution; empty where there is none."""
+    reason: str  # a caution; empty where there is none
 
     def flagged(self, distances: Floats) -> Mask:
         return distances < self.threshold
@@ -209,10 +203,8 @@ class CopySearch:
 
     nearest: TrainingDistances
     calibration: Calibration | None
-    invalid_reason: str
-    """Why there is no threshold."""
-    exact: tuple[int, ...]
-    """Predictions that are near-copies whatever the threshold."""
+    invalid_reason: str  # why there is no threshold
+    exact: tuple[int, ...]  # predictions that are near-copies whatever the threshold
 
     @property
     def space(self) -> str:

@@ -26,15 +26,11 @@ from synthcube.evaluation.neighbours import nearest
 from synthcube.evaluation.sets import ImageSet
 from synthcube.storage import scratch_folder
 
-SHIFT = 1 / 16
-"""Largest shift that is tried, as a share of each side."""
+SHIFT = 1 / 16  # largest shift that is tried, as a share of each side
 _COARSE = {2: 16, 3: 8}
-_MEDIUM = {2: 64, 3: 32}
-"""Voxels along each side, at most."""
-_LOWEST = {2: 8, 3: 4}
-"""Frequencies of a spectrum along each axis, in each direction."""
-_TAPER = 0.06
-"""Share of each axis over which images fade to 0 before their spectrum is computed."""
+_MEDIUM = {2: 64, 3: 32}  # voxels along each side, at most
+_LOWEST = {2: 8, 3: 4}  # frequencies of a spectrum along each axis, in each direction
+_TAPER = 0.06  # share of each axis over which images fade to 0 before their spectrum is computed
 _BLUR = 2
 """Voxels that the blur of the copies reaches."""
 _BY_IMAGE, _BY_SPECTRUM = 4, 4  # candidates
@@ -45,16 +41,11 @@ _VALUES_AT_ONCE = 1 << 20
 class DownsampledCopies:
     """A set of images, small enough to be searched."""
 
-    coarse: Array
-    """(N, C * coarse voxels): mean 0 and length 1; zeros for a constant image."""
-    spectrum: Array
-    """(N, C * frequencies): square roots of the lowest amplitudes, of length 1."""
-    grids: tuple[tuple[int, ...], tuple[int, ...]]
-    """(C, *coarse size) and (C, *frequencies)."""
-    blurred: Float32Rows
-    """Of medium size, on disk; each channel with mean 0 and spread 1."""
-    places: Ints
-    """(N,) of the images in `blurred`."""
+    coarse: Array  # (N, C * coarse voxels): mean 0 and length 1; zeros for a constant image
+    spectrum: Array  # (N, C * frequencies): square roots of the lowest amplitudes, of length 1
+    grids: tuple[tuple[int, ...], tuple[int, ...]]  # (C, *coarse size) and (C, *frequencies)
+    blurred: Float32Rows  # of medium size, on disk; each channel with mean 0 and spread 1
+    places: Ints  # (N,) of the images in `blurred`
 
     def __len__(self) -> int:
         return len(self.coarse)
@@ -165,12 +156,9 @@ def _standardised(images: torch.Tensor) -> torch.Tensor:
 class NearestImages:
     """For each query the most similar image among the references."""
 
-    similarity: Array
-    """(N,): correlation of the part in common, at most 1."""
-    index: Ints
-    """(N,) into the references."""
-    mirrored: tuple[tuple[int, ...], ...]
-    """Spatial axes along which each query was mirrored."""
+    similarity: Array  # (N,): correlation of the part in common, at most 1
+    index: Ints  # (N,) into the references
+    mirrored: tuple[tuple[int, ...], ...]  # spatial axes along which each query was mirrored
 
 
 def nearest_images(

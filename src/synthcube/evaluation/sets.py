@@ -40,23 +40,16 @@ _NAMES_SHOWN = 5
 class ImageSet:
     """Images in their own intensities, in the order of their manifest."""
 
-    name: str
-    """predictions, labels or train_data, as users call it."""
+    name: str  # predictions, labels or train_data, as users call it
     manifest: Manifest
-    spacing_mm: tuple[float, ...]
-    """Of the first image."""
-    raster: bool
-    """Pictures: the first axis runs to the right, the second down."""
-    constant: int
-    """Images whose voxels are all the same."""
-    digests: tuple[bytes, ...]
-    """Of each image's voxels: equal where all voxels are equal."""
-    sha256: str
-    """Of the voxels of all images, in order."""
+    spacing_mm: tuple[float, ...]  # of the first image
+    raster: bool  # pictures: the first axis runs to the right, the second down
+    constant: int  # images whose voxels are all the same
+    digests: tuple[bytes, ...]  # of each image's voxels: equal where all voxels are equal
+    sha256: str  # of the voxels of all images, in order
     bounds: Bounds
     """Nearly the lowest and highest intensity, for each channel (0.1 and 99.9 percent)."""
-    voxels: Float32Rows
-    """(N, C, *spatial)."""
+    voxels: Float32Rows  # (N, C, *spatial)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -279,10 +272,8 @@ def comparability_notes(sets: Mapping[str, ImageSet]) -> list[str]:
 class Overlap:
     """What held-out images have in common with the training images."""
 
-    images: tuple[int, ...]
-    """Places of held-out images whose voxels are those of a training image."""
-    subjects: tuple[str, ...]
-    """Subjects of both, where both manifests name subjects."""
+    images: tuple[int, ...]  # places of held-out images whose voxels are those of a training image
+    subjects: tuple[str, ...]  # subjects of both, where both manifests name subjects
 
     def __bool__(self) -> bool:
         return bool(self.images or self.subjects)

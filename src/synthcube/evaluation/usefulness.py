@@ -27,8 +27,7 @@ _NOT_CLASSES = ("Seed", "Source")
 _MOST_CLASSES = 20
 _FEWEST = 5
 """Images of each class that are needed to train, and to test."""
-_MOST = 2000
-"""Training images of each side, at most."""
+_MOST = 2000  # training images of each side, at most
 _BARELY = 0.1
 """Recall above guessing that a classifier trained on real images must reach to be meaningful."""
 _RESAMPLES = 500
@@ -41,8 +40,7 @@ _NOTE = (
 _SIDE = {2: 32, 3: 16}
 _CHANNELS = {2: (16, 32, 64), 3: (8, 16, 32)}
 _STEPS, _BATCH, _RATE, _DECAY = 200, 32, 5e-3, 1e-2
-_SHIFT = 1 / 16
-"""Largest random shift of a training image, as a share of each side."""
+_SHIFT = 1 / 16  # largest random shift of a training image, as a share of each side
 
 
 @dataclass(frozen=True, slots=True)
