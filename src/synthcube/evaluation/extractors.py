@@ -80,10 +80,6 @@ def require_extractor(config: ExtractorConfig, rank: int) -> None:
 
     Args:
         rank: number of spatial axes of the images.
-
-    Raises:
-        ConfigError: it takes volumes and these are pictures, or its weights are not a file.
-        FamilyError: a package is missing.
     """
     if config.name == "efficientnet-lite0":
         require_efficientnet(f"{_KEY} {config.name}", "choose another extractor, such as radiomic")
@@ -104,13 +100,7 @@ def require_extractor(config: ExtractorConfig, rank: int) -> None:
 def load_extractor(
     config: ExtractorConfig, rank: int, device: torch.device | str = "cpu"
 ) -> Extractor:
-    """The extractor that `config` names, ready on `device`.
-
-    Raises:
-        ConfigError: as :func:`require_extractor`.
-        FamilyError: a package is missing.
-        ArtifactError: the weights are damaged, or belong to another network.
-    """
+    """The extractor that `config` names, ready on `device`."""
     require_extractor(config, rank)
     load: dict[ExtractorName, Callable[[Path], Extractor]] = {
         "efficientnet-lite0": lambda _: efficientnet(),

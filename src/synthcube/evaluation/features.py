@@ -88,10 +88,6 @@ def extract(
     Args:
         bounds: for each channel; those of the labels for all sets, so that a set that is too
             bright shows in the features.
-
-    Raises:
-        ImageError: the extractor gives numbers that are not finite.
-        OutputError: `folder` is full.
     """
     planes: dict[str, FeatureTable] = {}
     log.info("Features of %d images of %s (%s) ...", len(images), images.name, extractor.name)

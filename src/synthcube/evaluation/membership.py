@@ -172,9 +172,6 @@ def model_scores(
     """Scores of those rows of each manifest; or the reason why this family has none.
 
     The images are preprocessed from their files as for the training.
-
-    Raises:
-        SynthCubeError: the images do not fit the model.
     """
     family = trained.build(device or torch.device("cpu"))
     reconstructs = isinstance(family, Reconstructs)

@@ -53,9 +53,6 @@ def memorisation(
         labels: held-out images of subjects that are not in the training data; they show how near
             to a training image an image is that cannot be a copy.
         features: (N, D) of "predictions", "labels" and "train_data", one row for each image.
-
-    Raises:
-        ImageError: the three sets differ in shape.
     """
     shared = overlap(labels, train_data)
     if shared:

@@ -65,10 +65,6 @@ class DownsampledCopies:
 def downsampled_copies(*sets: ImageSet) -> Iterator[list[DownsampledCopies]]:
     """Yield the small copies of each set; those on disk, beside the set's own file, are removed
     when the context ends.
-
-    Raises:
-        ImageError: the sets differ in shape.
-        OutputError: the folder of a set is full.
     """
     first = sets[0]
     faults = [

@@ -45,9 +45,6 @@ def match_pairs(predictions: ImageSet, labels: ImageSet, required: bool | None) 
         required: False: never pair. True: they must match. None: predictions with a Source must
             match; others are paired where all of them match, except images from noise, whose
             running numbers mean nothing.
-
-    Raises:
-        ManifestError: they should match, and some do not; all of these are named.
     """
     if required is False:
         return None

@@ -40,11 +40,7 @@ class Index(Schema):
 
 
 def read_index(folder: Path) -> Index:
-    """Return the index of a prepared folder.
-
-    Raises:
-        ManifestError: it is missing or damaged.
-    """
+    """Return the index of a prepared folder."""
     path = folder / INDEX
     if not path.is_file():
         raise ManifestError(
@@ -64,11 +60,7 @@ def write_index(
 
 
 def claim(folder: Path, parameter: str) -> list[str]:
-    """Return the names of the files of an earlier preparation, which are all that is in `folder`.
-
-    Raises:
-        OutputError: it holds other files, or cannot be written.
-    """
+    """The names of the files of an earlier preparation, which are all that is in `folder`."""
     storage.make_folder(folder, parameter)
     storage.settle(folder)
     if not storage.contents(folder):
@@ -92,11 +84,7 @@ def clear(folder: Path) -> None:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Return what is wrong with the files of a prepared folder, one line each.
-
-    Raises:
-        ManifestError: there is no index.
-    """
+    """Return what is wrong with the files of a prepared folder, one line each."""
     folder = storage.recovered_folder(folder)
     faults = []
     for name, digest in read_index(folder).files.items():
@@ -127,11 +115,7 @@ def content_digest(paths: Iterable[Path]) -> str:
 
 
 def read_digests(path: Path) -> list[str]:
-    """Return the voxel digests in a list such as voxels.json.
-
-    Raises:
-        ManifestError: it is not such a list.
-    """
+    """Return the voxel digests in a list such as voxels.json."""
     digests = reading.read_json(path, ManifestError, limit=reading.MAX_LIST_BYTES)
     if not isinstance(digests, list) or not all(isinstance(digest, str) for digest in digests):
         raise ManifestError(f"{path} is not a list of digests, as prepare writes {VOXELS}.")

@@ -194,11 +194,7 @@ def picture_rows(picture: Picture) -> list[dict[str, Any]]:
 
 
 def png_uri(image: Array) -> str:
-    """(H, W) or (H, W, 3) in [0, 1] as a data URI of its 8-bit PNG, pixel for pixel.
-
-    Raises:
-        ValueError: the shape is another one.
-    """
+    """(H, W) or (H, W, 3) in [0, 1] as a data URI of its 8-bit PNG, pixel for pixel."""
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or not image.size:
         raise ValueError(f"a picture of shape {image.shape}; (H, W) or (H, W, 3) is needed")
     pixels = np.rint(255 * np.nan_to_num(image, nan=0.0).clip(0, 1)).astype(np.uint8)

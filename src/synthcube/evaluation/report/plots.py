@@ -27,9 +27,6 @@ def figure(plot: Plot) -> Markup:
     A histogram shows the share of each series that falls into a bin, in percent, so that series
     of different lengths can be compared. Bars lie on their side, their value beside them. Numbers
     that are not finite are not drawn; the legend says how many.
-
-    Raises:
-        ValueError: series and categories differ in length.
     """
     series = {name: np.array(values, np.float64) for name, values in plot.series.items()}
     drawing = (_histogram if plot.kind == "histogram" else _bars)(plot, series)
