@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
+from synthcube.escapes import printable
 from synthcube.evaluation.arrays import Floats
-from synthcube.evaluation.report.text import clean, number
+from synthcube.evaluation.report.text import number
 from synthcube.evaluation.results import Plot
 
 WIDTH, HEIGHT = 400, 250
@@ -57,7 +58,7 @@ def _attribute(value: str | float) -> str:
 
 
 def _text(text: str) -> Markup:
-    return text if isinstance(text, Markup) else escape(clean(text))
+    return text if isinstance(text, Markup) else escape(printable(text))
 
 
 def histogram(series: dict[str, Floats], lines: Sequence[float] = ()) -> tuple[Floats, Floats]:
