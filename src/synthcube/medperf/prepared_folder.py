@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from synthcube import reading, storage
 from synthcube.data.manifest import FILE_NAME
 from synthcube.errors import ManifestError, OutputError
+from synthcube.models.artifact import damaged
 from synthcube.schema import Schema
 
 IMAGES, INDEX = "images", "prepared.json"
@@ -86,15 +87,11 @@ def clear(folder: Path) -> None:
 def changed_files(folder: Path) -> list[str]:
     """Return what is wrong with the files of a prepared folder, one line each."""
     folder = storage.recovered_folder(folder)
-    faults = []
-    for name, digest in read_index(folder).files.items():
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            faults.append(f"{folder / INDEX} lists {name}, which is not in its folder")
-        elif not (folder / name).is_file():
-            faults.append(f"{folder / name} is missing")
-        elif storage.sha256(folder / name) != digest:
-            faults.append(f"{folder / name} has changed since it was prepared (SHA-256 differs)")
-    return faults
+    files = read_index(folder).files
+    outside = [name for name in files if ".." in Path(name).parts or Path(name).is_absolute()]
+    faults = [f"{folder / INDEX} lists {name}, which is not in its folder" for name in outside]
+    inside = {name: digest for name, digest in files.items() if name not in outside}
+    return faults + [f"{folder}/{text}" for text in damaged(folder, inside, "prepared").values()]
 
 
 def voxel_digest(tensor: torch.Tensor) -> str:
