@@ -24,12 +24,10 @@ from synthcube.storage import sha256
 _KEY = "evaluation.extractor"
 _FAULTS_SHOWN = 3
 _BGR_MEAN = (0.406, 0.456, 0.485)
+# depth of a ResNet by the blocks of its layers; with bottlenecks and without
 _BOTTLENECK: dict[tuple[int, ...], int] = {
-    (3, 4, 6, 3): 50,
-    (3, 4, 23, 3): 101,
-    (3, 8, 36, 3): 152,
-    (3, 24, 36, 3): 200,
-}
+    (3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (3, 24, 36, 3): 200
+}  # fmt: skip
 _BASIC: dict[tuple[int, ...], int] = {(1, 1, 1, 1): 10, (2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
 _KERAS_EPSILON = 1.001e-5
 
