@@ -22,6 +22,12 @@ def visible(text: str) -> str:
     return "".join(_escaped(c) if _is_hidden(c) else c for c in text)
 
 
+def printable(text: str) -> str:
+    """`text` on one line, with the replacement character for each that a page would not show."""
+    line = re.sub(r"[\n\r\t]", " ", text)
+    return "".join("\N{REPLACEMENT CHARACTER}" if _is_hidden(each) else each for each in line)
+
+
 def hidden_in(text: str) -> str:
     """The first character that :func:`visible` would escape, escaped; empty where there is none.
 

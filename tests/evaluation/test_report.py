@@ -14,10 +14,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from synthcube.escapes import printable
 from synthcube.evaluation.report import page as report_page
 from synthcube.evaluation.report import plots
 from synthcube.evaluation.report.page import CASES, PAGE, write_report
-from synthcube.evaluation.report.text import clean, number, spoken
+from synthcube.evaluation.report.text import number, spoken
 from synthcube.evaluation.results import Measure, Picture, Plot, Section, missing, upright
 
 
@@ -210,7 +211,7 @@ def test_names_are_shown_and_do_nothing(tmp_path: Path) -> None:
     write_report(tmp_path, {HOSTILE: HOSTILE, "extractor": {"name": HOSTILE}}, [hostile()])
     page = read(tmp_path)
     assert not page.all("script")
-    shown = clean(HOSTILE)
+    shown = printable(HOSTILE)
     assert {"h2", "p", "td", "li", "text", "figcaption"} <= {
         tag for tag, text in page.texts if shown[10:-10] in text
     }

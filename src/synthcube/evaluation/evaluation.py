@@ -28,10 +28,6 @@ class Evaluation:
         sets: `predictions`, `labels` and, to look for copies, `train_data`.
         folder: for tables that are too large for memory; it must stay until the end.
         trained: the model that made the predictions.
-
-    Raises:
-        SynthCubeError: the extractor is not available, or predictions and labels that should match
-            do not.
     """
 
     def __init__(

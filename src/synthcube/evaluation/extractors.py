@@ -24,12 +24,10 @@ from synthcube.storage import sha256
 _KEY = "evaluation.extractor"
 _FAULTS_SHOWN = 3
 _BGR_MEAN = (0.406, 0.456, 0.485)
+# depth of a ResNet by the blocks of its layers; with bottlenecks and without
 _BOTTLENECK: dict[tuple[int, ...], int] = {
-    (3, 4, 6, 3): 50,
-    (3, 4, 23, 3): 101,
-    (3, 8, 36, 3): 152,
-    (3, 24, 36, 3): 200,
-}
+    (3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (3, 24, 36, 3): 200
+}  # fmt: skip
 _BASIC: dict[tuple[int, ...], int] = {(1, 1, 1, 1): 10, (2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
 _KERAS_EPSILON = 1.001e-5
 
@@ -39,22 +37,17 @@ class Extractor:
     """A function from images to features, and what a reader must know about it."""
 
     name: ExtractorName
-    what: str
-    """In a sentence."""
-    sha256: str
-    """Of the file of its weights; empty for none."""
+    what: str  # in a sentence
+    sha256: str  # of the file of its weights; empty for none
     dimension: int
     """Numbers for each grey (or colour) image; several channels give as many times more."""
     compute: Callable[[torch.Tensor], torch.Tensor]
     """(N, C, *spatial) in [0, 1], C 3 for a network of photographs and 1 else, to (N, dimension)"""
-    network: Any = None
-    """With the weights that `compute` uses; None for none."""
+    network: Any = None  # with the weights that `compute` uses; None for none
     comparable: bool = True
     """Whether others use the same features, so that numbers may stand beside theirs."""
-    volumes: bool = False
-    """Takes whole volumes, (N, 1, X, Y, Z), instead of slices."""
-    colours: bool = True
-    """Sees RGB together; otherwise each channel is a grey image."""
+    volumes: bool = False  # takes whole volumes, (N, 1, X, Y, Z), instead of slices
+    colours: bool = True  # sees RGB together; otherwise each channel is a grey image
 
     def __call__(self, images: torch.Tensor, colour: bool) -> torch.Tensor:
         """(N, C, *spatial), float32 in [0, 1], pictures with rows down, to (N, D), float32.
@@ -85,10 +78,6 @@ def require_extractor(config: ExtractorConfig, rank: int) -> None:
 
     Args:
         rank: number of spatial axes of the images.
-
-    Raises:
-        ConfigError: it takes volumes and these are pictures, or its weights are not a file.
-        FamilyError: a package is missing.
     """
     if config.name == "efficientnet-lite0":
         require_efficientnet(f"{_KEY} {config.name}", "choose another extractor, such as radiomic")
@@ -109,13 +98,7 @@ def require_extractor(config: ExtractorConfig, rank: int) -> None:
 def load_extractor(
     config: ExtractorConfig, rank: int, device: torch.device | str = "cpu"
 ) -> Extractor:
-    """The extractor that `config` names, ready on `device`.
-
-    Raises:
-        ConfigError: as :func:`require_extractor`.
-        FamilyError: a package is missing.
-        ArtifactError: the weights are damaged, or belong to another network.
-    """
+    """The extractor that `config` names, ready on `device`."""
     require_extractor(config, rank)
     load: dict[ExtractorName, Callable[[Path], Extractor]] = {
         "efficientnet-lite0": lambda _: efficientnet(),

@@ -19,7 +19,6 @@ from synthcube.evaluation.sets import Bounds, ImageSet
 
 log = logging.getLogger("synthcube")
 
-
 _PIXELS = 1 << 18  # of all slices that a network gets at once: 64 of 64x64
 _VOXELS = 1 << 22  # of all images that are read at once
 _MIDDLE = 0.8  # the outer slices of a volume are mostly empty
@@ -31,12 +30,9 @@ _CUTS = {"yz": 2, "xz": 3, "xy": 4}
 class FeatureTable:
     """Features of one plane of all images: one row for each slice, on disk."""
 
-    values: Float32Rows
-    """(N * s, D)."""
-    images: int
-    """N."""
-    slices: int
-    """s: those of an image follow each other; 1 for pictures and for whole volumes."""
+    values: Float32Rows  # (N * s, D)
+    images: int  # N
+    slices: int  # s: those of an image follow each other; 1 for pictures and for whole volumes
 
     @property
     def dimension(self) -> int:
@@ -60,8 +56,7 @@ class FeatureTable:
 class Features:
     """The features of the images of one set."""
 
-    name: str
-    """That of the set."""
+    name: str  # that of the set
     extractor: Extractor
     planes: dict[str, FeatureTable]
     """By the axes that lie in the plane: yz, xz and xy; or `image` alone, for pictures and for an
@@ -73,7 +68,7 @@ class Features:
         for table in self.planes.values():
             rows = table.rows()
             if table.slices > 1:
-                rows = rows.reshape(table.images, table.slices, table.dimension).mean(axis=1)
+                rows = rows.reshape(table.images, table.slices, -1).mean(axis=1)
             planes.append(rows)
         return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=1)
 
@@ -92,10 +87,6 @@ def extract(
     Args:
         bounds: for each channel; those of the labels for all sets, so that a set that is too
             bright shows in the features.
-
-    Raises:
-        ImageError: the extractor gives numbers that are not finite.
-        OutputError: `folder` is full.
     """
     planes: dict[str, FeatureTable] = {}
     log.info("Features of %d images of %s (%s) ...", len(images), images.name, extractor.name)
@@ -103,10 +94,10 @@ def extract(
     whole = images.rank == 2 or extractor.volumes
     for name, axis in ({"image": 0} if whole else _CUTS).items():
         path = folder / f"{images.name}-features-{name}.f32"
-        places = _places(images.shape[axis - 1], config.slices_per_plane) if axis else [0]
+        slices = _slices(images.shape[axis - 1], config.slices_per_plane) if axis else [0]
         dimension = 0
         with torch.inference_mode(), append_rows(path) as append:
-            for batch in _batches(images, bounds, axis, places):
+            for batch in _batches(images, bounds, axis, slices):
                 features = extractor(batch.to(device), colour).float().cpu()
                 if not features.isfinite().all():
                     raise ImageError(
@@ -115,7 +106,7 @@ def extract(
                     )
                 dimension = features.shape[1]
                 append(features.numpy())
-        planes[name] = FeatureTable(Float32Rows(path, (dimension,)), len(images), len(places))
+        planes[name] = FeatureTable(Float32Rows(path, (dimension,)), len(images), len(slices))
     return Features(images.name, extractor, planes)
 
 
@@ -127,21 +118,21 @@ def scaled(images: Array, bounds: Bounds) -> Array:
     return np.clip(unit, 0, 1, out=unit)
 
 
-def _places(length: int, number: int) -> list[int]:
+def _slices(length: int, number: int) -> list[int]:
     margin = (1 - _MIDDLE) / 2 * (length - 1)
-    places = np.linspace(margin, length - 1 - margin, min(number, length))
-    return [int(place) for place in np.unique(places.round())]
+    positions = np.linspace(margin, length - 1 - margin, min(number, length))
+    return [int(position) for position in np.unique(positions.round())]
 
 
 def _batches(
-    images: ImageSet, bounds: Bounds, axis: int, places: list[int]
+    images: ImageSet, bounds: Bounds, axis: int, slices: list[int]
 ) -> Iterator[torch.Tensor]:
     """(n, C, *spatial) of all images or their slices, in order, rows down, in [0, 1]."""
     voxels = int(np.prod(images.shape[1:]))
     for _, block in images.batches(max(1, min(128, _VOXELS // (voxels * images.shape[0])))):
         x = torch.from_numpy(scaled(block, bounds))
         if axis:
-            x = x.index_select(axis, torch.tensor(places)).movedim(axis, 1).flatten(0, 1)
+            x = x.index_select(axis, torch.tensor(slices)).movedim(axis, 1).flatten(0, 1)
         if x.ndim == 4:
             x = x.transpose(2, 3)
         pixels = int(np.prod(x.shape[1:]))

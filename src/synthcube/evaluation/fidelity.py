@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from synthcube.environment import derived_seed
-from synthcube.evaluation.arrays import Array, Floats, Ints, Mask
+from synthcube.evaluation import fidelity_metrics as metrics
+from synthcube.evaluation.arrays import Array, Floats, Ints
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.features import Features, FeatureTable, scaled
-from synthcube.evaluation.fidelity_metrics import (
-    PRECISION_RECALL,
-    fit_normal,
-    frechet_distance,
-    kernel_distances,
-    precision_recall_density_coverage,
-    radii,
-)
+from synthcube.evaluation.fidelity_metrics import PRECISION_RECALL
 from synthcube.evaluation.intervals import NORMAL_97_5
 from synthcube.evaluation.neighbours import nearest
 from synthcube.evaluation.results import Measure, Plot, Section, missing
 from synthcube.evaluation.sets import Bounds, ImageSet, subject_numbers
 from synthcube.evaluation.similarity import WINDOW, num_scales, structural_similarity
 
-Tables = tuple[FeatureTable, FeatureTable]
-"""Of predictions and labels."""
-Subjects = tuple[Ints, Ints]
-"""(N,) of predictions and (M,) of labels: numbers of subjects, the same in both sets."""
+Tables = tuple[FeatureTable, FeatureTable]  # of predictions and labels
+Subjects = tuple[Ints, Ints]  # (N,) and (M,): numbers of subjects, the same in both sets
 
 NAMES = ("frechet_distance", "kernel_distance", *PRECISION_RECALL)
-FEWEST = 10
-"""Images on each side."""
+FEWEST = 10  # images on each side
 
 _FEWEST_SUBJECTS = 3  # of which a jackknife leaves a pair
 _MOST_BALLS = 2000  # rows on each side: the work grows with their square
@@ -46,16 +37,15 @@ _VOXELS_AT_ONCE = 1 << 18
 _FEWEST_IN_PAIRS = 10  # subjects
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(NamedTuple):
     """Equal samples of m images: of predictions, and of labels in halves of different subjects."""
 
-    predictions: Ints
-    """(m,), of no subject that is in `half`."""
-    half: Ints
-    """(m,), labels that both others are compared with."""
-    other: Ints
-    """(m,), labels of other subjects, for the baseline."""
+    predictions: Ints  # (m,), of no subject that is in `half`
+    half: Ints  # (m,), labels that both others are compared with
+    other: Ints  # (m,), labels of other subjects, for the baseline
+
+
+_SIDES = (0, 1, 1)  # whose images the parts of a split are: 0 of predictions, 1 of labels
 
 
 def fidelity(
@@ -69,9 +59,7 @@ def fidelity(
     `config.num_repeats` random splits of the labels by subject, and for volumes over three planes.
 
     Args:
-        features_p: of the predictions.
-        features_l: of the labels, by the same extractor.
-        seed: of the splits.
+        features_p, features_l: of the predictions and of the labels, by the same extractor.
     """
     section = Section("fidelity")
     of_p, of_l = subject_numbers(predictions, labels)
@@ -89,12 +77,14 @@ def fidelity(
         section.measures = dict.fromkeys(NAMES, missing(reason))
         section.notes.append(f"No distances: {reason}.")
         return section
-    by_plane = {
-        plane: distances(
-            (features_p.planes[plane], table), (of_p, of_l), splits, config.num_neighbours
-        )
-        for plane, table in features_l.planes.items()
-    }
+    by_plane: dict[str, dict[str, Measure]] = {}
+    for plane, table in features_l.planes.items():
+        tables, subjects = (features_p.planes[plane], table), (of_p, of_l)
+        by_plane[plane] = {
+            "frechet_distance": _frechet(tables, splits),
+            "kernel_distance": _kernel(tables, subjects, splits),
+            **_precision_recall(tables, subjects, splits, config.num_neighbours),
+        }
     for name in NAMES:
         section.measures[name] = _mean([measures[name] for measures in by_plane.values()])
     if len(by_plane) > 1:
@@ -144,96 +134,70 @@ def _halves(subjects: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
     return np.flatnonzero(side[of_image] == 0), np.flatnonzero(side[of_image] == 1)
 
 
-def distances(
-    tables: Tables, subjects: Subjects, splits: Sequence[Split], num_neighbours: int
-) -> dict[str, Measure]:
-    """The measures of NAMES in one plane, as means over splits."""
-    return {
-        "frechet_distance": _frechet(tables, splits),
-        "kernel_distance": _kernel(tables, subjects, splits),
-        **_precision_recall(tables, subjects, splits, num_neighbours),
-    }
-
-
 def _frechet(tables: Tables, splits: Sequence[Split]) -> Measure:
-    predictions, labels = tables
-    values, baselines = [], []
+    scores = []
     for split in splits:
-        half = fit_normal(labels.rows(), labels.rows_of(split.half))
-        sample = fit_normal(predictions.rows(), predictions.rows_of(split.predictions))
-        other = fit_normal(labels.rows(), labels.rows_of(split.other))
-        values.append(frechet_distance(sample, half))
-        baselines.append(frechet_distance(other, half))
+        sample, half, other = (
+            metrics.fit_normal(tables[side].rows(), tables[side].rows_of(images))
+            for side, images in zip(_SIDES, split, strict=True)
+        )
+        scores.append([metrics.frechet_distance(fit, half) for fit in (sample, other)])
     m = len(splits[0].half)
-    rows, dimension = m * labels.slices, labels.dimension
+    rows, dimension = m * tables[1].slices, tables[1].dimension
     reason = None
     if rows <= dimension:
         reason = (
             f"{rows} rows of {dimension} features are too few for a covariance, which needs more "
             f"than {dimension}: the distance is far too large; read it only beside its baseline"
         )
-    return _over_splits(values, baselines, m, reason=reason)
+    return _over_splits(np.array(scores), m, reason=reason)
 
 
 def _kernel(tables: Tables, subjects: Subjects, splits: Sequence[Split]) -> Measure:
-    predictions, labels = tables
-    samples = (
-        _members(predictions, [split.predictions for split in splits]),
-        _members(labels, [split.half for split in splits]),
-        _members(labels, [split.other for split in splits]),
-    )
     fewest = min(
         len(np.unique(subjects[side][images]))
         for split in splits
-        for side, images in ((0, split.predictions), (1, split.half), (1, split.other))
+        for side, images in zip(_SIDES, split, strict=True)
     )
     if fewest < _FEWEST_SUBJECTS:
         return missing(f"a sample is of {fewest} subjects, {_FEWEST_SUBJECTS} are needed")
-    row_subjects = (subjects[0][predictions.owners()], subjects[1][labels.owners()])
-    estimates = kernel_distances(predictions.rows(), labels.rows(), row_subjects, samples)
+    chosen, half, other = (
+        np.zeros((len(tables[side].rows()), len(splits)), np.bool_) for side in _SIDES
+    )
+    for column, split in enumerate(splits):
+        for members, side, images in zip((chosen, half, other), _SIDES, split, strict=True):
+            members[tables[side].rows_of(images), column] = True
+    row_subjects = (subjects[0][tables[0].owners()], subjects[1][tables[1].owners()])
+    rows = tables[0].rows(), tables[1].rows()
+    estimates = metrics.kernel_distances(*rows, row_subjects, (chosen, half, other))
     value, baseline = (float(np.mean([kid.value for kid in side])) for side in estimates)
     wide = NORMAL_97_5 * math.sqrt(float(np.mean([kid.variance for kid in estimates[0]])))
     return Measure(value, baseline, value - wide, value + wide, len(splits[0].half))
 
 
-def _members(table: FeatureTable, samples: Sequence[Ints]) -> Mask:
-    members = np.zeros((table.images * table.slices, len(samples)), np.bool_)
-    for column, images in enumerate(samples):
-        members[table.rows_of(images), column] = True
-    return members
-
-
 def _precision_recall(
     tables: Tables, subjects: Subjects, splits: Sequence[Split], k: int
 ) -> dict[str, Measure]:
-    predictions, labels = tables
-    m = min(len(splits[0].half), max(FEWEST, _MOST_BALLS // labels.slices))
-    values, baselines = [], []
+    m = min(len(splits[0].half), max(FEWEST, _MOST_BALLS // tables[1].slices))
+    scores = []
     for split in splits:
-        balls = [
-            _balls(table, subjects[side], images, m, k)
-            for table, side, images in (
-                (labels, 1, split.half), (predictions, 0, split.predictions),
-                (labels, 1, split.other),
-            )
-        ]  # fmt: skip
-        if not all(np.isfinite(limits).all() for _, limits in balls):
+        (sample, sample_radii), (half, half_radii), (other, other_radii) = (
+            _balls(tables[side], subjects[side], images, m, k)
+            for side, images in zip(_SIDES, split, strict=True)
+        )
+        limits = sample_radii, half_radii, other_radii
+        if not all(np.isfinite(radii).all() for radii in limits):
             reason = f"not every one of {m} images has {k} neighbours of other subjects"
             return dict.fromkeys(PRECISION_RECALL, missing(reason))
-        (half, half_radii), *samples = balls
-        value, baseline = (
-            precision_recall_density_coverage(half, points, half_radii, limits, k)
-            for points, limits in samples
-        )
-        values.append(value)
-        baselines.append(baseline)
+        scores.append([
+            metrics.precision_recall_density_coverage(half, points, half_radii, radii, k)
+            for points, radii in ((sample, sample_radii), (other, other_radii))
+        ])  # fmt: skip
+    by_name = np.moveaxis(np.array(scores), -1, 0)
     return {
-        name: _over_splits(
-            [value[i] for value in values], [baseline[i] for baseline in baselines], m,
-            upper=_UPPER.get(name),
-        )
-        for i, name in enumerate(PRECISION_RECALL)
-    }  # fmt: skip
+        name: _over_splits(values, m, upper=_UPPER.get(name))
+        for name, values in zip(PRECISION_RECALL, by_name, strict=True)
+    }
 
 
 def _balls(
@@ -244,14 +208,15 @@ def _balls(
     features: Array = np.array(table.rows()[table.rows_of(some)])
     if k >= len(features):
         return features, np.full(len(features), np.inf, np.float32)
-    return features, radii(features, np.repeat(subjects[some], table.slices), k)
+    return features, metrics.radii(features, np.repeat(subjects[some], table.slices), k)
 
 
 def _over_splits(
-    values: Sequence[float], baselines: Sequence[float], m: int, *,
-    upper: float | None = None, reason: str | None = None,
-) -> Measure:  # fmt: skip
-    """Mean, and the range of 95% of splits if they are normally distributed."""
+    scores: Floats, m: int, *, upper: float | None = None, reason: str | None = None
+) -> Measure:
+    """Mean of (R, 2), values and baselines, and the range of 95% of splits if they are normally
+    distributed."""
+    values, baselines = scores.T
     value, wide = float(np.mean(values)), NORMAL_97_5 * float(np.std(values, ddof=1))
     high = value + wide if upper is None else min(upper, value + wide)
     return Measure(value, float(np.mean(baselines)), max(0.0, value - wide), high, m, reason)
@@ -264,14 +229,11 @@ def _mean(measures: list[Measure]) -> Measure:
     reason = next((measure.reason for measure in measures if measure.reason), None)
     if any(measure.value is None for measure in measures):
         return missing(str(reason))
-
-    def mean(name: str) -> float | None:
+    means: dict[str, float | None] = {}
+    for name in ("value", "real_baseline", "low", "high"):
         numbers = [getattr(measure, name) for measure in measures]
-        return None if None in numbers else float(np.mean(numbers))
-
-    return Measure(
-        mean("value"), mean("real_baseline"), mean("low"), mean("high"), measures[0].count, reason
-    )
+        means[name] = None if None in numbers else float(np.mean(numbers))
+    return Measure(**means, count=measures[0].count, reason=reason)
 
 
 def _notes(features: Features, m: int) -> list[str]:
@@ -297,35 +259,27 @@ def _notes(features: Features, m: int) -> list[str]:
 
 def _bars(section: Section) -> list[Plot]:
     measures = [section.measures[name] for name in PRECISION_RECALL]
-    values = [measure.value for measure in measures if measure.value is not None]
-    baselines = [measure.real_baseline for measure in measures if measure.real_baseline is not None]
-    if len(values) != len(measures) or len(baselines) != len(measures):
+    if any(measure.value is None for measure in measures):
         return []
-    return [
-        Plot(
-            "Precision, recall, density and coverage", "bars",
-            {"predictions": values, "other real images": baselines}, categories=PRECISION_RECALL,
-        )
-    ]  # fmt: skip
+    series = {
+        name: [float(getattr(measure, field)) for measure in measures]
+        for name, field in (("predictions", "value"), ("other real images", "real_baseline"))
+    }
+    title = "Precision, recall, density and coverage"
+    return [Plot(title, "bars", series, categories=PRECISION_RECALL)]
 
 
 def _histogram(tables: Tables, split: Split) -> Plot:
-    predictions, labels = tables
-
-    def features(table: FeatureTable, images: Ints) -> Array:
-        return np.array(table.rows()[table.rows_of(images[:_IN_HISTOGRAM])])
-
-    half = features(labels, split.half)
-    series = {}
-    for name, table, images in (
-        ("predictions", predictions, split.predictions), ("other real images", labels, split.other),
-    ):  # fmt: skip
-        distance, _ = nearest(features(table, images), half, 1)
-        series[name] = distance[:, 0].astype(float).tolist()
-    return Plot(
-        "Distance to the nearest of the held-out real images", "histogram", series,
-        x_label="distance in feature space", y_label="images",
-    )  # fmt: skip
+    sample, half, other = (
+        np.array(tables[side].rows()[tables[side].rows_of(images[:_IN_HISTOGRAM])])
+        for side, images in zip(_SIDES, split, strict=True)
+    )
+    series = {
+        name: nearest(features, half, 1)[0][:, 0].astype(float).tolist()
+        for name, features in (("predictions", sample), ("other real images", other))
+    }
+    title = "Distance to the nearest of the held-out real images"
+    return Plot(title, "histogram", series, "distance in feature space", "images")
 
 
 def diversity(predictions: ImageSet, labels: ImageSet, seed: int) -> Section:
@@ -366,13 +320,9 @@ def diversity(predictions: ImageSet, labels: ImageSet, seed: int) -> Section:
         "are more alike than real images are (mode collapse); well below, they vary in ways real "
         f"ones do not, such as noise. It was computed at {scales} of its 5 scales."
     )
-    section.plots.append(
-        Plot(
-            "MS-SSIM of random pairs", "histogram",
-            {"predictions": values.tolist(), "real images": real_values.tolist()},
-            x_label="MS-SSIM", y_label="pairs",
-        )
-    )  # fmt: skip
+    series = {"predictions": values.tolist(), "real images": real_values.tolist()}
+    title = "MS-SSIM of random pairs"
+    section.plots.append(Plot(title, "histogram", series, "MS-SSIM", "pairs"))
     return section
 
 

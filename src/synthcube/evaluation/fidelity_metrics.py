@@ -34,10 +34,8 @@ _SLACK = 1e-5  # a copy of a neighbour lies on the sphere through it, and counts
 class NormalFit:
     """Mean and covariance of features."""
 
-    mean: torch.Tensor
-    """(D,), float64."""
-    root: torch.Tensor
-    """(D, r), float64: root @ root.T is the unbiased covariance."""
+    mean: torch.Tensor  # (D,), float64
+    root: torch.Tensor  # (D, r), float64: root @ root.T is the unbiased covariance
 
 
 def fit_normal(table: Array, rows: Ints) -> NormalFit:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from synthcube.models.family import Reconstructs
 from synthcube.schema import Batch, Condition
 
 log = logging.getLogger("synthcube")
-
 
 FEWEST = 8
 NUM_DRAWS = 8
@@ -96,19 +94,20 @@ def membership(
         )
     _add(section, "samples", (positive, negative), (subjects[0][members], subjects[1][others]))
     members, others = (_sample(rows, _MOST_SCORED, seed, "asked") for rows in (members, others))
-    scores: ModelScores | str = "the model was not given"
+    scores: tuple[str, list[Floats]] | str = "the model was not given"
     if trained is not None:
         manifests = train_data.manifest, labels.manifest
         try:
-            scores = model_scores(trained, manifests, (members, others), seed, cache, device)
+            scores = _model_scores(trained, manifests, (members, others), seed, cache, device)
         except SynthCubeError as error:
             log.warning("The model cannot score these images for membership: %s", error)
             scores = "the model cannot score these images; the log says why"
     if isinstance(scores, str):
         _add_missing(section, "model", scores)
     else:
-        _add(section, "model", scores.scores, (subjects[0][members], subjects[1][others]))
-        section.facts |= {"model_score": scores.description, "num_scored": len(members)}
+        description, (positive, negative) = scores
+        _add(section, "model", (positive, negative), (subjects[0][members], subjects[1][others]))
+        section.facts |= {"model_score": description, "num_scored": len(members)}
     return section
 
 
@@ -130,13 +129,9 @@ def _add(
     area = auc(positive, negative)
     section.measures[f"auc_{attack}"] = Measure(area, 0.5, low, high, len(positive))
     section.measures[f"tpr_{attack}"] = _true_positive_rate(positive, negative)
-    section.plots.append(
-        Plot(
-            f"Membership by {_ATTACKS[attack]}", "histogram",
-            {"training images": positive.tolist(), "held-out images": negative.tolist()},
-            "score", "images",
-        )
-    )  # fmt: skip
+    series = {"training images": positive.tolist(), "held-out images": negative.tolist()}
+    title = f"Membership by {_ATTACKS[attack]}"
+    section.plots.append(Plot(title, "histogram", series, "score", "images"))
     verdict = "no better than by chance" if low <= 0.5 <= high else "better than by chance"
     if high < 0.5:
         verdict = "worse than by chance: the two sets differ in something else"
@@ -157,46 +152,32 @@ def _true_positive_rate(positive: Floats, negative: Floats) -> Measure:
     return Measure(hits / len(positive), _FALSE_POSITIVES, low, high, len(positive))
 
 
-@dataclass(frozen=True, slots=True)
-class ModelScores:
-    """Scores of training and of held-out images; higher where the model knows an image better."""
-
-    scores: tuple[Floats, Floats]
-    description: str
-
-
-def model_scores(
+def _model_scores(
     trained: Artifact, manifests: tuple[Manifest, Manifest], rows: tuple[Ints, Ints], seed: int,
-    cache: Path | None = None, device: torch.device | None = None,
-) -> ModelScores | str:  # fmt: skip
-    """Scores of those rows of each manifest; or the reason why this family has none.
+    cache: Path | None, device: torch.device | None,
+) -> tuple[str, list[Floats]] | str:  # fmt: skip
+    """What the score is, and the scores of those rows of each manifest, higher where the model
+    knows an image better; or the reason why this family has none.
 
     The images are preprocessed from their files as for the training.
-
-    Raises:
-        SynthCubeError: the images do not fit the model.
     """
     family = trained.build(device or torch.device("cpu"))
-    reconstructs = isinstance(family, Reconstructs)
-    if not reconstructs and family.config.optimizes_by_hand():
+    score, description = _mean_loss, f"training loss, mean over {NUM_DRAWS} draws"
+    if isinstance(family, Reconstructs):
+        score, description = _reconstruction_error, "mean squared error of the reconstruction"
+    elif family.config.optimizes_by_hand():
         return (
             f"{family.config.name} is trained against a discriminator: its loss is that of a whole "
             "batch, not of an image"
         )
-    description = (
-        "mean squared error of the reconstruction"
-        if reconstructs
-        else f"training loss, mean over {NUM_DRAWS} draws"
-    )
     log.info("Scoring %d images with the model ...", sum(map(len, rows)))
-    score = _reconstruction_error if reconstructs else _mean_loss
     scores = []
     for manifest, chosen in zip(manifests, rows, strict=True):
         subset = Manifest(manifest.path, tuple(manifest.rows[row] for row in chosen.tolist()))
         images = _model_images(trained, subset, cache or environment.cache_folder())
-        batches = (images.__getitems__([(0, place)]) for place in range(len(images)))
+        batches = (images.__getitems__([(0, index)]) for index in range(len(images)))
         scores.append(np.array([-score(family, batch, seed) for batch in batches], np.float64))
-    return ModelScores((scores[0], scores[1]), description)
+    return description, scores
 
 
 def _model_images(trained: Artifact, manifest: Manifest, cache: Path) -> CachedImages:
@@ -242,12 +223,10 @@ def _repeated(batch: Batch, count: int, device: torch.device) -> Batch:
 
     condition = batch["condition"]
     return Batch(
-        image=repeat(batch["image"]),
-        label=repeat(batch["label"]),
-        index=repeat(batch["index"]),
+        image=repeat(batch["image"]), label=repeat(batch["label"]), index=repeat(batch["index"]),
         augmented=True,  # so that nothing cached by row is used for it
         condition=Condition(values=repeat(condition["values"]), source=repeat(condition["source"])),
-    )
+    )  # fmt: skip
 
 
 def _reconstruction_error(family: Any, batch: Batch, seed: int) -> float:

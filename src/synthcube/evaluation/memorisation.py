@@ -31,13 +31,10 @@ from synthcube.evaluation.sets import ImageSet, Overlap, overlap
 
 log = logging.getLogger("synthcube")
 
-
 NO_COPIES = "No copies found at this threshold."
-FEWEST = 10
-"""Held-out images below which no threshold is set."""
+FEWEST = 10  # held-out images below which no threshold is set
 _FOLDS = 20
-_SAME = 1e-5
-"""Held-out images nearer than this to a training image are copies of it themselves."""
+_SAME = 1e-5  # held-out images nearer than this to a training image are copies of it themselves
 _PAIRS_SHOWN = 8
 
 
@@ -55,9 +52,6 @@ def memorisation(
         labels: held-out images of subjects that are not in the training data; they show how near
             to a training image an image is that cannot be a copy.
         features: (N, D) of "predictions", "labels" and "train_data", one row for each image.
-
-    Raises:
-        ImageError: the three sets differ in shape.
     """
     shared = overlap(labels, train_data)
     if shared:
@@ -65,66 +59,41 @@ def memorisation(
     known = set(train_data.digests)
     exact = tuple(i for i, digest in enumerate(predictions.digests) if digest in known)
     with downsampled_copies(predictions, labels, train_data) as (p, held_out, t):
-        distances = [nearest_in_pixels(p, held_out, t)]
+        nearest_p, nearest_l = (nearest_images(images, t, flips=True) for images in (p, held_out))
         duplicates = _duplicate_distances(p, t, seed)
+    far, far_labels = (1 - n.similarity.astype(np.float64) for n in (nearest_p, nearest_l))
+    searches = [CopySearch("pixels", far, far_labels, nearest_p.index, exact, nearest_p.mirrored)]
     if features is not None:
-        distances.append(nearest_in_features(features))
-    searches = [search(nearest, labels, shared, exact, config, seed) for nearest in distances]
+        (far_p, index), (far_l, _) = (
+            neighbours.nearest(features[name], features["train_data"], 1)
+            for name in ("predictions", "labels")
+        )
+        far, far_labels = (values[:, 0].astype(np.float64) for values in (far_p, far_l))
+        searches.append(CopySearch("features", far, far_labels, index[:, 0], exact))
     section = Section("memorisation")
-    for result in searches:
-        section.measures |= search_measures(result, labels, len(train_data))
+    for search in searches:
+        _calibrate(search, labels, shared, config, seed)
+        section.measures |= _search_measures(search, labels, len(train_data))
+        section.plots.append(_plot(search))
     section.measures["exact_copies"] = _share(len(exact), len(predictions))
     section.measures |= _duplicates(predictions, duplicates, searches[0].calibration)
-    section.facts = _facts(searches, config, predictions, labels, train_data)
+    sets = (predictions, labels, train_data)
+    section.facts = {f"num_{images.name}": len(images) for images in sets}
+    section.facts |= _facts(searches, config)
     section.notes = _notes(searches, shared)
-    section.plots = [_plot(result) for result in searches]
-    section.pictures = [_closest_pairs(predictions, train_data, distances[0])]
+    section.pictures = [_closest_pairs(predictions, train_data, searches[0])]
     section.cases = _cases(predictions, train_data, searches)
     return section
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingDistances:
-    """Distances of each prediction and each held-out image to its nearest training image."""
-
-    space: str
-    """pixels or features."""
-    predictions: Floats
-    labels: Floats
-    index: Ints
-    """Training image nearest to each prediction."""
-    mirrored: tuple[tuple[int, ...], ...] = ()
-    """Axes along which each prediction was mirrored; empty where that was not tried."""
-
-
-def nearest_in_pixels(
-    p: DownsampledCopies, held_out: DownsampledCopies, t: DownsampledCopies
-) -> TrainingDistances:
-    """1 minus the correlation, at the best mirroring and shift."""
-    of_p, of_labels = (nearest_images(images, t, flips=True) for images in (p, held_out))
-    far, far_labels = (1 - n.similarity.astype(np.float64) for n in (of_p, of_labels))
-    return TrainingDistances("pixels", far, far_labels, of_p.index, of_p.mirrored)
-
-
-def nearest_in_features(features: Mapping[str, Array]) -> TrainingDistances:
-    """Euclidean distance of (N, D) of "predictions" and "labels" to those of "train_data"."""
-    of_p, index = neighbours.nearest(features["predictions"], features["train_data"], 1)
-    of_labels, _ = neighbours.nearest(features["labels"], features["train_data"], 1)
-    far, far_labels = (values[:, 0].astype(np.float64) for values in (of_p, of_labels))
-    return TrainingDistances("features", far, far_labels, index[:, 0])
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """A threshold on the distance to the nearest training image."""
 
-    threshold: float
-    """An image nearer than this is a near-copy."""
-    false_alarms: float
-    """Share of held-out images below the threshold that those of other subjects set."""
+    threshold: float  # an image nearer than this is a near-copy
+    false_alarms: float  # share of held-out images below the threshold that other subjects set
     num_images: int
-    reason: str
-    """A caution; empty where there is none."""
+    reason: str  # a caution; empty where there is none
 
     def flagged(self, distances: Floats) -> Mask:
         return distances < self.threshold
@@ -160,8 +129,7 @@ def calibrate(distances: Floats, subjects: Ints, allowed: float, seed: int) -> C
             "few of them"
         )
     false_alarms = _false_alarms(distances, subjects, allowed, seed)
-    threshold = _threshold(distances, allowed)
-    return Calibration(threshold, false_alarms, total, reason)
+    return Calibration(_threshold(distances, allowed), false_alarms, total, reason)
 
 
 def _threshold(distances: Floats, allowed: float) -> float:
@@ -203,79 +171,72 @@ def _beyond(share: float, chance: float) -> float:
     return max(0.0, (share - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CopySearch:
-    """Distances, and the threshold below which an image counts as a near-copy."""
+    """Distances to the nearest training image, and the threshold of near-copies among them."""
 
-    nearest: TrainingDistances
-    calibration: Calibration | None
-    invalid_reason: str
-    """Why there is no threshold."""
-    exact: tuple[int, ...]
-    """Predictions that are near-copies whatever the threshold."""
-
-    @property
-    def space(self) -> str:
-        return self.nearest.space
+    space: str  # pixels or features
+    predictions: Floats  # (N,), distance of each prediction
+    labels: Floats  # (M,), of each held-out image
+    index: Ints  # (N,), training image nearest to each prediction
+    exact: tuple[int, ...]  # predictions that are near-copies whatever the threshold
+    mirrored: tuple[tuple[int, ...], ...] = ()  # axes of each prediction, where they were tried
+    calibration: Calibration | None = None
+    invalid_reason: str = ""  # why there is no calibration
 
     @property
     def flagged(self) -> Mask:
         """(N,): which predictions are near-copies."""
-        far = self.nearest.predictions
-        flags = self.calibration.flagged(far) if self.calibration else np.zeros(len(far), np.bool_)
+        flags = np.zeros(len(self.predictions), np.bool_)
+        if self.calibration:
+            flags = self.calibration.flagged(self.predictions)
         flags[list(self.exact)] = True
         return flags
 
 
-def search(
-    nearest: TrainingDistances, labels: ImageSet, shared: Overlap, exact: tuple[int, ...],
-    config: EvaluationConfig, seed: int,
-) -> CopySearch:  # fmt: skip
-    """The distances with the threshold that held-out images calibrate, or why they cannot."""
-    invalid, calibration = "", None
+def _calibrate(
+    search: CopySearch, labels: ImageSet, shared: Overlap, config: EvaluationConfig, seed: int
+) -> None:
+    """Add the threshold that held-out images set, or why they cannot."""
     if shared:
-        invalid = (
+        search.invalid_reason = (
             f"the labels cannot calibrate a threshold: {shared.anonymous()}; hold out other images"
         )
+        return
+    seed = environment.derived_seed(seed, search.space)
+    calibration = calibrate(search.labels, labels.subjects(), config.copy_false_alarms, seed)
+    if calibration is None:
+        search.invalid_reason = (
+            f"at least {FEWEST} held-out images, of two subjects, are needed for a threshold"
+        )
+    # a threshold among copies would pass every copy
+    elif calibration.threshold < _SAME * max(1.0, float(np.median(search.labels))):
+        number = int((search.labels <= calibration.threshold).sum())
+        search.invalid_reason = (
+            f"{number} of the labels are copies of training images themselves (mirrored, "
+            "shifted or with other intensities): hold out other images"
+        )
     else:
-        seed = environment.derived_seed(seed, nearest.space)
-        calibration = calibrate(nearest.labels, labels.subjects(), config.copy_false_alarms, seed)
-        if calibration is None:
-            invalid = (
-                f"at least {FEWEST} held-out images, of two subjects, are needed for a threshold"
-            )
-        # a threshold among copies would pass every copy
-        elif calibration.threshold < _SAME * max(1.0, float(np.median(nearest.labels))):
-            number = int((nearest.labels <= calibration.threshold).sum())
-            invalid = (
-                f"{number} of the labels are copies of training images themselves (mirrored, "
-                "shifted or with other intensities): hold out other images"
-            )
-    return CopySearch(nearest, None if invalid else calibration, invalid, exact)
+        search.calibration = calibration
 
 
-def search_measures(result: CopySearch, labels: ImageSet, num_trained: int) -> dict[str, Measure]:
+def _search_measures(search: CopySearch, labels: ImageSet, num_trained: int) -> dict[str, Measure]:
     """How near the predictions are beside the labels, and the share of near-copies."""
-    space, far, far_labels = result.space, result.nearest.predictions, result.nearest.labels
+    space, far, far_labels = search.space, search.predictions, search.labels
     low, high = auc_interval(-far, -far_labels, (np.arange(len(far)), labels.subjects()))
     # labels that are not held out do not show what is near
-    reason, count = result.invalid_reason or None, len(far)
+    reason, count = search.invalid_reason or None, len(far)
     medians = float(np.median(far)), float(np.median(far_labels))
+    area = auc(-far, -far_labels)
     measures = {
         f"distance_{space}": Measure(*medians, count=count, reason=reason),
-        f"nearer_than_labels_{space}": Measure(
-            auc(-far, -far_labels), 0.5, low, high, count, reason=reason
-        ),
+        f"nearer_than_labels_{space}": Measure(area, 0.5, low, high, count, reason),
     }
     names = (f"near_copies_{space}", f"beyond_chance_{space}", f"copied_share_{space}")
-    if result.calibration is None:
-        return measures | dict.fromkeys(names, missing(result.invalid_reason))
-    flagged = result.flagged
-    copied = len(np.unique(result.nearest.index[flagged]))
-    shares = (
-        *share_measures(flagged, result.calibration),
-        Measure(copied / num_trained, count=num_trained),
-    )
+    if search.calibration is None:
+        return measures | dict.fromkeys(names, missing(search.invalid_reason))
+    copied = Measure(len(np.unique(search.index[search.flagged])) / num_trained, count=num_trained)
+    shares = (*share_measures(search.flagged, search.calibration), copied)
     return measures | dict(zip(names, shares, strict=True))
 
 
@@ -317,28 +278,25 @@ def _share(hits: int, total: int) -> Measure:
     return Measure(hits / total, low=low, high=high, count=total)
 
 
-def _facts(searches: list[CopySearch], config: EvaluationConfig, *sets: ImageSet) -> dict[str, Any]:
-    facts: dict[str, Any] = {f"num_{images.name}": len(images) for images in sets}
-    facts |= {
-        "allowed_false_alarms": config.copy_false_alarms,
-        "num_exact_copies": len(searches[0].exact),
-    }
-    for result in searches:
-        if result.calibration:
-            facts[f"threshold_{result.space}"] = result.calibration.threshold
-            facts[f"num_near_copies_{result.space}"] = int(result.flagged.sum())
-    mirrored = searches[0].nearest.mirrored
-    flagged = np.flatnonzero(searches[0].flagged)
-    return facts | {"num_mirrored_near_copies": sum(bool(mirrored[i]) for i in flagged)}
+def _facts(searches: list[CopySearch], config: EvaluationConfig) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "allowed_false_alarms": config.copy_false_alarms, "num_exact_copies": len(searches[0].exact)
+    }  # fmt: skip
+    for search in searches:
+        if search.calibration:
+            facts[f"threshold_{search.space}"] = search.calibration.threshold
+            facts[f"num_near_copies_{search.space}"] = int(search.flagged.sum())
+    mirrored = np.array([bool(axes) for axes in searches[0].mirrored])
+    return facts | {"num_mirrored_near_copies": int((mirrored & searches[0].flagged).sum())}
 
 
-def _verdict(result: CopySearch) -> str:
-    if result.calibration is None:
-        return f"near-copies could not be looked for: {result.invalid_reason}."
-    hits, total = int(result.flagged.sum()), len(result.flagged)
+def _verdict(search: CopySearch) -> str:
+    if search.calibration is None:
+        return f"near-copies could not be looked for: {search.invalid_reason}."
+    hits, total = int(search.flagged.sum()), len(search.flagged)
     if not hits:
         return NO_COPIES
-    chance = max(result.calibration.false_alarms, 1 / (result.calibration.num_images + 1))
+    chance = max(search.calibration.false_alarms, 1 / (search.calibration.num_images + 1))
     if share_interval(hits, total)[0] > chance:
         return (
             f"{hits} of {total} predictions are near-copies of training images; of real images "
@@ -356,7 +314,7 @@ def _notes(searches: list[CopySearch], shared: Overlap) -> list[str]:
         notes.append(f"The calibration is invalid: of the labels, {shared.anonymous()}.")
     if exact := searches[0].exact:
         notes.append(f"{len(exact)} predictions are training images, voxel for voxel.")
-    notes += [f"In {result.space}: {_verdict(result)}" for result in searches]
+    notes += [f"In {search.space}: {_verdict(search)}" for search in searches]
     notes.append(
         "The search is for whole images, mirrored, shifted a little or noisy. Parts of images, or "
         "copies changed more than that, are not found. It does not show that nothing of a patient "
@@ -365,29 +323,24 @@ def _notes(searches: list[CopySearch], shared: Overlap) -> list[str]:
     return notes
 
 
-def _plot(result: CopySearch) -> Plot:
-    label = "1 - correlation" if result.space == "pixels" else "distance of features"
-    series = {
-        "predictions": result.nearest.predictions.tolist(),
-        "held-out real images": result.nearest.labels.tolist(),
-    }
-    lines = {"threshold": result.calibration.threshold} if result.calibration else {}
-    title = f"To the nearest training image, in {result.space}"
+def _plot(search: CopySearch) -> Plot:
+    label = "1 - correlation" if search.space == "pixels" else "distance of features"
+    predictions, held_out = search.predictions.tolist(), search.labels.tolist()
+    series = {"predictions": predictions, "held-out real images": held_out}
+    lines = {"threshold": search.calibration.threshold} if search.calibration else {}
+    title = f"To the nearest training image, in {search.space}"
     return Plot(title, "histogram", series, label, "images", lines=lines)
 
 
-def _closest_pairs(
-    predictions: ImageSet, train_data: ImageSet, nearest: TrainingDistances
-) -> Picture:
-    order = np.argsort(nearest.predictions, kind="stable")[:_PAIRS_SHOWN]
+def _closest_pairs(predictions: ImageSet, train_data: ImageSet, search: CopySearch) -> Picture:
     rows, captions, titles = [], [], []
-    for place in order:
-        pair = predictions.read([place])[0], train_data.read([nearest.index[place]])[0]
+    for row in np.argsort(search.predictions, kind="stable")[:_PAIRS_SHOWN].tolist():
+        pair = predictions.read([row])[0], train_data.read([search.index[row]])[0]
         rows.append([upright(image, train_data.bounds, raster=train_data.raster) for image in pair])
-        mirrored = "mirrored, " if nearest.mirrored[place] else ""
-        distance = f"{mirrored}distance {nearest.predictions[place]:.3g}"
+        mirrored = "mirrored, " if search.mirrored[row] else ""
+        distance = f"{mirrored}distance {search.predictions[row]:.3g}"
         captions.append(["prediction", f"training image; {distance}"])
-        titles.append(predictions.rows[place].channels[0].name)
+        titles.append(predictions.rows[row].channels[0].name)
     title = "Closest pairs of prediction and training image"
     return Picture(title, rows, tuple(titles), captions)
 
@@ -395,18 +348,14 @@ def _closest_pairs(
 def _cases(
     predictions: ImageSet, train_data: ImageSet, searches: list[CopySearch]
 ) -> list[dict[str, Cell]]:
-    cases = []
-    flags = [result.flagged for result in searches]
-    mirrored = searches[0].nearest.mirrored
-    for place, row in enumerate(predictions.rows):
-        case: dict[str, Cell] = {
-            "prediction": str(row.channels[0]),
-            "mirrored": "".join("xyz"[axis] for axis in mirrored[place]),
-        }
-        for result, flagged in zip(searches, flags, strict=True):
-            nearest = train_data.rows[result.nearest.index[place]]
-            case[f"nearest_{result.space}"] = str(nearest.channels[0])
-            case[f"distance_{result.space}"] = float(result.nearest.predictions[place])
-            case[f"near_copy_{result.space}"] = int(flagged[place])
-        cases.append(case)
+    cases: list[dict[str, Cell]] = [
+        {"prediction": str(row.channels[0]), "mirrored": "".join("xyz"[axis] for axis in axes)}
+        for row, axes in zip(predictions.rows, searches[0].mirrored, strict=True)
+    ]
+    for search in searches:
+        space, flagged = search.space, search.flagged
+        for number, case in enumerate(cases):
+            case[f"nearest_{space}"] = str(train_data.rows[search.index[number]].channels[0])
+            case[f"distance_{space}"] = float(search.predictions[number])
+            case[f"near_copy_{space}"] = int(flagged[number])
     return cases

@@ -26,15 +26,10 @@ from synthcube.evaluation.neighbours import nearest
 from synthcube.evaluation.sets import ImageSet
 from synthcube.storage import scratch_folder
 
-SHIFT = 1 / 16
-"""Largest shift that is tried, as a share of each side."""
-_COARSE = {2: 16, 3: 8}
-_MEDIUM = {2: 64, 3: 32}
-"""Voxels along each side, at most."""
-_LOWEST = {2: 8, 3: 4}
-"""Frequencies of a spectrum along each axis, in each direction."""
-_TAPER = 0.06
-"""Share of each axis over which images fade to 0 before their spectrum is computed."""
+SHIFT = 1 / 16  # largest shift that is tried, as a share of each side
+_COARSE, _MEDIUM = {2: 16, 3: 8}, {2: 64, 3: 32}  # voxels along each side, at most
+_LOWEST = {2: 8, 3: 4}  # frequencies of a spectrum along each axis, in each direction
+_TAPER = 0.06  # share of each axis over which images fade to 0 before their spectrum is computed
 _BLUR = 2
 """Voxels that the blur of the copies reaches."""
 _BY_IMAGE, _BY_SPECTRUM = 4, 4  # candidates
@@ -45,16 +40,11 @@ _VALUES_AT_ONCE = 1 << 20
 class DownsampledCopies:
     """A set of images, small enough to be searched."""
 
-    coarse: Array
-    """(N, C * coarse voxels): mean 0 and length 1; zeros for a constant image."""
-    spectrum: Array
-    """(N, C * frequencies): square roots of the lowest amplitudes, of length 1."""
-    grids: tuple[tuple[int, ...], tuple[int, ...]]
-    """(C, *coarse size) and (C, *frequencies)."""
-    blurred: Float32Rows
-    """Of medium size, on disk; each channel with mean 0 and spread 1."""
-    places: Ints
-    """(N,) of the images in `blurred`."""
+    coarse: Array  # (N, C * coarse voxels): mean 0 and length 1; zeros for a constant image
+    spectrum: Array  # (N, C * frequencies): square roots of the lowest amplitudes, of length 1
+    grids: tuple[tuple[int, ...], tuple[int, ...]]  # (C, *coarse size) and (C, *frequencies)
+    blurred: Float32Rows  # of medium size, on disk; each channel with mean 0 and spread 1
+    places: Ints  # (N,) of the images in `blurred`
 
     def __len__(self) -> int:
         return len(self.coarse)
@@ -74,18 +64,11 @@ class DownsampledCopies:
 def downsampled_copies(*sets: ImageSet) -> Iterator[list[DownsampledCopies]]:
     """Yield the small copies of each set; those on disk, beside the set's own file, are removed
     when the context ends.
-
-    Raises:
-        ImageError: the sets differ in shape.
-        OutputError: the folder of a set is full.
     """
     first = sets[0]
-    faults = [
-        f"{images.name}: shape {list(images.shape)}, {first.name} {list(first.shape)} (channels "
-        "first)"
-        for images in sets[1:]
-        if images.shape != first.shape
-    ]
+    usual = f"{first.name} {list(first.shape)} (channels first)"
+    others = (images for images in sets[1:] if images.shape != first.shape)
+    faults = [f"{images.name}: shape {list(images.shape)}, {usual}" for images in others]
     if faults:
         raise ImageError("Only images of one shape can be searched for similar ones:", faults)
     with scratch_folder(first.voxels.path.parent) as folder:
@@ -109,10 +92,8 @@ def _downsampled(images: ImageSet, path: Path) -> DownsampledCopies:
                 flat = values.flatten(1)
                 length = flat.norm(dim=1, keepdim=True).clamp(min=1e-6)
                 table[rows.start : rows.stop] = (flat / length).numpy()
-    return DownsampledCopies(
-        tables[0], tables[1], grids, Float32Rows(path, (channels, *medium)),
-        np.arange(len(images)),
-    )  # fmt: skip
+    rows_on_disk = Float32Rows(path, (channels, *medium))
+    return DownsampledCopies(tables[0], tables[1], grids, rows_on_disk, np.arange(len(images)))
 
 
 def _amplitudes(images: torch.Tensor, lowest: list[int]) -> torch.Tensor:
@@ -165,12 +146,9 @@ def _standardised(images: torch.Tensor) -> torch.Tensor:
 class NearestImages:
     """For each query the most similar image among the references."""
 
-    similarity: Array
-    """(N,): correlation of the part in common, at most 1."""
-    index: Ints
-    """(N,) into the references."""
-    mirrored: tuple[tuple[int, ...], ...]
-    """Spatial axes along which each query was mirrored."""
+    similarity: Array  # (N,): correlation of the part in common, at most 1
+    index: Ints  # (N,) into the references
+    mirrored: tuple[tuple[int, ...], ...]  # spatial axes along which each query was mirrored
 
 
 def nearest_images(
@@ -191,15 +169,14 @@ def nearest_images(
     ]
     # mirrored along all axes, the amplitudes are the same: half of the flips give the other half
     half = [flip for flip, axes in enumerate(flip_axes) if rank - 1 not in axes]
-    every = range(len(flip_axes))
-    by_image = _shortlist(queries, references, flip_axes, every, 0, exclude_self)
-    by_spectrum = _shortlist(queries, references, flip_axes, half, 1, exclude_self)
-    lists = [by_image, by_spectrum]
+    lists = [
+        _shortlist(queries, references, flip_axes, tried, table, exclude_self)
+        for table, tried in enumerate((range(len(flip_axes)), half))
+    ]
     if flips:
-        opposite = np.array(
-            [flip_axes.index(tuple(sorted({*range(rank)} - {*axes}))) for axes in flip_axes]
-        )
-        lists.append((by_spectrum[0], opposite[by_spectrum[1]]))
+        axes_left = [tuple(axis for axis in range(rank) if axis not in axes) for axes in flip_axes]
+        opposite = np.array([flip_axes.index(axes) for axes in axes_left])
+        lists.append((lists[1][0], opposite[lists[1][1]]))
     candidates, ways = (np.concatenate(parts, axis=1) for parts in zip(*lists, strict=True))
     scores = _candidate_scores(queries, references, candidates, ways, flip_axes)
     best = scores.argmax(axis=1)
@@ -261,26 +238,24 @@ def aligned_correlation(
     # the blur of a border sees what is beyond, so that the patch stays away from it
     margins = [shift + min(_BLUR, side // 8) for side, shift in zip(sides, shifts, strict=True)]
     inner = [side - 2 * margin for side, margin in zip(sides, margins, strict=True)]
-    windows = (slice(m, m + n) for m, n in zip(margins, inner, strict=True))
-    tried = tuple(slice(m - n, m + n + 1) for m, n in zip(margins, shifts, strict=True))
-    within: Any = (Ellipsis, *windows)
-    places: Any = (Ellipsis, *tried)
+    within: Any = (..., *(slice(m, m + n) for m, n in zip(margins, inner, strict=True)))
+    tried: Any = (..., *(slice(m - n, m + n + 1) for m, n in zip(margins, shifts, strict=True)))
     last = tuple(range(-len(sides), 0))
-    patch = others[within]
-    patch = patch - patch.mean(dim=last, keepdim=True)
+    patch = others[within] - others[within].mean(dim=last, keepdim=True)
     rows = torch.arange(len(images))[:, None]
     # (B, flips, C, *size); a shift and its mirror image lie on either side of no shift
     dims = [[axis - len(sides) for axis in axes] for axes in flip_axes]
     mirrored = torch.stack([images.flip(flip) for flip in dims], dim=1)
-    # (B, *places): squared deviations from the mean of each channel, in every box
+    # (B, *tried): squared deviations from the mean of each channel, in every box
     sums, squares = _box_sums(images, inner), _box_sums(images.square(), inner)
-    spread = (squares - sums.square() / float(np.prod(inner))).sum(dim=1).clamp(min=0).float()
-    spread = spread[places]
+    spread = (
+        (squares - sums.square() / float(np.prod(inner))).sum(dim=1).clamp(min=0).float()[tried]
+    )
     spreads = torch.stack([spread.flip(flip) for flip in dims], dim=1)
     spectrum = torch.fft.rfftn(mirrored, dim=last)[rows, flips]
     spectrum = (spectrum * torch.fft.rfftn(patch, s=sides, dim=last).conj()).sum(dim=2)
     # a patch of mean 0 needs no mean subtracted from the image
-    product = torch.fft.irfftn(spectrum, s=sides, dim=last)[places]
+    product = torch.fft.irfftn(spectrum, s=sides, dim=last)[tried]
     energy = patch.square().sum(dim=(2, *last)).view(*flips.shape, *[1] * len(sides))
     norm = (spreads[rows, flips] * energy).sqrt()
     enough = norm > 1e-3 * float(np.prod(inner))

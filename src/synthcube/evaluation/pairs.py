@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from synthcube import environment
-from synthcube.data.manifest import Row, image_suffix
+from synthcube.data.manifest import image_suffix
 from synthcube.errors import ManifestError, first_faults
 from synthcube.evaluation import similarity
 from synthcube.evaluation.arrays import Floats, Ints
@@ -20,10 +21,7 @@ from synthcube.evaluation.results import Cell, Measure, Picture, Plot, Section, 
 from synthcube.evaluation.sets import ImageSet
 
 Ranges = list[tuple[float, float]]
-Pairs = list[tuple[int, int]]
-"""Places of prediction and label."""
-Keys = list[list[str]]
-"""For each image the keys that it can be found by, none or several."""
+Pairs = list[tuple[int, int]]  # places of prediction and label
 
 _VOXELS_AT_ONCE = 1 << 21
 _UNRELATED = 200  # pairs behind the baseline
@@ -45,9 +43,6 @@ def match_pairs(predictions: ImageSet, labels: ImageSet, required: bool | None) 
         required: False: never pair. True: they must match. None: predictions with a Source must
             match; others are paired where all of them match, except images from noise, whose
             running numbers mean nothing.
-
-    Raises:
-        ManifestError: they should match, and some do not; all of these are named.
     """
     if required is False:
         return None
@@ -57,7 +52,7 @@ def match_pairs(predictions: ImageSet, labels: ImageSet, required: bool | None) 
         return None
     by_source = _Matching(
         "the file they were made from (Source)",
-        [row.conditions["Source"] if _has_source(row) else None for row in predictions.rows],
+        [row.conditions.get("Source") or None for row in predictions.rows],
         [[str(path) for path in row.channels] for row in labels.rows],
     )
     by_name = _match_names(predictions, labels)
@@ -74,10 +69,6 @@ def match_pairs(predictions: ImageSet, labels: ImageSet, required: bool | None) 
     )
 
 
-def _has_source(row: Row) -> bool:
-    return bool(row.conditions.get("Source"))
-
-
 def _match_names(predictions: ImageSet, labels: ImageSet) -> _Matching:
     """Pairs of one SubjectID, where the labels have one each and predictions use them; else pairs
     of one file name: that of the file that a prediction was made from, if it was made from one."""
@@ -90,51 +81,48 @@ def _match_names(predictions: ImageSet, labels: ImageSet) -> _Matching:
     def stem(path: Path) -> str:
         return path.name[: len(path.name) - len(image_suffix(path))]
 
-    return _Matching(
-        "file name",
-        [
-            stem(Path(row.conditions["Source"]) if _has_source(row) else row.channels[0])
-            for row in predictions.rows
-        ],
-        [[*{stem(path) for path in row.channels}] for row in labels.rows],
-    )
+    files = [Path(row.conditions.get("Source") or row.channels[0]) for row in predictions.rows]
+    label_stems = [[*{stem(path) for path in row.channels}] for row in labels.rows]
+    return _Matching("file name", [stem(path) for path in files], label_stems)
 
 
 class _Matching:
     """Predictions and labels matched by one rule; a prediction has one key, or None."""
 
-    def __init__(self, name: str, prediction_keys: Sequence[str | None], label_keys: Keys) -> None:
+    def __init__(
+        self, name: str, prediction_keys: Sequence[str | None], label_keys: list[list[str]]
+    ) -> None:
         self.name = name
-        labels_of: dict[str | None, list[int]] = {}
-        predictions_of: dict[str | None, list[int]] = {}
-        for place, keys in enumerate(label_keys):
+        labels_of: defaultdict[str | None, list[int]] = defaultdict(list)
+        predictions_of: defaultdict[str | None, list[int]] = defaultdict(list)
+        for number, keys in enumerate(label_keys):
             for key in keys:
-                labels_of.setdefault(key, []).append(place)
-        for i, prediction_key in enumerate(prediction_keys):
-            predictions_of.setdefault(prediction_key, []).append(i)
+                labels_of[key].append(number)
+        for number, prediction_key in enumerate(prediction_keys):
+            predictions_of[prediction_key].append(number)
         # Lists are shared: a thousand images of one name on both sides are a million pairs.
-        self._labels = [labels_of.get(key, []) for key in prediction_keys]
-        self._predictions = [[predictions_of.get(key, []) for key in keys] for keys in label_keys]
+        self._labels = [labels_of[key] for key in prediction_keys]
+        self._predictions = [[predictions_of[key] for key in keys] for keys in label_keys]
         self.pairs = [
-            (i, places[0])
-            for i, places in enumerate(self._labels)
-            if len(places) == 1 and sum(map(len, self._predictions[places[0]])) == 1
+            (number, matches[0])
+            for number, matches in enumerate(self._labels)
+            if len(matches) == 1 and sum(map(len, self._predictions[matches[0]])) == 1
         ]
         self.complete = len(self.pairs) == len(prediction_keys) == len(label_keys)
 
     def faults(self, predictions: ImageSet, labels: ImageSet) -> list[str]:
         faults = []
-        for kind, images, matches, other_kind, others in (
-            ("prediction", predictions, [[places] for places in self._labels], "label", labels),
+        for side, images, matches, other_side, others in (
+            ("prediction", predictions, [[numbers] for numbers in self._labels], "label", labels),
             ("label", labels, self._predictions, "prediction", predictions),
         ):
             for row, lists in zip(images.rows, matches, strict=True):
                 if not (count := sum(map(len, lists))):
-                    faults.append(f"{kind} {row.channels[0]} has no {other_kind}")
+                    faults.append(f"{side} {row.channels[0]} has no {other_side}")
                 elif count > 1:
                     first = islice(chain.from_iterable(lists), 3)
-                    names = ", ".join(str(others.rows[place].channels[0]) for place in first)
-                    faults.append(f"{kind} {row.channels[0]} fits {count} {other_kind}s: {names}")
+                    names = ", ".join(str(others.rows[number].channels[0]) for number in first)
+                    faults.append(f"{side} {row.channels[0]} fits {count} {other_side}s: {names}")
         return faults
 
 
@@ -156,25 +144,19 @@ def compare_pairs(predictions: ImageSet, labels: ImageSet, pairs: Pairs, seed: i
     subjects = labels.subjects()[label_places]
     section = Section("paired")
     for name, values in scores.items():
+        seed_of_measure = environment.derived_seed(seed, name)
         section.measures[name] = _overall(
-            name,
-            values,
-            subjects,
-            baselines.get(name),
-            scales,
-            environment.derived_seed(seed, name),
+            name, values, subjects, baselines.get(name), scales, seed_of_measure
         )
         finite = values[np.isfinite(values)]
         if len(finite):
             title = _TITLES.get(name, name)
             section.plots.append(Plot(title, "histogram", {"cases": finite.tolist()}, title))
     section.facts = {
-        "num_pairs": len(pairs),
-        "data_range": [list(pair) for pair in ranges],
-        "data_range_is": meaning,
-        "ms_ssim_scales": scales,
+        "num_pairs": len(pairs), "data_range": [list(pair) for pair in ranges],
+        "data_range_is": meaning, "ms_ssim_scales": scales,
         "std": {name: _std(values) for name, values in scores.items()},
-    }
+    }  # fmt: skip
     section.notes = _notes(labels, scales)
     section.cases = _cases(predictions, labels, pairs, scores)
     section.pictures = _pictures(predictions, labels, pairs, scores, ranges)
@@ -238,11 +220,8 @@ def _unrelated(
     rng = np.random.default_rng(environment.derived_seed(seed, "unrelated pairs"))
     order = rng.permutation(rows)[: _UNRELATED + 1]
     subjects = labels.subjects()
-    pairs = [
-        (int(a), int(b))
-        for a, b in zip(order, np.roll(order, 1), strict=True)
-        if subjects[a] != subjects[b]
-    ]
+    couples = zip(order.tolist(), np.roll(order, 1).tolist(), strict=True)
+    pairs = [(a, b) for a, b in couples if subjects[a] != subjects[b]]
     if not pairs:
         return {}
     scores = _scores(labels, labels, pairs, ranges, scales)
@@ -251,20 +230,20 @@ def _unrelated(
 
 
 def _overall(
-    name: str, values: Floats, subjects: Ints, baseline: float | None,
-    scales: int, seed: int,
-) -> Measure:  # fmt: skip
-    kept = np.isfinite(values)
-    left_out = int((~kept).sum())
-    reason = ""
+    name: str, values: Floats, subjects: Ints, baseline: float | None, scales: int, seed: int
+) -> Measure:
+    finite, reason = np.isfinite(values), ""
+    left_out = int((~finite).sum())
     if name in ("ssim", "ms_ssim") and not scales:
         return missing(f"a side has fewer than {similarity.WINDOW} voxels, the window of SSIM")
     if name == "psnr_db" and left_out:
         reason = f"{left_out} of {len(values)} pairs are identical: their PSNR is infinite"
     elif name == "ncc" and left_out:
         reason = f"{left_out} of {len(values)} pairs have a constant channel: no correlation"
-    reason += ", they are left out" if reason and kept.any() else ""
-    return mean_measure(values[kept], subjects[kept], seed, real_baseline=baseline, reason=reason)
+    reason += ", they are left out" if reason and finite.any() else ""
+    return mean_measure(
+        values[finite], subjects[finite], seed, real_baseline=baseline, reason=reason
+    )
 
 
 def _std(values: Floats) -> float | None:
@@ -290,25 +269,21 @@ def _cases(
     predictions: ImageSet, labels: ImageSet, pairs: Pairs, scores: dict[str, Floats]
 ) -> list[dict[str, Cell]]:
     cases = []
-    for place, (i, j) in enumerate(pairs):
-        case: dict[str, Any] = {
-            "subject": labels.rows[j].subject,
-            "prediction": str(predictions.rows[i].channels[0]),
-            "label": str(labels.rows[j].channels[0]),
-        }
+    for number, (i, j) in enumerate(pairs):
+        case: dict[str, Any] = {"subject": labels.rows[j].subject}
+        case["prediction"] = str(predictions.rows[i].channels[0])
+        case["label"] = str(labels.rows[j].channels[0])
         for name, values in scores.items():
-            value = float(values[place])
-            case[name] = value if math.isfinite(value) else None
-        if math.isinf(float(scores["psnr_db"][place])):
+            case[name] = float(values[number]) if math.isfinite(values[number]) else None
+        if math.isinf(scores["psnr_db"][number]):
             case["reason"] = "identical images: PSNR is infinite"
         cases.append(case)
     return cases
 
 
 def _pictures(
-    predictions: ImageSet, labels: ImageSet, pairs: Pairs, scores: dict[str, Floats],
-    ranges: Ranges,
-) -> list[Picture]:  # fmt: skip
+    predictions: ImageSet, labels: ImageSet, pairs: Pairs, scores: dict[str, Floats], ranges: Ranges
+) -> list[Picture]:
     """Best, median and worst by SSIM, by absolute error where there is none."""
     by = "ssim" if np.isfinite(scores["ssim"]).any() else "mae"
     order = np.argsort(-scores[by] if by == "ssim" else scores[by], kind="stable")
@@ -317,15 +292,15 @@ def _pictures(
     chosen["worst"] = order[::-1][:_SHOWN]
     rows, titles, captions = [], [], []
     difference_range = [(0.0, (high - low) / 4) for low, high in ranges]
-    for title, places in chosen.items():
-        for place in places:
-            i, j = pairs[place]
+    for title, numbers in chosen.items():
+        for number in numbers:
+            i, j = pairs[number]
             prediction, label = predictions.read([i])[0], labels.read([j])[0]
             row = [upright(image, ranges, raster=labels.raster) for image in (label, prediction)]
             difference = np.abs(prediction - label)
-            row.append(upright(difference, difference_range, raster=labels.raster))
-            rows.append(row)
+            rows.append([*row, upright(difference, difference_range, raster=labels.raster)])
             titles.append(f"{title}: {labels.rows[j].subject}")
-            captions.append(["label", "prediction", f"difference x4; {by} {scores[by][place]:.3g}"])
+            score = f"difference x4; {by} {scores[by][number]:.3g}"
+            captions.append(["label", "prediction", score])
     title = f"Best, median and worst cases by {_TITLES[by]}"
     return [Picture(title, rows, tuple(titles), captions)]

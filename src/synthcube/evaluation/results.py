@@ -26,12 +26,9 @@ class Measure:
     real_baseline: float | None = None
     """The same measure between real images and other real images, at the same sample size."""
     low: float | None = None
-    high: float | None = None
-    """95% confidence interval."""
-    count: int | None = None
-    """Images, pairs or cases on each side."""
-    reason: str | None = None
-    """Why there is no value, or why it should be read with care."""
+    high: float | None = None  # 95% confidence interval
+    count: int | None = None  # images, pairs or cases on each side
+    reason: str | None = None  # why there is no value, or why it should be read with care
 
     def plain(self) -> dict[str, Cell]:
         """For YAML: `value` always, the others where they are set; never NaN or infinite."""
@@ -74,8 +71,7 @@ class Picture:
     title: str
     rows: list[list[Array]]
     row_titles: tuple[str, ...] = ()
-    captions: list[list[str]] = field(default_factory=list)
-    """Below each image; empty for none."""
+    captions: list[list[str]] = field(default_factory=list)  # below each image; empty for none
 
 
 def upright(image: Array, bounds: Sequence[tuple[float, float]], *, raster: bool) -> Array:

@@ -21,7 +21,6 @@ from synthcube.errors import EvaluationError
 from synthcube.evaluation.arrays import Array, Floats, Ints
 
 log = logging.getLogger("synthcube")
-
 Bounds = tuple[tuple[float, float], ...]
 
 _SAMPLED_IMAGES = 1000  # images whose intensities give the range of a set
@@ -40,23 +39,16 @@ _NAMES_SHOWN = 5
 class ImageSet:
     """Images in their own intensities, in the order of their manifest."""
 
-    name: str
-    """predictions, labels or train_data, as users call it."""
+    name: str  # predictions, labels or train_data, as users call it
     manifest: Manifest
-    spacing_mm: tuple[float, ...]
-    """Of the first image."""
-    raster: bool
-    """Pictures: the first axis runs to the right, the second down."""
-    constant: int
-    """Images whose voxels are all the same."""
-    digests: tuple[bytes, ...]
-    """Of each image's voxels: equal where all voxels are equal."""
-    sha256: str
-    """Of the voxels of all images, in order."""
+    spacing_mm: tuple[float, ...]  # of the first image
+    raster: bool  # pictures: the first axis runs to the right, the second down
+    constant: int  # images whose voxels are all the same
+    digests: tuple[bytes, ...]  # of each image's voxels: equal where all voxels are equal
+    sha256: str  # of the voxels of all images, in order
     bounds: Bounds
     """Nearly the lowest and highest intensity, for each channel (0.1 and 99.9 percent)."""
-    voxels: Float32Rows
-    """(N, C, *spatial)."""
+    voxels: Float32Rows  # (N, C, *spatial)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -250,16 +242,15 @@ def comparability_notes(sets: Mapping[str, ImageSet]) -> list[str]:
     notes = []
     predictions = sets["predictions"]
     for images in sets.values():
-        if images.distinct < len(images):
+        if num_duplicates := len(images) - images.distinct:
             notes.append(
-                f"{len(images) - images.distinct} of the {len(images)} images of {images.name} "
-                "are exact duplicates of others among them."
+                f"{num_duplicates} of the {len(images)} images of {images.name} are exact "
+                "duplicates of others among them."
             )
         if images.constant:
             notes.append(f"{images.constant} images of {images.name} are constant.")
-        for (low, high), (real_low, real_high) in zip(
-            predictions.bounds, images.bounds, strict=True
-        ):
+        ranges = zip(predictions.bounds, images.bounds, strict=True)
+        for (low, high), (real_low, real_high) in ranges:
             if (high - low) * _FLAT < real_high - real_low:
                 notes.append(
                     f"Predictions lie in [{low:g}, {high:g}] only, {images.name} in "
@@ -279,39 +270,34 @@ def comparability_notes(sets: Mapping[str, ImageSet]) -> list[str]:
 class Overlap:
     """What held-out images have in common with the training images."""
 
-    images: tuple[int, ...]
-    """Places of held-out images whose voxels are those of a training image."""
-    subjects: tuple[str, ...]
-    """Subjects of both, where both manifests name subjects."""
+    images: tuple[int, ...]  # places of held-out images whose voxels are those of a training image
+    subjects: tuple[str, ...]  # subjects of both, where both manifests name subjects
 
     def __bool__(self) -> bool:
         return bool(self.images or self.subjects)
 
     def anonymous(self) -> str:
         """A clause that names nobody, as it may leave the site."""
-        parts = []
-        if self.images:
-            parts.append(f"{len(self.images)} of them are training images")
-        if self.subjects:
-            parts.append(f"{len(self.subjects)} subjects are in both")
+        parts = [f"{len(self.images)} of them are training images"] if self.images else []
+        parts += [f"{len(self.subjects)} subjects are in both"] if self.subjects else []
         return " and ".join(parts)
 
     def named(self, labels: ImageSet) -> str:
         """The same with the first names, for the log."""
-        files = tuple(str(labels.rows[place].channels[0]) for place in self.images)
-        return "; ".join(
-            ", ".join(names[:_NAMES_SHOWN])
-            + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
-            for names in (files, self.subjects)
-            if names
-        )
+        texts = []
+        files = tuple(str(labels.rows[image].channels[0]) for image in self.images)
+        for names in filter(None, (files, self.subjects)):
+            num_more = len(names) - _NAMES_SHOWN
+            more = f" and {num_more} more" if num_more > 0 else ""
+            texts.append(", ".join(names[:_NAMES_SHOWN]) + more)
+        return "; ".join(texts)
 
 
 def overlap(labels: ImageSet, train_data: ImageSet) -> Overlap:
     """What `labels` and `train_data` share: voxels, or subjects by SubjectID."""
     known = set(train_data.digests)
-    places = tuple(i for i, digest in enumerate(labels.digests) if digest in known)
+    images = tuple(i for i, digest in enumerate(labels.digests) if digest in known)
     subjects: set[str] = set()
     if labels.has_subjects and train_data.has_subjects:
         subjects = {row.subject for row in labels.rows} & {row.subject for row in train_data.rows}
-    return Overlap(places, tuple(sorted(subjects)))
+    return Overlap(images, tuple(sorted(subjects)))

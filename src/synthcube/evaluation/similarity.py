@@ -14,8 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from synthcube.evaluation.arrays import Floats
 
-WINDOW = 11
-"""Voxels along each side of the window."""
+WINDOW = 11  # voxels along each side of the window
 
 _SIGMA, _RADIUS = 1.5, 5
 _C_1, _C_2 = 0.01**2, 0.03**2

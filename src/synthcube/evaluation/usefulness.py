@@ -27,8 +27,7 @@ _NOT_CLASSES = ("Seed", "Source")
 _MOST_CLASSES = 20
 _FEWEST = 5
 """Images of each class that are needed to train, and to test."""
-_MOST = 2000
-"""Training images of each side, at most."""
+_MOST = 2000  # training images of each side, at most
 _BARELY = 0.1
 """Recall above guessing that a classifier trained on real images must reach to be meaningful."""
 _RESAMPLES = 500
@@ -41,8 +40,7 @@ _NOTE = (
 _SIDE = {2: 32, 3: 16}
 _CHANNELS = {2: (16, 32, 64), 3: (8, 16, 32)}
 _STEPS, _BATCH, _RATE, _DECAY = 200, 32, 5e-3, 1e-2
-_SHIFT = 1 / 16
-"""Largest random shift of a training image, as a share of each side."""
+_SHIFT = 1 / 16  # largest random shift of a training image, as a share of each side
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +76,8 @@ def usefulness(
         )
     names = sorted({cell(row, column) for row in labels.rows})
     if absent := _absent_classes(names, column, predictions):
-        return (
-            f"predictions have no image of {', '.join(absent)} (column {column}), which the labels "
-            "have"
-        )
+        text = f"predictions have no image of {', '.join(absent)} (column {column})"
+        return f"{text}, which the labels have"
     use_train_data = train_data is not None and not _absent_classes(names, column, train_data)
     real_source = train_data if use_train_data else None
     real, tests = _real_examples(real_source, labels, column, names, seed)
@@ -95,23 +91,19 @@ def usefulness(
         if few:
             return f"at least {_FEWEST} {title} of each class are needed ({', '.join(few)})"
     synthetic, real = _equal_counts(synthetic, real, len(names), seed)
+    seed_of_training = environment.derived_seed(seed, "classifier")
     scores = {
-        name: probabilities(
-            examples.images, examples.rows, examples.classes, tests.images, tests.rows, len(names),
-            environment.derived_seed(seed, "classifier"),
-        )
+        name: _probabilities(examples, tests, len(names), seed_of_training)
         for name, examples in (("synthetic", synthetic), ("real", real))
-    }  # fmt: skip
+    }
     subjects = tests.images.subjects()[tests.rows]
     section = Section("usefulness", notes=[_NOTE])
-    compare_classifiers(section, scores, tests.classes, subjects, names, seed)
+    _compare_classifiers(section, scores, tests.classes, subjects, names, seed)
     section.facts |= {
-        "classes": list(names),
-        "num_training_images": len(synthetic.rows),
-        "num_test_images": len(tests.rows),
-        "column": column,
+        "classes": list(names), "num_training_images": len(synthetic.rows),
+        "num_test_images": len(tests.rows), "column": column,
         "real_training_images": "train_data" if use_train_data else "half of the labels",
-    }
+    }  # fmt: skip
     return section
 
 
@@ -143,13 +135,10 @@ def _real_examples(
     held_out = _examples(labels, column, names)
     if train_data is not None:
         shared = overlap(labels, train_data)
-        shared_subjects = {*shared.subjects}
-        unseen = [
-            place
-            for place, row in enumerate(held_out.rows)
-            if row not in shared.images and labels.rows[row].subject not in shared_subjects
-        ]
-        return _examples(train_data, column, names), held_out.subset(np.array(unseen, np.int64))
+        seen = [row in shared.images or labels.rows[row].subject in shared.subjects
+                for row in held_out.rows]  # fmt: skip
+        unseen = np.flatnonzero(~np.array(seen, np.bool_))
+        return _examples(train_data, column, names), held_out.subset(unseen)
     subjects = [labels.rows[row].subject for row in held_out.rows]
     halves = split_subjects(subjects, held_out.classes.tolist(), {"test": 0.5}, seed)
     tested = np.array([halves[subject] == "test" for subject in subjects])
@@ -162,15 +151,15 @@ def _equal_counts(
     """As many images of each class on both sides, drawn at random."""
     chosen: list[list[Ints]] = [[], []]
     for number in range(num_classes):
-        places = [np.flatnonzero(side.classes == number) for side in (synthetic, real)]
-        count = min(*map(len, places), max(_FEWEST, _MOST // num_classes))
-        for side, candidates in enumerate(places):
+        of_class = [np.flatnonzero(side.classes == number) for side in (synthetic, real)]
+        count = min(*map(len, of_class), max(_FEWEST, _MOST // num_classes))
+        for side, candidates in enumerate(of_class):
             rng = np.random.default_rng(environment.derived_seed(seed, "class", number, side))
             chosen[side].append(np.sort(rng.permutation(candidates)[:count]))
     return synthetic.subset(np.concatenate(chosen[0])), real.subset(np.concatenate(chosen[1]))
 
 
-def compare_classifiers(
+def _compare_classifiers(
     section: Section, scores: Mapping[str, Floats], truth: Ints, subjects: Ints,
     names: Sequence[str], seed: int,
 ) -> None:  # fmt: skip
@@ -183,43 +172,17 @@ def compare_classifiers(
         names: of the classes.
     """
     correct = {name: (values.argmax(axis=1) == truth) * 1.0 for name, values in scores.items()}
-    _add_measures(section, scores, correct, truth, subjects, seed)
     recalls = {
         name: [float(hits[truth == i].mean()) for i in range(len(names))]
         for name, hits in correct.items()
     }
-    section.facts["recall"] = {
-        name: dict(zip(names, values, strict=True)) for name, values in recalls.items()
-    }
-    series = {f"trained on {name} images": values for name, values in recalls.items()}
-    section.plots.append(
-        Plot("Recall of each class", "bars", series, "class", "recall", tuple(names))
-    )
-    if np.mean(recalls["real"]) < 1 / len(names) + _BARELY:
-        section.notes.append(
-            "Trained on real images, this classifier is hardly better than guessing: the "
-            "comparison says nothing about the synthetic ones."
-        )
-
-
-def _add_measures(
-    section: Section, scores: Mapping[str, Floats], correct: Mapping[str, Floats], truth: Ints,
-    subjects: Ints, seed: int,
-) -> None:  # fmt: skip
-    classes = np.unique(truth)
     measured = {
         "accuracy": {name: float(hits.mean()) for name, hits in correct.items()},
-        "balanced_accuracy": {
-            name: float(np.mean([hits[truth == i].mean() for i in classes]))
-            for name, hits in correct.items()
-        },
+        "balanced_accuracy": {name: float(np.mean(values)) for name, values in recalls.items()},
         "auc": {name: _macro_auc(values, truth) for name, values in scores.items()},
     }
-    guessing = {
-        "accuracy": float(np.bincount(truth).max() / len(truth)),
-        "balanced_accuracy": 1 / len(classes),
-        "auc": 0.5,
-    }
+    guessing = {"accuracy": float(np.bincount(truth).max() / len(truth))}
+    guessing |= {"balanced_accuracy": 1 / len(names), "auc": 0.5}
     for metric, values in measured.items():
         for name, value in values.items():
             low, high = None, None
@@ -231,9 +194,25 @@ def _add_measures(
             section.measures[f"{metric}_{name}"] = Measure(value, baseline, low, high, len(truth))
     difference = correct["synthetic"] - correct["real"]
     low, high = mean_interval(difference, subjects, seed) or (None, None)
-    section.measures["accuracy_difference"] = Measure(
-        float(difference.mean()), None, low, high, len(truth)
-    )
+    measure = Measure(float(difference.mean()), None, low, high, len(truth))
+    section.measures["accuracy_difference"] = measure
+    _describe_recalls(section, recalls, names)
+
+
+def _describe_recalls(
+    section: Section, recalls: Mapping[str, list[float]], names: Sequence[str]
+) -> None:
+    section.facts["recall"] = {
+        name: dict(zip(names, values, strict=True)) for name, values in recalls.items()
+    }
+    series = {f"trained on {name} images": values for name, values in recalls.items()}
+    title = "Recall of each class"
+    section.plots.append(Plot(title, "bars", series, "class", "recall", tuple(names)))
+    if np.mean(recalls["real"]) < 1 / len(names) + _BARELY:
+        section.notes.append(
+            "Trained on real images, this classifier is hardly better than guessing: the "
+            "comparison says nothing about the synthetic ones."
+        )
 
 
 def _balanced_interval(
@@ -263,27 +242,18 @@ def _macro_auc(scores: Floats, truth: Ints) -> float:
     return float(np.mean(areas))
 
 
-def probabilities(
-    images: ImageSet, rows: Ints, classes: Ints, tested: ImageSet, tested_rows: Ints,
-    num_classes: int, seed: int,
-) -> Floats:  # fmt: skip
-    """(len(tested_rows), num_classes): the probabilities that a small convolutional classifier,
-    trained on `images`, gives `tested`; the same on every run.
+def _probabilities(training: _Examples, tests: _Examples, num_classes: int, seed: int) -> Floats:
+    """(len(tests), num_classes): the probabilities that a small convolutional classifier, trained
+    on `training`, gives `tests`; the same on every run.
 
-    Both are scaled by the range of `tested`, so that predictions of another range teach what they
+    Both are scaled by the range of `tests`, so that predictions of another range teach what they
     would teach anyone. Every class weighs the same, however many images it has.
-
-    Args:
-        rows, classes: places of the training images, and the class of each, from 0.
     """
-    training, test = (
-        _network_input(images, rows, tested),
-        _network_input(tested, tested_rows, tested),
-    )
+    images, test = (_network_input(examples, tests.images) for examples in (training, tests))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _network(images.shape[0], images.rank, num_classes)
-        _train(network, training, torch.from_numpy(classes), num_classes)
+        network = _network(training.images.shape[0], training.images.rank, num_classes)
+        _train(network, images, torch.from_numpy(training.classes), num_classes)
     network.eval()
     with torch.inference_mode():
         logits = torch.cat([network(batch) for batch in test.split(256)])
@@ -291,8 +261,9 @@ def probabilities(
     return softmax
 
 
-def _network_input(images: ImageSet, rows: Ints, scale: ImageSet) -> torch.Tensor:
-    """(len(rows), C, *small), the range of `scale` from -1 to 1."""
+def _network_input(examples: _Examples, scale: ImageSet) -> torch.Tensor:
+    """(N, C, *small), the range of `scale` from -1 to 1."""
+    images, rows = examples.images, examples.rows
     sides = [min(side, _SIDE[images.rank]) for side in images.shape[1:]]
     pool = nn.AdaptiveAvgPool2d if images.rank == 2 else nn.AdaptiveAvgPool3d
     reduce = pool(tuple(sides))

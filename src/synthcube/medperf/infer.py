@@ -80,11 +80,7 @@ class ModelConfig(Schema):
 
 
 def read_parameters(path: Path | None, schema: type[S]) -> S:
-    """The content of a parameters_file, or the defaults where there is none.
-
-    Raises:
-        ConfigError: all its faults.
-    """
+    """The content of a parameters_file, or the defaults where there is none."""
     return config.read(path, schema) if path else schema()
 
 
@@ -134,11 +130,7 @@ def infer(
 
 
 def find_model(folder: Path) -> Path:
-    """The one trained model in a folder, or in those below it.
-
-    Raises:
-        ArtifactError: there is none, or there are several.
-    """
+    """The one trained model in a folder, or in those below it."""
     if (folder / INDEX).is_file():
         return folder
     patterns = ["/".join(["*"] * depth) + f"/{INDEX}" for depth in range(1, _DEPTH + 1)]

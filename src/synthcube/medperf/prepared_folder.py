@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from synthcube import reading, storage
 from synthcube.data.manifest import FILE_NAME
 from synthcube.errors import ManifestError, OutputError
+from synthcube.models.artifact import damaged
 from synthcube.schema import Schema
 
 IMAGES, INDEX = "images", "prepared.json"
@@ -40,11 +41,7 @@ class Index(Schema):
 
 
 def read_index(folder: Path) -> Index:
-    """Return the index of a prepared folder.
-
-    Raises:
-        ManifestError: it is missing or damaged.
-    """
+    """Return the index of a prepared folder."""
     path = folder / INDEX
     if not path.is_file():
         raise ManifestError(
@@ -64,11 +61,7 @@ def write_index(
 
 
 def claim(folder: Path, parameter: str) -> list[str]:
-    """Return the names of the files of an earlier preparation, which are all that is in `folder`.
-
-    Raises:
-        OutputError: it holds other files, or cannot be written.
-    """
+    """The names of the files of an earlier preparation, which are all that is in `folder`."""
     storage.make_folder(folder, parameter)
     storage.settle(folder)
     if not storage.contents(folder):
@@ -92,21 +85,13 @@ def clear(folder: Path) -> None:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Return what is wrong with the files of a prepared folder, one line each.
-
-    Raises:
-        ManifestError: there is no index.
-    """
+    """Return what is wrong with the files of a prepared folder, one line each."""
     folder = storage.recovered_folder(folder)
-    faults = []
-    for name, digest in read_index(folder).files.items():
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            faults.append(f"{folder / INDEX} lists {name}, which is not in its folder")
-        elif not (folder / name).is_file():
-            faults.append(f"{folder / name} is missing")
-        elif storage.sha256(folder / name) != digest:
-            faults.append(f"{folder / name} has changed since it was prepared (SHA-256 differs)")
-    return faults
+    files = read_index(folder).files
+    outside = [name for name in files if ".." in Path(name).parts or Path(name).is_absolute()]
+    faults = [f"{folder / INDEX} lists {name}, which is not in its folder" for name in outside]
+    inside = {name: digest for name, digest in files.items() if name not in outside}
+    return faults + [f"{folder}/{text}" for text in damaged(folder, inside, "prepared").values()]
 
 
 def voxel_digest(tensor: torch.Tensor) -> str:
@@ -127,11 +112,7 @@ def content_digest(paths: Iterable[Path]) -> str:
 
 
 def read_digests(path: Path) -> list[str]:
-    """Return the voxel digests in a list such as voxels.json.
-
-    Raises:
-        ManifestError: it is not such a list.
-    """
+    """Return the voxel digests in a list such as voxels.json."""
     digests = reading.read_json(path, ManifestError, limit=reading.MAX_LIST_BYTES)
     if not isinstance(digests, list) or not all(isinstance(digest, str) for digest in digests):
         raise ManifestError(f"{path} is not a list of digests, as prepare writes {VOXELS}.")

@@ -16,12 +16,7 @@ from synthcube.data.manifest import Manifest, Row, read_manifest
 from synthcube.data.preprocessing import DataConfig
 from synthcube.errors import ManifestError, SynthCubeError
 from synthcube.medperf.infer import PreparatorConfig, read_parameters
-from synthcube.medperf.prepared_folder import (
-    changed_files,
-    read_digests,
-    read_index,
-    voxel_digest,
-)
+from synthcube.medperf.prepared_folder import changed_files, read_digests, read_index, voxel_digest
 from synthcube.medperf.raw_images import RawImages, condition_faults
 
 log = logging.getLogger("synthcube")

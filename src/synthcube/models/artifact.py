@@ -232,14 +232,14 @@ def read_index(folder: Path) -> dict[str, str]:
     return listed
 
 
-def damaged(folder: Path, listed: Mapping[str, str]) -> dict[str, str]:
+def damaged(folder: Path, listed: Mapping[str, str], done: str = "written") -> dict[str, str]:
     """A sentence for each missing or changed file of a folder, by name."""
     faults = {}
     for name, digest in listed.items():
         if not (folder / name).is_file():
             faults[name] = f"{name} is missing"
         elif sha256(folder / name) != digest:
-            faults[name] = f"{name} has changed since it was written (SHA-256 differs)"
+            faults[name] = f"{name} has changed since it was {done} (SHA-256 differs)"
     return faults
 
 

@@ -20,10 +20,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from synthcube.errors import OutputError
-from synthcube.escapes import spreadsheet
+from synthcube.escapes import printable, spreadsheet
 from synthcube.evaluation.arrays import Array
 from synthcube.evaluation.report import plots, text
-from synthcube.evaluation.report.text import NONE, cell_text, clean, spoken
+from synthcube.evaluation.report.text import NONE, cell_text, spoken
 from synthcube.evaluation.results import Picture, Section, plain
 from synthcube.schema import flattened
 from synthcube.storage import make_folder, storage_errors, write_text
@@ -43,21 +43,16 @@ def require_own_report(folder: Path) -> None:
     Raises:
         OutputError: which files.
     """
-    faults = [
-        name
-        for name, text in _HEADS.items()
-        if (folder / name).is_file() and text.encode() not in _head(folder / name)
-    ]
+    faults = []
+    for name, head in _HEADS.items():
+        if (path := folder / name).is_file():
+            with storage_errors(path), path.open("rb") as file:
+                faults += [] if head.encode() in file.read(_HEAD_BYTES) else [name]
     if faults:
         raise OutputError(
             f"report {folder} holds files that this command did not write: give another one.",
             faults,
         )
-
-
-def _head(path: Path) -> bytes:
-    with storage_errors(path), path.open("rb") as file:
-        return file.read(_HEAD_BYTES)
 
 
 def write_report(folder: Path, header: dict[str, Any], sections: Sequence[Section]) -> None:
@@ -88,7 +83,7 @@ def render_page(header: dict[str, Any], sections: Sequence[Section]) -> str:
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
+        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
     )  # fmt: skip
     environment.filters |= {
         "spoken": spoken, "number": text.number, "value_text": text.value_text,
@@ -112,12 +107,12 @@ def _cases_csv(sections: Sequence[Section]) -> str:
         return ""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["section", *(spreadsheet(clean(column)) for column in columns)])
+    table.writerow(["section", *(spreadsheet(printable(column)) for column in columns)])
     for section in sections:
         for row in section.cases:
             cells = [plain(row.get(column)) for column in columns]
             table.writerow(
-                spreadsheet(clean(cell)) if isinstance(cell, str) else cell
+                spreadsheet(printable(cell)) if isinstance(cell, str) else cell
                 for cell in (section.name, *cells)
             )
     return out.getvalue()
@@ -147,24 +142,19 @@ def fact_groups(values: Mapping[str, Any], *, exact: bool) -> list[tuple[str, li
         exact: names and numbers as they stand in a config, not as people read them.
     """
 
-    def title(name: str) -> str:
-        return name if exact else spoken(name)
-
+    title = str if exact else spoken
     values = plain(dict(values))
     single = [
         [title(name), cell_text(value, exact=exact)]
         for name, value in values.items()
         if not isinstance(value, dict)
     ]
-    groups = [
-        (
-            title(name),
-            [[key, cell_text(value, exact=True)] for key, value in flattened(group).items()],
-        )
-        for name, group in values.items()
-        if isinstance(group, dict)
-    ]
-    return [("", single), *groups]
+    groups = [("", single)]
+    for name, group in values.items():
+        if isinstance(group, dict):
+            texts = [[key, cell_text(value, exact=True)] for key, value in flattened(group).items()]
+            groups.append((title(name), texts))
+    return groups
 
 
 def picture_rows(picture: Picture) -> list[dict[str, Any]]:
@@ -195,11 +185,7 @@ def picture_rows(picture: Picture) -> list[dict[str, Any]]:
 
 
 def png_uri(image: Array) -> str:
-    """(H, W) or (H, W, 3) in [0, 1] as a data URI of its 8-bit PNG, pixel for pixel.
-
-    Raises:
-        ValueError: the shape is another one.
-    """
+    """(H, W) or (H, W, 3) in [0, 1] as a data URI of its 8-bit PNG, pixel for pixel."""
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or not image.size:
         raise ValueError(f"a picture of shape {image.shape}; (H, W) or (H, W, 3) is needed")
     pixels = np.rint(255 * np.nan_to_num(image, nan=0.0).clip(0, 1)).astype(np.uint8)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
+from synthcube.escapes import printable
 from synthcube.evaluation.arrays import Floats
-from synthcube.evaluation.report.text import clean, number
+from synthcube.evaluation.report.text import number
 from synthcube.evaluation.results import Plot
 
 WIDTH, HEIGHT = 400, 250
@@ -27,9 +28,6 @@ def figure(plot: Plot) -> Markup:
     A histogram shows the share of each series that falls into a bin, in percent, so that series
     of different lengths can be compared. Bars lie on their side, their value beside them. Numbers
     that are not finite are not drawn; the legend says how many.
-
-    Raises:
-        ValueError: series and categories differ in length.
     """
     series = {name: np.array(values, np.float64) for name, values in plot.series.items()}
     drawing = (_histogram if plot.kind == "histogram" else _bars)(plot, series)
@@ -60,7 +58,7 @@ def _attribute(value: str | float) -> str:
 
 
 def _text(text: str) -> Markup:
-    return text if isinstance(text, Markup) else escape(clean(text))
+    return text if isinstance(text, Markup) else escape(printable(text))
 
 
 def histogram(series: dict[str, Floats], lines: Sequence[float] = ()) -> tuple[Floats, Floats]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from typing import Any
 
-from synthcube.evaluation.results import Measure
+from synthcube.escapes import printable
+from synthcube.evaluation.results import Cell, Measure
 
 NONE = "none"
 _LONGEST_LIST = 20
@@ -35,29 +35,17 @@ def cell_text(value: Any, *, exact: bool = False) -> str:
     return number(value) if isinstance(value, float) and not exact else str(value)
 
 
-def clean(text: str) -> str:
-    """The text without characters that a UTF-8 file or a page cannot hold or would not show:
-    control characters, lone surrogates (of file names that are not UTF-8), marks that turn the
-    direction of text."""
-    return "".join(
-        character
-        if unicodedata.category(character) not in ("Cc", "Cf", "Cs")
-        else (" " if character in "\n\r\t" else "\N{REPLACEMENT CHARACTER}")
-        for character in str(text)
-    )
-
-
 def spoken(name: str) -> str:
     """`tpr_at_1_percent_fpr` as "TPR at 1 percent FPR"."""
-    words = [_ACRONYMS.get(word, word) for word in clean(name).split("_")]
+    words = [_ACRONYMS.get(word, word) for word in printable(name).split("_")]
     words[:1] = ["number of"] if words[0] == "num" else words[:1]
     text = " ".join(words).replace("MS SSIM", "MS-SSIM").replace(" dB", " (dB)")
     return text[:1].upper() + text[1:]
 
 
-def number(value: float | None) -> str:
+def number(value: Cell) -> str:
     """Four significant digits, all digits of a whole number below a million; "none" for NaN."""
-    if value is None or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
         return NONE
     if value == round(value) and abs(value) < 1e6:
         return f"{value:.0f}"
@@ -71,12 +59,8 @@ def number(value: float | None) -> str:
 def value_text(measure: Measure) -> str:
     """The value and its interval: "0.512 (0.48 to 0.544)"."""
     fields = measure.plain()
-    value, low, high = (fields.get(name) for name in ("value", "low", "high"))
-    if not isinstance(value, float):
-        return NONE
-    if not isinstance(low, float) or not isinstance(high, float):
-        return number(value)
-    return f"{number(value)} ({number(low)} to {number(high)})"
+    value, low, high = (number(fields.get(name)) for name in ("value", "low", "high"))
+    return value if NONE in (value, low, high) else f"{value} ({low} to {high})"
 
 
 def remark(measure: Measure) -> str:
