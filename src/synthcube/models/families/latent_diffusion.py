@@ -21,7 +21,7 @@ from synthcube.models.first_stage import TwoStageConfig, TwoStageFamily
 from synthcube.models.flow import FlowFields
 from synthcube.models.losses import loss_faults
 from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
-from synthcube.models.nets.unet import UNetFields
+from synthcube.models.nets.unet import TINY_UNET, UNetFields
 from synthcube.models.samplers import noise
 from synthcube.schema import Batch, Condition, ImageSpec
 
@@ -59,11 +59,8 @@ class LatentDiffusionConfig(UNetFields, GuidanceFields, TwoStageConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        return cls(
-            channels=(8, 8), num_res_blocks=1, attention_from=1, num_norm_groups=2,
-            objective=FlowObjective(num_sampling_steps=3),
-            first_stage_config=cls.tiny_first_stage(),
-        )  # fmt: skip
+        objective = FlowObjective(num_sampling_steps=3)
+        return cls(**TINY_UNET, objective=objective, first_stage_config=cls.tiny_first_stage())
 
     def faults(self, image: ImageSpec) -> list[str]:
         faults = super().faults(image)
