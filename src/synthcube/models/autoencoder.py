@@ -213,8 +213,6 @@ class ImportedDiscriminator:
     ) -> tuple[Tensor, Tensor]:
         """Outputs of every layer for one random input, the logits last."""
         image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
-        ours, theirs = (
-            torch.cat([output.flatten() for output in network(image)])
-            for network in (self.network, legacy)
-        )
+        outputs = [network(image) for network in (self.network, legacy)]
+        ours, theirs = (torch.cat([layer.flatten() for layer in layers]) for layers in outputs)
         return ours, theirs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
@@ -55,10 +56,8 @@ class EpochMeans:
 
     def load(self, state: Mapping[str, list[float]], device: torch.device) -> None:
         """Go on from what :meth:`state` returned."""
-        self._sums = {
-            name: torch.tensor(pair, dtype=torch.float64, device=device)
-            for name, pair in state.items()
-        }
+        as_tensor = partial(torch.tensor, dtype=torch.float64, device=device)
+        self._sums = {name: as_tensor(pair) for name, pair in state.items()}
 
 
 class FamilyConfig(Schema, ABC):

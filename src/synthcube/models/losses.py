@@ -145,13 +145,12 @@ class WeightedLosses:
     def terms(self) -> list[tuple[float, torch.nn.Module]]:
         """Weights and losses, which are not themselves trained."""
         try:
-            modules = [loss.build(self.spatial_dims) for loss in self.losses]
+            return [
+                (loss.weight, loss.build(self.spatial_dims).requires_grad_(False).eval())
+                for loss in self.losses
+            ]
         except _UNBUILDABLE as error:
             raise ConfigError(f"model.losses: {error}") from error  # of a trained model
-        return [
-            (loss.weight, module.requires_grad_(False).eval())
-            for loss, module in zip(self.losses, modules, strict=True)
-        ]
 
     def __call__(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Two (B, C, *spatial) to a scalar."""

@@ -104,14 +104,11 @@ class LatentDiffusion(TwoStageFamily):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         condition = dropped(batch["condition"], self.config.condition_dropout)
-        return self.process.loss(
-            lambda x_t, time: self.network(x_t, time, condition),
-            self.normalised(self.compressed(batch)),
-        )
+        latent = self.normalised(self.compressed(batch))
+        return self.process.loss(lambda x_t, time: self.network(x_t, time, condition), latent)
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
-        shape = (self.latent.channels, *self.latent.size)
-        start = noise(generators, shape).to(self.device)
+        start = noise(generators, (self.latent.channels, *self.latent.size)).to(self.device)
         predict = guided(self.network, condition, self.config.guidance, self.latent.channels)
         scaled = self.process.sample(predict, start, generators)
         latent = scaled * self.get_buffer("latent_std") + self.get_buffer("latent_mean")

@@ -56,12 +56,9 @@ class UNetFields(Schema):
 
     def build_network(self, image: ImageSpec, out_channels: int | None = None) -> ConditionalUNet:
         """The network for such images; None: as many channels out as the images have."""
-        network = ConditionalUNet(
-            image.conditions,
-            **self._unet_settings(image, out_channels or image.channels),
-            channels=self.channels,
-            use_flash_attention=True,
-        )
+        settings = self._unet_settings(image, out_channels or image.channels)
+        settings |= {"channels": self.channels, "use_flash_attention": True}
+        network = ConditionalUNet(image.conditions, **settings)
         coarsest = min(self.attention_from, len(self.channels) - 1)
         if math.prod(image.size) // 2 ** (image.rank * coarsest) <= _FEW_TOKENS:
             network.register_forward_pre_hook(_choose_attention)
@@ -71,12 +68,9 @@ class UNetFields(Schema):
         """The same network of monai-generative, for models without numbers as conditions."""
         from generative.networks.nets import DiffusionModelUNet as LegacyUNet
 
-        classes = [len(spec.classes) for spec in image.conditions]
-        network: torch.nn.Module = LegacyUNet(
-            **self._unet_settings(image, image.channels),
-            num_channels=self.channels,
-            num_class_embeds=classes[0] if classes else None,
-        )
+        settings = self._unet_settings(image, image.channels) | {"num_channels": self.channels}
+        num_classes = len(image.conditions[0].classes) if image.conditions else None
+        network: torch.nn.Module = LegacyUNet(**settings, num_class_embeds=num_classes)
         return network
 
     def _unet_settings(self, image: ImageSpec, out_channels: int) -> dict[str, Any]:
