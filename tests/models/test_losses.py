@@ -38,46 +38,49 @@ def image_spec(*size: int, channels: int = 1) -> ImageSpec:
     )
 
 
-def images(made: torch.Tensor) -> Tensors:
-    return made, torch.linspace(-1, 1, made.numel()).view_as(made)
+def images(prediction: torch.Tensor) -> Tensors:
+    return prediction, torch.linspace(-1, 1, prediction.numel()).view_as(prediction)
 
 
-def masks(made: torch.Tensor) -> Tensors:
-    halves = torch.arange(made.shape[-1]).expand(made[:, 0].shape) >= made.shape[-1] // 2
-    return made.sigmoid(), torch.stack([halves, ~halves], dim=1).float()
+def masks(prediction: torch.Tensor) -> Tensors:
+    halves = (
+        torch.arange(prediction.shape[-1]).expand(prediction[:, 0].shape)
+        >= prediction.shape[-1] // 2
+    )
+    return prediction.sigmoid(), torch.stack([halves, ~halves], dim=1).float()
 
 
-def signs(made: torch.Tensor) -> Tensors:
-    return made, masks(made)[1] * 2 - 1
+def signs(prediction: torch.Tensor) -> Tensors:
+    return prediction, masks(prediction)[1] * 2 - 1
 
 
-def classes(made: torch.Tensor) -> Tensors:
-    return made.log_softmax(1), masks(made)[1][:, 0].long()
+def classes(prediction: torch.Tensor) -> Tensors:
+    return prediction.log_softmax(1), masks(prediction)[1][:, 0].long()
 
 
-def labels(made: torch.Tensor) -> Tensors:
-    return made.softmax(1), masks(made)[1][:, :1]
+def labels(prediction: torch.Tensor) -> Tensors:
+    return prediction.softmax(1), masks(prediction)[1][:, :1]
 
 
-def shares(made: torch.Tensor) -> Tensors:
-    return made.log_softmax(1), masks(made)[1] * 0.8 + 0.1
+def shares(prediction: torch.Tensor) -> Tensors:
+    return prediction.log_softmax(1), masks(prediction)[1] * 0.8 + 0.1
 
 
-def vectors(made: torch.Tensor) -> Tensors:
-    made = made.flatten(1)[:, :8]
-    return made, torch.linspace(-1, 1, 32).view(4, 8).roll(3, 1)
+def vectors(prediction: torch.Tensor) -> Tensors:
+    prediction = prediction.flatten(1)[:, :8]
+    return prediction, torch.linspace(-1, 1, 32).view(4, 8).roll(3, 1)
 
 
-def single_classes(made: torch.Tensor) -> Tensors:
-    return made.mean((2, 3)), torch.tensor([0, 1, 1, 0])
+def single_classes(prediction: torch.Tensor) -> Tensors:
+    return prediction.mean((2, 3)), torch.tensor([0, 1, 1, 0])
 
 
-def class_lists(made: torch.Tensor) -> Tensors:
-    return made.mean((2, 3)), torch.tensor([[0, -1], [1, -1]] * 2)
+def class_lists(prediction: torch.Tensor) -> Tensors:
+    return prediction.mean((2, 3)), torch.tensor([[0, -1], [1, -1]] * 2)
 
 
-def boxes(made: torch.Tensor) -> Tensors:
-    corner = made.mean((2, 3))
+def boxes(prediction: torch.Tensor) -> Tensors:
+    corner = prediction.mean((2, 3))
     return torch.cat([corner, corner + 2], 1), torch.tensor([[0.5, 0.5, 3.0, 3.0]] * 4)
 
 
@@ -134,8 +137,8 @@ def test_every_name_builds_and_teaches(name: str) -> None:
 @pytest.mark.parametrize("name", known_losses())
 def test_names_are_found_in_any_case(name: str) -> None:
     arguments = ARGUMENTS.get(name, {})
-    made = LossConfig(name=name.swapcase(), **arguments).build(2)
-    assert type(made).__name__ == type(LossConfig(name=name, **arguments).build(2)).__name__
+    loss = LossConfig(name=name.swapcase(), **arguments).build(2)
+    assert type(loss).__name__ == type(LossConfig(name=name, **arguments).build(2)).__name__
 
 
 @pytest.mark.parametrize(
@@ -145,20 +148,22 @@ def test_names_are_found_in_any_case(name: str) -> None:
         ("mse", F.mse_loss),
         ("bcelogits", F.binary_cross_entropy_with_logits),
         ("cel", F.cross_entropy),
-        ("bce", lambda made, target: F.binary_cross_entropy(made, target)),
-        ("plain_mean", lambda made, _: made.mean()),
+        ("bce", lambda prediction, target: F.binary_cross_entropy(prediction, target)),
+        ("plain_mean", lambda prediction, _: prediction.mean()),
     ],
 )
 def test_inherited_names_are_what_they_were(name: str, expected: Any) -> None:
-    made, target = torch.rand(2, 2, 3, *SIZE)
-    torch.testing.assert_close(LossConfig(name=name).build(2)(made, target), expected(made, target))
+    prediction, target = torch.rand(2, 2, 3, *SIZE)
+    torch.testing.assert_close(
+        LossConfig(name=name).build(2)(prediction, target), expected(prediction, target)
+    )
 
 
 def test_several_losses_are_added_with_their_weights() -> None:
-    made, target = torch.rand(2, 2, 1, *SIZE)
+    prediction, target = torch.rand(2, 2, 1, *SIZE)
     both = WeightedLosses([LossConfig(name="mse"), LossConfig(name="l1", weight=0.5)], 2)
-    expected = F.mse_loss(made, target) + 0.5 * F.l1_loss(made, target)
-    torch.testing.assert_close(both(made, target), expected)
+    expected = F.mse_loss(prediction, target) + 0.5 * F.l1_loss(prediction, target)
+    torch.testing.assert_close(both(prediction, target), expected)
 
 
 def test_losses_are_told_the_rank_and_the_range_of_the_images() -> None:
@@ -170,11 +175,11 @@ def test_losses_are_told_the_rank_and_the_range_of_the_images() -> None:
 
 
 def test_lists_become_tensors_and_class_weights_have_a_key() -> None:
-    made, target = torch.randn(2, 2, *SIZE), torch.zeros(2, *SIZE, dtype=torch.int64)
+    prediction, target = torch.randn(2, 2, *SIZE), torch.zeros(2, *SIZE, dtype=torch.int64)
     target[1] = 1
     weighted = LossConfig(name="cel", class_weights=[0.2, 0.8]).build(2)
-    expected = F.cross_entropy(made, target, torch.tensor([0.2, 0.8]))
-    torch.testing.assert_close(weighted(made, target), expected)
+    expected = F.cross_entropy(prediction, target, torch.tensor([0.2, 0.8]))
+    torch.testing.assert_close(weighted(prediction, target), expected)
     scaled: Any = LossConfig(name="bcelogits", pos_weight=[3.0]).build(2)
     assert scaled.pos_weight.tolist() == [3.0]
 
@@ -225,9 +230,9 @@ def test_a_users_own_loss(tmp_path: Path) -> None:
     plugins.vouch([tmp_path])
     config = LossConfig(name="own_losses:Cubed", scale=4.0)
     losses = WeightedLosses([config], spatial_dims=2)
-    made, target = torch.rand(2, 2, 1, *SIZE)
-    expected = 2 * (made - target).abs().pow(3).mean()
-    torch.testing.assert_close(losses(made, target), expected)
+    prediction, target = torch.rand(2, 2, 1, *SIZE)
+    expected = 2 * (prediction - target).abs().pow(3).mean()
+    torch.testing.assert_close(losses(prediction, target), expected)
     with pytest.raises(ValidationError, match=r"Cubed takes no argument 'sale'"):
         LossConfig(name="own_losses:Cubed", sale=4.0)
     with pytest.raises(ValidationError, match="'own_losses:no_class' is no loss: it must be a sub"):

@@ -94,10 +94,10 @@ def test_ddpm_keeps_mean_and_spread(
     sampler: Any,
 ) -> None:
     config = DDPMConfig(schedule=schedule, prediction=prediction, sampler=sampler)
-    kept = config.noise_schedule().alphas_cumprod
+    alpha_bar = config.noise_schedule().alphas_cumprod
 
     def exact(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        product = kept[time.long()].view(-1, 1, 1, 1)
+        product = alpha_bar[time.long()].view(-1, 1, 1, 1)
         signal, noise = product.sqrt(), (1 - product).sqrt()
         x_0, epsilon = expectations(x_t, signal, noise)
         v = signal.double() * epsilon - noise.double() * x_0
@@ -110,13 +110,13 @@ def test_ddpm_keeps_mean_and_spread(
 
 def test_cosine_schedule_is_that_of_the_paper() -> None:
     """Nichol and Dhariwal (2021), equation 17, with s = 0.008."""
-    kept = DDPMConfig(schedule="cosine").noise_schedule().alphas_cumprod
+    alpha_bar = DDPMConfig(schedule="cosine").noise_schedule().alphas_cumprod
 
     def f(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
     for step in (0, 250, 500, 900):
-        assert kept[step].item() == pytest.approx(f((step + 1) / 1000) / f(0), rel=1e-3)
+        assert alpha_bar[step].item() == pytest.approx(f((step + 1) / 1000) / f(0), rel=1e-3)
 
 
 def test_ancestral_sampling_is_refused_below_the_training_steps() -> None:
@@ -138,20 +138,20 @@ def exact_variance(config: DDPMConfig, x_t: torch.Tensor, step: torch.Tensor) ->
 
     That of the posterior given x_0 too, plus what x_0 itself is uncertain by, times its pull.
     """
-    kept = config.noise_schedule().alphas_cumprod.double()
-    before = torch.cat([torch.ones_like(kept[:1]), kept[:-1]])
-    kept, before = (each[step].view(-1, 1, 1, 1) for each in (kept, before))
-    beta = 1 - kept / before
-    least = (beta * (1 - before) / (1 - kept)).clamp(min=1e-20)
-    unknown = STD**2 * (1 - kept) / (kept * STD**2 + 1 - kept)
-    spread = least + beta**2 * before / (1 - kept) ** 2 * unknown
-    place = (spread.log() - least.log()) / (beta.log() - least.log())
-    return (2 * place - 1).float().expand_as(x_t)
+    alpha_bar = config.noise_schedule().alphas_cumprod.double()
+    before = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
+    alpha_bar, before = (share[step].view(-1, 1, 1, 1) for share in (alpha_bar, before))
+    beta = 1 - alpha_bar / before
+    least = (beta * (1 - before) / (1 - alpha_bar)).clamp(min=1e-20)
+    unknown = STD**2 * (1 - alpha_bar) / (alpha_bar * STD**2 + 1 - alpha_bar)
+    spread = least + beta**2 * before / (1 - alpha_bar) ** 2 * unknown
+    position = (spread.log() - least.log()) / (beta.log() - least.log())
+    return (2 * position - 1).float().expand_as(x_t)
 
 
 def exact_x_0(config: DDPMConfig, x_t: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    kept = config.noise_schedule().alphas_cumprod[step].view(-1, 1, 1, 1)
-    return expectations(x_t, kept.sqrt(), (1 - kept).sqrt())[0].float()
+    alpha_bar = config.noise_schedule().alphas_cumprod[step].view(-1, 1, 1, 1)
+    return expectations(x_t, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())[0].float()
 
 
 @pytest.mark.parametrize("num_steps", [50, 1000])
@@ -187,68 +187,68 @@ def test_the_bound_is_least_at_the_exact_variance(prediction: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     step = torch.full((2000,), 300)
     x_0 = MEAN + STD * torch.randn(2000, 1, 8, 8, generator=generator)
-    kept = process.noise_schedule.alphas_cumprod[step].view(-1, 1, 1, 1)
-    signal, noise = kept.sqrt(), (1 - kept).sqrt()
+    alpha_bar = process.noise_schedule.alphas_cumprod[step].view(-1, 1, 1, 1)
+    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     x_t = signal * x_0 + noise * torch.randn(x_0.shape, generator=generator)
     clean = exact_x_0(config, x_t, step)
     epsilon = (x_t - signal * clean) / noise
-    said = {"x_0": clean, "epsilon": epsilon, "v": signal * epsilon - noise * clean}[prediction]
+    output = {"x_0": clean, "epsilon": epsilon, "v": signal * epsilon - noise * clean}[prediction]
     variance = exact_variance(config, x_t, step)
-    least = process.variational_bound(x_0, x_t, step, said, variance)
+    least = process.variational_bound(x_0, x_t, step, output, variance)
     assert least > 0
     for other in (-0.2, 0.2):
-        assert process.variational_bound(x_0, x_t, step, said, variance + other) > least * 1.0001
+        assert process.variational_bound(x_0, x_t, step, output, variance + other) > least * 1.0001
 
 
 def test_the_bound_is_the_divergence_of_two_normal_distributions() -> None:
     """Against torch.distributions, posterior and model in the paper's own formulas."""
     config = DDPMConfig(sampler="ddpm", variance="learned", prediction="x_0", schedule="linear")
     process = config.process(2, bounded=False)
-    x_0, x_t, said, variance = torch.randn(4, 3, 1, 4, 4).double()
+    x_0, x_t, output, variance = torch.randn(4, 3, 1, 4, 4).double()
     step = torch.tensor([0, 17, 999])
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    kept = (1 - betas).cumprod(0)
+    alpha_bar = (1 - betas).cumprod(0)
     total = 0.0
     for i in (1, 2):
         t = int(step[i])
-        least = betas[t] * (1 - kept[t - 1]) / (1 - kept[t])
+        least = betas[t] * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
 
         def mean(clean: torch.Tensor, t: int = t, i: int = i) -> torch.Tensor:
-            scaled = kept[t - 1].sqrt() * betas[t] * clean
-            scaled = scaled + (1 - betas[t]).sqrt() * (1 - kept[t - 1]) * x_t[i]
-            return scaled / (1 - kept[t])
+            scaled = alpha_bar[t - 1].sqrt() * betas[t] * clean
+            scaled = scaled + (1 - betas[t]).sqrt() * (1 - alpha_bar[t - 1]) * x_t[i]
+            return scaled / (1 - alpha_bar[t])
 
         between = (variance[i] + 1) / 2
         model_variance = (between * betas[t].log() + (1 - between) * least.log()).exp()
         true = torch.distributions.Normal(mean(x_0[i]), least.sqrt())
-        model = torch.distributions.Normal(mean(said[i]), model_variance.sqrt())
+        model = torch.distributions.Normal(mean(output[i]), model_variance.sqrt())
         total += torch.distributions.kl_divergence(true, model).mean().item() / 3
-    found = process.variational_bound(x_0, x_t, step, said, variance)
-    assert found.item() == pytest.approx(1000 * total / math.log(2), rel=1e-3)
+    bound = process.variational_bound(x_0, x_t, step, output, variance)
+    assert bound.item() == pytest.approx(1000 * total / math.log(2), rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_min_snr_weighs_the_error_in_x_0_alike_whatever_is_predicted(schedule: Any) -> None:
     """Hang et al.: min(SNR, gamma) times the squared error in x_0."""
     step = torch.arange(1, 1000, 100)
-    x_0, said = torch.randn(2, len(step), 1, 4, 4).double()
+    x_0, output = torch.randn(2, len(step), 1, 4, 4).double()
     epsilon = torch.randn(len(step), 1, 4, 4).double()
     losses = []
     for prediction in ("epsilon", "v", "x_0"):
         config = DDPMConfig(schedule=schedule, prediction=prediction, min_snr_gamma=5)
         process = config.process(2, bounded=True)
-        kept = process.noise_schedule.alphas_cumprod[step].double().view(-1, 1, 1, 1)
-        signal, noise = kept.sqrt(), (1 - kept).sqrt()
+        alpha_bar = process.noise_schedule.alphas_cumprod[step].double().view(-1, 1, 1, 1)
+        signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         x_t = signal * x_0 + noise * epsilon
-        noise_said = (x_t - signal * said) / noise
+        predicted_noise = (x_t - signal * output) / noise
         pairs = {
-            "x_0": (said, x_0),
-            "epsilon": (noise_said, epsilon),
-            "v": (signal * noise_said - noise * said, signal * epsilon - noise * x_0),
+            "x_0": (output, x_0),
+            "epsilon": (predicted_noise, epsilon),
+            "v": (signal * predicted_noise - noise * output, signal * epsilon - noise * x_0),
         }
         losses.append(process.error(*pairs[prediction], step).item())
-    snr = (kept / (1 - kept)).flatten()
-    expected = (snr.clamp(max=5) * (said - x_0).square().flatten(1).mean(1)).mean().item()
+    snr = (alpha_bar / (1 - alpha_bar)).flatten()
+    expected = (snr.clamp(max=5) * (output - x_0).square().flatten(1).mean(1)).mean().item()
     assert losses == pytest.approx([expected] * 3, rel=1e-3)
 
 
@@ -258,12 +258,12 @@ def test_what_a_variance_is_is_not_exaggerated_by_guidance() -> None:
 
     condition = Condition(values=torch.tensor([[1.0]]), source=torch.zeros(1, 0, 2, 2))
 
-    def predict(x_t: torch.Tensor, time: torch.Tensor, given: Condition) -> torch.Tensor:
-        known = torch.nan_to_num(given["values"]).view(-1, 1, 1, 1)
+    def predict(x_t: torch.Tensor, time: torch.Tensor, condition_of_x: Condition) -> torch.Tensor:
+        known = torch.nan_to_num(condition_of_x["values"]).view(-1, 1, 1, 1)
         return known.expand(-1, 2, 2, 2)
 
-    made = guided(predict, condition, 3.0, 1)(torch.zeros(1, 1, 2, 2), torch.zeros(1))
-    assert made[0, :, 0, 0].tolist() == [3.0, 1.0]
+    guided_output = guided(predict, condition, 3.0, 1)(torch.zeros(1, 1, 2, 2), torch.zeros(1))
+    assert guided_output[0, :, 0, 0].tolist() == [3.0, 1.0]
 
 
 def test_betas_are_those_that_were_asked_for() -> None:

@@ -49,6 +49,14 @@ class DiscriminatorFields(Schema):
         return True
 
 
+class GANConfig(DiscriminatorFields, FamilyConfig):
+    """A generator of images from noise and conditions, trained against a discriminator."""
+
+    scheduler: SchedulerConfig | None = Field(
+        default=None, description="Learning-rate schedule of the generator; null for none."
+    )
+
+
 def generator_term(fake: Tensor, name: AdversarialLoss) -> Tensor:
     """Loss of the generator: a scalar, from the discriminator's logits (B, ...) of its images."""
     fake = at_least_float32(fake)
@@ -70,10 +78,8 @@ def discriminator_term(real: Tensor, fake: Tensor, name: AdversarialLoss) -> Ten
 
 
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """Squared gradient of the logits (B,) by the images (B, C, *spatial), averaged over the batch.
-
-    Without autocast: differentiated twice, bfloat16 has too few digits.
-    """
+    """Squared gradient of the logits (B,) by the images (B, C, *spatial): mean over the batch."""
+    # Differentiated twice, bfloat16 has too few digits.
     with torch.autocast(image.device.type, enabled=False):
         real = image.detach().requires_grad_()
         (slope,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
@@ -135,6 +141,15 @@ class AdversarialFamily(Family):
     def optimizer_names(self) -> tuple[str, ...]:
         return ("generator", "discriminator") if self.discriminator is not None else ("model",)
 
+    def distance(self, batch: Batch) -> Tensor:
+        """Distance of the real images to generated ones under their conditions.
+
+        A row has the same latent at every validation, on whatever process.
+        """
+        family: Any = self
+        generators = [torch.Generator().manual_seed(row) for row in batch["index"].tolist()]
+        return sliced_wasserstein(family.sample(generators, batch["condition"]), batch["image"])
+
     def prepared(self, batch: Batch) -> Batch:
         """The batch that both networks see in this step, for instance with conditions left out."""
         return batch
@@ -193,12 +208,11 @@ class AdversarialFamily(Family):
             self.described_optimizer(generator, first, config.scheduler),
             self.described_optimizer(discriminator, second, config.discriminator_scheduler),
         ]
+        validates = bool(self.trainer.limit_val_batches)
         for optimizer in described:
             schedule = optimizer.get("lr_scheduler", {})
             schedule.pop("monitor", None)  # Lightning warns that it will not look at it
-            if isinstance(schedule.get("scheduler"), ReduceLROnPlateau) and not (
-                self.trainer.limit_val_batches
-            ):
+            if isinstance(schedule.get("scheduler"), ReduceLROnPlateau) and not validates:
                 raise ConfigError(
                     f"ReduceLROnPlateau follows {_MONITOR}, and there are no validation images: "
                     "raise data.validation_fraction, or use another schedule."

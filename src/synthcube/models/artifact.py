@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,20 +21,13 @@ from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from synthcube import __version__, environment, plugins, reading
+from synthcube import __version__, environment, plugins, reading, storage
 from synthcube.errors import ArtifactError, HubError
 from synthcube.models import registry
 from synthcube.models.family import Family, FamilyConfig
 from synthcube.plugins import TRAINED, is_own
 from synthcube.schema import MAX_SEED, ImageSpec, Schema
-from synthcube.storage import (
-    recovered_folder,
-    replaced_folder,
-    sha256,
-    write_json,
-    write_text,
-    write_with,
-)
+from synthcube.storage import recovered_folder, replaced_folder, sha256, write_json
 
 SCHEMA_VERSION = 1
 _STAGES = 4
@@ -73,14 +65,12 @@ class Artifact:
     def build(self, device: torch.device) -> Family:
         """The trained model on `device`, in evaluation mode.
 
-        Raises:
-            ArtifactError: the weights do not fit the config, or are not finite.
-            FamilyError: the family is not installed here.
+        Raises ArtifactError where the weights do not fit the config, or are not finite; FamilyError
+        where the family is not installed.
         """
-        section = dict(self.config["model"])
-        kind = registry.find(section["name"])
+        kind = registry.find(self.config["model"]["name"])
         try:
-            config = kind.model_validate(section, context=TRAINED)
+            config = kind.model_validate(dict(self.config["model"]), context=TRAINED)
             faults = config.faults(self.image) or list(self._misfits(config))
             if faults:
                 raise ArtifactError(f"The weights in {self.folder} do not fit its config:", faults)
@@ -97,7 +87,8 @@ class Artifact:
                 f"The weights in {self.folder} do not fit its config: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        if broken := [name for name, tensor in weights.items() if not _is_finite(tensor)]:
+        sums = {name: tensor.sum(dtype=torch.float64) for name, tensor in weights.items()}
+        if broken := [name for name, total in sums.items() if not total.isfinite()]:
             raise ArtifactError(
                 f"The weights in {self.folder} are damaged: {broken[0]} holds numbers that are not "
                 f"finite, as do {len(broken) - 1} others. Train or get the model again."
@@ -105,11 +96,8 @@ class Artifact:
         return family.eval().requires_grad_(False).to(device)
 
     def _misfits(self, config: FamilyConfig) -> Iterator[str]:
-        """Differences between the names, shapes and types of the weights and the model's.
-
-        The header of the file is compared with a model on the meta device, before any memory is
-        taken.
-        """
+        """Differences of names, shapes and types between the header of the weights' file and a
+        model on the meta device, before any memory is taken."""
         try:
             with torch.device("meta"):
                 family = config.build(self.image)
@@ -131,8 +119,7 @@ class Artifact:
 def load(path: Path | str) -> Artifact:
     """The artifact of a run or artifact folder, after a check of every byte.
 
-    Raises:
-        ArtifactError: missing, incomplete, changed since it was written, or of a newer schema.
+    Raises ArtifactError where it is missing, incomplete, changed, or of a newer schema.
     """
     folder = find(path)
     listed = read_index(folder)
@@ -155,8 +142,7 @@ def load(path: Path | str) -> Artifact:
 def find(path: Path | str) -> Path:
     """The artifact folder of a run, of an artifact folder itself, or of a downloaded Hub commit.
 
-    Raises:
-        ArtifactError: there is none.
+    Raises ArtifactError where there is none.
     """
     if address := parse(path):
         # A branch may have moved since: what is here may not be what it holds now.
@@ -181,24 +167,16 @@ def find(path: Path | str) -> Path:
 
 
 def save(
-    folder: Path,
-    *,
-    config: Mapping[str, Any],
-    image: ImageSpec,
-    weights: Mapping[str, torch.Tensor],
-    metrics: Mapping[str, float],
-    picture: Path | None = None,
-    checkpoint: str = "",
-) -> None:
-    """Write an artifact folder in one step, in place of an older one.
-
-    Args:
-        checkpoint: fingerprint of the checkpoint that holds the weights.
-    """
+    folder: Path, *,
+    config: Mapping[str, Any], image: ImageSpec, weights: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, float], picture: Path | None = None, checkpoint: str = "",
+) -> None:  # fmt: skip
+    """Write an artifact folder in one step, in place of an older one; `checkpoint` is the
+    fingerprint of the one that holds the weights."""
     with replaced_folder(folder, written_names(folder)) as staging:
         tensors = {name: value.contiguous() for name, value in weights.items()}
-        write_with(staging / WEIGHTS, partial(save_file, tensors))
-        write_text(staging / CONFIG, reading.dump(config))
+        storage.write_with(staging / WEIGHTS, partial(save_file, tensors))
+        storage.write_text(staging / CONFIG, reading.dump(config))
         write_json(staging / IMAGE, image.model_dump(mode="json"))
         finite = {name: value for name, value in metrics.items() if abs(value) < float("inf")}
         write_json(staging / METRICS, finite)
@@ -211,9 +189,8 @@ def save(
 def read_index(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file of an artifact folder by name, from its index.
 
-    Raises:
-        ArtifactError: the index is unreadable, of a newer schema, incomplete, or lists a path
-            outside of the folder.
+    Raises ArtifactError where the index is unreadable, of a newer schema, incomplete, or lists a
+    path outside of the folder.
     """
     values = reading.read_object(folder / INDEX, ArtifactError)
     index = reading.validated(values, _Index, folder / INDEX, ArtifactError)
@@ -224,8 +201,8 @@ def read_index(folder: Path) -> dict[str, str]:
         )
     listed = index.files
     weights = EXPORTED_WEIGHTS if EXPORTED_WEIGHTS in listed else WEIGHTS
-    needed = {weights, CONFIG, IMAGE, METRICS}
-    faults = [f"{name} is not listed" for name in sorted(needed - set(listed))]
+    missing = {weights, CONFIG, IMAGE, METRICS} - set(listed)
+    faults = [f"{name} is not listed" for name in sorted(missing)]
     faults += [f"{name} is not a name of a file" for name in listed if not _NAME.fullmatch(name)]
     if faults:
         raise ArtifactError(f"{folder / INDEX} is damaged: get it again, or export anew.", faults)
@@ -254,23 +231,17 @@ def written_names(folder: Path) -> list[str]:
 
 
 def write_index(folder: Path, names: Iterable[str] | None = None, *, checkpoint: str = "") -> None:
-    """List the files of an artifact folder with their hashes.
+    """List the files of an artifact folder, or those of `names`, with their hashes.
 
-    Args:
-        names: the files to list; None lists all.
-        checkpoint: fingerprint of the checkpoint that holds the weights, in a run.
+    `checkpoint` is the fingerprint of the one that holds the weights, in a run.
     """
-    unlisted = (INDEX, CARD)
     paths = folder.iterdir() if names is None else (folder / name for name in names)
     files = sorted(path for path in paths if path.is_file())
+    hashed = [path for path in files if path.name[0] != "." and path.name not in (INDEX, CARD)]
     index = {
         "schema_version": SCHEMA_VERSION,
         "synthcube": __version__,
-        "files": {
-            path.name: sha256(path)
-            for path in files
-            if path.name[0] != "." and path.name not in unlisted
-        },
+        "files": {path.name: sha256(path) for path in hashed},
         **({"checkpoint": checkpoint} if checkpoint else {}),
     }
     write_json(folder / INDEX, index)
@@ -279,11 +250,8 @@ def write_index(folder: Path, names: Iterable[str] | None = None, *, checkpoint:
 def require_vouched(folder: Path, config: Any, *, with_losses: bool = False) -> None:
     """Refuse a trained model that needs code of others which the user does not trust.
 
-    Args:
-        with_losses: whether the losses of the training are needed, too.
-
-    Raises:
-        ArtifactError: all of that code, and the options that allow it.
+    Raises ArtifactError, which names all of that code (with that of the training's losses if they
+    are needed, too) and the options that allow it.
     """
     names = [(key, str(name)) for key, name in _named(config, with_losses) if is_own(str(name))]
     if faults := [f"{key}: {text}" for key, name in names if (text := plugins.refusal(name))]:
@@ -339,8 +307,7 @@ class Address:
 def parse(text: Path | str) -> Address | None:
     """The address of a model on a Hub; None where `text` is a local path.
 
-    Raises:
-        HubError: the text begins with hf:/ and is no valid address.
+    Raises HubError where the text begins with hf:/ and is no valid address.
     """
     match = _ADDRESS.fullmatch(str(text))
     if not match:
@@ -355,11 +322,7 @@ def parse(text: Path | str) -> Address | None:
 
 
 def repo_id(text: str) -> str:
-    """`text`, after a check that it is a valid name of a repository.
-
-    Raises:
-        HubError: it is not.
-    """
+    """`text`, after a check that it is a valid name of a repository; HubError if it is not."""
     if not _REPO.fullmatch(text) or len(text) > _LONGEST or text.endswith(".git"):
         raise HubError(
             f"{text!r} is no name of a model on a Hub: it is owner/name, of letters, digits and "
@@ -401,8 +364,7 @@ class _Index(Schema):
 
 def _named(config: Any, with_losses: bool) -> Iterator[tuple[str, Any]]:
     """Every name of a class in the config of a model, with its key."""
-    model = _part(config, "model")
-    key, section = "model", model
+    key, section = "model", _part(config, "model")
     for _ in range(_STAGES):
         yield f"{key}.name", _part(section, "name")
         key, section = f"{key}.first_stage_config", _part(section, "first_stage_config")
@@ -411,7 +373,7 @@ def _named(config: Any, with_losses: bool) -> Iterator[tuple[str, Any]]:
         "sampling.postprocessing": _part(_part(config, "sampling"), "postprocessing"),
     }
     if with_losses:
-        lists["model.losses"] = _part(model, "losses")
+        lists["model.losses"] = _part(_part(config, "model"), "losses")
     for key, steps in lists.items():
         for index, step in enumerate(steps if isinstance(steps, list) else ()):
             yield f"{key}.{index}.name", _part(step, "name")
@@ -420,10 +382,6 @@ def _named(config: Any, with_losses: bool) -> Iterator[tuple[str, Any]]:
 def _part(section: Any, name: str) -> Any:
     """The value of a key; None where the section is no mapping, as in a forged file."""
     return section.get(name) if isinstance(section, Mapping) else None
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    return math.isfinite(tensor.sum(dtype=torch.float64).item())
 
 
 def _leave_out(family: Family, weights: Mapping[str, Any]) -> None:

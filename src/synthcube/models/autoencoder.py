@@ -19,13 +19,8 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
-from synthcube.models.adversarial import (
-    AdversarialFamily,
-    AdversarialLoss,
-    DiscriminatorFields,
-    discriminator_term,
-    generator_term,
-)
+from synthcube.models import adversarial
+from synthcube.models.adversarial import AdversarialFamily, AdversarialLoss, DiscriminatorFields
 from synthcube.models.family import FamilyConfig
 from synthcube.models.losses import (
     LossConfig,
@@ -167,14 +162,16 @@ class Autoencoder(AdversarialFamily):
     def generator_loss(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         terms, reconstruction = self._reconstruction_loss(batch["image"])
         if self.trains_discriminator():
-            loss = generator_term(self._logits(reconstruction), self.config.adversarial_loss)
+            logits = self._logits(reconstruction)
+            loss = adversarial.generator_term(logits, self.config.adversarial_loss)
             terms["adversarial"] = loss
             terms["loss"] = terms["loss"] + self.config.adversarial_weight * loss
         return terms, reconstruction
 
     def discriminator_loss(self, batch: Batch, generated: Tensor) -> dict[str, Tensor]:
         real, fake = self._logits(batch["image"]), self._logits(generated)
-        return {"loss": discriminator_term(real, fake, self.config.adversarial_loss)}
+        loss = adversarial.discriminator_term(real, fake, self.config.adversarial_loss)
+        return {"loss": loss}
 
     def trains_discriminator(self) -> bool:
         return self.global_step >= self.config.adversarial_from_step
@@ -216,8 +213,6 @@ class ImportedDiscriminator:
     ) -> tuple[Tensor, Tensor]:
         """Outputs of every layer for one random input, the logits last."""
         image = torch.randn(2, self.image.channels, *self.image.size, generator=generator)
-        ours, theirs = (
-            torch.cat([output.flatten() for output in network(image)])
-            for network in (self.network, legacy)
-        )
+        outputs = [network(image) for network in (self.network, legacy)]
+        ours, theirs = (torch.cat([layer.flatten() for layer in layers]) for layers in outputs)
         return ours, theirs

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Generator, Tensor
 from typing_extensions import Self
 
 from synthcube.models import samplers
 from synthcube.models.losses import LossConfig, Losses, WeightedLosses, at_least_float32
-from synthcube.models.samplers import SAMPLERS, DiffusionSampler, Predict
+from synthcube.models.samplers import SAMPLERS, DiffusionSampler, NumSteps, Predict
 from synthcube.schema import Schema
 
 # What diffusers calls these.
@@ -32,9 +32,7 @@ _BOUND_WEIGHT = 0.001
 class DiffusionFields(Schema):
     """The diffusion's part of a family's config."""
 
-    num_train_steps: int = Field(
-        default=1000, ge=2, le=100_000, description="Steps of the noise schedule."
-    )
+    num_train_steps: NumSteps = Field(default=1000, description="Steps of the noise schedule.")
     schedule: Literal["linear", "scaled_linear", "cosine"] = Field(
         default="cosine", description="Noise schedule."
     )
@@ -49,10 +47,8 @@ class DiffusionFields(Schema):
         default=(LossConfig(name="mse"),),
         description="Losses between prediction and truth, added up with their weights.",
     )
-    min_snr_gamma: float | None = Field(
+    min_snr_gamma: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         default=None,
-        gt=0,
-        le=1e6,
         description="Steps whose signal-to-noise ratio is above this (5 is usual) count less in "
         "the loss; null: all steps of `prediction` count alike.",
     )
@@ -60,10 +56,8 @@ class DiffusionFields(Schema):
         default="dpm-solver++",
         description=f"How images are drawn: {samplers.described('diffusion')}.",
     )
-    num_sampling_steps: int | None = Field(
+    num_sampling_steps: NumSteps | None = Field(
         default=None,
-        ge=2,
-        le=100_000,
         description="Steps of the sampler; null: 20, with ddim 50, with ddpm all of the training.",
     )
     variance: Literal["fixed_small", "fixed_large", "learned"] = Field(
@@ -104,11 +98,9 @@ class DiffusionFields(Schema):
 
     def noise_schedule(self, *, bounded: bool = True) -> Any:
         """The scheduler of diffusers that noises training images and samples ancestrally."""
-        learned = self.variance == "learned"
-        return samplers.build(
-            "ddpm", "diffusion", **self._schedule_settings(), clip_sample=bounded,
-            variance_type="learned_range" if learned else self.variance,
-        )  # fmt: skip
+        variance = "learned_range" if self.variance == "learned" else self.variance
+        settings = {"clip_sample": bounded, "variance_type": variance}
+        return samplers.build("ddpm", "diffusion", **self._schedule_settings(), **settings)
 
     def solver(self, *, bounded: bool = True) -> Any:
         """A fresh scheduler of diffusers for sampling."""
@@ -146,11 +138,9 @@ class Diffusion:
         epsilon = torch.randn_like(x_0)
         step = torch.randint(self.fields.num_train_steps, (len(x_0),), device=x_0.device)
         x_t = self.noise_schedule.add_noise(x_0, epsilon, step)
-        target = epsilon
-        if self.fields.prediction == "v":
+        target = {"epsilon": epsilon, "x_0": x_0}.get(self.fields.prediction)
+        if target is None:
             target = self.noise_schedule.get_velocity(x_0, epsilon, step)
-        elif self.fields.prediction == "x_0":
-            target = x_0
         output = at_least_float32(predict(x_t, step.float()))
         prediction, variance = output[:, : x_0.shape[1]], output[:, x_0.shape[1] :]
         error = self.error(prediction, target, step)
@@ -159,9 +149,7 @@ class Diffusion:
         bound = self.variational_bound(x_0, x_t, step, prediction.detach(), variance)
         return {"loss": error + _BOUND_WEIGHT * bound, "error": error, "bound": bound}
 
-    def sample(
-        self, predict: Predict, start: Tensor, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def sample(self, predict: Predict, start: Tensor, generators: Sequence[Generator]) -> Tensor:
         """Data out of standard normal noise of the same shape, not clipped."""
         solver = self.fields.solver(bounded=self.bounded)
         steps = self.fields.sampling_steps
@@ -215,10 +203,8 @@ class Diffusion:
         return share
 
     def _posterior(self, step: Tensor, ndim: int) -> tuple[Tensor, ...]:
-        """Of x_{t-1} given x_t: log of its least and most variance, weight of x_0 in its mean.
-
-        Each (B, 1, ...).
-        """
+        """Of x_{t-1} given x_t: log of its least and most variance, weight of x_0 in its mean;
+        (B, 1, ...) each."""
         signal = self.noise_schedule.alphas_cumprod.double()
         before = torch.cat([torch.ones_like(signal[:1]), signal[:-1]])
         beta = 1 - signal / before

@@ -1,16 +1,18 @@
-"""Means over the images of an epoch, which a checkpoint within the epoch keeps."""
+"""The contract of a family: its config, its model, and the protocols of what else it can do."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import Parameter
 from typing_extensions import Self
 
 from synthcube.models.optimizers import OptimizerConfig, SchedulerConfig
@@ -24,21 +26,19 @@ class EpochMeans:
     """Running means of named numbers, each weighted by the images that it stands for."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}  # name -> (sum, images), float64
+        self._sums: dict[str, Tensor] = {}  # name -> (sum, images), float64
 
-    def add(self, terms: Mapping[str, torch.Tensor], num_images: int) -> None:
+    def add(self, terms: Mapping[str, Tensor], num_images: int) -> None:
         """Add scalars that are means over `num_images` images; waits for no device."""
         for name, value in terms.items():
-            each = value.detach().double().reshape(1)
-            pair = torch.cat([each * num_images, each.new_full((1,), num_images)])
-            known = self._sums.get(name)
-            self._sums[name] = pair if known is None else known + pair
+            mean = value.detach().double().reshape(1)
+            pair = torch.cat([mean * num_images, mean.new_full((1,), num_images)])
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
-    def take(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The means, float32 scalars by name; the next epoch starts from nothing.
 
-        Args:
-            reduce: adds up a tensor over the processes that train together.
+        `reduce` adds up a tensor over the processes that train together.
         """
         if not self._sums:
             return {}
@@ -56,10 +56,8 @@ class EpochMeans:
 
     def load(self, state: Mapping[str, list[float]], device: torch.device) -> None:
         """Go on from what :meth:`state` returned."""
-        self._sums = {
-            name: torch.tensor(pair, dtype=torch.float64, device=device)
-            for name, pair in state.items()
-        }
+        as_tensor = partial(torch.tensor, dtype=torch.float64, device=device)
+        self._sums = {name: as_tensor(pair) for name, pair in state.items()}
 
 
 class FamilyConfig(Schema, ABC):
@@ -96,8 +94,7 @@ class FamilyConfig(Schema, ABC):
     def resolved(self) -> Self:
         """A copy that contains what `build` needs of the files that this config points at.
 
-        Raises:
-            SynthCubeError: a file is missing, or does not fit.
+        Raises SynthCubeError where a file is missing, or does not fit.
         """
         return self
 
@@ -127,13 +124,8 @@ def size_faults(
     image: ImageSpec, factor: int, num_levels: int, *,
     key: str = "model.channels", size_name: str = "data.size", least: int = 1,
 ) -> list[str]:  # fmt: skip
-    """The reason why a network cannot make the sides `factor` times smaller; empty if it can.
-
-    Args:
-        num_levels: how many levels `key` has, which is why.
-        size_name: what the user knows the size by.
-        least: shortest side, in voxels, that may be left.
-    """
+    """The reason why a network whose `key` has that many levels cannot make the sides `factor`
+    times smaller, with `least` voxels left of the shortest; empty if it can."""
     if all(side % factor == 0 and side >= least * factor for side in image.size):
         return []
     bound = f", and at least {least * factor}" if least > 1 else ""
@@ -153,8 +145,8 @@ class Family(pl.LightningModule, ABC):
         super().__init__()
         self.config = config
         self.image = image
-        # The training sets these two, for families that optimize by hand: batches whose gradients
-        # make a step, and the largest norm of a gradient.
+        # The training sets these for families that optimize by hand: batches of a step, and the
+        # largest norm of a gradient.
         self.accumulate = 1
         self.gradient_clip_norm: float | None = None
         self.means = {"train": EpochMeans(), "validation": EpochMeans()}
@@ -174,9 +166,8 @@ class Family(pl.LightningModule, ABC):
     def fit_statistics(self, batches: Iterable[Batch], train_rows: Sequence[int]) -> None:
         """Measure the images before the first step, also of a resumed run.
 
-        Args:
-            batches: all images of the manifest, in its order, not augmented.
-            train_rows: the rows of the training images among them.
+        `batches` are all images of the manifest, in its order, not augmented; `train_rows` are the
+        rows of the training images among them.
         """
 
     @abstractmethod
@@ -195,25 +186,22 @@ class Family(pl.LightningModule, ABC):
         return cast("OptimizerLRScheduler", described)
 
     def described_optimizer(
-        self,
-        parameters: Sequence[torch.nn.Parameter],
-        optimizer: OptimizerConfig,
-        scheduler: SchedulerConfig | None,
+        self, trained: Sequence[Parameter], config: OptimizerConfig, rate: SchedulerConfig | None
     ) -> dict[str, Any]:
         """Lightning's description of an optimizer with its schedule over this training."""
-        built = optimizer.build(parameters)
-        if scheduler is None:
-            return {"optimizer": built}
+        optimizer = config.build(trained)
+        if rate is None:
+            return {"optimizer": optimizer}
         num_epochs = int(self.trainer.max_epochs or 1)
         # The rest of an epoch is a step too.
         batches = self.trainer.estimated_stepping_batches / num_epochs
         num_steps = math.ceil(batches / self.accumulate) * num_epochs
-        schedule = scheduler.build(built, num_steps, num_epochs)
+        schedule = rate.build(optimizer, num_steps, num_epochs)
         if "monitor" in schedule:
             validates = bool(self.trainer.limit_val_batches)
             schedule["monitor"] = "validation/loss" if validates else "train/loss"
             schedule["frequency"] = self.trainer.check_val_every_n_epoch if validates else 1
-        return {"optimizer": built, "lr_scheduler": schedule}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def log_terms(self, terms: dict[str, Tensor], batch: Batch, stage: str) -> None:
         """Log each scalar as stage/name, averaged over the epoch and over processes."""
@@ -238,7 +226,6 @@ class Samples(Protocol):
         Image i depends on generator i and row i of the condition alone, so that neither the batch
         size nor its neighbours change it.
         """
-        ...
 
 
 @runtime_checkable
@@ -247,7 +234,6 @@ class Reconstructs(Protocol):
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """(B, C, *spatial) in [-1, 1] to the same shape and range."""
-        ...
 
 
 @runtime_checkable
@@ -256,15 +242,12 @@ class Encodes(Protocol):
 
     def latent_shape(self) -> tuple[int, ...]:
         """(c, *smaller spatial) of the latent of one image."""
-        ...
 
     def encode(self, image: Tensor) -> Tensor:
         """(B, C, *spatial) in [-1, 1] to (B, *latent_shape): the most likely latent, no sample."""
-        ...
 
     def decode(self, latent: Tensor) -> Tensor:
         """(B, *latent_shape) to (B, C, *spatial) in [-1, 1]."""
-        ...
 
 
 @runtime_checkable
@@ -273,16 +256,12 @@ class Quantizes(Protocol):
 
     def code_shape(self) -> tuple[int, ...]:
         """Number of codes along each spatial axis."""
-        ...
 
     def num_codes(self) -> int:
         """Size of the codebook: codes are 0 to this number, exclusive."""
-        ...
 
     def encode_codes(self, image: Tensor) -> Tensor:
         """(B, C, *spatial) in [-1, 1] to (B, *code_shape), int64."""
-        ...
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """(B, *code_shape), int64, to (B, C, *spatial) in [-1, 1]."""
-        ...

@@ -17,7 +17,6 @@ from typing_extensions import Self
 
 from synthcube.errors import ConfigError
 from synthcube.models import artifact, registry
-from synthcube.models.artifact import weights_digest
 from synthcube.models.family import Family, FamilyConfig
 from synthcube.plugins import TRAINED
 from synthcube.schema import Batch, ImageSpec
@@ -73,45 +72,42 @@ class TwoStageConfig(FamilyConfig):
                 f"model.first_stage {self.first_stage}: the SHA-256 of its weights is {digest}, "
                 f"and model.first_stage_sha256 is {self.first_stage_sha256}."
             )
-        changes = {
+        return self.model_copy(update={
             "first_stage_sha256": digest,
             "first_stage_config": dict(trained.config["model"]),
             "first_stage_image": trained.image,
-        }
-        return self.model_copy(update=changes)
+        })  # fmt: skip
 
     def build_first_stage(self, image: ImageSpec) -> Any:
         """The first stage without its trained weights, for images like `image`."""
+        key = "model.first_stage_config"
         if self.first_stage_config is None:
             raise ConfigError(
-                "model.first_stage_config is missing: synthcube train writes it from "
-                "model.first_stage."
+                f"{key} is missing: synthcube train writes it from model.first_stage."
             )
         try:
             config = self._first_config()
         except ValidationError as error:
-            raise ConfigError(f"model.first_stage_config: {error}") from error
+            raise ConfigError(f"{key}: {error}") from error
         unconditional = image.model_copy(update={"conditions": (), "source_channels": ()})
         family = config.build(self.first_stage_image or unconditional)
         if not isinstance(family, self.protocol):
-            raise ConfigError(f"model.first_stage_config is of no {self.needs}.")
+            raise ConfigError(f"{key} is of no {self.needs}.")
         return family
 
     def faults(self, image: ImageSpec) -> list[str]:
-        """Reasons why the first stage, or a model that samples from noise, takes no such images."""
-        trained = self.first_stage_image
+        trained, key = self.first_stage_image, "model.first_stage"
         faults = []
         if trained is None:
             faults += self._first_config().faults(image)
         elif trained.size != image.size:
             faults.append(
-                f"data.size {list(image.size)}: model.first_stage was trained on images of "
-                f"{list(trained.size)}"
+                f"data.size {list(image.size)}: {key} was trained on images of {list(trained.size)}"
             )
         if trained and trained.channels != image.channels:
             faults.append(
-                f"the images to generate have {image.channels} channel(s): model.first_stage was "
-                f"trained on {trained.channels}"
+                f"the images to generate have {image.channels} channel(s): {key} was trained on "
+                f"{trained.channels}"
             )
         return [*faults, *self.source_faults(image)]
 
@@ -151,7 +147,9 @@ def _digest(family: Family) -> str:
     """The hash of the weights that compress and restore images; an export has no others."""
     left_out = tuple(f"{name}." for name in family.unaveraged)
     weights = family.state_dict().items()
-    return weights_digest({name: w for name, w in weights if not name.startswith(left_out)})
+    return artifact.weights_digest(
+        {name: w for name, w in weights if not name.startswith(left_out)}
+    )
 
 
 class TwoStageFamily(Family):

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Generator, Tensor
 
 from synthcube.models import samplers
 from synthcube.models.losses import LossConfig, Losses, WeightedLosses, at_least_float32
-from synthcube.models.samplers import FlowSampler, Predict
+from synthcube.models.samplers import FlowSampler, NumSteps, Predict
 from synthcube.schema import Schema
 
 # The network's time embedding was made for the steps of a diffusion, 0 to 1000.
@@ -38,9 +38,7 @@ class FlowFields(Schema):
     sampler: FlowSampler = Field(
         default="dpm-solver++", description=f"Solver of the flow: {samplers.described('flow')}."
     )
-    num_sampling_steps: int = Field(
-        default=20, ge=2, le=100_000, description="Steps of the solver."
-    )
+    num_sampling_steps: NumSteps = Field(default=20, description="Steps of the solver.")
 
     def out_channels(self, channels: int) -> int:
         """Channels of the network's output, for data of `channels`."""
@@ -76,9 +74,7 @@ class Flow:
         velocity = predict((1 - weight) * x_0 + weight * x_1, t * TIME_SCALE)
         return {"loss": self.criterion(at_least_float32(velocity), x_1 - x_0)}
 
-    def sample(
-        self, predict: Predict, start: Tensor, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def sample(self, predict: Predict, start: Tensor, generators: Sequence[Generator]) -> Tensor:
         """Data out of standard normal noise of the same shape, not clipped."""
         steps = self.fields.num_sampling_steps
         return samplers.integrate(self.fields.solver(), predict, start, generators, steps)

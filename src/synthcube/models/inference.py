@@ -20,18 +20,12 @@ def image_seeds(seed: int, num_images: int) -> list[int]:
 
 
 def generate(
-    family: Samples,
-    seeds: Sequence[int],
-    values: npt.NDArray[np.float32],
-    precision: str,
-    device: torch.device,
-    source: Tensor | None = None,
-) -> Tensor:
+    family: Samples, seeds: Sequence[int], values: npt.NDArray[np.float32],
+    precision: str, device: torch.device, source: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Generate one batch with an image for each seed: (B, C, *spatial) in [-1, 1] on the CPU.
 
-    Args:
-        values: the conditions of each image, (len(seeds), K); see Condition.
-        source: the images to translate, (len(seeds), S, *spatial) in [-1, 1].
+    `values` are the conditions, (B, K); `source` images to translate, (B, S, *spatial) in [-1, 1].
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     source = torch.zeros(len(seeds), 0) if source is None else source

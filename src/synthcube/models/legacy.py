@@ -21,6 +21,7 @@ from synthcube import reading
 from synthcube.errors import ArtifactError, first_faults
 
 TOLERANCE = 1e-5
+_Weights = Mapping[str, torch.Tensor]
 _RENAMED = (
     (re.compile(r"\.to_(q|k|v)\."), r".attn.to_\1."),
     (re.compile(r"\.upsampler\.conv\."), ".upsampler.postconv."),
@@ -41,13 +42,11 @@ class Imports(Protocol):
 
     def legacy_network(self) -> torch.nn.Module:
         """The same network, untrained, as monai-generative builds it."""
-        ...
 
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What this network and the `legacy` one make of one random input."""
-        ...
 
 
 @runtime_checkable
@@ -56,7 +55,6 @@ class ImportsDiscriminator(Imports, Protocol):
 
     def discriminator_import(self) -> Imports | None:
         """The discriminator, to fill and to compare; null where the config trains without one."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +69,7 @@ class Converted:
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by name: .safetensors, a state dict, or one of Lightning's.
 
-    Raises:
-        ArtifactError: it cannot be read without running code from it, or holds no weights.
+    Raises ArtifactError where it cannot be read without running code from it, or has no weights.
     """
     reading.check_checkpoint(path, ArtifactError)
     try:
@@ -90,18 +87,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    found = {str(k): v for k, v in content.items()} if isinstance(content, dict) else {}
-    if not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    weights = {str(k): v for k, v in content.items()} if isinstance(content, dict) else {}
+    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ArtifactError(f"{path} holds no weights: a state dict of tensors is needed.")
-    return found
+    return weights
 
 
-def converted(weights: Mapping[str, torch.Tensor], network: torch.nn.Module) -> Converted:
+def converted(weights: _Weights, network: torch.nn.Module) -> Converted:
     """Weights of monai-generative under the names of `network`.
 
-    Raises:
-        ArtifactError: weights are left over, missing, or of another shape; all are named. Or they
-            are of a network that we do not have.
+    Raises ArtifactError where weights are left over, missing, or of another shape, which names all;
+    or where they are of a network that we do not have.
     """
     _refuse_control(weights)
     wanted = network.state_dict()
@@ -136,18 +132,14 @@ def converted(weights: Mapping[str, torch.Tensor], network: torch.nn.Module) -> 
 
 
 def largest_difference(family: Imports, weights: Converted) -> float:
-    """Between the outputs of our network and of monai-generative's, both with these weights.
-
-    Raises:
-        ArtifactError: monai-generative's network does not take the weights.
-    """
+    """The largest difference between the outputs of our network and of monai-generative's, both
+    with these weights; ArtifactError if the latter does not take them."""
     legacy = family.legacy_network().eval()
     try:
         legacy.load_state_dict(weights.source, strict=True)
     except RuntimeError as error:
-        raise ArtifactError(
-            f"monai-generative itself does not take these weights: {error}"
-        ) from error
+        message = f"monai-generative itself does not take these weights: {error}"
+        raise ArtifactError(message) from error
     family.network.eval()
     with torch.inference_mode():
         ours, theirs = family.outputs_of(legacy, torch.Generator().manual_seed(0))
@@ -160,7 +152,7 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _prefix(weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str:
+def _prefix(weights: _Weights, wanted: _Weights) -> str:
     """What a wrapper wrote before every name; "" where there is none."""
     candidates = {""}
     for key in weights:
@@ -168,29 +160,22 @@ def _prefix(weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tens
         candidates |= {".".join(parts[:n]) + "." for n in range(1, min(4, len(parts)))}
 
     def matches(prefix: str) -> int:
-        return sum(
-            _renamed(key.removeprefix(prefix)) in wanted
-            for key in weights
-            if key.startswith(prefix)
-        )
+        names = [key.removeprefix(prefix) for key in weights if key.startswith(prefix)]
+        return sum(_renamed(name) in wanted for name in names)
 
-    return max(sorted(candidates, key=lambda each: (len(each), each)), key=matches)
+    return max(sorted(candidates, key=lambda prefix: (len(prefix), prefix)), key=matches)
 
 
 def _is_repeated(
-    name: str,
-    value: torch.Tensor,
-    weights: Mapping[str, torch.Tensor],
-    prefix: str,
-    wanted: Mapping[str, torch.Tensor],
+    name: str, value: torch.Tensor, weights: _Weights, prefix: str, wanted: _Weights
 ) -> bool:
     """GaNDLF-Synth lists every weight of its VQ-VAE twice, under two names."""
     parts = name.split(".")
-    shorter = (".".join(parts[n:]) for n in range(1, len(parts)))
-    return any(
-        each in wanted and prefix + each in weights and torch.equal(weights[prefix + each], value)
-        for each in shorter
-    )
+    for shorter in (".".join(parts[n:]) for n in range(1, len(parts))):
+        other = weights.get(prefix + shorter)
+        if shorter in wanted and other is not None and torch.equal(other, value):
+            return True
+    return False
 
 
 def _refuse_control(weights: Mapping[str, torch.Tensor]) -> None:
@@ -203,9 +188,7 @@ def _refuse_control(weights: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def _check(
-    state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], strange: list[str]
-) -> None:
+def _check(state: _Weights, wanted: _Weights, strange: list[str]) -> None:
     faults = [f"{name}: our network has no such weight" for name in strange]
     faults += [f"{name}: not in the checkpoint" for name in wanted if name not in state]
     faults += [

@@ -5,17 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 from typing_extensions import Self
 
 from synthcube import plugins
 from synthcube.errors import ConfigError
 from synthcube.schema import ImageSpec, List, Schema
-
-if TYPE_CHECKING:
-    import torch
 
 # As GaNDLF-Synth has them; plain_mean is our own.
 _INHERITED = {
@@ -40,30 +38,22 @@ _OF_MONAI = (
     "SoftDiceclDiceLoss", "SoftclDiceLoss", "TverskyLoss", "dice_ce", "dice_focal",
     "generalized_dice", "generalized_dice_focal", "generalized_wasserstein_dice", "giou",
 )  # fmt: skip
-_MANY = "it does not compare one prediction with one target"
+_COMPARE_OTHERS = (
+    "BendingEnergyLoss", "CTCLoss", "CosineEmbeddingLoss", "DiffusionLoss", "GaussianNLLLoss",
+    "MarginRankingLoss", "PatchAdversarialLoss", "SURELoss", "TripletMarginLoss",
+    "TripletMarginWithDistanceLoss",
+)  # fmt: skip
 _NESTED = "it takes another loss; list that one itself"
 _TRAINED = "it has weights of its own to train"
 UNUSABLE_LOSSES = {
-    "AUCMLoss": _TRAINED,
-    "AdaptiveLogSoftmaxWithLoss": _TRAINED,
-    "LinearCrossEntropyLoss": _TRAINED,
+    **dict.fromkeys(("AUCMLoss", "AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss"), _TRAINED),
     "NLLLoss2d": "it is deprecated for NLLLoss",
-    "BendingEnergyLoss": _MANY,
-    "CTCLoss": _MANY,
-    "CosineEmbeddingLoss": _MANY,
-    "DiffusionLoss": _MANY,
-    "GaussianNLLLoss": _MANY,
-    "MarginRankingLoss": _MANY,
-    "PatchAdversarialLoss": _MANY,
-    "SURELoss": _MANY,
-    "TripletMarginLoss": _MANY,
-    "TripletMarginWithDistanceLoss": _MANY,
-    "DeepSupervisionLoss": _NESTED,
+    **dict.fromkeys(_COMPARE_OTHERS, "it does not compare one prediction with one target"),
+    **dict.fromkeys(("DeepSupervisionLoss", "MaskedLoss", "MultiScaleLoss"), _NESTED),
     "MaskedDiceLoss": "it takes a mask too; DiceLoss is the same without",
-    "MaskedLoss": _NESTED,
-    "MultiScaleLoss": _NESTED,
     "PerceptualLoss": "it downloads a network, and code that it runs",
 }
+_UNBUILDABLE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 # Voxels along an axis, at most, of the noise on which a loss is tried before a training.
 _TRIAL_SIZE = 32
 
@@ -80,10 +70,8 @@ class LossConfig(Schema):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(description="Name of the loss (docs/names.md), or package.module:MyLoss.")
-    weight: float = Field(
+    weight: Annotated[float, Field(gt=0, le=1e6)] = Field(
         default=1.0,
-        gt=0,
-        le=1e6,
         description="Weight in the sum of losses. What a class calls weight is class_weights here.",
     )
 
@@ -113,20 +101,17 @@ class LossConfig(Schema):
     def build(self, spatial_dims: int) -> torch.nn.Module:
         """The loss for images of that many spatial axes: (prediction, target) to a scalar."""
         plugins.arguments(self.name, self.model_extra)
-        parameters = inspect.signature(self._kind()).parameters
-        settings = self._named(spatial_dims)
-        loss: torch.nn.Module = self._kind()(
-            **{name: _converted(value, parameters.get(name)) for name, value in settings.items()}
-        )
+        kind, settings = self._kind(), self._named(spatial_dims)
+        for name, parameter in inspect.signature(kind).parameters.items():
+            if isinstance(settings.get(name), list) and "Tensor" in str(parameter.annotation):
+                settings[name] = torch.tensor(settings[name], dtype=torch.float32)
+        loss: torch.nn.Module = kind(**settings)
         return loss
 
     def _kind(self) -> Any:
-        import torch
-
         kind = plugins.find(self.name, known_losses(), "loss", UNUSABLE_LOSSES)
-        if plugins.is_own(self.name) and not (
-            isinstance(kind, type) and issubclass(kind, torch.nn.Module)
-        ):
+        is_module = isinstance(kind, type) and issubclass(kind, torch.nn.Module)
+        if plugins.is_own(self.name) and not is_module:
             raise ValueError(f"{self.name!r} is no loss: it must be a subclass of torch.nn.Module")
         return kind
 
@@ -158,26 +143,19 @@ class WeightedLosses:
 
     @cached_property
     def terms(self) -> list[tuple[float, torch.nn.Module]]:
-        """Weights and losses, which are not themselves trained.
-
-        Raises:
-            ConfigError: a loss of a trained model is not available here.
-        """
+        """Weights and losses, which are not themselves trained."""
         try:
-            modules = [loss.build(self.spatial_dims) for loss in self.losses]
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            return [
+                (loss.weight, loss.build(self.spatial_dims).requires_grad_(False).eval())
+                for loss in self.losses
+            ]
+        except _UNBUILDABLE as error:
             raise ConfigError(f"model.losses: {error}") from error  # of a trained model
-        return [
-            (loss.weight, module.requires_grad_(False).eval())
-            for loss, module in zip(self.losses, modules, strict=True)
-        ]
 
     def __call__(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Two (B, C, *spatial) to a scalar."""
         device = prediction.device
-        first, *others = (
-            weight * loss.to(device)(prediction, target) for weight, loss in self.terms
-        )
+        first, *others = (w * loss.to(device)(prediction, target) for w, loss in self.terms)
         total: torch.Tensor = sum(others, start=first)
         return total
 
@@ -194,7 +172,6 @@ def loss_faults(losses: Iterable[LossConfig], image: ImageSpec) -> list[str]:
 def known_losses() -> dict[str, Any]:
     """All known loss classes by name."""
     import monai.losses
-    import torch
 
     kinds = plugins.classes(torch.nn, _OF_TORCH) | plugins.classes(monai.losses, _OF_MONAI)
     inherited = {name: kinds[stands_for] for name, stands_for in _INHERITED.items()}
@@ -203,44 +180,27 @@ def known_losses() -> dict[str, Any]:
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """`x` as float32, in which losses are computed; float64 stays float64."""
-    import torch
-
     return x if x.dtype == torch.float64 else x.float()
 
 
 def plain_mean() -> torch.nn.Module:
     """The mean of the prediction, whatever the target: the loss of a Wasserstein critic."""
-    import torch
-
-    class PlainMean(torch.nn.Module):
-        def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            return prediction.mean()
-
-    return PlainMean()
+    return _PlainMean()
 
 
-def _converted(value: Any, parameter: inspect.Parameter | None) -> Any:
-    if (
-        not isinstance(value, list)
-        or parameter is None
-        or "Tensor" not in str(parameter.annotation)
-    ):
-        return value
-    import torch
-
-    return torch.tensor(value, dtype=torch.float32)
+class _PlainMean(torch.nn.Module):
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return prediction.mean()
 
 
 def _fault(loss: LossConfig, image: ImageSpec) -> str:
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     shape = (2, image.channels, *(min(side, _TRIAL_SIZE) for side in image.size))
     prediction, target = torch.rand(2, *shape, generator=generator) * 2 - 1
     prediction.requires_grad_()
     try:
         value = WeightedLosses([loss], image.rank)(prediction, target)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except _UNBUILDABLE as error:
         return f"cannot compare images of {list(image.size)}: {error}"
     if value.ndim:
         return f"gives {list(value.shape)} numbers for two images, not one"

@@ -10,20 +10,20 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, Field, ValidationInfo, model_validator
-from torch.optim import Optimizer
+from torch.nn import Parameter
+from torch.optim import Optimizer, lr_scheduler
 from typing_extensions import Self
 
 from synthcube import plugins
 from synthcube.environment import import_monai
 from synthcube.errors import ConfigError
-from synthcube.schema import MAX_COUNT, Schema
+from synthcube.schema import Schema, StepNumber
 
-if TYPE_CHECKING:
-    from torch.nn import Parameter
+_Tensors = list[torch.Tensor]
 
 
 class _Grouped(Optimizer, ABC):
@@ -55,12 +55,10 @@ class _Grouped(Optimizer, ABC):
         return loss
 
     @abstractmethod
-    def _move(
-        self, group: dict[str, Any], weights: list[torch.Tensor], gradients: list[torch.Tensor]
-    ) -> None:
+    def _move(self, group: dict[str, Any], weights: _Tensors, gradients: _Tensors) -> None:
         """Update the weights of a group by one step."""
 
-    def _kept(self, weights: list[torch.Tensor], name: str) -> list[torch.Tensor]:
+    def _state(self, weights: _Tensors, name: str) -> _Tensors:
         """The state called `name` of each weight: tensors of its size, zero at first."""
         for weight in weights:
             if name not in self.state[weight]:
@@ -77,19 +75,14 @@ class Lion(_Grouped):
     NUM_BETAS = 2
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-    ) -> None:
+        self, params: Iterable[Any], lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay)
 
-    def _move(
-        self, group: dict[str, Any], weights: list[torch.Tensor], gradients: list[torch.Tensor]
-    ) -> None:
+    def _move(self, group: dict[str, Any], weights: _Tensors, gradients: _Tensors) -> None:
         beta_1, beta_2 = group["betas"]
-        mean = self._kept(weights, "mean")
+        mean = self._state(weights, "mean")
         direction = torch._foreach_lerp(mean, gradients, 1 - beta_1)
         torch._foreach_sign_(direction)
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
@@ -108,26 +101,19 @@ class AdEMAMix(_Grouped):
     NUM_BETAS = 3
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        alpha: float = 5.0,
-        num_warmup_steps: int = 0,
-    ) -> None:
+        self, params: Iterable[Any], lr: float = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999), eps: float = 1e-8,
+        weight_decay: float = 0.0, alpha: float = 5.0, num_warmup_steps: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(
             params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, alpha=alpha,
             num_warmup_steps=num_warmup_steps,
         )  # fmt: skip
 
-    def _move(
-        self, group: dict[str, Any], weights: list[torch.Tensor], gradients: list[torch.Tensor]
-    ) -> None:
+    def _move(self, group: dict[str, Any], weights: _Tensors, gradients: _Tensors) -> None:
         beta_1, beta_2, _ = group["betas"]
         alpha, beta_3 = self._slow(group)
-        fast, slow, square = (self._kept(weights, name) for name in ("fast", "slow", "square"))
+        fast, slow, square = (self._state(weights, name) for name in ("fast", "slow", "square"))
         torch._foreach_lerp_(fast, gradients, 1 - beta_1)
         torch._foreach_lerp_(slow, gradients, 1 - beta_3)
         torch._foreach_mul_(square, beta_2)
@@ -149,9 +135,8 @@ class AdEMAMix(_Grouped):
             return alpha, beta_3
         share = group["step"] / length
         start, end = math.log(beta_1), math.log(beta_3)
-        return share * alpha, min(
-            math.exp(start * end / ((1 - share) * end + share * start)), beta_3
-        )
+        grown = math.exp(start * end / ((1 - share) * end + share * start))
+        return share * alpha, min(grown, beta_3)
 
 
 class ADOPT(_Grouped):
@@ -165,26 +150,19 @@ class ADOPT(_Grouped):
     NUM_BETAS = 2
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.9999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        decouple: bool = False,
-    ) -> None:
+        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-6, weight_decay: float = 0.0, decouple: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(
             params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decouple=decouple
         )
 
-    def _move(
-        self, group: dict[str, Any], weights: list[torch.Tensor], gradients: list[torch.Tensor]
-    ) -> None:
+    def _move(self, group: dict[str, Any], weights: _Tensors, gradients: _Tensors) -> None:
         beta_1, beta_2 = group["betas"]
         decay = group["weight_decay"]
         if decay and not group["decouple"]:
             gradients = list(torch._foreach_add(gradients, weights, alpha=decay))
-        mean, square = (self._kept(weights, name) for name in ("mean", "square"))
+        mean, square = (self._state(weights, name) for name in ("mean", "square"))
         number = group["step"] - 1
         if number > 0:
             if group["decouple"]:
@@ -227,22 +205,17 @@ _WARMED = {
     "linear": "linear",
     "cosine": "cosine",
     "polynomial": "polynomial",
-    "warmupcosineschedule": "cosine",
-    "wcs": "cosine",
+    **dict.fromkeys(("warmupcosineschedule", "wcs"), "cosine"),
 }
 # What GaNDLF calls schedules of torch.optim.lr_scheduler.
 _INHERITED = {
-    "triangle": "CyclicLR",
-    "triangle_modified": "CyclicLR",
-    "triangular": "CyclicLR",
-    "exp_range": "CyclicLR",
-    "exp": "ExponentialLR",
-    "exponential": "ExponentialLR",
+    **dict.fromkeys(("triangle", "triangle_modified", "triangular", "exp_range"), "CyclicLR"),
+    **dict.fromkeys(("exp", "exponential"), "ExponentialLR"),
     "step": "StepLR",
-    "reduce_on_plateau": "ReduceLROnPlateau",
-    "reduce-on-plateau": "ReduceLROnPlateau",
-    "reduceonplateau": "ReduceLROnPlateau",
-    "plateau": "ReduceLROnPlateau",
+    **dict.fromkeys(
+        ("reduce_on_plateau", "reduce-on-plateau", "reduceonplateau", "plateau"),
+        "ReduceLROnPlateau",
+    ),
     "cosineannealing": "CosineAnnealingWarmRestarts",
 }
 _STEPPED = ("OneCycleLR", "CyclicLR")
@@ -272,23 +245,15 @@ class OptimizerConfig(Schema):
         kind = self._kind()
         plugins.check_arguments(kind, self.model_extra or {}, first=1, taken=["lr"])
         if not plugins.is_own(self.name):
-            import torch
-
-            weight = torch.nn.Parameter(torch.zeros(1))
+            weight = Parameter(torch.zeros(1))
             plugins.attempt(lambda: self.build([weight]), plugins.called(kind))
         return self
 
     def build(self, parameters: Iterable[Parameter]) -> Optimizer:
-        """The optimizer over `parameters`.
-
-        Raises:
-            ConfigError: a user's own is no optimizer.
-        """
-        import torch
-
-        given = plugins.arguments(self.name, self.model_extra)
-        made = self._kind()(parameters, lr=self.lr, **given)
-        return plugins.checked(made, torch.optim.Optimizer, self.name)
+        """The optimizer over `parameters`; ConfigError if a user's own is none."""
+        settings = plugins.arguments(self.name, self.model_extra)
+        optimizer = self._kind()(parameters, lr=self.lr, **settings)
+        return plugins.checked(optimizer, Optimizer, self.name)
 
     def _kind(self) -> Any:
         return plugins.find(self.name, known_optimizers(), "optimizer", UNUSABLE_OPTIMIZERS)
@@ -310,11 +275,8 @@ class SchedulerConfig(Schema):
         default="cosine",
         description="Name of the schedule (docs/names.md), or package.module:MySchedule.",
     )
-    warmup_steps: int = Field(
-        default=100,
-        ge=0,
-        le=MAX_COUNT,
-        description="Steps of linear warm-up, at most a tenth of the training.",
+    warmup_steps: StepNumber = Field(
+        default=100, description="Steps of linear warm-up, at most a tenth of the training."
     )
     interval: Literal["auto", "step", "epoch"] = Field(
         default="auto", description="When a torch schedule steps; auto is what its paper does."
@@ -327,17 +289,13 @@ class SchedulerConfig(Schema):
         extra = self.model_extra or {}
         if self.name.lower() in _WARMED:
             if extra:
-                raise ValueError(
-                    f"{self.name} takes warmup_steps only, not {plugins.listed(extra)}"
-                )
+                unknown = plugins.listed(extra)
+                raise ValueError(f"{self.name} takes warmup_steps only, not {unknown}")
             return self
         kind = self._kind()
         if plugins.called(kind) == "ReduceLROnPlateau" and self.interval == "step":
             raise ValueError("ReduceLROnPlateau follows the loss of an epoch: interval is epoch")
-        import torch
-
-        weight = torch.nn.Parameter(torch.zeros(1))
-        optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
+        optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
         plugins.check_arguments(
             kind, extra, first=1, taken=["last_epoch"], filled=self._fitted(optimizer, 100)
         )
@@ -348,17 +306,14 @@ class SchedulerConfig(Schema):
     def build(self, optimizer: Optimizer, num_steps: int, num_epochs: int) -> dict[str, Any]:
         """Lightning's dictionary with the schedule for a training of that length.
 
-        Raises:
-            ConfigError: the schedule does not work with that optimizer, or is no schedule.
+        Raises ConfigError where it does not work with that optimizer, or is no schedule.
         """
         if warmed := _WARMED.get(self.name.lower()):
             from diffusers.optimization import get_scheduler
 
+            warmup = min(self.warmup_steps, num_steps // 10)
             schedule: Any = get_scheduler(
-                warmed,
-                optimizer,
-                num_warmup_steps=min(self.warmup_steps, num_steps // 10),
-                num_training_steps=num_steps,
+                warmed, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps
             )
             return {"scheduler": schedule, "interval": "step"}
         by_step = self.interval == "step" or (
@@ -368,9 +323,8 @@ class SchedulerConfig(Schema):
             schedule = self._torch_schedule(optimizer, num_steps if by_step else num_epochs)
         except (TypeError, ValueError) as error:
             kind = type(optimizer).__name__
-            raise ConfigError(
-                f"model.scheduler {self.name} does not work with {kind}: {error}"
-            ) from error
+            message = f"model.scheduler {self.name} does not work with {kind}: {error}"
+            raise ConfigError(message) from error
         described = {"scheduler": schedule, "interval": "step" if by_step else "epoch"}
         if plugins.called(self._kind()) == "ReduceLROnPlateau":
             described["monitor"] = "validation/loss"
@@ -380,11 +334,9 @@ class SchedulerConfig(Schema):
         return plugins.find(self.name, known_schedules(), "schedule", UNUSABLE_SCHEDULES)
 
     def _torch_schedule(self, optimizer: Optimizer, length: int) -> Any:
-        from torch.optim.lr_scheduler import LRScheduler
-
         settings = plugins.arguments(self.name, self.model_extra)
         schedule = self._kind()(optimizer, **(self._fitted(optimizer, length) | settings))
-        return plugins.checked(schedule, LRScheduler, self.name)
+        return plugins.checked(schedule, lr_scheduler.LRScheduler, self.name)
 
     def _fitted(self, optimizer: Optimizer, length: int) -> dict[str, Any]:
         """Arguments that fit the schedule to a training of `length` steps (or epochs)."""
@@ -400,19 +352,15 @@ class SchedulerConfig(Schema):
 
 def known_optimizers() -> dict[str, Any]:
     """All known optimizer classes by name."""
-    import torch
-
     import_monai()
     from monai.optimizers import Novograd
 
-    own = {kind.__name__: kind for kind in (ADOPT, AdEMAMix, Lion, Novograd)}
-    return own | plugins.classes(torch.optim, _OPTIMIZERS)
+    extra = {kind.__name__: kind for kind in (ADOPT, AdEMAMix, Lion, Novograd)}
+    return extra | plugins.classes(torch.optim, _OPTIMIZERS)
 
 
 def known_schedules() -> dict[str, Any]:
     """All known schedule classes by name; None for those of diffusers with a warm-up."""
-    from torch.optim import lr_scheduler
-
     known = plugins.classes(lr_scheduler, _SCHEDULES)
     inherited = {name: known[stands_for] for name, stands_for in _INHERITED.items()}
     return dict.fromkeys(_WARMED) | known | inherited
@@ -424,16 +372,14 @@ def _fitted(optimizer: Optimizer, length: int) -> dict[str, dict[str, Any]]:
     low = lr / 1000
     # Four cycles; momentum stays, because few optimizers have one that can be cycled.
     cycles = {"step_size_up": max(1.0, length / 8), "cycle_momentum": False}
+    cycles_momentum = bool({"momentum", "betas"} & optimizer.defaults.keys())
     down_and_up = {"base_lr": lr, "max_lr": low}
     return {
         "CyclicLR": {**cycles, "base_lr": low, "max_lr": lr},
         "triangle": down_and_up,
         "triangle_modified": down_and_up,
         "exp_range": {"mode": "exp_range", "gamma": 0.1 ** (1 / length)},
-        "OneCycleLR": {
-            "max_lr": lr,
-            "cycle_momentum": bool({"momentum", "betas"} & optimizer.defaults.keys()),
-        },
+        "OneCycleLR": {"max_lr": lr, "cycle_momentum": cycles_momentum},
         "ExponentialLR": {"gamma": 0.01 ** (1 / length)},
         "StepLR": {"step_size": -(-length // 3)},
         "MultiStepLR": {"milestones": [-(-length // 2), -(-length * 3 // 4)]},

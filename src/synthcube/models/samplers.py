@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """A network under its condition: (x_t (B, C, *spatial), time (B,)) to its prediction."""
+
+NumSteps = Annotated[int, Field(ge=2, le=100_000)]
 
 Process = Literal["flow", "diffusion"]
 
@@ -85,24 +88,18 @@ else:
 
 
 def integrate(
-    scheduler: Any,
-    predict: Predict,
-    start: Tensor,
-    generators: Sequence[torch.Generator],
+    scheduler: Any, predict: Predict, start: Tensor, generators: Sequence[torch.Generator],
     num_steps: int,
-) -> Tensor:
-    """Carry noise to images along a scheduler of diffusers.
+) -> Tensor:  # fmt: skip
+    """Images, (B, C, *spatial), float32, not clipped, out of noise along a scheduler of diffusers.
 
     Args:
-        scheduler: a fresh scheduler of diffusers; it is set to `num_steps` here.
+        scheduler: a fresh one; it is set to `num_steps` here.
         predict: (x_t (B, C, *spatial), time (B,) in the scheduler's own units) to what the
             scheduler expects of a network: noise, velocity, flow or image.
         start: standard normal noise, (B, C, *spatial), float32.
         generators: one for each image, for samplers that add noise on the way.
         num_steps: steps of the solver; a Heun step calls the network twice.
-
-    Returns:
-        Images, (B, C, *spatial), float32, not clipped.
     """
     scheduler.set_timesteps(num_steps)
     adds_noise = "generator" in inspect.signature(scheduler.step).parameters

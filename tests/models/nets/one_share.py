@@ -13,13 +13,15 @@ from synthcube.models.nets.norm import BatchNorm
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 store = torch.distributed.FileStore(str(folder / "store"), 2)
 torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-given = load_file(folder / "given.safetensors")
-x = given["x"][rank::2].clone().requires_grad_()
+inputs = load_file(folder / "inputs.safetensors")
+x = inputs["x"][rank::2].clone().requires_grad_()
 norm = BatchNorm(x.shape[1])
 y = norm(x)
-(y * given["pull"][rank::2]).sum().backward()
-made = {"y": y.detach(), "grad": x.grad, "weight_grad": norm.weight.grad,
+(y * inputs["pull"][rank::2]).sum().backward()
+results = {"y": y.detach(), "grad": x.grad, "weight_grad": norm.weight.grad,
         "mean": norm.running_mean, "var": norm.running_var}  # fmt: skip
-save_file({name: each.contiguous() for name, each in made.items()}, folder / f"{rank}.safetensors")
+save_file(
+    {name: value.contiguous() for name, value in results.items()}, folder / f"{rank}.safetensors"
+)
 torch.distributed.barrier()  # the store goes with the first process that ends
 torch.distributed.destroy_process_group()

@@ -35,16 +35,16 @@ def test_two_processes_normalise_as_if_their_batches_were_one(
     shape: tuple[int, ...], tmp_path: Path
 ) -> None:
     """Also of shares of different size: 3 and 2 images."""
-    given = {"x": torch.randn(shape) * 3 + 100, "pull": torch.randn(shape)}
-    save_file(given, tmp_path / "given.safetensors")
+    inputs = {"x": torch.randn(shape) * 3 + 100, "pull": torch.randn(shape)}
+    save_file(inputs, tmp_path / "inputs.safetensors")
     words = [[sys.executable, str(SCRIPT), str(rank), str(tmp_path)] for rank in (0, 1)]
-    started = [subprocess.Popen(each) for each in words]
-    assert [each.wait(timeout=120) for each in started] == [0, 0]
+    started = [subprocess.Popen(command) for command in words]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
     shares = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
-    x = given["x"].clone().requires_grad_()
+    x = inputs["x"].clone().requires_grad_()
     norm = BatchNorm(shape[1])
     y = norm(x)
-    (y * given["pull"]).sum().backward()
+    (y * inputs["pull"]).sum().backward()
     for rank, share in enumerate(shares):
         torch.testing.assert_close(share["y"], y[rank::2], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(share["grad"], x.grad[rank::2], rtol=1e-4, atol=1e-4)

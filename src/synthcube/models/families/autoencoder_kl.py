@@ -61,12 +61,8 @@ class AutoencoderKLConfig(AutoencoderConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        return cls(
-            channels=(8, 8),
-            latent_channels=2,
-            num_norm_groups=2,
-            optimizer=OptimizerConfig(lr=1e-3),
-        )
+        fast = OptimizerConfig(lr=1e-3)
+        return cls(channels=(8, 8), latent_channels=2, num_norm_groups=2, optimizer=fast)
 
     def faults(self, image: ImageSpec) -> list[str]:
         return super().faults(image) + size_faults(image, self.factor, len(self.channels))
@@ -108,11 +104,8 @@ class AutoencoderKL(Autoencoder):
         mean, std = (at_least_float32(latent) for latent in self.network.encode(image))
         reconstruction = at_least_float32(self.network.decode(mean + std * torch.randn_like(std)))
         error, divergence = self.criterion(reconstruction, image), kl_divergence(mean, std)
-        return reconstruction, {
-            "loss": error + self.config.kl_weight * divergence,
-            "reconstruction": error,
-            "kl": divergence,
-        }
+        loss = error + self.config.kl_weight * divergence
+        return reconstruction, {"loss": loss, "reconstruction": error, "kl": divergence}
 
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator

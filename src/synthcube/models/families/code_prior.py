@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from monai.networks.nets import DecoderOnlyTransformer
@@ -40,11 +40,8 @@ class CodePriorConfig(GuidanceFields, TwoStageConfig):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the embedded codes' entries that is dropped."
     )
-    temperature: float = Field(
-        default=1.0,
-        gt=0,
-        le=1000,
-        description="Below 1 likely codes are drawn more often, above 1 less.",
+    temperature: Annotated[float, Field(gt=0, le=1000)] = Field(
+        default=1.0, description="Below 1 likely codes are drawn more often, above 1 less."
     )
     top_k: Width | None = Field(
         default=None, description="Draw among so many of the likeliest codes; null: all."
@@ -62,10 +59,8 @@ class CodePriorConfig(GuidanceFields, TwoStageConfig):
     @classmethod
     def tiny(cls) -> Self:
         # Cold, so that small changes of untrained logits change codes.
-        return cls(
-            dim=8, num_layers=1, num_heads=2, temperature=0.1,
-            first_stage_config=cls.tiny_first_stage(),
-        )  # fmt: skip
+        first = cls.tiny_first_stage()
+        return cls(dim=8, num_layers=1, num_heads=2, temperature=0.1, first_stage_config=first)
 
 
 class CodeTransformer(DecoderOnlyTransformer):
@@ -78,9 +73,8 @@ class CodeTransformer(DecoderOnlyTransformer):
             # As in GPT. With torch's spread of 1 the conditions are lost: with it, and with
             # conditions on the first token alone, unseen shapes cost 1.77, not 1.47 nats a code.
             torch.nn.init.normal_(table.weight, std=_SPREAD)
-        self.conditions = (
-            ConditionEmbedding(conditions, settings["attn_layers_dim"]) if conditions else None
-        )
+        dim = settings["attn_layers_dim"]
+        self.conditions = ConditionEmbedding(conditions, dim) if conditions else None
         blocks: Any = self.blocks
         for block in blocks:
             # Not used here: a norm that no gradient reaches, and a mask of length^2 entries.
@@ -93,9 +87,7 @@ class CodeTransformer(DecoderOnlyTransformer):
     ) -> Tensor:
         """Logits (B, n + 1, codes) of each code given those before it.
 
-        Args:
-            codes: the first codes of images, (B, n) with n < length.
-            values: conditions (B, K).
+        `codes` are the first of images, (B, n) with n < length; `values` the conditions (B, K).
         """
         start = self.start.expand(codes.shape[0], 1, -1)
         tokens = torch.cat([start, self.token_embeddings(codes)], dim=1)
@@ -164,9 +156,7 @@ class CodePrior(TwoStageFamily):
 def draw_codes(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None) -> Tensor:
     """Codes (B,) by inverting the cumulative distribution of logits (B, K) at `uniform` (B,).
 
-    Args:
-        uniform: float64 in [0, 1).
-        top_k: draw among so many of the likeliest codes; None: all.
+    `uniform` is float64 in [0, 1); `top_k` is how many of the likeliest codes are possible.
     """
     logits = logits.double() / temperature
     if top_k is not None and top_k < logits.shape[1]:

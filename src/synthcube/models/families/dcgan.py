@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from monai.networks.layers.factories import Conv
@@ -20,18 +20,13 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 from typing_extensions import Self
 
-from synthcube.models.adversarial import (
-    AdversarialFamily,
-    DiscriminatorFields,
-    discriminator_term,
-    generator_term,
-    sliced_wasserstein,
-)
-from synthcube.models.family import FamilyConfig, size_faults
+from synthcube.models import adversarial
+from synthcube.models.adversarial import AdversarialFamily, GANConfig
+from synthcube.models.family import size_faults
 from synthcube.models.losses import at_least_float32
 from synthcube.models.nets.conditioning import ConditionEmbedding, dropped
 from synthcube.models.nets.norm import ConditionalNorm, NormName, build_norm
-from synthcube.models.optimizers import OptimizerConfig, SchedulerConfig
+from synthcube.models.optimizers import OptimizerConfig
 from synthcube.models.samplers import noise
 from synthcube.schema import Batch, Condition, ImageSpec, Levels, Width
 
@@ -41,16 +36,13 @@ _HALVE: Any = {"kernel_size": 4, "stride": 2, "padding": 1}
 _EMBEDDING = 128
 
 
-class DCGANConfig(DiscriminatorFields, FamilyConfig):
+class DCGANConfig(GANConfig):
     """Generator and discriminator of strided convolutions."""
 
     summary: ClassVar[str] = "generator against discriminator: an image in one pass"
 
     name: Literal["dcgan"] = Field(default="dcgan", description="Family of the model.")
     optimizer: OptimizerConfig = Field(default=_ADAM, description="Optimizer of the generator.")
-    scheduler: SchedulerConfig | None = Field(
-        default=None, description="Learning-rate schedule of the generator; null for none."
-    )
     discriminator_optimizer: OptimizerConfig = Field(
         default=_ADAM, description="Optimizer of the discriminator."
     )
@@ -77,11 +69,11 @@ class DCGANConfig(DiscriminatorFields, FamilyConfig):
     negative_slope: float = Field(
         default=0.2, ge=0, lt=1, description="Slope of the discriminator's leaky ReLU below 0."
     )
-    condition_dropout: float = Field(
-        default=0.1, ge=0, lt=1,
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1,
         description="Share of the images that are learned without their conditions, so that a "
         "condition may be left unknown.",
-    )  # fmt: skip
+    )
 
     def build(self, image: ImageSpec) -> DCGAN:
         return DCGAN(self, image)
@@ -108,8 +100,7 @@ class DCGAN(AdversarialFamily):
         self.generator = Generator(config, image)
         self.train_against(Discriminator(config, image))
         # Channels last: a quarter less time for a step on a CPU.
-        last = torch.channels_last if image.rank == 2 else torch.channels_last_3d
-        self.to(memory_format=last)
+        self.to(memory_format=torch.channels_last if image.rank == 2 else torch.channels_last_3d)
 
     def prepared(self, batch: Batch) -> Batch:
         condition = dropped(batch["condition"], self.config.condition_dropout)
@@ -120,23 +111,18 @@ class DCGAN(AdversarialFamily):
         latent = torch.randn(len(values), self.config.latent_dim, device=self.device)
         generated = self.generator(latent, values)
         logits = self._logits(generated, values)
-        return {"loss": generator_term(logits, self.config.adversarial_loss)}, generated
+        loss = adversarial.generator_term(logits, self.config.adversarial_loss)
+        return {"loss": loss}, generated
 
     def discriminator_loss(self, batch: Batch, generated: Tensor) -> dict[str, Tensor]:
         values = batch["condition"]["values"]
         # Not as one batch: a batch norm would tell them apart by their shared statistics.
         real, fake = self._logits(batch["image"], values), self._logits(generated, values)
-        return {
-            "loss": discriminator_term(real, fake, self.config.adversarial_loss),
-            "real": real.mean(),
-            "fake": fake.mean(),
-        }
+        loss = adversarial.discriminator_term(real, fake, self.config.adversarial_loss)
+        return {"loss": loss, "real": real.mean(), "fake": fake.mean()}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        # A row has the same latent at every validation, on whatever process.
-        generators = [torch.Generator().manual_seed(row) for row in batch["index"].tolist()]
-        generated = self.sample(generators, batch["condition"])
-        return {"loss": sliced_wasserstein(generated, batch["image"])}
+        return {"loss": self.distance(batch)}
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         latent = noise(generators, (self.config.latent_dim,)).to(self.device)
@@ -206,10 +192,10 @@ class Discriminator(nn.Module):
         self.project = nn.Linear(_EMBEDDING, num_features, bias=False) if self.embed else None
         _initialise(*self.halvings, self.head, *([self.project] if self.project else []))
         if config.spectral_norm:
+            norms = (nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
             for module in list(self.modules()):
-                if isinstance(getattr(module, "weight", None), nn.Parameter) and (
-                    not isinstance(module, (nn.GroupNorm, nn.modules.batchnorm._BatchNorm))
-                ):
+                weight = getattr(module, "weight", None)
+                if isinstance(weight, nn.Parameter) and not isinstance(module, norms):
                     spectral_norm(module)
 
     def forward(self, images: Tensor, values: Tensor) -> Tensor:

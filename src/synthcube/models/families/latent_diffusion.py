@@ -21,7 +21,7 @@ from synthcube.models.first_stage import TwoStageConfig, TwoStageFamily
 from synthcube.models.flow import FlowFields
 from synthcube.models.losses import loss_faults
 from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
-from synthcube.models.nets.unet import UNetFields
+from synthcube.models.nets.unet import TINY_UNET, UNetFields
 from synthcube.models.samplers import noise
 from synthcube.schema import Batch, Condition, ImageSpec
 
@@ -59,11 +59,8 @@ class LatentDiffusionConfig(UNetFields, GuidanceFields, TwoStageConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        return cls(
-            channels=(8, 8), num_res_blocks=1, attention_from=1, num_norm_groups=2,
-            objective=FlowObjective(num_sampling_steps=3),
-            first_stage_config=cls.tiny_first_stage(),
-        )  # fmt: skip
+        objective = FlowObjective(num_sampling_steps=3)
+        return cls(**TINY_UNET, objective=objective, first_stage_config=cls.tiny_first_stage())
 
     def faults(self, image: ImageSpec) -> list[str]:
         faults = super().faults(image)
@@ -107,14 +104,11 @@ class LatentDiffusion(TwoStageFamily):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         condition = dropped(batch["condition"], self.config.condition_dropout)
-        return self.process.loss(
-            lambda x_t, time: self.network(x_t, time, condition),
-            self.normalised(self.compressed(batch)),
-        )
+        latent = self.normalised(self.compressed(batch))
+        return self.process.loss(lambda x_t, time: self.network(x_t, time, condition), latent)
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
-        shape = (self.latent.channels, *self.latent.size)
-        start = noise(generators, shape).to(self.device)
+        start = noise(generators, (self.latent.channels, *self.latent.size)).to(self.device)
         predict = guided(self.network, condition, self.config.guidance, self.latent.channels)
         scaled = self.process.sample(predict, start, generators)
         latent = scaled * self.get_buffer("latent_std") + self.get_buffer("latent_mean")

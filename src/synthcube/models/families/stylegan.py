@@ -18,36 +18,24 @@ from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.errors import ConfigError
-from synthcube.models.adversarial import (
-    AdversarialFamily,
-    DiscriminatorFields,
-    discriminator_term,
-    generator_term,
-    path_lengths,
-    r1_penalty,
-    sliced_wasserstein,
-)
-from synthcube.models.family import FamilyConfig, size_faults
-from synthcube.models.nets.style import (
-    Growth,
-    MappingNetwork,
-    ResidualDiscriminator,
-    StyleGenerator,
-    doubled,
-    halved,
-)
-from synthcube.models.optimizers import OptimizerConfig, SchedulerConfig
+from synthcube.models import adversarial
+from synthcube.models.adversarial import AdversarialFamily, GANConfig
+from synthcube.models.family import size_faults
+from synthcube.models.nets import style
+from synthcube.models.nets.style import Growth
+from synthcube.models.optimizers import OptimizerConfig
 from synthcube.models.samplers import noise
 from synthcube.schema import Batch, Condition, Count, Depth, ImageSpec, Levels, Weight, Width
 
 log = logging.getLogger("synthcube")
 
+_EVERY = "Steps between those penalties, each weighted by as much."
 _MEAN_DECAY = 0.995
 _LENGTH_DECAY = 0.99
 _ADAM = OptimizerConfig.model_validate({"name": "Adam", "lr": 2e-3, "betas": [0.0, 0.99]})
 
 
-class StyleGANConfig(DiscriminatorFields, FamilyConfig):
+class StyleGANConfig(GANConfig):
     """Style-based generator against a residual discriminator."""
 
     summary: ClassVar[str] = "sharp images in a single pass, from a generator steered by styles"
@@ -81,19 +69,12 @@ class StyleGANConfig(DiscriminatorFields, FamilyConfig):
     r1_weight: Weight = Field(
         default=10.0, description="Weight of the discriminator's squared slope at real images."
     )
-    r1_every: Count = Field(
-        default=16, description="Steps between those penalties, each weighted by as much."
-    )
+    r1_every: Count = Field(default=16, description=_EVERY)
     path_length_weight: Weight = Field(
         default=0.0, description="Weight of the spread of the generator's slope; 0: none."
     )
-    path_length_every: Count = Field(
-        default=4, description="Steps between those penalties, each weighted by as much."
-    )
+    path_length_every: Count = Field(default=4, description=_EVERY)
     optimizer: OptimizerConfig = Field(default=_ADAM, description="Optimizer of the generator.")
-    scheduler: SchedulerConfig | None = Field(
-        default=None, description="Learning-rate schedule of the generator; null for none."
-    )
     discriminator_optimizer: OptimizerConfig = Field(
         default=_ADAM, description="Optimizer of the discriminator."
     )
@@ -136,9 +117,9 @@ class StyleGANConfig(DiscriminatorFields, FamilyConfig):
     def shrunk(self, image: Tensor, growth: Growth) -> Tensor:
         """Real images (B, C, *spatial) at the size of the stage, as blurred as alpha makes them."""
         for _ in range(self.last_stage - growth.stage):
-            image = halved(image)
+            image = style.halved(image)
         if growth.alpha < 1:
-            image = torch.lerp(doubled(halved(image)), image, growth.alpha)
+            image = torch.lerp(style.doubled(style.halved(image)), image, growth.alpha)
         return image
 
 
@@ -153,20 +134,17 @@ class StyleGAN(AdversarialFamily):
     def __init__(self, config: StyleGANConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
         channels = config.channels[::-1]
-        self.mapping = MappingNetwork(
-            image.conditions, config.latent_dim, config.num_mapping_layers
-        )
-        self.generator = StyleGenerator(image, channels, config.latent_dim)
+        dim, depth = config.latent_dim, config.num_mapping_layers
+        self.mapping = style.MappingNetwork(image.conditions, dim, depth)
+        self.generator = style.StyleGenerator(image, channels, dim)
         self._growth, self._step = config.growth(0), 0
         # Saved with the weights, as sampling needs the mean style, and the stage and alpha.
-        self.register_buffer("w_mean", torch.zeros(config.latent_dim))
+        self.register_buffer("w_mean", torch.zeros(dim))
         self.register_buffer("grown", torch.tensor([float(value) for value in self._growth]))
         self.register_buffer("path_length", torch.zeros(()))
-        self.train_against(
-            ResidualDiscriminator(
-                image, channels, group_size=config.minibatch_group, grows=config.progressive
-            )
-        )
+        group, grows = config.minibatch_group, config.progressive
+        discriminator = style.ResidualDiscriminator(image, channels, group_size=group, grows=grows)
+        self.train_against(discriminator)
 
     @property
     def differentiates_twice(self) -> bool:
@@ -211,8 +189,7 @@ class StyleGAN(AdversarialFamily):
         While the networks grow, `loss` is 2 more for each size that is missing, which is more than
         images in [-1, 1] are apart: enlarged small images would otherwise pass for the best.
         """
-        generators = [torch.Generator().manual_seed(row) for row in batch["index"].tolist()]
-        distance = sliced_wasserstein(self.sample(generators, batch["condition"]), batch["image"])
+        distance = self.distance(batch)
         stage, alpha = self.grown
         missing = self.config.last_stage - (stage - 1 + alpha)
         return {"loss": distance + 2 * missing, "sliced_wasserstein": distance}
@@ -222,7 +199,7 @@ class StyleGAN(AdversarialFamily):
         values = batch["condition"]["values"]
         generated = self._generate(self._styles(values))
         logits = discriminator(generated, values, self._growth)
-        terms = {"loss": generator_term(logits, self.config.adversarial_loss)}
+        terms = {"loss": adversarial.generator_term(logits, self.config.adversarial_loss)}
         every = self.config.path_length_every
         if self.config.path_length_weight and self._step % every == 0:
             penalty = self._path_length_penalty(values)
@@ -236,10 +213,10 @@ class StyleGAN(AdversarialFamily):
         image = self.config.shrunk(batch["image"], self._growth)
         real = discriminator(image, values, self._growth)
         fake = discriminator(generated, values, self._growth)
-        terms = {"loss": discriminator_term(real, fake, self.config.adversarial_loss)}
+        terms = {"loss": adversarial.discriminator_term(real, fake, self.config.adversarial_loss)}
         every = self.config.r1_every
         if self.config.r1_weight and self._step % every == 0:
-            terms["r1"] = r1_penalty(
+            terms["r1"] = adversarial.r1_penalty(
                 lambda real: discriminator(real, values, self._growth), image.to(self.w_mean)
             )
             terms["loss"] = terms["loss"] + self.config.r1_weight / 2 * every * terms["r1"]
@@ -255,7 +232,7 @@ class StyleGAN(AdversarialFamily):
         styles = w[:, None].expand(-1, self.generator.num_styles, -1)
         image: Tensor = self.generator(styles, noises, growth)
         for _ in range(self.config.last_stage - growth.stage):
-            image = doubled(image)
+            image = style.doubled(image)
         return image.float().clamp(-1, 1)
 
     def _generate(self, styles: Tensor) -> Tensor:
@@ -286,7 +263,7 @@ class StyleGAN(AdversarialFamily):
     def _path_length_penalty(self, values: Tensor) -> Tensor:
         """Squared distance of path lengths from their mean; on half the batch, for memory."""
         styles = self._styles(values[: (len(values) + 1) // 2])
-        lengths = path_lengths(self._generate, styles)
+        lengths = adversarial.path_lengths(self._generate, styles)
         self.path_length.lerp_(_over_processes(lengths.detach().mean()), 1 - _LENGTH_DECAY)
         penalty: Tensor = (lengths - self.path_length.clone()).square().mean()
         return penalty

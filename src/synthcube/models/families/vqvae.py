@@ -72,10 +72,10 @@ class VQVAEConfig(AutoencoderConfig):
 
     @classmethod
     def tiny(cls) -> Self:
+        fast = OptimizerConfig(lr=1e-3)
         return cls(
-            channels=(8, 8), num_res_layers=1, num_embeddings=8, embedding_dim=4,
-            optimizer=OptimizerConfig(lr=1e-3),
-        )  # fmt: skip
+            channels=(8, 8), num_res_layers=1, num_embeddings=8, embedding_dim=4, optimizer=fast
+        )
 
     def faults(self, image: ImageSpec) -> list[str]:
         levels = len(self.channels)
@@ -100,14 +100,9 @@ class VQVAE(Autoencoder):
             quantized, commitment, codes = self.network.quantizer.quantizer(z.float())
         reconstruction = at_least_float32(self.network.decode(quantized))
         error = self.criterion(reconstruction, image)
+        terms = {"loss": error + commitment, "reconstruction": error, "commitment": commitment}
         perplexity, codes_used = codebook_usage(codes, self.config.num_embeddings)
-        return reconstruction, {
-            "loss": error + commitment,
-            "reconstruction": error,
-            "commitment": commitment,
-            "perplexity": perplexity,
-            "codes_used": codes_used,
-        }
+        return reconstruction, {**terms, "perplexity": perplexity, "codes_used": codes_used}
 
     def outputs_of(
         self, legacy: torch.nn.Module, generator: torch.Generator
@@ -159,9 +154,8 @@ class VQVAE(Autoencoder):
         unused = quantizer.ema_cluster_size < self.config.revive_below
         quantizer.ema_cluster_size.masked_fill_(unused, 1.0)
         quantizer.ema_w.copy_(torch.where(unused[:, None], picked, quantizer.ema_w))
-        quantizer.embedding.weight.copy_(
-            torch.where(unused[:, None], picked, quantizer.embedding.weight)
-        )
+        weight = quantizer.embedding.weight
+        weight.copy_(torch.where(unused[:, None], picked, weight))
 
 
 def codebook_usage(codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,8 @@ Record = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 def outermost_calls(model: nn.Module, record: Record) -> Iterator[None]:
     """Inside, report every call of a part of `model` that is not made by another part.
 
-    Args:
-        record: called after each such call with the name of the part, the part, its positional
-            and keyword arguments, and what it returned.
+    `record` is called after each such call with the name of the part, the part, its positional and
+    keyword arguments, and what it returned.
     """
     inside = False
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -20,14 +21,12 @@ _FREQUENCIES = 8
 class GuidanceFields(Schema):
     """The part of a config that says how strictly a model follows its conditions."""
 
-    condition_dropout: float = Field(
-        default=0.1, ge=0, lt=1,
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1,
         description="Share of the images that are learned without their conditions, for guidance.",
-    )  # fmt: skip
-    guidance: float = Field(
+    )
+    guidance: Annotated[float, Field(ge=0, le=1000)] = Field(
         default=1.0,
-        ge=0,
-        le=1000,
         description="How strictly conditions are followed: 1 as learned, more exaggerates them at "
         "twice the cost, 0 ignores them.",
     )
@@ -95,19 +94,13 @@ def dropped(condition: Condition, probability: float) -> Condition:
 
 
 def guided(
-    predict: Callable[[Tensor, Tensor, Condition], Tensor],
-    condition: Condition,
-    guidance: float,
+    predict: Callable[[Tensor, Tensor, Condition], Tensor], condition: Condition, guidance: float,
     num_guided: int | None = None,
-) -> Callable[[Tensor, Tensor], Tensor]:
+) -> Callable[[Tensor, Tensor], Tensor]:  # fmt: skip
     """A network as a function of x_t and time alone, under a condition, with guidance.
 
-    It goes `guidance` times as far from the unconditional prediction as the conditional one is.
-
-    Args:
-        predict: (x_t, time, condition) to a prediction.
-        num_guided: first channels that are guided, because a variance must not be exaggerated;
-            None: all.
+    It goes `guidance` times as far from the unconditional prediction as the conditional one is, in
+    the first `num_guided` channels (None: all), because a variance must not be exaggerated.
     """
     values, source = condition["values"], condition["source"]
     if guidance == 1 or not values.shape[1]:

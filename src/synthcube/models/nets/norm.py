@@ -24,10 +24,8 @@ def build_norm(
 ) -> nn.Module:
     """A normalisation layer for (B, channels, *spatial), whatever the rank.
 
-    Args:
-        affine: learn a scale and a shift for each channel, initialised as N(1, 0.02) and 0.
-        running: keep the running statistics of a batch norm, without which it cannot be
-            evaluated image by image.
+    `affine`: learn a scale and a shift for each channel, initialised as N(1, 0.02) and 0.
+    `running`: keep the statistics without which a batch norm cannot be evaluated image by image.
     """
     norm: BatchNorm | nn.GroupNorm
     if name == "batch":
@@ -57,8 +55,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         if not (self.training and distributed and torch.distributed.get_world_size() > 1):
             normalised: Tensor = super().forward(x)
             return normalised
-        axes = [0, *range(2, x.ndim)]
-        shape = (1, -1, *[1] * (x.ndim - 2))
+        axes, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         wide = at_least_float32(x)
         count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
         sums = _summed(torch.cat([wide.sum(axes), count]))
@@ -71,8 +68,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         y = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        normalised = y.type_as(x)
-        return normalised
+        return y.type_as(x)
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor) -> None:

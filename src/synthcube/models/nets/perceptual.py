@@ -29,9 +29,7 @@ _NUM_SLICES = 4
 def require_efficientnet(needed_by: str, instead: str) -> None:
     """Check that the packages of the network are installed, before anything long starts.
 
-    Args:
-        needed_by: the setting that needs the network.
-        instead: what the user may do without it.
+    `needed_by` is the setting that needs the network, `instead` what the user may do without it.
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:

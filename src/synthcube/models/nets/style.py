@@ -34,9 +34,7 @@ class Growth(NamedTuple):
 class EqualizedLinear(nn.Module):
     """A linear layer whose weights are standard normal and scaled when used.
 
-    Args:
-        bias: initial value of the bias.
-        rate: learning rate of these weights, relative to that of other layers.
+    `bias` is the initial value; `rate` the learning rate relative to that of other layers.
     """
 
     def __init__(self, num_in: int, num_out: int, *, bias: float = 0.0, rate: float = 1.0) -> None:
@@ -67,19 +65,15 @@ class EqualizedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_in, *spatial) to (B, num_out, *spatial), or to half of each side."""
         weight = self.weight * self.scale
-        kernel = weight.shape[-1]
         if self.blur is None:
-            return convolution(x)(x, weight, self.bias, padding=kernel // 2)
+            return convolution(x)(x, weight, self.bias, padding=weight.shape[-1] // 2)
         return convolution(x)(self.blur(x), weight, self.bias, stride=2)
 
 
 class Blur(nn.Module):
     """[1, 3, 3, 1] along each axis, zero outside: every side becomes 2 * padding - 3 longer.
 
-    Args:
-        rank: number of spatial axes.
-        padding: zeros before the first voxel and after the last.
-        gain: factor of the result, for each axis.
+    `padding` are zeros before the first voxel and after the last; `gain` is a factor of each axis.
     """
 
     def __init__(self, rank: int, padding: int, gain: float = 1.0) -> None:
@@ -134,11 +128,9 @@ def halved(x: Tensor) -> Tensor:
 class ResidualDiscriminator(nn.Module):
     """The residual discriminator: images to logits, with every side halved at each stage.
 
-    Args:
-        image: its size is that of the last stage.
-        channels: channels of the features at each stage, the smallest size first.
-        group_size: images whose standard deviation is one more feature; 1 for none.
-        grows: whether it also takes the images of earlier stages.
+    `image` is of the size of the last stage; if it `grows`, it takes those of earlier stages too.
+    `channels` are those of the features at each stage, the smallest size first. The standard
+    deviation of `group_size` images is one more feature; 1 for none.
     """
 
     def __init__(
@@ -192,9 +184,8 @@ class ResidualBlock(nn.Module):
         self.skip = EqualizedConv(rank, num_in, num_out, kernel=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        changed: Tensor = activate(self.second(activate(self.first(x))))
-        kept: Tensor = self.skip(halved(x))
-        return (changed + kept) * math.sqrt(0.5)
+        shortcut: Tensor = self.skip(halved(x))
+        return (activate(self.second(activate(self.first(x)))) + shortcut) * math.sqrt(0.5)
 
 
 def minibatch_std(x: Tensor, group_size: int) -> Tensor:
@@ -219,9 +210,8 @@ class MappingNetwork(nn.Module):
         super().__init__()
         self.embedding = ConditionEmbedding(conditions, dim) if conditions else None
         sides = [2 * dim if conditions else dim] + [dim] * num_layers
-        self.layers = nn.ModuleList(
-            EqualizedLinear(num_in, dim, rate=0.01) for num_in in sides[:-1]
-        )
+        layers = (EqualizedLinear(num_in, dim, rate=0.01) for num_in in sides[:-1])
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, z: Tensor, values: Tensor) -> Tensor:
         """z (B, dim) and condition values (B, K), NaN where not known, to w, never in 16 bits."""
@@ -241,12 +231,8 @@ class ModulatedConv(nn.Module):
 
     Scaling input and output of one convolution is the same as one with weights of its own for
     each image. With `demodulate` the weights of each output channel have length 1, so that unit
-    variance stays unit variance.
-
-    Args:
-        rank: number of spatial axes.
-        dim: length of a style.
-        double: whether every side becomes twice as long.
+    variance stays unit variance. With `double` every side becomes twice as long. Styles are of
+    length `dim`.
     """
 
     def __init__(
@@ -282,7 +268,7 @@ class StyledLayer(nn.Module):
     """Modulated convolution, noise of learned strength, bias, activation."""
 
     def __init__(
-        self, rank: int, num_in: int, num_out: int, dim: int, *, double: bool = False
+        self, rank: int, num_in: int, num_out: int, dim: int, double: bool = False
     ) -> None:
         super().__init__()
         self.conv = ModulatedConv(rank, num_in, num_out, dim, double=double)
@@ -312,25 +298,21 @@ class ToImage(nn.Module):
 class StyleGenerator(nn.Module):
     """From styles and noise to images; every size adds to the doubled image of the one before.
 
-    Args:
-        image: its size is that of the last stage; each stage before has half the sides.
-        channels: channels of the features at each stage, the smallest size first.
-        dim: length of w.
+    `image` is of the size of the last stage; each stage before has half the sides. `channels` are
+    those of the features at each stage, the smallest size first; `dim` is the length of w.
     """
 
     def __init__(self, image: ImageSpec, channels: Sequence[int], dim: int) -> None:
         super().__init__()
         rank, steps = image.rank, len(channels) - 1
-        self.start = nn.Parameter(
-            torch.randn(channels[0], *(side // 2**steps for side in image.size))
-        )
+        start = [side // 2**steps for side in image.size]
+        self.start = nn.Parameter(torch.randn(channels[0], *start))
         self.layers = nn.ModuleList([StyledLayer(rank, channels[0], channels[0], dim)])
         for num_in, num_out in pairwise(channels):
             self.layers.append(StyledLayer(rank, num_in, num_out, dim, double=True))
             self.layers.append(StyledLayer(rank, num_out, num_out, dim))
-        self.to_image = nn.ModuleList(
-            ToImage(rank, number, image.channels, dim) for number in channels
-        )
+        to_image = (ToImage(rank, width, image.channels, dim) for width in channels)
+        self.to_image = nn.ModuleList(to_image)
 
     @property
     def num_styles(self) -> int:
@@ -339,11 +321,8 @@ class StyleGenerator(nn.Module):
 
     def noise_shapes(self, stage: int) -> list[tuple[int, ...]]:
         """Shape of the noise of each layer up to that stage, (1, *spatial)."""
-        sides = self.start.shape[1:]
-        return [
-            (1, *(side * 2 ** ((number + 1) // 2) for side in sides))
-            for number in range(2 * stage + 1)
-        ]
+        factors = [2 ** ((number + 1) // 2) for number in range(2 * stage + 1)]
+        return [(1, *(side * factor for side in self.start.shape[1:])) for factor in factors]
 
     def forward(self, w: Tensor, noises: Sequence[Tensor], growth: Growth) -> Tensor:
         """w (B, num_styles, dim), noises as in noise_shapes, to (B, C, *size of the stage).

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ def decode_in_tiles(decoder: nn.Module, x: Tensor, max_voxels: int) -> Tensor:
     if not last or any(isinstance(block, SpatialAttentionBlock) for block in last):
         whole: Tensor = decoder(x)
         return whole
-    x = _run(blocks[:split], x)
+    x = nn.Sequential(*blocks[:split])(x)
     factor, halo = reach(last)
     side = int(max_voxels ** (1 / (x.ndim - 2))) // factor
     return _run_in_tiles(last, x, max(side, 4 * halo), halo, factor)
@@ -66,10 +66,8 @@ class Window(NamedTuple):
 
 
 def windows(length: int, tile: int, halo: int) -> list[Window]:
-    """Tiles along an axis, at most `tile` long with `halo` at both ends; their cores partition it.
-
-    `tile` is more than twice `halo`.
-    """
+    """Tiles along an axis, at most `tile` long (more than twice `halo`), with `halo` at both ends;
+    their cores partition it."""
     if length <= tile:
         return [Window(0, length, 0, length)]
     number = math.ceil(length / (tile - 2 * halo))
@@ -94,30 +92,22 @@ class _Tile(tuple[Window, ...]):
     def core_of(self, output: Tensor) -> Tensor:
         """The core of an output, or of features of any size, for this tile."""
         factor = output.shape[2] // (self[0].stop - self[0].start)
-        inside = (
-            slice((w.core_start - w.start) * factor, (w.core_stop - w.start) * factor) for w in self
-        )
-        index: tuple[Any, ...] = (..., *inside)
-        return output[index]
-
-
-def _run(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
-    for block in blocks:
-        x = block(x)
-    return x
+        edges = [(w.core_start - w.start, w.core_stop - w.start) for w in self]
+        inside: Any = (..., *(slice(low * factor, high * factor) for low, high in edges))
+        return output[inside]
 
 
 def _run_in_tiles(
     blocks: Sequence[nn.Module], x: Tensor, side: int, halo: int, factor: int
 ) -> Tensor:
-    size = x.shape[2:]
-    lines = [windows(length, side, halo) for length in size]
-    tiles = [_Tile(line) for line in itertools.product(*lines)]
+    size, run = x.shape[2:], nn.Sequential(*blocks)
+    axes = [windows(length, side, halo) for length in size]
+    tiles = [_Tile(line) for line in itertools.product(*axes)]
     with _SharedNorms(blocks).applied() as norms:
-        norms.gather(tiles, lambda tile: _run(blocks, x[tile.cut()]))
+        norms.gather(tiles, lambda tile: run(x[tile.cut()]))
         whole = x.new_empty(())
         for tile in tiles:
-            core = tile.core_of(_run(blocks, x[tile.cut()]))
+            core = tile.core_of(run(x[tile.cut()]))
             if not whole.ndim:
                 whole = core.new_empty(*core.shape[:2], *(side * factor for side in size))
             whole[tile.core(factor)] = core
@@ -139,13 +129,11 @@ class _SharedNorms:
 
     @contextmanager
     def applied(self) -> Iterator[_SharedNorms]:
-        hooks = [norm.register_forward_pre_hook(self._stop) for norm in self.norms]
-        hooks += [norm.register_forward_hook(self._normalised) for norm in self.norms]
-        try:
+        with ExitStack() as stack:
+            for norm in self.norms:
+                stack.enter_context(norm.register_forward_pre_hook(self._stop))
+                stack.enter_context(norm.register_forward_hook(self._normalised))
             yield self
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def gather(self, tiles: Sequence[_Tile], run: Callable[[_Tile], Tensor]) -> None:
         """Compute the statistics of every norm, in the order in which the norms are used."""

@@ -1,4 +1,4 @@
-"""The U-Net of MONAI that the diffusion and flow families share."""
+"""The U-Net of MONAI that the diffusion and flow families share, and what those of pixels share."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import DiffusionModelUNet
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import Self
 
-from synthcube.models.family import size_faults
-from synthcube.models.nets.conditioning import ConditionEmbedding
-from synthcube.schema import (
-    Condition,
-    ConditionSpec,
-    Depth,
-    ImageSpec,
-    Level,
-    Levels,
-    Schema,
-    Width,
-)
+from synthcube import schema
+from synthcube.models.family import Family, FamilyConfig, size_faults
+from synthcube.models.losses import loss_faults
+from synthcube.models.nets import conditioning
+from synthcube.models.nets.conditioning import ConditionEmbedding, GuidanceFields
+from synthcube.models.samplers import noise
+from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec, Level, Levels, Schema
 
+TINY_UNET: Any = {
+    "channels": (8, 8), "num_res_blocks": 1, "attention_from": 1, "num_norm_groups": 2,
+}  # fmt: skip
 # Above this many voxels at the finest level with attention, its matrix is not kept as a whole.
 _FEW_TOKENS = 1024
 
@@ -38,15 +37,15 @@ class UNetFields(Schema):
     channels: Levels = Field(
         default=(32, 64, 64, 64), description="Channels at each level, full resolution first."
     )
-    num_res_blocks: Depth = Field(default=2, description="Residual blocks at each level.")
+    num_res_blocks: schema.Depth = Field(default=2, description="Residual blocks at each level.")
     attention_from: Level = Field(
         default=2, description="First level with self-attention (0 is full resolution)."
     )
-    num_head_channels: Width = Field(
+    num_head_channels: schema.Width = Field(
         default=8,
         description="Most channels of an attention head; lowered to divide model.channels.",
     )
-    num_norm_groups: Width = Field(
+    num_norm_groups: schema.Width = Field(
         default=32, description="Most groups of a group norm; lowered to divide model.channels."
     )
 
@@ -57,12 +56,9 @@ class UNetFields(Schema):
 
     def build_network(self, image: ImageSpec, out_channels: int | None = None) -> ConditionalUNet:
         """The network for such images; None: as many channels out as the images have."""
-        network = ConditionalUNet(
-            image.conditions,
-            **self._unet_settings(image, out_channels or image.channels),
-            channels=self.channels,
-            use_flash_attention=True,
-        )
+        settings = self._unet_settings(image, out_channels or image.channels)
+        settings |= {"channels": self.channels, "use_flash_attention": True}
+        network = ConditionalUNet(image.conditions, **settings)
         coarsest = min(self.attention_from, len(self.channels) - 1)
         if math.prod(image.size) // 2 ** (image.rank * coarsest) <= _FEW_TOKENS:
             network.register_forward_pre_hook(_choose_attention)
@@ -72,12 +68,9 @@ class UNetFields(Schema):
         """The same network of monai-generative, for models without numbers as conditions."""
         from generative.networks.nets import DiffusionModelUNet as LegacyUNet
 
-        classes = [len(spec.classes) for spec in image.conditions]
-        network: torch.nn.Module = LegacyUNet(
-            **self._unet_settings(image, image.channels),
-            num_channels=self.channels,
-            num_class_embeds=classes[0] if classes else None,
-        )
+        settings = self._unet_settings(image, image.channels) | {"num_channels": self.channels}
+        num_classes = len(image.conditions[0].classes) if image.conditions else None
+        network: torch.nn.Module = LegacyUNet(**settings, num_class_embeds=num_classes)
         return network
 
     def _unet_settings(self, image: ImageSpec, out_channels: int) -> dict[str, Any]:
@@ -113,6 +106,45 @@ class ConditionalUNet(DiffusionModelUNet):
         x = torch.cat([x_t, source], dim=1) if source.shape[1] else x_t
         predicted: Tensor = super().forward(x, time, class_labels=condition["values"])
         return predicted
+
+
+class PixelConfig(UNetFields, GuidanceFields, FamilyConfig):
+    """A U-Net in pixel space; a subclass adds the fields of its process."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        sampling: Any = {"num_sampling_steps": 3}
+        return cls(**TINY_UNET, **sampling)
+
+    def faults(self, image: ImageSpec) -> list[str]:
+        config: Any = self
+        return [*self.network_faults(image), *loss_faults(config.losses, image)]
+
+
+class PixelFamily(Family):
+    """Trains a U-Net and samples images with it, by the process of its config."""
+
+    config: Any
+
+    def __init__(self, config: PixelConfig, image: ImageSpec) -> None:
+        super().__init__(config, image)
+        out_channels = self.config.out_channels(image.channels)
+        self.network = config.build_network(image, out_channels)
+        self.process = self.config.process(image.rank, bounded=True)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        condition = conditioning.dropped(batch["condition"], self.config.condition_dropout)
+        terms: dict[str, Tensor] = self.process.loss(
+            lambda x_t, time: self.network(x_t, time, condition), batch["image"]
+        )
+        return terms
+
+    def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
+        start = noise(generators, (self.image.channels, *self.image.size)).to(self.device)
+        channels, guidance = self.image.channels, self.config.guidance
+        predict = conditioning.guided(self.network, condition, guidance, channels)
+        images: Tensor = self.process.sample(predict, start, generators)
+        return images.clamp(-1, 1)
 
 
 def outputs_of(
