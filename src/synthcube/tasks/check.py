@@ -15,18 +15,17 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, SynthCubeError
-from synthcube.tasks import train
+from synthcube.tasks import hub_pins, train
 from synthcube.training import fine_tuning, memory, strategies
 
 
 def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) -> list[str]:
     """Read the config and every image, and build the model; returns one line for each result.
 
-    Raises:
-        SynthCubeError: all faults of the config and of the manifest; or all faults of images.
+    All faults of the config and of the manifest are raised together, or all faults of images.
     """
     settings, manifest = results_or_faults(
-        lambda: train.pinned(config.load(config_path, overrides), {}),
+        lambda: hub_pins.pinned(config.load(config_path, overrides), {}),
         lambda: read_manifest(data_path),
     )
     data = train.open_data(settings, manifest)

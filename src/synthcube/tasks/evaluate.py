@@ -17,7 +17,7 @@ from synthcube.evaluation.report.page import require_own_report, write_report
 from synthcube.evaluation.results import plain
 from synthcube.evaluation.sets import ImageSet, check_comparable, comparability_notes, open_sets
 from synthcube.models import artifact
-from synthcube.tasks.train import CONFIG, SPLIT
+from synthcube.tasks.run_folder import CONFIG, SPLIT
 
 log = logging.getLogger("synthcube")
 
