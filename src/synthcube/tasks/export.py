@@ -46,9 +46,6 @@ def read_request(config_path: Path | None, options: Mapping[str, Any]) -> Export
     Args:
         config_path: YAML of the run, of which no other section is used; none for the defaults.
         options: by field; None and empty values do not replace anything.
-
-    Raises:
-        ConfigError: all faults of the YAML, or of the options; or a token among them.
     """
     section = config.load(config_path, trained=True).export if config_path else ExportConfig()
     stated = {name: value for name, value in options.items() if value not in (None, "", ())}
@@ -85,16 +82,12 @@ def export(
     Left out is what only its training needed: a discriminator, which knows most about the training
     images, and everything in the config that names a place, an account or a person.
 
+    Raises ArtifactError if the model is damaged or its texts name people, ConfigError if `request`
+    cannot be used, FamilyError if a network cannot be converted.
+
     Args:
         request: what the card says, and the runtimes to convert the networks for; the model stays
             converted for those that it was converted for before.
-
-    Raises:
-        FamilyError: a network cannot be converted.
-        ArtifactError: there is no trained model, it is damaged, or it is of single people.
-        ConfigError: what is said about it cannot be used.
-        EvaluationError: `evaluation` cannot be read.
-        OutputError: `folder` is not writable, or holds something that is no exported model.
     """
     request = request or ExportRequest()
     trained = artifact.load(model_path)
@@ -150,10 +143,6 @@ def _conversions(
     """The networks converted for the requested runtimes, in a folder that is deleted afterwards.
 
     Conversions that the model already has are kept.
-
-    Raises:
-        ConfigError: a runtime is not installed, or does not store weights so.
-        FamilyError: a network cannot be converted, or would make other images.
     """
     for runtime in requested:
         check_request(runtime, weights)
@@ -221,11 +210,7 @@ def _json(value: Any) -> str:
 
 
 def _check_traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]], notes: str) -> None:
-    """Refuse what would still name a place or a person.
-
-    Raises:
-        ArtifactError: what, and in which file.
-    """
+    """Refuse what would still name a place or a person."""
     prose = {**texts, artifact.CARD: notes}
     if faults := identities.traces(prose, rows):
         raise ArtifactError(

@@ -38,9 +38,6 @@ def self_check() -> Iterator[str]:
 
     Yields:
         One line for each step that succeeded.
-
-    Raises:
-        SelfCheckError: a step failed; the message says which and why.
     """
     logging.getLogger("synthcube").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="synthcube-self-check-") as name:

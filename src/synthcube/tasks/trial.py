@@ -33,9 +33,6 @@ def trial(
 
     Yields:
         One line for each step. Only the first of processes that train together yields any.
-
-    Raises:
-        SynthCubeError: whatever the real run would raise.
     """
     start = time.monotonic()
     settings = config.load(config_path, overrides)
