@@ -84,9 +84,9 @@ def _resource_lines(settings: RunConfig, data: DataModule) -> list[str]:
     strategies.require_usable(settings.compute, settings.training, device)
     num_devices = compute.devices_used(settings.compute, device)
     compute.require_even_shares(settings.compute, num_devices, settings.training.batch_size)
-    need = train.need_of(settings, data.image, precision, device)
-    weights, needed = need.estimate().weights, need.bytes_needed()
-    lack = memory.warning(need, needed, need.bytes_free())
+    estimate = train.need_of(settings, data.image, precision, device)
+    weights, needed = estimate.estimate().weights, estimate.bytes_needed()
+    shortage = memory.warning(estimate, needed, estimate.bytes_free())
     # Two checkpoints of weights, average and two moments, and a third one while it is written.
     on_disk = 3 * 4 * weights + weights
     free = shutil.disk_usage(Path.cwd()).free
@@ -95,8 +95,8 @@ def _resource_lines(settings: RunConfig, data: DataModule) -> list[str]:
         f"model: {settings.model.name}, {weights / 1e6:.1f} MB of weights",
         f"precision: {precision} on {device.type} ({reason})",
         f"memory: about {needed / 1e9:.2f} GB at batch size {settings.training.batch_size}, "
-        f"beside about 1 GB of libraries{' for each process' if need.processes > 1 else ''}",
-        *([lack] if lack else []),
+        f"beside about 1 GB of libraries{' for each process' if estimate.processes > 1 else ''}",
+        *([shortage] if shortage else []),
         f"disk: about {on_disk / 1e6:.0f} MB for the run, {free / 1e9:.1f} GB free here; the "
         f"cache holds {np.prod(data.cache.shape) * 4 / 1e6:.0f} MB in {environment.cache_folder()}",
         f"length: {steps} steps in {settings.training.max_epochs} epochs",

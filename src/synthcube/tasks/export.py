@@ -142,16 +142,18 @@ def _conversions(
 ) -> Iterator[tuple[list[ConversionRecord], list[Path]]]:
     """The networks converted for the requested runtimes, in a folder that is deleted afterwards.
 
-    Conversions that the model already has are kept.
+    Conversions that the model already has stay.
     """
     for runtime in requested:
         check_request(runtime, weights)
     listed = artifact.read_index(trained.folder)
-    kept: list[RuntimeName] = [
+    unchanged: list[RuntimeName] = [
         runtime for runtime in NAMES if record_name(runtime) in listed and runtime not in requested
     ]
-    records = [converted(trained.folder, runtime) for runtime in kept]
-    files = [trained.folder / name for runtime in kept for name in listed if is_part(name, runtime)]
+    records = [converted(trained.folder, runtime) for runtime in unchanged]
+    files = [
+        trained.folder / name for runtime in unchanged for name in listed if is_part(name, runtime)
+    ]
     with scratch_folder() as folder:
         for runtime in requested:
             records.append(convert(trained.build(torch.device("cpu")), folder, runtime, weights))
@@ -236,8 +238,8 @@ def _write(
 ) -> None:  # fmt: skip
     with storage.replaced_folder(folder, artifact.written_names(folder)) as staging:
         names = [artifact.VERSIONS, *([artifact.PICTURE] if context.has_picture else [])]
-        there = [trained.folder / name for name in names]
-        for path in [*converted, *(path for path in there if path.is_file())]:
+        existing = [trained.folder / name for name in names]
+        for path in [*converted, *(path for path in existing if path.is_file())]:
             storage.write_with(staging / path.name, partial(shutil.copyfile, path))
         _write_weights(staging / artifact.EXPORTED_WEIGHTS, trained, family)
         for name, text in texts.items():
@@ -249,9 +251,9 @@ def _write_weights(path: Path, trained: Artifact, family: Family) -> None:
     """The weights that images are made with; the same bytes where that is all of them."""
     left_out = tuple(f"{name}." for name in family.unaveraged)
     weights = load_file(trained.weights)
-    kept = {name: weight for name, weight in weights.items() if not name.startswith(left_out)}
-    if len(kept) == len(weights):
+    needed = {name: weight for name, weight in weights.items() if not name.startswith(left_out)}
+    if len(needed) == len(weights):
         storage.write_with(path, partial(shutil.copyfile, trained.weights))
     else:
-        storage.write_with(path, partial(save_file, kept))
-        log.info("Left out: the %d weights of %s.", len(weights) - len(kept), left_out[0][:-1])
+        storage.write_with(path, partial(save_file, needed))
+        log.info("Left out: the %d weights of %s.", len(weights) - len(needed), left_out[0][:-1])

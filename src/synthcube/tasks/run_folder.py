@@ -44,8 +44,8 @@ _FREE = (
 _FIXED = r"model\.(name|.*optimizer\.name)|training\.(freeze|start_.*)"
 
 
-def take(run: Path, rank: int, held: ExitStack) -> None:
-    """Lock an existing run folder until `held` closes; remove leftovers of a killed training.
+def take(run: Path, rank: int, locks: ExitStack) -> None:
+    """Lock an existing run folder until `locks` closes; remove leftovers of a killed training.
 
     Only the first of the processes that train together does so. Raises OutputError if the folder
     is not a run, or another training uses it.
@@ -53,7 +53,7 @@ def take(run: Path, rank: int, held: ExitStack) -> None:
     if rank or not run.is_dir():
         return
     claim(run)
-    held.enter_context(locked(run))
+    locks.enter_context(locked(run))
     for name in ("artifact", "checkpoints", "samples", "logs"):
         storage.sweep(run / name)
     storage.settle(run / "artifact")

@@ -49,18 +49,18 @@ def train(
     Raises PreemptedError if a signal stopped it: the same call continues it.
     """
     settings = config.load(config_path, overrides)
-    with Preemption(settings.training.stop_signals).listening() as preemption, ExitStack() as held:
-        return _train(settings, data_path, run, resume, accept_changes, preemption, held)
+    with Preemption(settings.training.stop_signals).listening() as preemption, ExitStack() as locks:
+        return _train(settings, data_path, run, resume, accept_changes, preemption, locks)
 
 
 def _train(
     settings: RunConfig, data_path: Path, run: Path, resume: str, accept_changes: bool,
-    preemption: Preemption, held: ExitStack,
+    preemption: Preemption, locks: ExitStack,
 ) -> Path | None:  # fmt: skip
     device = compute.device(settings.compute.accelerator)
     rank = _join(settings, compute.devices_used(settings.compute, device))
     storage.require_separate({"output_path": run}, _inputs(settings, data_path))
-    run_folder.take(run, rank, held)
+    run_folder.take(run, rank, locks)
     checkpoint = run_folder.starting_checkpoint(run, resume)
     end = _end(run, checkpoint, settings.training)
     # Before the first checkpoint the config may still be corrected.
@@ -74,7 +74,7 @@ def _train(
     manifest = read_manifest(data_path)
     require_outside({"output_path": run}, manifest)
     storage.make_folder(run, "output_path")
-    run_folder.take(run, rank, held)
+    run_folder.take(run, rank, locks)
     training = fine_tuning.resolved(settings.training, before.get("training", {}))
     settings = settings.model_copy(update={"training": training})
     if before:
@@ -86,13 +86,13 @@ def _train(
             run, settings, data, environment.environment_record(device, precision),
             continued=bool(before), accept_changes=accept_changes,
         )  # fmt: skip
-    need = need_of(settings, data.image, precision, device)
-    with memory.memory_errors(need, need.bytes_free(), partial(_what_remains, run)):
+    estimate = need_of(settings, data.image, precision, device)
+    with memory.memory_errors(estimate, estimate.bytes_free(), partial(_what_remains, run)):
         if end:
             log.info("This training is complete; %s to continue it.", end)
         else:
             if rank == 0:
-                _log_memory_estimate(need)
+                _log_memory_estimate(estimate)
             _fit(run, settings, data, precision, device, checkpoint, preemption, accept_changes)
         if rank == 0 and not (end and run_folder.has_current_artifact(run, settings)):
             run_folder.save_artifact(run, settings, data)
@@ -188,17 +188,17 @@ def need_of(
     )  # fmt: skip
 
 
-def _log_memory_estimate(need: MemoryEstimate) -> None:
+def _log_memory_estimate(estimate: MemoryEstimate) -> None:
     """Log the memory that is needed and free, and a warning if too little is free."""
-    free = need.bytes_free()
+    free = estimate.bytes_free()
     try:
-        needed = need.bytes_needed()
+        needed = estimate.bytes_needed()
     except Exception as error:  # the training will report the fault better
         log.debug("No estimate of memory: %s", error)
         return
     log.info("Needs about %.2f GB beside the libraries; %.2f GB free.", needed / 1e9, free / 1e9)
-    if lack := memory.warning(need, needed, free):
-        log.warning(lack)
+    if shortage := memory.warning(estimate, needed, free):
+        log.warning(shortage)
 
 
 def _what_remains(run: Path) -> str:

@@ -84,8 +84,8 @@ def estimate(
     share = math.ceil(training.batch_size / processes)
     gradients = _bytes(_trained(family.parameters()))
     # Gradients exist during the forward pass only if they accumulate or are communicated.
-    held = gradients * (training.accumulate > 1) + gradients * (processes > 1)
-    steps = (_step_peak(family, image, share, mixed=mixed) + held, 2 * gradients)
+    held_gradients = gradients * (training.accumulate > 1) + gradients * (processes > 1)
+    steps = (_step_peak(family, image, share, mixed=mixed) + held_gradients, 2 * gradients)
     image_bytes = 4 * math.prod(image.size) * (image.channels + len(image.source_channels))
     return ProcessMemory(
         weights=_bytes(states),

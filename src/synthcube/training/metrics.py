@@ -70,12 +70,12 @@ class MetricsTable(Logger):
         """
         if self.path.exists():
             last_epoch_row = step - 1 if within_epoch else step
-            kept = [
+            rows = [
                 row
                 for row in self._read()
                 if int(row["step"]) <= (last_epoch_row if _is_of_epoch(row) else step)
             ]
-            self._rewrite(kept)
+            self._rewrite(rows)
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
