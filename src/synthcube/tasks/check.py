@@ -16,7 +16,7 @@ from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.tasks import hub_pins, train
-from synthcube.training import fine_tuning, memory, strategies
+from synthcube.training import deepspeed, fine_tuning, memory
 
 
 def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) -> list[str]:
@@ -81,7 +81,7 @@ def _data_lines(data: DataModule) -> list[str]:
 def _resource_lines(settings: RunConfig, data: DataModule) -> list[str]:
     device = compute.device(settings.compute.accelerator)
     precision, reason = compute.resolve_precision(settings.compute.precision, device)
-    strategies.require_usable(settings.compute, settings.training, device)
+    deepspeed.require_usable(settings.compute, settings.training, device)
     num_devices = compute.devices_used(settings.compute, device)
     compute.require_even_shares(settings.compute, num_devices, settings.training.batch_size)
     estimate = train.need_of(settings, data.image, precision, device)

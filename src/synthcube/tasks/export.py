@@ -108,23 +108,31 @@ def export(
         metrics={name: value for name, value in trained.metrics.items() if math.isfinite(value)},
     )
     family = trained.build(torch.device("cpu"))
-    num_images, num_subjects = _counts(rows)
+    subjects = [row.get("SubjectID") for row in rows if row.get("Split") == "train"]
     context = CardContext(
         license_id=request.license,
         datasets=request.datasets,
         results=read_results(request.evaluation) if request.evaluation else None,
-        notes=_notes(request),
+        notes=reading.read_text(request.notes_file, ConfigError, name="--notes")
+        if request.notes_file
+        else request.notes,
         place=request.address or "THIS_FOLDER",
         has_picture=_is_made(family, trained),
         task=_task(family, trained),
-        num_images=num_images,
-        num_subjects=num_subjects,
+        num_images=len(subjects),
+        num_subjects=len(set(subjects)),
     )
     sentences = context.results.prose if context.results else ""
     with _conversions(trained, request.runtimes, request.runtime_weights) as (records, files):
         context = replace(context, conversions=records)
         texts = _texts(public, context, request.version)
-        _check_traces(texts, rows, f"{context.notes}\n{sentences}")
+        prose = {**texts, artifact.CARD: f"{context.notes}\n{sentences}"}
+        if faults := identities.traces(prose, rows):
+            raise ArtifactError(
+                "Nothing is exported, because it would tell of people or machines; rename it in "
+                "the config.yaml of the run or in your notes:",
+                faults,
+            )
         _claim(folder)
         _write(folder, trained, family, texts, context, files)
     artifact.load(folder).build(torch.device("cpu"))
@@ -179,19 +187,6 @@ def _texts(public: Artifact, context: CardContext, version: str) -> dict[str, st
     }
 
 
-def _notes(request: ExportRequest) -> str:
-    if request.notes_file is None:
-        return request.notes
-    return reading.read_text(request.notes_file, ConfigError, name="--notes")
-
-
-def _counts(rows: Sequence[Mapping[str, str]]) -> tuple[int, int]:
-    """Images and subjects that were trained on."""
-    trained = [row for row in rows if row.get("Split") == "train"]
-    subjects = {row.get("SubjectID") for row in trained}
-    return len(trained), len(subjects)
-
-
 def _task(family: Family, trained: Artifact) -> Task:
     if trained.image.source_channels:
         return "translate"
@@ -209,17 +204,6 @@ def _preparation(trained: Artifact) -> Any:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-
-def _check_traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]], notes: str) -> None:
-    """Refuse what would still name a place or a person."""
-    prose = {**texts, artifact.CARD: notes}
-    if faults := identities.traces(prose, rows):
-        raise ArtifactError(
-            "Nothing is exported, because it would tell of people or machines; rename it in the "
-            "config.yaml of the run or in your notes:",
-            faults,
-        )
 
 
 def _claim(folder: Path) -> None:

@@ -18,7 +18,7 @@ from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError
 from synthcube.schema import ImageSpec
 from synthcube.tasks import hub_pins, run_folder
-from synthcube.training import checkpoints, fine_tuning, memory, strategies
+from synthcube.training import checkpoints, deepspeed, fine_tuning, memory
 from synthcube.training.config import TrainingConfig
 from synthcube.training.fit import TrainingRun, fit
 from synthcube.training.memory import MemoryEstimate
@@ -70,7 +70,7 @@ def _train(
     if settings.compute.deterministic:
         environment.fix_cublas()
     precision, reason = compute.resolve_precision(settings.compute.precision, device)
-    strategies.require_usable(settings.compute, settings.training, device)
+    deepspeed.require_usable(settings.compute, settings.training, device)
     manifest = read_manifest(data_path)
     require_outside({"output_path": run}, manifest)
     storage.make_folder(run, "output_path")

@@ -210,11 +210,6 @@ def position(path: Path) -> tuple[int, int]:
     return int(epoch["processed"]), taken if epoch["started"] > epoch["processed"] else 0
 
 
-def is_within_epoch(path: Path) -> bool:
-    """Whether a checkpoint was written before the end of its epoch."""
-    return position(path)[1] > 0
-
-
 def check_fits(path: Path, family: Family) -> None:
     """Raise ConfigError unless a checkpoint's weights have the model's names and shapes."""
     saved = {name: tuple(value.shape) for name, value in weights(path).items()}

@@ -265,7 +265,7 @@ def _reported(
     sweep(run.checkpoints)
     resumed = run.checkpoint
     steps = checkpoints.reached(resumed)[1] if resumed else None
-    within_epoch = bool(resumed and checkpoints.is_within_epoch(resumed))
+    within_epoch = bool(resumed and checkpoints.position(resumed)[1])
     table.drop_after(steps or 0, within_epoch=within_epoch)
     opened = loggers.opened(run.training.loggers, run.folder, run.settings, steps)
     trainer.loggers = [table, *opened]
