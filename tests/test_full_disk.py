@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from synthcube.errors import OutputError
 from synthcube.models import artifact
-from synthcube.tasks import train as run_folder
+from synthcube.tasks import run_folder
 from synthcube.tasks.export import export
 from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train

@@ -16,7 +16,7 @@ from synthcube import reading
 from synthcube.data.phantom import write_phantoms
 from synthcube.models import registry
 from synthcube.storage import sha256
-from synthcube.tasks import train as run_folder
+from synthcube.tasks import run_folder
 
 LIGHT = {"extractor": {"name": "radiomic"}, "num_repeats": 2}
 TRAINING = {"max_epochs": 1, "batch_size": 4, "sample_every_n_epochs": 1, "num_sample_images": 2}

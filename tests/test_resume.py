@@ -21,6 +21,7 @@ from synthcube.tasks.train import train
 from synthcube.training import checkpoints
 
 CONSTANT = "model.scheduler={name: constant_with_warmup, warmup_steps: 0}"
+CHANGES = ("os.rename", "os.mkdir", "os.remove", "shutil.rmtree")
 
 
 def killed_after_last_checkpoint(work: Callable[[], object], epochs: int, operation: int) -> bool:
@@ -36,7 +37,7 @@ def killed_after_last_checkpoint(work: Callable[[], object], epochs: int, operat
             if event == "os.kill":
                 return
             if written == epochs:
-                changes += event in ("os.rename", "os.mkdir", "os.remove", "shutil.rmtree")
+                changes += event in CHANGES
             elif event == "os.rename" and str(arguments[1]).endswith("last.ckpt"):
                 written += 1
             if changes > operation:
@@ -99,21 +100,52 @@ def test_a_kill_after_the_last_checkpoint_leaves_no_stale_model(
 def test_no_kill_after_the_last_checkpoint_leaves_a_stale_model(
     family: str, two_epochs, tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
-    begun, run, config = two_epochs(family), tmp_path / "run", tiny_config(family)
-    kills = 0
-    while True:
-        shutil.rmtree(run, ignore_errors=True)
-        shutil.copytree(begun, run)
+    """One training is copied before each change; a copy is what a kill there leaves behind.
 
-        def again() -> None:
-            train(config, phantoms, run, overrides=[CONSTANT, "training.max_epochs=4"])
+    Kills that leave the same files behind are tried once.
+    """
+    run, config, kills = two_epochs(family), tiny_config(family), tmp_path / "kills"
+    kills.mkdir()
 
-        if not killed_after_last_checkpoint(again, 2, kills):
-            break
-        kills += 1
+    def files(folder: Path) -> dict[Path, bytes | None]:
+        return {path.relative_to(folder): path.read_bytes() if path.is_file() else None
+                for path in folder.rglob("*")}  # fmt: skip
+
+    def again() -> None:
+        train(config, phantoms, run, overrides=[CONSTANT, "training.max_epochs=4"])
+
+    def copied() -> None:
+        written, is_copying = 0, False
+
+        def copy(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal written, is_copying
+            if is_copying or event not in CHANGES:
+                return
+            if written == 2:
+                is_copying = True
+                shutil.copytree(run, kills / f"{len(list(kills.iterdir())):03d}")
+                is_copying = False
+            elif event == "os.rename" and str(arguments[1]).endswith("last.ckpt"):
+                written += 1
+
+        sys.addaudithook(copy)
         again()
+        (kills / "end").mkdir()
+
+    assert not killed_after_last_checkpoint(copied, 2, sys.maxsize)
+    (kills / "end").rmdir()
+    copies = sorted(kills.iterdir())
+    assert len(copies) >= 10
+    tried: list[dict[Path, bytes | None]] = []
+    for killed in copies:
+        if files(killed) in tried:
+            continue
+        tried.append(files(killed))
+        shutil.rmtree(run)
+        killed.rename(run)
+        again()
+        assert checkpoints.reached(run / "checkpoints" / "last.ckpt")[0] == 4
         assert_of_one_training(run)
-    assert kills >= 10
 
 
 def test_a_complete_run_gets_the_artifact_of_its_config(

@@ -32,7 +32,7 @@ from synthcube.data.phantom import write_phantoms
 from synthcube.medperf.prepared_folder import changed_files
 from synthcube.models import artifact, registry
 from synthcube.storage import recovered_folder, sha256
-from synthcube.tasks import train as run_folder
+from synthcube.tasks import run_folder
 from synthcube.training import checkpoints
 
 pytestmark = pytest.mark.slow

@@ -15,18 +15,17 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, SynthCubeError
-from synthcube.tasks import train
-from synthcube.training import fine_tuning, memory, strategies
+from synthcube.tasks import hub_pins, train
+from synthcube.training import deepspeed, fine_tuning, memory
 
 
 def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) -> list[str]:
     """Read the config and every image, and build the model; returns one line for each result.
 
-    Raises:
-        SynthCubeError: all faults of the config and of the manifest; or all faults of images.
+    All faults of the config and of the manifest are raised together, or all faults of images.
     """
     settings, manifest = results_or_faults(
-        lambda: train.pinned(config.load(config_path, overrides), {}),
+        lambda: hub_pins.pinned(config.load(config_path, overrides), {}),
         lambda: read_manifest(data_path),
     )
     data = train.open_data(settings, manifest)
@@ -82,12 +81,12 @@ def _data_lines(data: DataModule) -> list[str]:
 def _resource_lines(settings: RunConfig, data: DataModule) -> list[str]:
     device = compute.device(settings.compute.accelerator)
     precision, reason = compute.resolve_precision(settings.compute.precision, device)
-    strategies.require_usable(settings.compute, settings.training, device)
+    deepspeed.require_usable(settings.compute, settings.training, device)
     num_devices = compute.devices_used(settings.compute, device)
     compute.require_even_shares(settings.compute, num_devices, settings.training.batch_size)
-    need = train.need_of(settings, data.image, precision, device)
-    weights, needed = need.estimate().weights, need.bytes_needed()
-    lack = memory.warning(need, needed, need.bytes_free())
+    estimate = train.need_of(settings, data.image, precision, device)
+    weights, needed = estimate.estimate().weights, estimate.bytes_needed()
+    shortage = memory.warning(estimate, needed, estimate.bytes_free())
     # Two checkpoints of weights, average and two moments, and a third one while it is written.
     on_disk = 3 * 4 * weights + weights
     free = shutil.disk_usage(Path.cwd()).free
@@ -96,8 +95,8 @@ def _resource_lines(settings: RunConfig, data: DataModule) -> list[str]:
         f"model: {settings.model.name}, {weights / 1e6:.1f} MB of weights",
         f"precision: {precision} on {device.type} ({reason})",
         f"memory: about {needed / 1e9:.2f} GB at batch size {settings.training.batch_size}, "
-        f"beside about 1 GB of libraries{' for each process' if need.processes > 1 else ''}",
-        *([lack] if lack else []),
+        f"beside about 1 GB of libraries{' for each process' if estimate.processes > 1 else ''}",
+        *([shortage] if shortage else []),
         f"disk: about {on_disk / 1e6:.0f} MB for the run, {free / 1e9:.1f} GB free here; the "
         f"cache holds {np.prod(data.cache.shape) * 4 / 1e6:.0f} MB in {environment.cache_folder()}",
         f"length: {steps} steps in {settings.training.max_epochs} epochs",

@@ -14,11 +14,7 @@ def family_lines() -> list[str]:
 
 
 def starting_yaml(family: str, dims: int) -> str:
-    """A commented YAML with every key of a family's run, for 64 x 64 or 32 x 32 x 32 voxels.
-
-    Raises:
-        FamilyError: there is no such family.
-    """
+    """A commented YAML with every key of a family's run, for 64 x 64 or 32 x 32 x 32 voxels."""
     model_config = registry.find(family)
     side = 64 if dims == 2 else 32
     config = config_class(model_config)(

@@ -17,7 +17,7 @@ from synthcube.evaluation.report.page import require_own_report, write_report
 from synthcube.evaluation.results import plain
 from synthcube.evaluation.sets import ImageSet, check_comparable, comparability_notes, open_sets
 from synthcube.models import artifact
-from synthcube.tasks.train import CONFIG, SPLIT
+from synthcube.tasks.run_folder import CONFIG, SPLIT
 
 log = logging.getLogger("synthcube")
 
@@ -42,16 +42,13 @@ def evaluate(
     train rows the `train_data`. A run folder stands for its split.csv; without `config_path` its
     config is used.
 
+    Raises EvaluationError with all reasons why the sets cannot be compared.
+
     Args:
         output: the YAML file to write, and to return; an existing one is replaced in one step, or
             written in place if it is a mount.
         report: folder for the HTML page and the table of cases.
         model_path: run or artifact, for the membership inference that needs the model.
-
-    Raises:
-        ConfigError: the YAML is not valid.
-        EvaluationError: all reasons why the sets of images cannot be compared.
-        OutputError: `output` or `report` cannot be written.
     """
     outputs = {"output_path": output, "report": report}
     inputs = {

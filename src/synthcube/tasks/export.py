@@ -46,9 +46,6 @@ def read_request(config_path: Path | None, options: Mapping[str, Any]) -> Export
     Args:
         config_path: YAML of the run, of which no other section is used; none for the defaults.
         options: by field; None and empty values do not replace anything.
-
-    Raises:
-        ConfigError: all faults of the YAML, or of the options; or a token among them.
     """
     section = config.load(config_path, trained=True).export if config_path else ExportConfig()
     stated = {name: value for name, value in options.items() if value not in (None, "", ())}
@@ -85,16 +82,12 @@ def export(
     Left out is what only its training needed: a discriminator, which knows most about the training
     images, and everything in the config that names a place, an account or a person.
 
+    Raises ArtifactError if the model is damaged or its texts name people, ConfigError if `request`
+    cannot be used, FamilyError if a network cannot be converted.
+
     Args:
         request: what the card says, and the runtimes to convert the networks for; the model stays
             converted for those that it was converted for before.
-
-    Raises:
-        FamilyError: a network cannot be converted.
-        ArtifactError: there is no trained model, it is damaged, or it is of single people.
-        ConfigError: what is said about it cannot be used.
-        EvaluationError: `evaluation` cannot be read.
-        OutputError: `folder` is not writable, or holds something that is no exported model.
     """
     request = request or ExportRequest()
     trained = artifact.load(model_path)
@@ -115,23 +108,31 @@ def export(
         metrics={name: value for name, value in trained.metrics.items() if math.isfinite(value)},
     )
     family = trained.build(torch.device("cpu"))
-    num_images, num_subjects = _counts(rows)
+    subjects = [row.get("SubjectID") for row in rows if row.get("Split") == "train"]
     context = CardContext(
         license_id=request.license,
         datasets=request.datasets,
         results=read_results(request.evaluation) if request.evaluation else None,
-        notes=_notes(request),
+        notes=reading.read_text(request.notes_file, ConfigError, name="--notes")
+        if request.notes_file
+        else request.notes,
         place=request.address or "THIS_FOLDER",
         has_picture=_is_made(family, trained),
         task=_task(family, trained),
-        num_images=num_images,
-        num_subjects=num_subjects,
+        num_images=len(subjects),
+        num_subjects=len(set(subjects)),
     )
     sentences = context.results.prose if context.results else ""
     with _conversions(trained, request.runtimes, request.runtime_weights) as (records, files):
         context = replace(context, conversions=records)
         texts = _texts(public, context, request.version)
-        _check_traces(texts, rows, f"{context.notes}\n{sentences}")
+        prose = {**texts, artifact.CARD: f"{context.notes}\n{sentences}"}
+        if faults := identities.traces(prose, rows):
+            raise ArtifactError(
+                "Nothing is exported, because it would tell of people or machines; rename it in "
+                "the config.yaml of the run or in your notes:",
+                faults,
+            )
         _claim(folder)
         _write(folder, trained, family, texts, context, files)
     artifact.load(folder).build(torch.device("cpu"))
@@ -149,20 +150,18 @@ def _conversions(
 ) -> Iterator[tuple[list[ConversionRecord], list[Path]]]:
     """The networks converted for the requested runtimes, in a folder that is deleted afterwards.
 
-    Conversions that the model already has are kept.
-
-    Raises:
-        ConfigError: a runtime is not installed, or does not store weights so.
-        FamilyError: a network cannot be converted, or would make other images.
+    Conversions that the model already has stay.
     """
     for runtime in requested:
         check_request(runtime, weights)
     listed = artifact.read_index(trained.folder)
-    kept: list[RuntimeName] = [
+    unchanged: list[RuntimeName] = [
         runtime for runtime in NAMES if record_name(runtime) in listed and runtime not in requested
     ]
-    records = [converted(trained.folder, runtime) for runtime in kept]
-    files = [trained.folder / name for runtime in kept for name in listed if is_part(name, runtime)]
+    records = [converted(trained.folder, runtime) for runtime in unchanged]
+    files = [
+        trained.folder / name for runtime in unchanged for name in listed if is_part(name, runtime)
+    ]
     with scratch_folder() as folder:
         for runtime in requested:
             records.append(convert(trained.build(torch.device("cpu")), folder, runtime, weights))
@@ -188,19 +187,6 @@ def _texts(public: Artifact, context: CardContext, version: str) -> dict[str, st
     }
 
 
-def _notes(request: ExportRequest) -> str:
-    if request.notes_file is None:
-        return request.notes
-    return reading.read_text(request.notes_file, ConfigError, name="--notes")
-
-
-def _counts(rows: Sequence[Mapping[str, str]]) -> tuple[int, int]:
-    """Images and subjects that were trained on."""
-    trained = [row for row in rows if row.get("Split") == "train"]
-    subjects = {row.get("SubjectID") for row in trained}
-    return len(trained), len(subjects)
-
-
 def _task(family: Family, trained: Artifact) -> Task:
     if trained.image.source_channels:
         return "translate"
@@ -220,21 +206,6 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
-def _check_traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]], notes: str) -> None:
-    """Refuse what would still name a place or a person.
-
-    Raises:
-        ArtifactError: what, and in which file.
-    """
-    prose = {**texts, artifact.CARD: notes}
-    if faults := identities.traces(prose, rows):
-        raise ArtifactError(
-            "Nothing is exported, because it would tell of people or machines; rename it in the "
-            "config.yaml of the run or in your notes:",
-            faults,
-        )
-
-
 def _claim(folder: Path) -> None:
     storage.make_folder(folder, "output_path")
     storage.settle(folder)
@@ -251,8 +222,8 @@ def _write(
 ) -> None:  # fmt: skip
     with storage.replaced_folder(folder, artifact.written_names(folder)) as staging:
         names = [artifact.VERSIONS, *([artifact.PICTURE] if context.has_picture else [])]
-        there = [trained.folder / name for name in names]
-        for path in [*converted, *(path for path in there if path.is_file())]:
+        existing = [trained.folder / name for name in names]
+        for path in [*converted, *(path for path in existing if path.is_file())]:
             storage.write_with(staging / path.name, partial(shutil.copyfile, path))
         _write_weights(staging / artifact.EXPORTED_WEIGHTS, trained, family)
         for name, text in texts.items():
@@ -264,9 +235,9 @@ def _write_weights(path: Path, trained: Artifact, family: Family) -> None:
     """The weights that images are made with; the same bytes where that is all of them."""
     left_out = tuple(f"{name}." for name in family.unaveraged)
     weights = load_file(trained.weights)
-    kept = {name: weight for name, weight in weights.items() if not name.startswith(left_out)}
-    if len(kept) == len(weights):
+    needed = {name: weight for name, weight in weights.items() if not name.startswith(left_out)}
+    if len(needed) == len(weights):
         storage.write_with(path, partial(shutil.copyfile, trained.weights))
     else:
-        storage.write_with(path, partial(save_file, kept))
-        log.info("Left out: the %d weights of %s.", len(weights) - len(kept), left_out[0][:-1])
+        storage.write_with(path, partial(save_file, needed))
+        log.info("Left out: the %d weights of %s.", len(weights) - len(needed), left_out[0][:-1])

@@ -1,4 +1,4 @@
-"""Download the models of a Hub that a config starts from, and pin them to their commit.
+"""Download the models of a Hub that a config starts from, pin them to their commit, read them.
 
 Only the tasks contact a Hub; below them, an address with its commit is a local folder.
 """
@@ -16,14 +16,11 @@ from synthcube.sharing.hub import pull
 
 
 def pinned(settings: RunConfig, before: Mapping[str, Any]) -> RunConfig:
-    """The config with every address of a Hub pinned to the commit that was downloaded.
+    """The config with each Hub address pinned to the downloaded commit, and its first stage read.
 
     Args:
         before: the config of the run that is continued, empty for a new one. Such a run keeps its
             commit even if the branch has moved, and its training.start_from is not needed again.
-
-    Raises:
-        HubError, ArtifactError: a model cannot be downloaded, or is damaged.
     """
     model, training = settings.model, settings.training
     stage = getattr(model, "first_stage", "")
@@ -35,7 +32,7 @@ def pinned(settings: RunConfig, before: Mapping[str, Any]) -> RunConfig:
     if (address := _pinned(start, recorded, is_needed=not recorded)) != start:
         pinned_training = training.model_copy(update={"start_from": address})
         settings = settings.model_copy(update={"training": pinned_training})
-    return settings
+    return settings.model_copy(update={"model": settings.model.resolved()})
 
 
 def _pinned(text: str, recorded: Any, *, is_needed: bool) -> str:

@@ -33,16 +33,14 @@ def import_weights(
 ) -> Path:
     """Write an artifact with the weights of `checkpoint`; returns its folder.
 
+    Raises ArtifactError if the checkpoint does not fit or computes something else.
+
     Args:
         config_path: YAML that describes the network as it was trained, with data.size, and
             data.intensity_range where it is not 0 to 255.
         channels: of one image.
         model_range: what the lowest and highest intensity were scaled to when it was trained.
         discriminator: weights of the discriminator against which an autoencoder was trained.
-
-    Raises:
-        ArtifactError: the checkpoint cannot be read, does not fit, or computes something else.
-        FamilyError: monai-generative has no such network.
     """
     require_separate(
         {"output_path": out},

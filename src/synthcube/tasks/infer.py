@@ -74,9 +74,6 @@ def infer(request: InferRequest) -> Path | None:
     """Generate, reconstruct or translate images; returns a picture of them.
 
     Of the processes that a launcher has started for it only the first returns one.
-
-    Raises:
-        ConfigError, ArtifactError, FamilyError, OutputError: see errors.py.
     """
     trained = artifact.load(request.model)
     storage.require_separate({"output_path": request.output}, request.paths())

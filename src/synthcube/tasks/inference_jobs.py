@@ -50,9 +50,6 @@ def inference_settings(
     Args:
         runtime: replaces sampling.runtime. Runtimes other than torch compute on the CPU in 32 bits,
             as they were verified.
-
-    Raises:
-        ConfigError: another runtime than torch is to use a GPU.
     """
     settings = config.trained_settings(trained)
     settings["seed"] = changes.get("seed", settings["seed"])
@@ -125,11 +122,7 @@ class LoadedModel:
         return inference.reconstruct(self.family, originals, self.precision, self.family.device)
 
     def load(self, manifest: Manifest) -> ImageCache:
-        """The images of a manifest, preprocessed as those of the training.
-
-        Raises:
-            ImageError: they cannot be read.
-        """
+        """The images of a manifest, preprocessed as those of the training."""
         data_config = trained_data_config(self.trained.config, self.trained.folder)
         return load_images(manifest, data_config, environment.cache_folder())
 
@@ -186,12 +179,7 @@ class Job(ABC):
         return self.model.batches(self.num_images)
 
     def claim(self) -> None:
-        """Take the output folder: it is empty, or holds images of the very same request.
-
-        Raises:
-            OutputError: it holds other images, or cannot be written.
-            ArtifactError: croissant.json cannot be written for these images.
-        """
+        """Take the output folder: it is empty, or holds images of the very same request."""
         trained = self.model.trained
         if self.description is not None:
             croissant.check(trained, self.record, self.sources, self.description)

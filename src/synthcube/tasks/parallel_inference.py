@@ -43,11 +43,7 @@ def make_alone(job: Job) -> list[WrittenImage]:
 def make_in_pool(
     opener: Opener, batches: Sequence[range], devices: list[str]
 ) -> list[WrittenImage]:
-    """Every image, made by new processes, one for each device.
-
-    Raises:
-        SynthCubeError: the first fault of any process; or one of them was killed.
-    """
+    """Every image, made by new processes, one for each device."""
     context = multiprocessing.get_context("spawn")
     free_devices = context.SimpleQueue()
     for device in devices:
@@ -100,8 +96,7 @@ def make_in_ranks(opener: Opener, device: torch.device) -> Path | None:
     The first process claims the folder, and finishes it once all are done; it alone returns the
     picture.
 
-    Raises:
-        SynthCubeError: one of them failed; only the first process says so.
+    Raises SynthCubeError, in the first process only, if one of them failed.
     """
     rank, processes = environment.process_rank(), environment.launched_processes()
     if rank:
@@ -131,12 +126,7 @@ def make_in_ranks(opener: Opener, device: torch.device) -> Path | None:
 
 
 def _together(work: Callable[[], T], group: Any) -> T:
-    """What `work` returns; all processes end where it failed in one of them.
-
-    Raises:
-        SynthCubeError: in the first process, the fault of a user in any of them.
-        Exception: this process's own, where it is a bug.
-    """
+    """What `work` returns; all processes end where it failed in one of them."""
     error: Exception | None = None
     try:
         result = work()

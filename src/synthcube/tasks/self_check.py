@@ -23,7 +23,8 @@ from synthcube.tasks.evaluate import evaluate
 from synthcube.tasks.export import export
 from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.inference_jobs import IMAGES
-from synthcube.tasks.train import CONFIG, train
+from synthcube.tasks.run_folder import CONFIG
+from synthcube.tasks.train import train
 
 _NUM_IMAGES, _SIDE, _SPACING_MM = 6, 16, (1.0, 1.5, 3.0)
 
@@ -37,9 +38,6 @@ def self_check() -> Iterator[str]:
 
     Yields:
         One line for each step that succeeded.
-
-    Raises:
-        SelfCheckError: a step failed; the message says which and why.
     """
     logging.getLogger("synthcube").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="synthcube-self-check-") as name:

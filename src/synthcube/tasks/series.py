@@ -66,11 +66,10 @@ def train_series(
 ) -> list[Outcome]:
     """Train each config into the folder of its name in `out`; after a failure the next one starts.
 
+    Raises SynthCubeError before the first start if an input is faulty.
+
     Args:
         options: further words of the command line, for every training.
-
-    Raises:
-        SynthCubeError: a config, the list of images or `out` is faulty; nothing was started.
     """
     runs = _runs(config_paths, out)
     results_or_faults(

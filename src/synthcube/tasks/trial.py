@@ -33,9 +33,6 @@ def trial(
 
     Yields:
         One line for each step. Only the first of processes that train together yields any.
-
-    Raises:
-        SynthCubeError: whatever the real run would raise.
     """
     start = time.monotonic()
     settings = config.load(config_path, overrides)
@@ -97,13 +94,13 @@ def _few(manifest: Manifest, settings: RunConfig, number: int) -> list[dict[str,
     # An empty cell of Split means train; a list without any is split by the training.
     trained = [row for row in manifest.rows if row.split in ("", "train")] or list(manifest.rows)
     step = max(1.0, len(trained) / number)
-    places = {int(i * step) for i in range(min(number, len(trained)))}
+    indices = {int(i * step) for i in range(min(number, len(trained)))}
     for name, kind in settings.data.conditions.items():
         if kind == "number":  # its range must not be a point
             known = {i: value for i, row in enumerate(trained) if (value := _number(row, name))}
-            ordered = sorted(known, key=lambda place: known[place])
-            places |= {*ordered[:1], *ordered[-1:]}
-    rows = [trained[place] for place in sorted(places)]
+            ordered = sorted(known, key=lambda index: known[index])
+            indices |= {*ordered[:1], *ordered[-1:]}
+    rows = [trained[index] for index in sorted(indices)]
     validates = "validation" in splits or (not splits - {""} and settings.data.validation_fraction)
     validated = rows[: settings.compute.num_nodes * _batch_size(settings)] if validates else []
     return [_cells(row, "train") for row in rows] + [_cells(row, "validation") for row in validated]

@@ -23,13 +23,12 @@ from synthcube.models.nets.calls import outermost_calls
 from synthcube.schema import Batch
 
 
-def trial_copy(family: Family) -> Any:
-    """A copy in evaluation mode, on which a loss can change codebooks and running statistics."""
-    return copy.deepcopy(family).eval()
-
-
 def trained_terms(trial: Family, batch: Batch) -> list[str]:
-    """Names of the scalars that a training step with `batch` logs."""
+    """Names of the scalars that a training step with `batch` logs.
+
+    Args:
+        trial: a copy of the family in evaluation mode: codebooks and statistics may change in it.
+    """
     if not (isinstance(trial, AdversarialFamily) and trial.discriminator is not None):
         with torch.no_grad():
             return list(trial.loss(batch))
@@ -44,7 +43,7 @@ def trained_terms(trial: Family, batch: Batch) -> list[str]:
 
 def called_networks(family: Family, batch: Batch) -> list[str]:
     """Names of the modules that a training step calls directly, not through another module."""
-    trial = trial_copy(family)
+    trial = copy.deepcopy(family).eval()
     names: dict[str, None] = {}
     with outermost_calls(trial, lambda name, *_: names.setdefault(name)):
         trained_terms(trial, batch)
@@ -139,7 +138,10 @@ def recompute_blocks(family: Family) -> int:
     and no inner list, and all other modules of the same classes. Modules with buffers are skipped:
     a second forward pass would update them twice in a step.
     """
-    block_types = tuple({type(module) for module in _elements(family) if _is_block(module)})
+    lists = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+    elements = [element for module in _trained_modules(family) if isinstance(module, lists)
+                for element in module.children()]  # fmt: skip
+    block_types = tuple({type(module) for module in elements if _is_block(module)})
     wrapped = 0
     for parent in list(_trained_modules(family)):
         for name, child in list(parent.named_children()):
@@ -167,13 +169,6 @@ def _trained_modules(module: nn.Module) -> Iterator[nn.Module]:
     yield module
     for child in module.children():
         yield from _trained_modules(child)
-
-
-def _elements(family: Family) -> Iterator[nn.Module]:
-    """Yield the elements of every list of modules."""
-    for module in _trained_modules(family):
-        if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
-            yield from module.children()
 
 
 def _is_block(module: nn.Module) -> bool:

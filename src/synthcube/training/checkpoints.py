@@ -92,11 +92,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def load(path: Path, map_location: Any = "cpu", *, mapped: bool = False) -> dict[str, Any]:
     """The content of a checkpoint, which is only tensors and plain values.
 
+    Raises ArtifactError if it cannot be read.
+
     Args:
         mapped: memory-map the tensors; the file stays open as long as they live.
-
-    Raises:
-        ArtifactError: it cannot be read.
     """
     reading.check_checkpoint(path, ArtifactError)
     try:
@@ -211,17 +210,8 @@ def position(path: Path) -> tuple[int, int]:
     return int(epoch["processed"]), taken if epoch["started"] > epoch["processed"] else 0
 
 
-def is_within_epoch(path: Path) -> bool:
-    """Whether a checkpoint was written before the end of its epoch."""
-    return position(path)[1] > 0
-
-
 def check_fits(path: Path, family: Family) -> None:
-    """Compare the names and shapes of a checkpoint's weights with those of the model.
-
-    Raises:
-        ConfigError: they differ.
-    """
+    """Raise ConfigError unless a checkpoint's weights have the model's names and shapes."""
     saved = {name: tuple(value.shape) for name, value in weights(path).items()}
     needed = {name: tuple(value.shape) for name, value in family.state_dict().items()}
     faults = [

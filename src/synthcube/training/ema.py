@@ -79,7 +79,8 @@ class RampedEMA(WeightAveraging):
     @torch.no_grad()
     def _update(self, averaged: torch.nn.Module, family: Any) -> None:
         # The first update copies the weights.
-        weight = 1 - self._decay(self._latest_update_step) if self._latest_update_step else 1.0
+        step = self._latest_update_step
+        weight = 1 - min(self.max_decay, (1 + step) / (10 + step)) if step else 1.0
         skipped = {id(weight) for weight in _unaveraged(family)}
         pairs = [
             (one, other)
@@ -112,9 +113,6 @@ class RampedEMA(WeightAveraging):
                               strict=True):  # fmt: skip
             # Swap storage, not values, which would round the average to 16 bits.
             one.data, other.data = other.data, one.data
-
-    def _decay(self, number: int) -> float:
-        return min(self.max_decay, (1 + number) / (10 + number))
 
 
 def _unaveraged(family: Any) -> list[torch.Tensor]:

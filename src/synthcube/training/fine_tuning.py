@@ -38,9 +38,6 @@ def resolved(training: TrainingConfig, recorded: Mapping[str, Any]) -> TrainingC
     Args:
         recorded: section `training` of the resumed run, whose hash is used without reading the
             trained model again; empty for a new run.
-
-    Raises:
-        SynthCubeError: the trained model is missing or damaged, or has another hash.
     """
     if training.start_from is None:
         return training
@@ -61,9 +58,7 @@ def take_weights(family: Family, training: TrainingConfig) -> None:
 
     All weights must match in name and shape, except those to reinitialize.
 
-    Raises:
-        ConfigError: weights do not match, or belong to another family; one line for each fault.
-        ArtifactError: the trained model is missing or damaged.
+    Raises ConfigError with one line for each fault.
     """
     if training.start_from is None:
         return
@@ -106,9 +101,6 @@ def freeze(family: Family, training: TrainingConfig) -> list[torch.nn.Module]:
     Returns:
         The outermost modules whose weights are all frozen: their running statistics and codebooks
         must not change either; see FreezeCallback.
-
-    Raises:
-        ConfigError: a pattern matches no weight, or one to reinitialize; or no weight is trained.
     """
     patterns = training.freeze
     named = dict(family.named_parameters())

@@ -76,7 +76,7 @@ class FiniteGuard(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: Any, optimizer: torch.optim.Optimizer
     ) -> None:
-        place = _place(trainer, optimizer)
+        position = _position(trainer, optimizer)
         gradients = [
             (self._names.get(id(weight), "?"), weight.grad)
             for group in optimizer.param_groups
@@ -88,9 +88,11 @@ class FiniteGuard(Callback):
         if gradients:
             norms = torch.stack(torch._foreach_norm(local([gradient for _, gradient in gradients])))
             self._is_sharded = any(isinstance(gradient, DTensor) for _, gradient in gradients)
-            self._latest[place] = norms
+            self._latest[position] = norms
         names = [name for name, _ in gradients]
-        self._steps.append(_Step(self._number, place, [*self._rows], [*self._losses], names, norms))
+        self._steps.append(
+            _Step(self._number, position, [*self._rows], [*self._losses], names, norms)
+        )
         self._losses.clear()
         self._stepped = True
         if norms.device.type == "cpu":
@@ -162,18 +164,18 @@ class FiniteGuard(Callback):
         """Log the gradient norm before clipping of each optimizer's latest step."""
         names = optimizer_names(trainer, module)
         values = {}
-        for place, norms in sorted(self._latest.items()):
+        for position, norms in sorted(self._latest.items()):
             squared = norms.double().square().sum()
             if self._is_sharded:
                 torch.distributed.all_reduce(squared)
-            name = f"/{names[place]}" if len(names) > 1 else ""
+            name = f"/{names[position]}" if len(names) > 1 else ""
             values[f"gradient_norm{name}"] = float(squared.sqrt())
         if values:
             for logger in trainer.loggers:
                 logger.log_metrics(values | {"epoch": trainer.current_epoch}, trainer.global_step)
 
 
-def _place(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> int:
+def _position(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> int:
     """Index of an optimizer, which a strategy may have wrapped."""
     inner = [getattr(wrapped, "optimizer", wrapped) for wrapped in trainer.optimizers]
     unwrapped = getattr(optimizer, "optimizer", optimizer)

@@ -24,36 +24,13 @@ from synthcube.errors import ConfigError
 from synthcube.models.family import Family
 from synthcube.models.nets.norm import share_statistics
 from synthcube.storage import make_folder, sweep
-from synthcube.training import checkpoints, loggers, progress
-from synthcube.training.acceleration import (
-    HALF_PRECISIONS,
-    compile_errors,
-    compile_networks,
-    determinism,
-    recompute_blocks,
-    weights_precision,
-)
-from synthcube.training.checkpoints import (
-    AtomicCheckpointIO,
-    MidEpochCheckpoint,
-    NewHyperparameters,
-    load,
-)
+from synthcube.training import acceleration, checkpoints, loggers, metrics, progress
 from synthcube.training.config import TrainingConfig
 from synthcube.training.ema import RampedEMA
 from synthcube.training.fine_tuning import FreezeCallback, freeze
 from synthcube.training.finiteness import FiniteGuard
-from synthcube.training.metrics import (
-    EarlyStop,
-    LogMeans,
-    MetricGuard,
-    MetricsTable,
-    best_and_last,
-    require_metrics,
-)
 from synthcube.training.pictures import SamplePictures
 from synthcube.training.preemption import Preemption
-from synthcube.training.progress import LogLines, SlowestProcess, TimeProfiler
 from synthcube.training.strategies import require_same, strategy
 
 
@@ -87,10 +64,6 @@ class TrainingRun:
         return devices_used(self.compute, self.device)
 
     @property
-    def num_processes(self) -> int:
-        return self.num_devices * self.compute.num_nodes
-
-    @property
     def validates(self) -> bool:
         return bool(self.data.rows("validation"))
 
@@ -106,27 +79,22 @@ def fit(family: Family, run: TrainingRun) -> dict[str, float]:
     Writes `checkpoints/`, `samples/`, `metrics.csv`, `throughput.json` and, with loggers, `logs/`
     under `run.folder`.
 
-    Raises:
-        ConfigError: a metric, a frozen weight or a setting of `compute` cannot be used.
-        NonFiniteLossError: a loss or a gradient became NaN or infinite.
-        PreemptedError: a signal came, and a checkpoint was saved.
-        OutputError: the run folder cannot be written.
+    Raises NonFiniteLossError, or PreemptedError once a checkpoint is saved after a signal.
     """
-    table = MetricsTable(run.folder / "metrics.csv")
-    profiler = TimeProfiler(type(family).__name__, SamplePictures.__name__)
+    table = metrics.MetricsTable(run.folder / "metrics.csv")
+    profiler = progress.TimeProfiler(type(family).__name__, SamplePictures.__name__)
     if run.checkpoint:
         run.data.position = checkpoints.position(run.checkpoint)
-        require_same(load(run.checkpoint, mapped=True), run.compute, run.num_processes)
+        content = checkpoints.load(run.checkpoint, mapped=True)
+        require_same(content, run.compute, run.num_devices * run.compute.num_nodes)
     frozen = _prepare(family, run)
     compute = run.compute
-    with quiet_lightning(), determinism(compute.deterministic), compile_errors(compute):
+    deterministic = acceleration.determinism(compute.deterministic)
+    with quiet_lightning(), deterministic, acceleration.compile_errors(compute):
         trainer = _trainer(
             **_hardware(family, run),
             **_schedule(family, run),
-            callbacks=[
-                *callbacks(family, run, profiler),
-                *([FreezeCallback(frozen)] if frozen else []),
-            ],
+            callbacks=[*callbacks(family, run, profiler), FreezeCallback(frozen)],
             profiler=profiler,
             logger=table,
             enable_progress_bar=is_terminal(),
@@ -159,24 +127,21 @@ class StepSeeds(Callback):
         torch.manual_seed(derived_seed(self.seed, *parts, *rank))
 
 
-def callbacks(family: Family, run: TrainingRun, profiler: TimeProfiler) -> list[Callback]:
+def callbacks(family: Family, run: TrainingRun, profiler: progress.TimeProfiler) -> list[Callback]:
     """The callbacks of a training; Lightning moves those that save checkpoints to the end."""
-    training = run.training
-    ema = (
-        RampedEMA(training.ema.decay, halved=run.precision in HALF_PRECISIONS)
-        if training.ema
-        else None
-    )
-    guard = _guard(run)
+    training, ema = run.training, None
+    if training.ema:
+        halved = run.precision in acceleration.HALF_PRECISIONS
+        ema = RampedEMA(training.ema.decay, halved=halved)
     optional: list[Callback | None] = [
         StepSeeds(run.seed),
-        guard,
-        LogMeans(),
-        NewHyperparameters() if run.accept_changes else None,
-        LogLines(training.log_every_n_steps, profiler, quiet=is_terminal()),
-        SlowestProcess(profiler),
-        MetricGuard(training),
-        best_and_last(run.checkpoints, _monitor(family, run), training),
+        _guard(run),
+        metrics.LogMeans(),
+        checkpoints.NewHyperparameters() if run.accept_changes else None,
+        progress.LogLines(training.log_every_n_steps, profiler, quiet=is_terminal()),
+        progress.SlowestProcess(profiler),
+        metrics.MetricGuard(training),
+        metrics.best_and_last(run.checkpoints, _monitor(family, run), training),
         SamplePictures(
             run.folder / "samples",
             run.data.examples(_pictured(run)),
@@ -186,14 +151,14 @@ def callbacks(family: Family, run: TrainingRun, profiler: TimeProfiler) -> list[
             run.preemption,
         ),
         ema,
-        MidEpochCheckpoint(
+        checkpoints.MidEpochCheckpoint(
             run.checkpoints / checkpoints.LAST,
             run.preemption,
             accumulate=training.accumulate,
             every_n_minutes=training.checkpoint_every_n_minutes,
             restore_weights=ema.restore if ema else lambda *_: None,
         ),
-        EarlyStop(training.early_stop, training.validate_every_n_epochs)
+        metrics.EarlyStop(training.early_stop, training.validate_every_n_epochs)
         if training.early_stop
         else None,
         Timer(timedelta(minutes=training.max_minutes), interval="step")
@@ -239,22 +204,22 @@ def _prepare(family: Family, run: TrainingRun) -> list[Any]:
     share_statistics(family)
     rows = run.data.rows("validation") or run.data.rows("train")
     batch = move_data_to_device(run.data.examples(rows[:2]), run.device)
-    require_metrics(family, batch, training, validates=run.validates)
+    metrics.require_metrics(family, batch, training, validates=run.validates)
     frozen = freeze(family, training)
     if compute.activation_checkpointing:
-        recompute_blocks(family)
-    compile_networks(family, batch, compute)
+        acceleration.recompute_blocks(family)
+    acceleration.compile_networks(family, batch, compute)
     return frozen
 
 
 def _hardware(family: Family, run: TrainingRun) -> dict[str, Any]:
     """The trainer's arguments for devices, strategy and precision."""
     by_hand = not family.automatic_optimization
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    plugins: list[Any] = [checkpoints.AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # the job script requeues
     precision: dict[str, Any] = {"precision": run.precision}
-    if plugin := weights_precision(run.precision, run.device.type):
+    if plugin := acceleration.weights_precision(run.precision, run.device.type):
         plugin.convert_module(family)  # before a checkpoint is read into it
         plugins, precision = [*plugins, plugin], {}
     return {
@@ -287,7 +252,10 @@ def _schedule(family: Family, run: TrainingRun) -> dict[str, Any]:
 
 @contextmanager
 def _reported(
-    trainer: pl.Trainer, table: MetricsTable, profiler: TimeProfiler, run: TrainingRun
+    trainer: pl.Trainer,
+    table: metrics.MetricsTable,
+    profiler: progress.TimeProfiler,
+    run: TrainingRun,
 ) -> Iterator[None]:
     """Open the loggers; at the end, also after an error, write the time report and close them."""
     if not trainer.is_global_zero:
@@ -297,7 +265,7 @@ def _reported(
     sweep(run.checkpoints)
     resumed = run.checkpoint
     steps = checkpoints.reached(resumed)[1] if resumed else None
-    within_epoch = bool(resumed and checkpoints.is_within_epoch(resumed))
+    within_epoch = bool(resumed and checkpoints.position(resumed)[1])
     table.drop_after(steps or 0, within_epoch=within_epoch)
     opened = loggers.opened(run.training.loggers, run.folder, run.settings, steps)
     trainer.loggers = [table, *opened]

@@ -156,7 +156,9 @@ def opened(
         return []
     environment.keep_loggers_local()
     folder = make_folder(run / FOLDER)
-    runs = _known_runs(folder)
+    recorded = folder / _RUNS
+    known = reading.read_object(recorded, OutputError) if recorded.exists() else {}
+    runs = {name: text for name, text in known.items() if isinstance(text, str)}
     reports: list[Report] = []
     for config in configs:
         try:
@@ -169,7 +171,7 @@ def opened(
             raise ConfigError(f"training.loggers {config.name}: {error}") from error
         reports.append(Report(logger, config.name))
         runs[config.name] = name
-        write_json(folder / _RUNS, runs)
+        write_json(recorded, runs)
     return reports
 
 
@@ -250,12 +252,6 @@ def _mlflow(
 _OPEN: dict[str, Callable[..., tuple[Any, str]]] = {
     "tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow,
 }  # fmt: skip
-
-
-def _known_runs(folder: Path) -> dict[str, str]:
-    path = folder / _RUNS
-    known = reading.read_object(path, OutputError) if path.exists() else {}
-    return {name: text for name, text in known.items() if isinstance(text, str)}
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

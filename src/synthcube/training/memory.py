@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,13 +80,12 @@ def estimate(
     family = config.build(image).train()
     if recomputed:
         recompute_blocks(family)
-    trained = [weight for weight in family.parameters() if weight.requires_grad]
     states = [*family.parameters(), *family.buffers()]
     share = math.ceil(training.batch_size / processes)
-    gradients = _bytes(trained)
+    gradients = _bytes(_trained(family.parameters()))
     # Gradients exist during the forward pass only if they accumulate or are communicated.
-    kept = gradients * (training.accumulate > 1) + gradients * (processes > 1)
-    steps = (_step_peak(family, image, share, mixed=mixed) + kept, 2 * gradients)
+    held_gradients = gradients * (training.accumulate > 1) + gradients * (processes > 1)
+    steps = (_step_peak(family, image, share, mixed=mixed) + held_gradients, 2 * gradients)
     image_bytes = 4 * math.prod(image.size) * (image.channels + len(image.source_channels))
     return ProcessMemory(
         weights=_bytes(states),
@@ -148,10 +147,8 @@ def _measured(family: Family, image: ImageSpec, batch_size: int, *, mixed: bool)
         if not isinstance(family, AdversarialFamily) or family.discriminator is None:
             _differentiate(family.loss(batch), family.parameters())
             return counter.peak
-        discriminator = {id(weight) for weight in family.discriminator.parameters()}
-        generator = [weight for weight in family.parameters() if id(weight) not in discriminator]
         terms, images = family.generator_loss(batch)
-        _differentiate(terms, generator)
+        _differentiate(terms, _generator(family))
         images = images.detach()
         del terms
         terms = family.discriminator_loss(batch, images)
@@ -159,9 +156,8 @@ def _measured(family: Family, image: ImageSpec, batch_size: int, *, mixed: bool)
     return counter.peak
 
 
-def _differentiate(terms: dict[str, torch.Tensor], weights: Iterable[torch.Tensor]) -> None:
-    trained = [weight for weight in weights if weight.requires_grad]
-    torch.autograd.grad(terms["loss"], trained, allow_unused=True)
+def _differentiate(terms: dict[str, torch.Tensor], weights: Iterable[torch.nn.Parameter]) -> None:
+    torch.autograd.grad(terms["loss"], _trained(weights), allow_unused=True)
 
 
 def _blank(image: ImageSpec, number: int) -> Batch:
@@ -178,17 +174,24 @@ def _blank(image: ImageSpec, number: int) -> Batch:
 
 
 def _optimizer_bytes(family: Family) -> int:
-    trained = [weight for weight in family.parameters() if weight.requires_grad]
     if not isinstance(family, AdversarialFamily) or family.discriminator is None:
-        return int(_bytes(trained) * _states(family.config.optimizer))
-    discriminator = {id(weight) for weight in family.discriminator.parameters()}
+        return int(_bytes(_trained(family.parameters())) * _states(family.config.optimizer))
     generator_optimizer, discriminator_optimizer = family.optimizer_configs()
     return int(
-        _bytes(weight for weight in trained if id(weight) not in discriminator)
-        * _states(generator_optimizer)
-        + _bytes(weight for weight in trained if id(weight) in discriminator)
-        * _states(discriminator_optimizer)
+        _bytes(_trained(_generator(family))) * _states(generator_optimizer)
+        + _bytes(_trained(family.discriminator.parameters())) * _states(discriminator_optimizer)
     )
+
+
+def _generator(family: AdversarialFamily) -> list[torch.nn.Parameter]:
+    """The weights of a family that are not those of its discriminator."""
+    assert family.discriminator is not None
+    discriminator = {id(weight) for weight in family.discriminator.parameters()}
+    return [weight for weight in family.parameters() if id(weight) not in discriminator]
+
+
+def _trained(weights: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    return [weight for weight in weights if weight.requires_grad]
 
 
 def _states(optimizer: OptimizerConfig) -> float:
@@ -255,47 +258,38 @@ def warning(memory: MemoryEstimate, needed: int, free: int) -> str:
     )
 
 
-@contextmanager
-def memory_errors(memory: MemoryEstimate, free: int, kept: Any) -> Iterator[None]:
-    """Replace a failed allocation in training by an error that says what to change.
+def memory_errors(
+    memory: MemoryEstimate, free: int, remains: Callable[[], str]
+) -> AbstractContextManager[None]:
+    """Replace a failed allocation in training by a MemoryShortageError that says what to change.
 
     Args:
         free: bytes that were free at the start.
-        kept: returns a sentence on the last checkpoint.
-
-    Raises:
-        MemoryShortageError: memory ran out.
+        remains: returns a sentence on the last checkpoint.
     """
     where = "the GPU" if memory.device.type == "cuda" else "this machine or container"
-    with _memory_errors(
+    return _memory_errors(
         lambda reason: MemoryShortageError(
-            f"Out of memory on {where} ({reason}). {kept()} "
+            f"Out of memory on {where} ({reason}). {remains()} "
             "Run the same command again with one of these; the first helps most:",
             _advice(memory, free),
         )
-    ):
-        yield
+    )
 
 
-@contextmanager
-def sampling_memory_errors(batch_size: int) -> Iterator[None]:
-    """Replace a failed allocation in sampling by an error that names a smaller batch.
-
-    Raises:
-        MemoryShortageError: memory ran out.
-    """
+def sampling_memory_errors(batch_size: int) -> AbstractContextManager[None]:
+    """Replace a failed allocation in sampling by an error that names a smaller batch."""
     less = f"--batch_size {batch_size // 2}" if batch_size > 1 else "a machine with more memory"
-    with _memory_errors(
+    return _memory_errors(
         lambda reason: MemoryShortageError(
             f"Out of memory while sampling {batch_size} image(s) at once ({reason}): use {less}."
         )
-    ):
-        yield
+    )
 
 
 @contextmanager
 def _memory_errors(explanation: Callable[[str], MemoryShortageError]) -> Iterator[None]:
-    """Where memory runs out, raise what `explanation` makes of the error's first line."""
+    """Raise `explanation` of the error's first line where memory runs out."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import itertools
@@ -21,7 +22,7 @@ from synthcube.errors import ConfigError, OutputError
 from synthcube.models.family import EpochMeans, Family
 from synthcube.schema import Batch
 from synthcube.storage import storage_errors, write_with
-from synthcube.training.acceleration import trained_terms, trial_copy
+from synthcube.training.acceleration import trained_terms
 from synthcube.training.checkpoints import BestAndLast, load
 from synthcube.training.config import EarlyStopConfig, TrainingConfig
 from synthcube.training.strategies import gather_objects
@@ -70,12 +71,12 @@ class MetricsTable(Logger):
         """
         if self.path.exists():
             last_epoch_row = step - 1 if within_epoch else step
-            kept = [
+            rows = [
                 row
                 for row in self._read()
                 if int(row["step"]) <= (last_epoch_row if _is_of_epoch(row) else step)
             ]
-            self._rewrite(kept)
+            self._rewrite(rows)
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -179,10 +180,10 @@ def require_metrics(
     metrics = configured_metrics(training)
     if not metrics:
         return
-    known = {f"train/{name}" for name in trained_terms(trial_copy(family), batch)}
+    known = {f"train/{name}" for name in trained_terms(copy.deepcopy(family).eval(), batch)}
     if validates:
         with torch.no_grad():
-            known |= {f"validation/{name}" for name in trial_copy(family).loss(batch)}
+            known |= {f"validation/{name}" for name in copy.deepcopy(family).eval().loss(batch)}
     _refuse_unknown(metrics, sorted(known), validates=validates)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from synthcube.training.preemption import Preemption
 from synthcube.training.strategies import is_sharded
 
 
+@dataclass(eq=False, repr=False)
 class SamplePictures(Callback):
     """Writes a picture of samples or reconstructions every N epochs, always with the same seeds.
 
@@ -29,21 +31,12 @@ class SamplePictures(Callback):
         averaged: returns the model with averaged weights, or None if there is none.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        examples: Batch,
-        averaged: Callable[[], Any],
-        every_n_epochs: int,
-        seed: int,
-        preemption: Preemption,
-    ) -> None:
-        self.folder = folder
-        self.examples = examples
-        self.averaged = averaged
-        self.every_n_epochs = every_n_epochs
-        self.seed = seed
-        self.preemption = preemption
+    folder: Path
+    examples: Batch
+    averaged: Callable[[], Any]
+    every_n_epochs: int
+    seed: int
+    preemption: Preemption
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1

@@ -101,11 +101,6 @@ def faults(model: FamilyConfig, training: TrainingConfig, compute: ComputeConfig
         )
 
 
-def require_usable(compute: ComputeConfig, training: TrainingConfig, device: torch.device) -> None:
-    """Raise ConfigError if the strategy cannot be used on this machine."""
-    deepspeed.require_usable(compute, training, device)
-
-
 def require_same(content: Mapping[str, Any], compute: ComputeConfig, processes: int) -> None:
     """Raise ConfigError if the strategy cannot resume from a checkpoint with that content."""
     if reason := deepspeed.misfit(content, compute, processes):
