@@ -116,6 +116,18 @@ class DiffusionFields(Schema):
             return self.noise_schedule(bounded=bounded)
         return samplers.build(self.sampler, "diffusion", **self._schedule_settings())
 
+    def draw(
+        self, predict: Predict, start: Tensor, generators: Sequence[torch.Generator], *,
+        bounded: bool,
+    ) -> Tensor:  # fmt: skip
+        """Data out of standard normal noise of the same shape, not clipped.
+
+        Args:
+            bounded: the data lie in [-1, 1].
+        """
+        solver = self.solver(bounded=bounded)
+        return samplers.integrate(solver, predict, start, generators, self.sampling_steps)
+
     def _schedule_settings(self) -> dict[str, Any]:
         return {
             "num_train_timesteps": self.num_train_steps,
@@ -158,14 +170,6 @@ class Diffusion:
             return {"loss": error}
         bound = self.variational_bound(x_0, x_t, step, prediction.detach(), variance)
         return {"loss": error + _BOUND_WEIGHT * bound, "error": error, "bound": bound}
-
-    def sample(
-        self, predict: Predict, start: Tensor, generators: Sequence[torch.Generator]
-    ) -> Tensor:
-        """Data out of standard normal noise of the same shape, not clipped."""
-        solver = self.fields.solver(bounded=self.bounded)
-        steps = self.fields.sampling_steps
-        return samplers.integrate(solver, predict, start, generators, steps)
 
     def error(self, prediction: Tensor, target: Tensor, step: Tensor) -> Tensor:
         """The losses between two (B, C, *spatial), weighted by the step (B,) of each image."""

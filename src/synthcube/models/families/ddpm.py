@@ -70,4 +70,4 @@ class DDPM(Family):
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         start = noise(generators, (self.image.channels, *self.image.size)).to(self.device)
         predict = guided(self.network, condition, self.config.guidance, self.image.channels)
-        return self.process.sample(predict, start, generators).clamp(-1, 1)
+        return self.config.draw(predict, start, generators, bounded=True).clamp(-1, 1)
