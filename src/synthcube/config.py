@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     create_model,
     model_validator,
 )
@@ -27,7 +28,7 @@ from synthcube.errors import ArtifactError, ConfigError, SynthCubeError
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.models import registry
 from synthcube.models.artifact import CONFIG, Artifact
-from synthcube.models.family import FamilyConfig
+from synthcube.models.family import SAMPLING_KEYS, FamilyConfig
 from synthcube.plugins import TRAINED, did_you_mean
 from synthcube.schema import MAX_BATCH, MAX_IMAGES, MAX_SEED, List, Schema
 from synthcube.sharing.config import ExportConfig
@@ -79,6 +80,24 @@ class SamplingConfig(Schema):
         default=16, description="Images to generate; {Hand: 5, HeadCT: 3}: so many of a class."
     )
     batch_size: int = Field(default=16, ge=1, le=MAX_BATCH, description="Images made at once.")
+    guidance: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="How strictly conditions are followed; null: model.guidance.",
+    )
+    sampler: str | None = Field(
+        default=None, description="How images are drawn; null: the sampler of the model."
+    )
+    steps: int | None = Field(
+        default=None,
+        ge=2,
+        le=100_000,
+        description="Steps of the sampler; null: those of the model, or of `sampler`.",
+    )
+    truncation: float | None = Field(
+        default=None, ge=0, le=1, description="Spread of stylegan's styles; null: model.truncation."
+    )
     postprocessing: List[PostprocessingConfig] = Field(
         default=(),
         description="What is done to each image, in its own intensities, before it is written, "
@@ -94,6 +113,10 @@ class SamplingConfig(Schema):
         description="Describe the images in croissant.json: {license: cc-by-4.0}, or {} where no "
         "license can be stated.",
     )
+
+    def of_model(self) -> dict[str, Any]:
+        """The settings that the model draws images with; None: its own."""
+        return {key: getattr(self, key) for key in SAMPLING_KEYS}
 
 
 class RunConfig(Schema):
@@ -118,6 +141,15 @@ class RunConfig(Schema):
     def _strategy_trains_the_model(self) -> Self:
         if faults := list(strategies.faults(self.model, self.training, self.compute)):
             raise ValueError("; ".join(faults))
+        return self
+
+    @model_validator(mode="after")
+    def _model_can_be_sampled_so(self, info: ValidationInfo) -> Self:
+        if info.context != TRAINED:  # else the model is not the one of this config
+            try:
+                self.model.with_sampling(self.sampling.of_model())
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
         return self
 
     def dump(self) -> dict[str, Any]:

@@ -154,6 +154,10 @@ class Generator:
         seed: int = 0,
         condition: ConditionRequest | Sequence[ConditionRequest] | None = None,
         batch_size: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        truncation: float | None = None,
     ) -> Images:
         """Make `n` images, the same as `synthcube infer -n N --seed SEED` makes.
 
@@ -162,6 +166,9 @@ class Generator:
             condition: the conditions of all images, such as {"Label": "Hand"}, or a list with those
                 of each; conditions that are left out are drawn from each image's seed.
             batch_size: images made at once; that of the config by default.
+            guidance: how strictly conditions are followed; 1: as learned.
+            sampler, steps: how images are drawn, such as "heun" in 10.
+            truncation: spread of stylegan's styles, 0 to 1.
 
         Raises:
             ConfigError: the model knows no such condition, or their number is not `n`.
@@ -174,6 +181,9 @@ class Generator:
                 f"{self.family.config.name} does not make images out of nothing here: use "
                 "reconstruct, or synthcube infer -d for one that translates."
             )
+        self._model.sample_with(
+            {"guidance": guidance, "sampler": sampler, "steps": steps, "truncation": truncation}
+        )
         requests = list(condition) if isinstance(condition, Sequence) else [condition or {}] * n
         if len(requests) != n:
             raise ConfigError(f"{len(requests)} conditions for {n} images: give one for each.")

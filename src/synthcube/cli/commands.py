@@ -96,7 +96,13 @@ def infer(
     batch_size: Annotated[
         int | None, typer.Option("--batch_size", min=1, help="Images made at once.")
     ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strictly conditions are followed; 1: as learned.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="How images are drawn: heun, ddim...")] = None,
+    steps: Annotated[int | None, typer.Option(min=2, help="Steps of the sampler.")] = None,
     config: OptionalConfig = None,
+    overrides: Override = [],  # noqa: B006
     condition: Annotated[
         list[str], typer.Option(help="Condition of all images, as in Label=Hand; repeatable.")
     ] = [],  # noqa: B006
@@ -129,7 +135,8 @@ def infer(
     picture = task(
         InferRequest(
             located(model), output, num_images=num_images, seed=seed, data=data,
-            batch_size=batch_size, config=config, conditions=condition, conditions_table=conditions,
+            batch_size=batch_size, guidance=guidance, sampler=sampler, steps=steps,
+            config=config, overrides=overrides, conditions=condition, conditions_table=conditions,
             croissant=stated(croissant, license_id, creator), runtime=runtime,
         )
     )  # fmt: skip
@@ -166,6 +173,7 @@ def evaluate(
         Path | None,
         typer.Option("--model_path", "-m", help="The model, for membership inference."),
     ] = None,
+    overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
@@ -175,7 +183,7 @@ def evaluate(
 
     written = task(
         predictions, labels, output,
-        config_path=config, train_data=train_data, report=report,
+        config_path=config, overrides=overrides, train_data=train_data, report=report,
         model_path=located(model) if model else None,
     )  # fmt: skip
     say(f"Results: {written}")
@@ -333,6 +341,7 @@ def export(
         Path | None,
         typer.Option("--config", "-c", "--parameters_file", help="YAML with a section `export`."),
     ] = None,
+    overrides: Override = [],  # noqa: B006
     evaluation: Annotated[
         Path | None, typer.Option(help="results.yaml of synthcube evaluate, for the card's table.")
     ] = None,
@@ -386,7 +395,7 @@ def export(
         "runtime_weights": runtime_weights, "push_to": push_to, "public": public,
         "revision": revision, "commit_message": commit_message,
     }  # fmt: skip
-    request = read_request(config, options)
+    request = read_request(config, options, overrides)
     folder = task(located(model), output, request)
     say(f"Exported model: {folder}")
     if not request.license:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Generator, Tensor
+from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.models import samplers
@@ -108,6 +108,18 @@ class DiffusionFields(Schema):
             return self.noise_schedule(bounded=bounded)
         return samplers.build(self.sampler, "diffusion", **self._schedule_settings())
 
+    def draw(
+        self, predict: Predict, start: Tensor, generators: Sequence[torch.Generator], *,
+        bounded: bool,
+    ) -> Tensor:  # fmt: skip
+        """Data out of standard normal noise of the same shape, not clipped.
+
+        Args:
+            bounded: the data lie in [-1, 1].
+        """
+        solver = self.solver(bounded=bounded)
+        return samplers.integrate(solver, predict, start, generators, self.sampling_steps)
+
     def _schedule_settings(self) -> dict[str, Any]:
         return {
             "num_train_timesteps": self.num_train_steps,
@@ -148,12 +160,6 @@ class Diffusion:
             return {"loss": error}
         bound = self.variational_bound(x_0, x_t, step, prediction.detach(), variance)
         return {"loss": error + _BOUND_WEIGHT * bound, "error": error, "bound": bound}
-
-    def sample(self, predict: Predict, start: Tensor, generators: Sequence[Generator]) -> Tensor:
-        """Data out of standard normal noise of the same shape, not clipped."""
-        solver = self.fields.solver(bounded=self.bounded)
-        steps = self.fields.sampling_steps
-        return samplers.integrate(solver, predict, start, generators, steps)
 
     def error(self, prediction: Tensor, target: Tensor, step: Tensor) -> Tensor:
         """The losses between two (B, C, *spatial), weighted by the step (B,) of each image."""

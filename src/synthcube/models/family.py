@@ -6,16 +6,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 from torch.nn import Parameter
 from typing_extensions import Self
 
+from synthcube.errors import ConfigError
 from synthcube.models.optimizers import OptimizerConfig, SchedulerConfig
+from synthcube.plugins import TRAINED
+from synthcube.reading import faults_of
 from synthcube.schema import Batch, Condition, ImageSpec, Schema, completed
 
 if TYPE_CHECKING:
@@ -98,6 +101,22 @@ class FamilyConfig(Schema, ABC):
         """
         return self
 
+    def with_sampling(self, settings: Mapping[str, Any]) -> Self:
+        """A copy that draws images with other settings; those that are None stay.
+
+        Args:
+            settings: guidance, sampler, steps and truncation.
+
+        Raises:
+            ConfigError: this family has no such setting, or not this value of it.
+        """
+        return with_sampling(self, settings, self.name)
+
+    def sampling(self) -> dict[str, Any]:
+        """The settings that images are drawn with: of guidance, sampler, steps and truncation those
+        that this family has."""
+        return sampling_of(self)
+
     def optimizes_by_hand(self) -> bool:
         """Whether several networks are trained, each with its own optimizer."""
         return False
@@ -118,6 +137,42 @@ class FamilyConfig(Schema, ABC):
             f"data.source_channels {list(image.source_channels)}: {self.name} makes images out of "
             "noise alone; ddpm and rectified_flow follow source images"
         ]
+
+
+SAMPLING_KEYS = ("guidance", "sampler", "steps", "truncation")
+F = TypeVar("F", bound=Schema)
+
+
+def with_sampling(fields: F, settings: Mapping[str, Any], family: str) -> F:
+    """A copy of `fields` that draws with other settings; see FamilyConfig.with_sampling."""
+    kind = type(fields)
+    changes = {key: value for key, value in settings.items() if value is not None}
+    unknown = [f"sampling.{key}" for key in changes if _field(key) not in kind.model_fields]
+    if unknown:
+        raise ConfigError(f"{family} cannot use {' and '.join(unknown)}: leave it out.")
+    values = fields.model_dump()
+    if "sampler" in changes and "steps" not in changes:
+        values.pop("num_sampling_steps", None)  # each sampler has its own default
+    values |= {_field(key): value for key, value in changes.items()}
+    try:
+        return kind.model_validate(values, context=TRAINED)
+    except ValidationError as error:
+        faults = faults_of(error)
+        raise ConfigError("The section sampling does not fit the model:", faults) from error
+
+
+def sampling_of(fields: Schema) -> dict[str, Any]:
+    """The settings that `fields` draw with; see FamilyConfig.sampling."""
+    present = [key for key in SAMPLING_KEYS if _field(key) in type(fields).model_fields]
+    values = {key: getattr(fields, _field(key)) for key in present}
+    if "steps" in values:
+        values["steps"] = getattr(fields, "sampling_steps", values["steps"])
+    return values
+
+
+def _field(key: str) -> str:
+    """The field of a config that a key of the section `sampling` stands for."""
+    return "num_sampling_steps" if key == "steps" else key
 
 
 def size_faults(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Tensor
 
 from synthcube.models import samplers
 from synthcube.models.losses import LossConfig, Losses, WeightedLosses, at_least_float32
@@ -52,6 +52,18 @@ class FlowFields(Schema):
         """A fresh scheduler of diffusers; its times are t * 1000."""
         return samplers.build(self.sampler, "flow", num_train_timesteps=TIME_SCALE)
 
+    def draw(
+        self, predict: Predict, start: Tensor, generators: Sequence[torch.Generator], *,
+        bounded: bool,
+    ) -> Tensor:  # fmt: skip
+        """Data out of standard normal noise of the same shape, not clipped.
+
+        Args:
+            bounded: the data lie in [-1, 1], which a flow does not need to know.
+        """
+        steps = self.num_sampling_steps
+        return samplers.integrate(self.solver(), predict, start, generators, steps)
+
 
 class Flow:
     """x_t = (1 - t) x_0 + t noise; the network predicts the velocity noise - x_0."""
@@ -73,8 +85,3 @@ class Flow:
         weight = t.view(-1, *[1] * (x_0.ndim - 1))
         velocity = predict((1 - weight) * x_0 + weight * x_1, t * TIME_SCALE)
         return {"loss": self.criterion(at_least_float32(velocity), x_1 - x_0)}
-
-    def sample(self, predict: Predict, start: Tensor, generators: Sequence[Generator]) -> Tensor:
-        """Data out of standard normal noise of the same shape, not clipped."""
-        steps = self.fields.num_sampling_steps
-        return samplers.integrate(self.fields.solver(), predict, start, generators, steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ def evaluate(
     output: Path,
     *,
     config_path: Path | None = None,
+    overrides: Sequence[str] = (),
     train_data: Path | None = None,
     report: Path | None = None,
     model_path: Path | None = None,
@@ -45,6 +46,7 @@ def evaluate(
     Raises EvaluationError with all reasons why the sets cannot be compared.
 
     Args:
+        overrides: keys of the config as "key=value".
         output: the YAML file to write, and to return; an existing one is replaced in one step, or
             written in place if it is a mount.
         report: folder for the HTML page and the table of cases.
@@ -59,7 +61,7 @@ def evaluate(
     set_paths = {"predictions": predictions, "labels": labels}
     set_paths |= {"train_data": train_data} if train_data else {}
     folders = [path for path in (model_path, labels, train_data) if path]
-    settings = _settings(config_path, folders)
+    settings = _settings(config_path, folders, overrides)
     trained = artifact.load(model_path) if model_path else None
     if trained:  # its loss shows how well it knows an image
         artifact.require_vouched(trained.folder, trained.config, with_losses=True)
@@ -84,12 +86,12 @@ def evaluate(
     return output
 
 
-def _settings(config_path: Path | None, folders: list[Path]) -> RunConfig:
+def _settings(config_path: Path | None, folders: list[Path], overrides: Sequence[str]) -> RunConfig:
     """The config at `config_path`, or of the first run among the folders, or all defaults."""
     for path in (config_path, *(folder / CONFIG for folder in folders)):
         if path and (path == config_path or path.is_file()):
-            return config.load(path, trained=path != config_path)
-    return config.build({})
+            return config.load(path, overrides, trained=path != config_path)
+    return config.build({}, overrides)
 
 
 def _manifests(paths: Mapping[str, Path]) -> dict[str, Manifest]:

@@ -25,7 +25,7 @@ from synthcube.models.artifact import Artifact
 from synthcube.models.family import Family, Samples
 from synthcube.sharing import identities
 from synthcube.sharing.card import CardContext, Task, model_card, read_results
-from synthcube.sharing.config import TOKEN, ExportConfig, ExportRequest
+from synthcube.sharing.config import TOKEN, ExportRequest
 from synthcube.sharing.conversion import ConversionRecord, check_request, convert, converted
 from synthcube.sharing.metadata import METADATA, metadata
 from synthcube.sharing.runtimes import NAMES, RuntimeName, Weights, is_part, record_name
@@ -40,14 +40,20 @@ _MOUNTED = re.compile(r"/mlcube_io\d+/.*")
 _OPTIONS = {"datasets": "dataset", "version": "model_version", "runtimes": "runtime"}
 
 
-def read_request(config_path: Path | None, options: Mapping[str, Any]) -> ExportRequest:
+def read_request(
+    config_path: Path | None, options: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> ExportRequest:
     """The section `export` of a YAML, with options of the command line in place of its values.
 
     Args:
         config_path: YAML of the run, of which no other section is used; none for the defaults.
+        overrides: keys of the YAML as "key=value".
         options: by field; None and empty values do not replace anything.
     """
-    section = config.load(config_path, trained=True).export if config_path else ExportConfig()
+    if config_path:
+        section = config.load(config_path, overrides, trained=True).export
+    else:
+        section = config.build({}, overrides, trained=True).export
     stated = {name: value for name, value in options.items() if value not in (None, "", ())}
     if TOKEN.search(repr(stated)):
         raise ConfigError("A token is on the command line, where others see it: set HF_TOKEN.")

@@ -14,10 +14,11 @@ import torch
 from synthcube import compute, config, environment, storage
 from synthcube.data.conditions import parse_counts, read_condition_requests
 from synthcube.data.manifest import read_manifest, require_outside
-from synthcube.errors import FamilyError
+from synthcube.errors import ConfigError, FamilyError
 from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import Reconstructs, Samples
+from synthcube.schema import flattened
 from synthcube.sharing.croissant import CroissantConfig, wished
 from synthcube.sharing.runtimes import RuntimeOrTorch
 from synthcube.tasks.inference_jobs import (
@@ -31,6 +32,11 @@ from synthcube.tasks.inference_jobs import (
 from synthcube.tasks.parallel_inference import make_alone, make_in_pool, make_in_ranks
 
 log = logging.getLogger("synthcube")
+
+_SAMPLING_KEYS = {
+    "guidance": "sampling.guidance", "sampler": "sampling.sampler",
+    "num_sampling_steps": "sampling.steps", "truncation": "sampling.truncation",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +54,15 @@ class InferRequest:
     data: Path | None = None
     """Images to reconstruct or to translate; None: images are generated."""
     batch_size: int | None = None
+    guidance: float | None = None
+    """How strictly conditions are followed."""
+    sampler: str | None = None
+    steps: int | None = None
+    """Steps of the sampler."""
     config: Path | Mapping[str, Any] | None = None
     """A YAML, or its content: seed, sampling and compute, over those of the training."""
+    overrides: Sequence[str] = ()
+    """Keys of that YAML as "key=value"."""
     conditions: Sequence[str] = ()
     """"name=value" for all images; see data/conditions.py."""
     conditions_table: Path | Sequence[Mapping[str, str]] | None = None
@@ -77,7 +90,7 @@ def infer(request: InferRequest) -> Path | None:
     """
     trained = artifact.load(request.model)
     storage.require_separate({"output_path": request.output}, request.paths())
-    changes = _changes(request)
+    changes = _changes(request, trained)
     settings = inference_settings(trained, changes, request.runtime)
     device = compute.device(settings["compute"]["accelerator"])
     precision, reason = compute.resolve_precision(settings["compute"]["precision"], device)
@@ -151,15 +164,37 @@ def _condition_requests(
     return read_condition_requests(specs, number, request.conditions, table)
 
 
-def _changes(request: InferRequest) -> dict[str, Any]:
-    """The keys that `config` sets."""
-    if request.config is None:
-        return {}
+def _changes(request: InferRequest, trained: Artifact) -> dict[str, Any]:
+    """The keys that the request sets.
+
+    Raises:
+        ConfigError: one of them is fixed by the training, and the model has another value.
+    """
     if isinstance(request.config, Path):
-        settings = config.load(request.config, trained=True)
+        settings = config.load(request.config, request.overrides, trained=True)
     else:
-        settings = config.build(request.config, trained=True)
-    return settings.model_dump(mode="json", exclude_unset=True)
+        settings = config.build(dict(request.config or {}), request.overrides, trained=True)
+    changes = settings.model_dump(mode="json", exclude_unset=True)
+    _require_same_training(changes, trained)
+    options = {"guidance": request.guidance, "sampler": request.sampler, "steps": request.steps}
+    given = {key: value for key, value in options.items() if value is not None}
+    return changes | {"sampling": {**changes.get("sampling", {}), **given}}
+
+
+def _require_same_training(changes: Mapping[str, Any], trained: Artifact) -> None:
+    """Refuse keys of the model and its images that differ: nobody could follow them any more."""
+    faults = []
+    for section in ("model", "data"):
+        before = flattened(trained.config.get(section, {}))
+        for key, value in flattened(changes.get(section, {})).items():
+            if key in before and before[key] != value:
+                instead = _SAMPLING_KEYS.get(key.rpartition(".")[2], "")
+                faults.append(
+                    f"{section}.{key} is {value!r}, the model was trained with {before[key]!r}: "
+                    + (f"use {instead}" if instead and section == "model" else "leave it out")
+                )
+    if faults:
+        raise ConfigError("These keys cannot be changed after the training:", faults)
 
 
 def _processes(section: Mapping[str, Any], device: torch.device) -> int:

@@ -28,6 +28,7 @@ from synthcube.data.preprocessing import to_intensities, trained_data_config
 from synthcube.errors import ConfigError, ImageError, OutputError
 from synthcube.models import inference
 from synthcube.models.artifact import Artifact
+from synthcube.models.family import SAMPLING_KEYS, FamilyConfig
 from synthcube.schema import ConditionSpec, ImageSpec
 from synthcube.sharing import croissant
 from synthcube.sharing.conversion import substitute
@@ -97,6 +98,9 @@ class LoadedModel:
         self.trained = trained
         self.image = trained.image
         self.family: Any = trained.build(device)
+        self._trained_config: FamilyConfig = self.family.config
+        self.sampling = {key: sampling.get(key) for key in SAMPLING_KEYS}
+        self.sample_with({})
         self.precision = precision
         self.batch_size: int = sampling["batch_size"]
         self.postprocessing = Postprocessing(sampling.get("postprocessing", ()), trained.image)
@@ -109,6 +113,18 @@ class LoadedModel:
         size = batch_size or self.batch_size
         starts = range(0, num_images, size)
         return [range(start, min(start + size, num_images)) for start in starts]
+
+    def sample_with(self, settings: Mapping[str, Any]) -> None:
+        """Draw the next images with other settings; those that are None are the model's own.
+
+        Args:
+            settings: guidance, sampler, steps and truncation.
+
+        Raises:
+            ConfigError: the model has no such setting, or not this value of it.
+        """
+        named = {key: value for key, value in settings.items() if value is not None}
+        self.family.config = self._trained_config.with_sampling({**self.sampling, **named})
 
     def generate(
         self, seeds: Sequence[int], values: Pixels, source: torch.Tensor | None = None
@@ -171,7 +187,9 @@ class Job(ABC):
     def record(self) -> dict[str, Any]:
         """The request as provenance.json holds it."""
         runtime = self.model.runtime
-        others = {} if runtime == "torch" else {"runtime": runtime}
+        others: dict[str, Any] = {} if runtime == "torch" else {"runtime": runtime}
+        drawn = {} if self.task["task"] == "reconstruct" else self.model.family.config.sampling()
+        others |= {"sampling": drawn} if drawn else {}
         return self.task | {"postprocessing": self.model.postprocessing.record} | others
 
     def batches(self) -> list[range]:

@@ -160,7 +160,8 @@ def _fit(
         "x".join(map(str, data.image.size)), data.image.channels,
     )  # fmt: skip
     torch.manual_seed(environment.derived_seed(settings.seed, "weights"))
-    family = settings.model.build(data.image).to(device)
+    sampled = settings.model.with_sampling(settings.sampling.of_model())
+    family = sampled.build(data.image).to(device)
     if checkpoint:
         checkpoints.check_fits(checkpoint, family)
         epochs, steps = checkpoints.reached(checkpoint)

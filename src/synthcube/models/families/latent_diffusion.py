@@ -7,8 +7,8 @@ latents are shifted as well as scaled, as in Esser et al., "Scaling Rectified Fl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from synthcube.models.diffusion import DiffusionFields
-from synthcube.models.family import Encodes
+from synthcube.models.family import Encodes, sampling_of, with_sampling
 from synthcube.models.first_stage import TwoStageConfig, TwoStageFamily
 from synthcube.models.flow import FlowFields
 from synthcube.models.losses import loss_faults
@@ -53,6 +53,15 @@ class LatentDiffusionConfig(UNetFields, GuidanceFields, TwoStageConfig):
         description="What is learned and how images are drawn: {name: flow}, with the keys of "
         "rectified_flow, or {name: diffusion}, with those of ddpm.",
     )
+
+    def with_sampling(self, settings: Mapping[str, Any]) -> Self:
+        of_process = {key: settings.get(key) for key in ("sampler", "steps")}
+        objective = with_sampling(self.objective, of_process, self.name)
+        others = {key: value for key, value in settings.items() if key not in of_process}
+        return super().with_sampling(others).model_copy(update={"objective": objective})
+
+    def sampling(self) -> dict[str, Any]:
+        return super().sampling() | sampling_of(self.objective)
 
     def build(self, image: ImageSpec) -> LatentDiffusion:
         return LatentDiffusion(self, image)
@@ -110,7 +119,7 @@ class LatentDiffusion(TwoStageFamily):
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         start = noise(generators, (self.latent.channels, *self.latent.size)).to(self.device)
         predict = guided(self.network, condition, self.config.guidance, self.latent.channels)
-        scaled = self.process.sample(predict, start, generators)
+        scaled = self.config.objective.draw(predict, start, generators, bounded=False)
         latent = scaled * self.get_buffer("latent_std") + self.get_buffer("latent_mean")
         image: Tensor = self.first_stage.family.decode(latent)
         return image.float().clamp(-1, 1)

@@ -143,7 +143,7 @@ class PixelFamily(Family):
         start = noise(generators, (self.image.channels, *self.image.size)).to(self.device)
         channels, guidance = self.image.channels, self.config.guidance
         predict = conditioning.guided(self.network, condition, guidance, channels)
-        images: Tensor = self.process.sample(predict, start, generators)
+        images: Tensor = self.config.draw(predict, start, generators, bounded=True)
         return images.clamp(-1, 1)
 
 
