@@ -68,17 +68,12 @@ class ConversionRecord(Schema):
 
 
 def check_request(runtime: RuntimeName, weights: Weights) -> None:
-    """Refuse a runtime that is unknown or not installed, or does not store weights so.
-
-    Raises:
-        ConfigError
-    """
-    if runtime not in runtimes.NAMES:
-        raise ConfigError(f"--runtime {runtime}: it must be {' or '.join(runtimes.NAMES)}.")
-    known = runtimes.get(runtime).weights
-    if weights not in known:
-        raise ConfigError(f"--runtime_weights {weights}: {runtime} takes {', '.join(known)}.")
-    runtimes.get(runtime).version()
+    """Raise a ConfigError if a runtime is unknown, not installed, or cannot store weights so."""
+    target = runtimes.get(runtime)
+    if weights not in target.weights:
+        known = ", ".join(target.weights)
+        raise ConfigError(f"--runtime_weights {weights}: {runtime} takes {known}.")
+    target.version()
 
 
 def convert(

@@ -199,10 +199,7 @@ def wished(section: Mapping[str, Any], options: CroissantConfig | None) -> Crois
 
 
 def check(
-    trained: Artifact,
-    asked: Mapping[str, Any],
-    originals: Sequence[Row],
-    config: CroissantConfig,
+    trained: Artifact, asked: Mapping[str, Any], originals: Sequence[Row], config: CroissantConfig
 ) -> None:
     """Refuse a description that would name a place or a person; warn of what it cannot say.
 

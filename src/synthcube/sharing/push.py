@@ -32,12 +32,7 @@ _OURS = (artifact.WEIGHTS, artifact.EXPORTED_WEIGHTS, artifact.PICTURE, METADATA
 
 
 def push(
-    folder: Path,
-    repo: str,
-    *,
-    public: bool = False,
-    revision: str = "main",
-    message: str = "",
+    folder: Path, repo: str, *, public: bool = False, revision: str = "main", message: str = ""
 ) -> tuple[Address, bool]:
     """Publish an exported folder; returns its address, at its commit, and whether it is new there.
 
