@@ -48,8 +48,8 @@ def inference_settings(
     """The settings of a training, with `changes` of seed, sampling and compute applied.
 
     Args:
-        runtime: replaces sampling.runtime. Runtimes other than torch compute on their own device in 32
-            bits,            as they were verified.
+        runtime: replaces sampling.runtime. Runtimes other than torch compute on
+            their own device in 32 bits, as they were verified.
 
     Raises:
         ConfigError: another runtime than torch is to use a GPU.
