@@ -1,4 +1,4 @@
-"""The section `export` of the YAML."""
+"""The sections `export` and `sampling.croissant` of the YAML."""
 
 from __future__ import annotations
 
@@ -110,3 +110,16 @@ class ExportRequest(ExportConfig):
                 "apache-2.0; it must be one that the owners of the training images allow."
             )
         return self
+
+
+class CroissantConfig(Schema):
+    """What only the user can say of the images."""
+
+    license: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9.+-]*|https?://\S+)?$",
+        description="Of the images: an identifier such as cc-by-4.0, or an address; never assumed.",
+    )
+    creators: List[str] = Field(
+        default=(), description="Groups or institutions that answer for the images."
+    )

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from synthcube import __version__
 from synthcube.data.manifest import Row, read_table
 from synthcube.errors import ArtifactError, ConfigError
 from synthcube.models.artifact import Artifact
-from synthcube.schema import ConditionSpec, ImageSpec, List, Schema
+from synthcube.schema import ConditionSpec, ImageSpec
 from synthcube.sharing import identities
 from synthcube.sharing.card import INTENDED_USE
+from synthcube.sharing.config import CroissantConfig
 from synthcube.storage import sha256, write_json
 
 log = logging.getLogger("synthcube")
@@ -68,16 +70,8 @@ _TYPED_TERMS = {
     "sc": "https://schema.org/",
 }
 _CONTEXT = dict(sorted(({term: f"cr:{term}" for term in _TERMS} | _TYPED_TERMS).items()))
-_CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
-
-_KNOWN = {
-    "SubjectID": ("sc:Text", "Whose image it is, as text: 0001 is not 1."),
-    "Seed": ("sc:Integer", "Gives the same image again, by the same model."),
-}
 
 InferTask = Literal["generate", "translate", "reconstruct"]
-
-RESEARCH_ONLY = "For research only: not a medical device, not for diagnosis."
 _BEGINNINGS: dict[InferTask, str] = {
     "generate": "Synthetic images: each was made out of noise by",
     "translate": "Images derived from real images of real people: each was translated by",
@@ -104,21 +98,8 @@ _LIMITS = (
     "on, and does not say where its knowledge ends.",
     "What looks like anatomy or a lesion may be an invention of the model, and what is rare may be "
     "missing: nobody has looked at each image.",
+    "How near the images are to real ones is not told here; `synthcube evaluate` says it.",
 )
-_NOT_JUDGED = "How near the images are to real ones is not told here; `synthcube evaluate` says it."
-
-
-class CroissantConfig(Schema):
-    """What only the user can say of the images."""
-
-    license: str = Field(
-        default="",
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9.+-]*|https?://\S+)?$",
-        description="Of the images: an identifier such as cc-by-4.0, or an address; never assumed.",
-    )
-    creators: List[str] = Field(
-        default=(), description="Groups or institutions that answer for the images."
-    )
 
 
 def stated(is_requested: bool, license_id: str, creators: Sequence[str]) -> CroissantConfig | None:
@@ -155,12 +136,6 @@ class MadeImages:
         return self.task != "generate"
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """All that is told of them in words that are not SynthCube's."""
-        named = [(condition.name, *condition.classes) for condition in self.image.conditions]
-        return (self.family, *self.steps, *(word for words in named for word in words))
-
-    @property
     def model(self) -> str:
         return (
             f"a {self.family} with SynthCube {__version__} (SHA-256 of its artifact.json: "
@@ -179,21 +154,20 @@ def wished(section: Mapping[str, Any], options: CroissantConfig | None) -> Crois
 def check(
     trained: Artifact, asked: Mapping[str, Any], originals: Sequence[Row], config: CroissantConfig
 ) -> None:
-    """Refuse a description that would name a place or a person; warn of what it cannot say.
+    """Refuse a description that would name a place or a person, before any image is made.
 
     Args:
         asked: the record of the job.
         originals: the images that others are made of.
-
-    Raises:
-        ArtifactError: with each trace, before any image is made.
     """
-    known = identities.subjects_of(trained.folder)
-    rows = [*known, *({"SubjectID": row.subject, **row.channel_cells} for row in originals)]
+    rows = identities.subjects_of(trained.folder)
+    rows += [{"SubjectID": row.subject, **row.channel_cells} for row in originals]
     image = identities.public_image(trained.image, {row.get("SubjectID", "") for row in rows})
     images = _images(trained, image, asked, 0, ())
-    # Not our own prose, where a user called research would be found; nor what is said to be told.
-    if traces := identities.traces({CROISSANT: "\n".join(images.words)}, rows):
+    # Only words that are not SynthCube's: in its prose a user called research would be found.
+    words = [images.family, *images.steps]
+    words += [word for spec in image.conditions for word in (spec.name, *spec.classes)]
+    if traces := identities.traces({CROISSANT: "\n".join(words)}, rows):
         raise ArtifactError(
             f"{CROISSANT} would tell of people or of this machine; no image was made:", traces
         )
@@ -212,13 +186,11 @@ def check(
 
 def write(
     out: Path, trained: Artifact, asked: Mapping[str, Any], number: int, config: CroissantConfig
-) -> Path:
+) -> None:
     """Write croissant.json beside the images and their manifest, in one step."""
-    image, manifest = identities.public_image(trained.image, ()), out / MANIFEST
-    columns = read_table(manifest).header
-    images = _images(trained, image, asked, number, columns, sha256(manifest))
+    image, table = identities.public_image(trained.image, ()), out / MANIFEST
+    images = _images(trained, image, asked, number, read_table(table).header, sha256(table))
     write_json(out / CROISSANT, description(images, config))
-    return out / CROISSANT
 
 
 def description(images: MadeImages, config: CroissantConfig) -> dict[str, Any]:
@@ -242,7 +214,7 @@ def description(images: MadeImages, config: CroissantConfig) -> dict[str, Any]:
         "@type": "sc:Dataset",
         "name": title,
         "description": _summary(images),
-        "conformsTo": _CONFORMS_TO,
+        "conformsTo": [f"http://mlcommons.org/croissant/{name}" for name in ("1.1", "RAI/1.0")],
         "version": VERSION,
         **publisher,
         "citeAs": f"@misc{{{title}, title = {{{title}}}, {author}note = {{Version {VERSION}, "
@@ -263,43 +235,42 @@ def _summary(images: MadeImages) -> str:
     warning = " They are personal data wherever the originals are." if images.is_derived else ""
     return (
         f"{_origin(images)}{warning} {images.number} image(s) of {size} voxels with "
-        f"{image.channels} channel(s), {spacing} mm. {RESEARCH_ONLY}"
+        f"{image.channels} channel(s), {spacing} mm. For research only: not a medical device, "
+        "not for diagnosis."
     )
 
 
 def _disclosure(images: MadeImages) -> dict[str, Any]:
     """The terms of the RAI vocabulary, and where the images are from as PROV-O says it."""
-    derived = images.is_derived
     source = (
         "Real images of real people, which are not part of this data set and are not named here."
-        if derived
+        if images.is_derived
         else "None: the images begin as noise. The model was trained on real images, which are not "
         "part of this data set."
     )
-    personal = _PERSONAL_DERIVED if derived else _PERSONAL_MADE
-    steps = ", ".join(images.steps) or "nothing"
     annotations = "No annotations."
     if images.image.conditions:
-        annotations = (
-            "Nobody annotated the images: their columns say what the model was told to follow, "
-            "which is not proof that it did."
-        )
+        annotations = "Nobody annotated the images: their columns say what the model was told to "
+        annotations += "follow, which is not proof that it did."
     return {
         "rai:hasSyntheticData": True,  # not of RAI 1.0: what NeurIPS 2026 asks for beside it
         "rai:dataCollection": f"Not collected but computed. {_origin(images)}",
         "rai:dataCollectionType": ["Others"],
         "rai:dataCollectionRawData": source,
-        "rai:dataManipulationProtocol": f"Done to each image after the model: {steps}.",
+        "rai:dataManipulationProtocol": "Done to each image after the model: "
+        f"{', '.join(images.steps) or 'nothing'}.",
         "rai:dataAnnotationProtocol": annotations,
         "rai:dataUseCases": [INTENDED_USE],
-        "rai:dataLimitations": [*_LIMITS, _NOT_JUDGED],
+        "rai:dataLimitations": list(_LIMITS),
         "rai:dataBiases": [
             "Those of the images that the model was trained on, and the model may have made them "
             "worse: what is frequent there can be more frequent here."
         ],
         "rai:dataSocialImpact": "Made images that pass for real ones mislead: say of everything "
         "that is made with them that they are synthetic.",
-        "rai:personalSensitiveInformation": list(personal),
+        "rai:personalSensitiveInformation": list(
+            _PERSONAL_DERIVED if images.is_derived else _PERSONAL_MADE
+        ),
         "prov:wasGeneratedBy": {
             "@type": "prov:Activity",
             "prov:label": images.task,
@@ -314,16 +285,13 @@ def _origin(images: MadeImages) -> str:
 
 
 def _distribution(images: MadeImages) -> list[dict[str, Any]]:
-    file_format = images.image.file_format
+    suffix = images.image.file_format
     note = " It names subjects and originals." if images.is_derived else ""
     table = _node("FileObject", MANIFEST, f"One row for each image.{note}")
     table |= {"contentUrl": MANIFEST, "encodingFormat": "text/csv"}
-    files = _node("FileSet", FILES, f"The {images.number} images, .{file_format}.")
-    encoding = _ENCODINGS[file_format]
-    return [
-        {**table, "sha256": images.manifest_sha256},
-        {**files, "encodingFormat": encoding, "includes": f"images/*.{file_format}"},
-    ]
+    files = _node("FileSet", FILES, f"The {images.number} images, .{suffix}.")
+    files |= {"encodingFormat": _ENCODINGS[suffix], "includes": f"images/*.{suffix}"}
+    return [{**table, "sha256": images.manifest_sha256}, files]
 
 
 def _record_sets(images: MadeImages) -> list[dict[str, Any]]:
@@ -333,7 +301,11 @@ def _record_sets(images: MadeImages) -> list[dict[str, Any]]:
         source = {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "content"}}
         picture = _node("Field", f"{RECORDS}/image", "The picture.", "image")
         fields.append({**picture, "dataType": "sc:ImageObject", "source": source})
-    fields += [_known(column, images) for column in _KNOWN if column in images.columns]
+    if "SubjectID" in images.columns:
+        fields.append(_subject(images))
+    if "Seed" in images.columns:
+        text = "Gives the same image again, by the same model."
+        fields.append(_column("Seed", "Seed", "sc:Integer", text))
     enumerations = []
     for spec in images.image.conditions:
         if spec.name not in images.columns:
@@ -349,22 +321,21 @@ def _record_sets(images: MadeImages) -> list[dict[str, Any]]:
 
 def _file(images: MadeImages) -> dict[str, Any]:
     """The column that joins the manifest to the images; the first, as mlcroissant joins once."""
-    field = _column("file", "Channel_0", "sc:Text", "Name of the file within the folder images.")
-    field["source"]["transform"] = {"regex": "^(?:images/)?(.+)$"}
+    text = "Name of the file within the folder images."
+    field = _column("file", "Channel_0", "sc:Text", text, regex="^(?:images/)?(.+)$")
     if images.image.file_format == "png":
         field["references"] = {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "filename"}}
     return field
 
 
-def _known(column: str, images: MadeImages) -> dict[str, Any]:
-    data_type, text = _KNOWN[column]
-    if column != "SubjectID" or images.is_derived:
-        return _column(column, column, data_type, text)
+def _subject(images: MadeImages) -> dict[str, Any]:
+    if images.is_derived:
+        text = "Whose image it is, as text: 0001 is not 1."
+        return _column("SubjectID", "SubjectID", "sc:Text", text)
     # The name of a made image is its number, which readers of a CSV take for one: 00001 is not 1.
-    field = _column(column, "Channel_0", data_type, "No person: the number of the image, as text.")
-    suffix = re.escape(images.image.file_format)
-    field["source"]["transform"] = {"regex": rf"^(?:images/)?(.+)\.{suffix}$"}
-    return field
+    text = "No person: the number of the image, as text."
+    regex = rf"^(?:images/)?(.+)\.{re.escape(images.image.file_format)}$"
+    return _column("SubjectID", "Channel_0", "sc:Text", text, regex=regex)
 
 
 def _condition(spec: ConditionSpec, part: str) -> dict[str, Any]:
@@ -393,28 +364,24 @@ def _enumeration(spec: ConditionSpec, part: str) -> dict[str, Any]:
 
 
 def _column(
-    part: str, column: str, data_type: str | list[str], text: str, name: str = ""
+    part: str, column: str, data_type: str | list[str], text: str, name: str = "", regex: str = ""
 ) -> dict[str, Any]:
     source = {"fileObject": {"@id": MANIFEST}, "extract": {"column": column}}
+    source |= {"transform": {"regex": regex}} if regex else {}
     field = _node("Field", f"{RECORDS}/{part}", text, name or part)
     return {**field, "dataType": data_type, "source": source}
 
 
 def _node(type_name: str, identifier: str, text: str, name: str = "") -> dict[str, Any]:
-    return {
-        "@type": f"cr:{type_name}", "@id": identifier, "name": name or identifier,
-        "description": text,
-    }  # fmt: skip
+    names = {"@id": identifier, "name": name or identifier}
+    return {"@type": f"cr:{type_name}", **names, "description": text}
 
 
-def _identifier(text: str, others: Iterable[str] = ()) -> str:
+def _identifier(text: str, others: Sequence[str] = ()) -> str:
     """`text` as part of an IRI, other than `others`."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
-    candidate, number, excluded = plain, 1, set(others)
-    while candidate in excluded:
-        number += 1
-        candidate = f"{plain}_{number}"
-    return candidate
+    candidates = chain([plain], (f"{plain}_{number}" for number in count(2)))
+    return next(candidate for candidate in candidates if candidate not in others)
 
 
 def _images(

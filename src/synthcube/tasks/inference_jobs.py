@@ -30,8 +30,9 @@ from synthcube.models import inference
 from synthcube.models.artifact import Artifact
 from synthcube.schema import ConditionSpec, ImageSpec
 from synthcube.sharing import croissant, runtimes
+from synthcube.sharing.config import CroissantConfig
 from synthcube.sharing.conversion import substitute
-from synthcube.sharing.croissant import CROISSANT, CroissantConfig
+from synthcube.sharing.croissant import CROISSANT
 from synthcube.sharing.runtimes import RuntimeOrTorch
 
 IMAGES, MANIFEST, GRID, PROVENANCE = "images", "manifest.csv", "grid.png", "provenance.json"
