@@ -31,8 +31,7 @@ from synthcube.models.artifact import CONFIG, Artifact
 from synthcube.models.family import SAMPLING_KEYS, FamilyConfig
 from synthcube.plugins import TRAINED, did_you_mean
 from synthcube.schema import MAX_BATCH, MAX_IMAGES, MAX_SEED, List, Schema
-from synthcube.sharing.config import ExportConfig
-from synthcube.sharing.croissant import CroissantConfig
+from synthcube.sharing.config import CroissantConfig, ExportConfig
 from synthcube.sharing.runtimes import NAMES as RUNTIMES
 from synthcube.sharing.runtimes import RuntimeOrTorch
 from synthcube.training import strategies

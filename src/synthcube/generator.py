@@ -56,7 +56,7 @@ def from_pretrained(
     vouching = partial(vouch_for_a_while, tuple(plugins), tuple(trust))
     with vouching():
         trained = artifact.load(located(text))
-        changes = {"compute": {"accelerator": accelerator if runtime == "torch" else "cpu"}}
+        changes = {"compute": {"accelerator": accelerator if runtime == "torch" else "auto"}}
         settings = inference_settings(trained, changes, runtime)
         device = compute.device(settings["compute"]["accelerator"])
         precision, _ = compute.resolve_precision(settings["compute"]["precision"], device)

@@ -7,4 +7,4 @@ code 2; anything else is a bug of SynthCube, with its traceback and code 1.
 from synthcube.cli import commands, medperf
 from synthcube.cli.app import app, main
 
-__all__ = ["app", "commands", "descriptions", "main", "medperf", "sharing"]
+__all__ = ["app", "commands", "main", "medperf"]

@@ -50,8 +50,7 @@ Override = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")
 ]
 Plugins = Annotated[
-    list[Path],
-    typer.Option("--plugins", help="Folder whose code a model or a YAML may run."),
+    list[Path], typer.Option("--plugins", help="Folder whose code a model or a YAML may run.")
 ]
 Trust = Annotated[
     list[str],

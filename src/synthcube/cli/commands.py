@@ -170,8 +170,7 @@ def evaluate(
         typer.Option(help="Folder for an HTML page with plots, and for a table for the card."),
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option("--model_path", "-m", help="The model, for membership inference."),
+        Path | None, typer.Option("--model_path", "-m", help="The model, for membership inference.")
     ] = None,
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006

@@ -131,16 +131,13 @@ def header_of(card: str) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> Results:
-    """Read the file that `synthcube evaluate` wrote.
-
-    Raises:
-        EvaluationError: it is none, or holds no number.
-    """
+    """Read the file that `synthcube evaluate` wrote; an EvaluationError if it is another one."""
     content = reading.read_yaml(path, EvaluationError, name="--evaluation")
     if _MARK not in content:
         raise EvaluationError(
             f"--evaluation {path}: this is not what synthcube evaluate wrote (results.yaml)."
         )
+    extractor = content.get("extractor")
     sections = {
         str(name): section
         for name, section in content.items()
@@ -153,10 +150,11 @@ def read_results(path: Path) -> Results:
         tuple(
             (name, str(note))
             for name, section in sections.items()
-            for note in _listed_scores(section.get("notes"))
+            if isinstance(section.get("notes"), list)
+            for note in section["notes"]
         ),
         tuple(_counts(content.get("images"))),
-        _extractor(content.get("extractor")),
+        str(extractor.get("name", "")) if isinstance(extractor, Mapping) else "",
     )
 
 
@@ -192,10 +190,8 @@ def _header(trained: Artifact, context: CardContext) -> dict[str, Any]:
 
 def _bases(config: Mapping[str, Any]) -> list[str]:
     """The published models that this one was made of, whose licenses bind it."""
-    named = (
-        config["model"].get("first_stage"), config.get("training", {}).get("start_from")
-    )  # fmt: skip
-    bases = [artifact.parse(str(name)) for name in named if name]
+    names = [config["model"].get("first_stage"), config.get("training", {}).get("start_from")]
+    bases = [artifact.parse(str(name)) for name in names if name]
     return [*dict.fromkeys(base.repo for base in bases if base)]
 
 
@@ -208,15 +204,15 @@ def _images(trained: Artifact) -> str:
         f"{markdown(spec.name)} ({_listed(spec.classes) or f'{spec.low:g} to {spec.high:g}'})"
         for spec in image.conditions
     )
-    rows = [
-        ("size", size),
-        ("channels", str(image.channels)),
-        ("voxel size (mm)", spacing),
-        ("intensities", ranges),
-        ("classes", _listed(image.labels) or "none"),
-        ("follows", follows or "nothing"),
-    ]
-    return "| images | |\n| --- | --- |\n" + _rows(rows)
+    rows = {
+        "size": size,
+        "channels": image.channels,
+        "voxel size (mm)": spacing,
+        "intensities": ranges,
+        "classes": _listed(image.labels) or "none",
+        "follows": follows or "nothing",
+    }
+    return _table("images", rows)
 
 
 def _data(trained: Artifact, context: CardContext) -> str:
@@ -227,8 +223,8 @@ def _data(trained: Artifact, context: CardContext) -> str:
         )
     if context.datasets:
         sentences.append(f"Of: {', '.join(context.datasets)}.")
-    classes = _listed(trained.image.labels)
-    sentences += [f"Classes: {classes}."] if classes else []
+    if classes := _listed(trained.image.labels):
+        sentences.append(f"Classes: {classes}.")
     if not context.datasets:
         sentences.append("Where they are from, its authors have not said.")
     sentences.append(
@@ -238,8 +234,8 @@ def _data(trained: Artifact, context: CardContext) -> str:
 
 
 def _training(trained: Artifact) -> str:
-    rows = [(markdown(name), f"{value:.6g}") for name, value in trained.metrics.items()]
-    return "| training | |\n| --- | --- |\n" + _rows(rows)
+    values = {markdown(name): f"{value:.6g}" for name, value in trained.metrics.items()}
+    return _table("training", values)
 
 
 def _evaluation(results: Results | None) -> str:
@@ -280,8 +276,9 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(markdown, names))
 
 
-def _rows(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"| {name} | {value} |" for name, value in rows)
+def _table(title: str, rows: Mapping[str, object]) -> str:
+    lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"| {title} | |\n| --- | --- |\n{lines}"
 
 
 def _conversions(context: CardContext) -> str:
@@ -299,8 +296,8 @@ def _conversions(context: CardContext) -> str:
 
 
 def _commands(context: CardContext) -> str:
-    wish = "-n 16" if context.task == "sample" else "-d YOUR_IMAGES"
-    words = f"-m {context.place} -o images {wish}"
+    option = "-n 16" if context.task == "sample" else "-d YOUR_IMAGES"
+    words = f"-m {context.place} -o images {option}"
     model = context.place.removeprefix("hf://").partition("@")[0]
     network = "-e HF_TOKEN " if context.place.startswith("hf://") else "--network none "
     return f"""Command line:
@@ -353,16 +350,8 @@ def _number(value: Any) -> float | None:
     return float(value) if usable and math.isfinite(value) else None
 
 
-def _listed_scores(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
 def _counts(images: Any) -> Iterator[tuple[str, int]]:
     for name, images_of_set in (images if isinstance(images, Mapping) else {}).items():
         count = _number(images_of_set.get("count")) if isinstance(images_of_set, Mapping) else None
         if count is not None:
             yield str(name), int(count)
-
-
-def _extractor(record: Any) -> str:
-    return str(record.get("name", "")) if isinstance(record, Mapping) else ""

@@ -1,4 +1,4 @@
-"""The section `export` of the YAML."""
+"""The sections `export` and `sampling.croissant` of the YAML."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 """What a Hub gives to those who log in; it is in no file and in no message."""
 
 _FORMS = {
-    "license": (
-        _LICENSE,
-        "a license as the Hub spells it, such as apache-2.0 or other",
-    ),
+    "license": (_LICENSE, "a license as the Hub spells it, such as apache-2.0 or other"),
     "datasets": (_DATASET, "the name of a data set: owner/name"),
     "version": (VERSION, "a version: two or three numbers, such as 1.0.0"),
     "revision": (BRANCH, "the name of a branch, such as main"),
@@ -40,8 +37,7 @@ class ExportConfig(Schema):
     """
 
     license: str = Field(
-        default="",
-        description="License of the model, as the Hub spells it; none is ever assumed.",
+        default="", description="License of the model, as the Hub spells it; none is ever assumed."
     )
     datasets: List[str] = Field(
         default=(), description="Names on a Hub of what it was trained on: [owner/name]."
@@ -114,3 +110,16 @@ class ExportRequest(ExportConfig):
                 "apache-2.0; it must be one that the owners of the training images allow."
             )
         return self
+
+
+class CroissantConfig(Schema):
+    """What only the user can say of the images."""
+
+    license: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9.+-]*|https?://\S+)?$",
+        description="Of the images: an identifier such as cc-by-4.0, or an address; never assumed.",
+    )
+    creators: List[str] = Field(
+        default=(), description="Groups or institutions that answer for the images."
+    )

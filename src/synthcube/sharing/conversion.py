@@ -68,17 +68,12 @@ class ConversionRecord(Schema):
 
 
 def check_request(runtime: RuntimeName, weights: Weights) -> None:
-    """Refuse a runtime that is unknown or not installed, or does not store weights so.
-
-    Raises:
-        ConfigError
-    """
-    if runtime not in runtimes.NAMES:
-        raise ConfigError(f"--runtime {runtime}: it must be {' or '.join(runtimes.NAMES)}.")
-    known = runtimes.get(runtime).weights
-    if weights not in known:
-        raise ConfigError(f"--runtime_weights {weights}: {runtime} takes {', '.join(known)}.")
-    runtimes.get(runtime).version()
+    """Raise a ConfigError if a runtime is unknown, not installed, or cannot store weights so."""
+    target = runtimes.get(runtime)
+    if weights not in target.weights:
+        known = ", ".join(target.weights)
+        raise ConfigError(f"--runtime_weights {weights}: {runtime} takes {known}.")
+    target.version()
 
 
 def convert(
@@ -135,11 +130,7 @@ def convert(
 
 
 def converted(folder: Path, runtime: RuntimeName) -> ConversionRecord:
-    """The record of a conversion in `folder`, a verified artifact.
-
-    Raises:
-        ArtifactError: it was not converted for that runtime.
-    """
+    """The record of a conversion in `folder`, a verified artifact; an ArtifactError without one."""
     path = folder / record_name(runtime)
     if not path.is_file():
         raise ArtifactError(
@@ -198,7 +189,8 @@ def used_networks(model: nn.Module, make: Callable[[], torch.Tensor]) -> list[Ne
     def record(
         name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any
     ) -> None:
-        if _stands_alone(module):
+        hooked = any(child._forward_hooks for child in module.modules())
+        if next(module.children(), None) and not hooked:
             seen = calls.setdefault(name, [])
             seen[-1:] = [_without_tensors(call) for call in seen[-1:]]
             seen.append(_call(args, kwargs, returned))
@@ -223,11 +215,6 @@ class _Call:
     returns_tensors: bool
 
 
-def _stands_alone(module: nn.Module) -> bool:
-    hooked = any(child._forward_hooks for child in module.modules())
-    return bool(next(module.children(), None)) and not hooked
-
-
 def _call(args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> _Call:
     values, tree = pytree.tree_flatten((args, kwargs))
     parts = returned if isinstance(returned, tuple) else (returned,)
@@ -249,8 +236,8 @@ def _inputs(calls: Sequence[_Call]) -> tuple[Input, ...] | None:
     if any(call.tree != calls[0].tree or not call.returns_tensors for call in calls):
         return None
     arguments = [
-        _input([call.values[place] for call in calls], [call.shapes[place] for call in calls])
-        for place in range(len(calls[0].values))
+        _input([call.values[index] for call in calls], [call.shapes[index] for call in calls])
+        for index in range(len(calls[0].values))
     ]
     known = [argument for argument in arguments if argument is not None]
     has_tensors = any(argument.shape is not None for argument in known)
@@ -272,11 +259,7 @@ def _input(values: Sequence[Any], shapes: Sequence[tuple[int, ...] | None]) -> I
 
 
 def _traced(network: Network, target: Runtime, weights: Weights) -> ExportedProgram:
-    """The network as a function of its tensors, in the order of its inputs.
-
-    Raises:
-        FamilyError: torch.export cannot follow what the network does.
-    """
+    """The network as a function of its tensors, in the order of its inputs."""
     from torch.export import Dim, export
 
     tensors, axes = [], []
@@ -334,8 +317,8 @@ def _called(name: str, session: Session, inputs: Sequence[Input]) -> Callable[..
                 f"{name} was converted for {expected} beside its tensors, and is given "
                 f"{constants}: export the model again."
             )
-        tensors = [value for value in values if isinstance(value, torch.Tensor)]
-        outputs = session([tensor.detach().contiguous().numpy() for tensor in tensors])
+        tensors = [value.detach() for value in values if isinstance(value, torch.Tensor)]
+        outputs = session([tensor.contiguous().numpy() for tensor in tensors])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return forward
@@ -343,8 +326,7 @@ def _called(name: str, session: Session, inputs: Sequence[Input]) -> Callable[..
 
 def _images(family: Any) -> torch.Tensor:
     """A few images, always the same, sampled and reconstructed where the model can."""
-    device = torch.device("cpu")
-    image = family.image
+    device, image = torch.device("cpu"), family.image
     generator = torch.Generator().manual_seed(0)
     images = []
     if isinstance(family, Samples):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from synthcube import __version__
 from synthcube.data.manifest import Row, read_table
 from synthcube.errors import ArtifactError, ConfigError
 from synthcube.models.artifact import Artifact
-from synthcube.schema import ConditionSpec, ImageSpec, List, Schema
+from synthcube.schema import ConditionSpec, ImageSpec
 from synthcube.sharing import identities
 from synthcube.sharing.card import INTENDED_USE
+from synthcube.sharing.config import CroissantConfig
 from synthcube.storage import sha256, write_json
 
 log = logging.getLogger("synthcube")
@@ -46,55 +48,30 @@ _GUESSED = re.compile(
 )
 
 # The recommended one of the specification, appendix 1, and the vocabularies used beside it.
-_CONTEXT: dict[str, Any] = {
+_TERMS = (
+    "arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "extract", "field",
+    "fileObject", "fileProperty", "fileSet", "format", "includes", "isArray", "isLiveDataset",
+    "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references", "regex",
+    "repeated", "replace", "samplingRate", "separator", "source", "subField", "transform",
+)  # fmt: skip
+_TYPED_TERMS = {
     "@language": "en",
     "@vocab": "https://schema.org/",
-    "arrayShape": "cr:arrayShape",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
     "conformsTo": "dct:conformsTo",
-    "containedIn": "cr:containedIn",
     "cr": "http://mlcommons.org/croissant/",
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
     "description": {"@container": "@language"},
-    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileObject": "cr:fileObject",
-    "fileProperty": "cr:fileProperty",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isArray": "cr:isArray",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
     "name": {"@container": "@language"},
-    "parentField": "cr:parentField",
-    "path": "cr:path",
     "prov": "http://www.w3.org/ns/prov#",
     "rai": "http://mlcommons.org/croissant/RAI/",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
 }
-_CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
+_CONTEXT = dict(sorted(({term: f"cr:{term}" for term in _TERMS} | _TYPED_TERMS).items()))
 
 InferTask = Literal["generate", "translate", "reconstruct"]
-
-RESEARCH_ONLY = "For research only: not a medical device, not for diagnosis."
 _BEGINNINGS: dict[InferTask, str] = {
     "generate": "Synthetic images: each was made out of noise by",
     "translate": "Images derived from real images of real people: each was translated by",
@@ -121,30 +98,13 @@ _LIMITS = (
     "on, and does not say where its knowledge ends.",
     "What looks like anatomy or a lesion may be an invention of the model, and what is rare may be "
     "missing: nobody has looked at each image.",
+    "How near the images are to real ones is not told here; `synthcube evaluate` says it.",
 )
-_NOT_JUDGED = "How near the images are to real ones is not told here; `synthcube evaluate` says it."
 
 
-class CroissantConfig(Schema):
-    """What only the user can say of the images."""
-
-    license: str = Field(
-        default="",
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9.+-]*|https?://\S+)?$",
-        description="Of the images: an identifier such as cc-by-4.0, or an address; never assumed.",
-    )
-    creators: List[str] = Field(
-        default=(), description="Groups or institutions that answer for the images."
-    )
-
-
-def stated(is_wished: bool, license_id: str, creators: Sequence[str]) -> CroissantConfig | None:
-    """What the command line says.
-
-    Raises:
-        ConfigError: the license is none, or something is said although nothing is wished.
-    """
-    if not is_wished:
+def stated(is_requested: bool, license_id: str, creators: Sequence[str]) -> CroissantConfig | None:
+    """The options of the command line; a ConfigError where they do not fit each other."""
+    if not is_requested:
         if license_id or creators:
             raise ConfigError("--license and --creator are of --croissant: give that as well.")
         return None
@@ -167,19 +127,13 @@ class MadeImages:
     seed: int | None  # None where nothing is drawn
     number: int
     columns: Sequence[str]  # of manifest.csv
-    steps: Sequence[str] = ()  # names of what was done to each after the model
-    manifest_sha256: str = "0" * 64
+    steps: Sequence[str]  # names of what was done to each after the model
+    manifest_sha256: str
 
     @property
     def is_derived(self) -> bool:
         """Whether they are made out of real images."""
         return self.task != "generate"
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """All that is told of them in words that are not SynthCube's."""
-        named = [(condition.name, *condition.classes) for condition in self.image.conditions]
-        return (self.family, *self.steps, *(word for words in named for word in words))
 
     @property
     def model(self) -> str:
@@ -191,36 +145,31 @@ class MadeImages:
 
 def wished(section: Mapping[str, Any], options: CroissantConfig | None) -> CroissantConfig | None:
     """What is given over what the section `sampling` says; None: no description is wished."""
-    section_value = section.get("croissant")
-    if section_value is None:
+    if section.get("croissant") is None:
         return options
-    over = options.model_dump(exclude_defaults=True) if options else {}
-    return CroissantConfig.model_validate({**section_value, **over})
+    changes = options.model_dump(exclude_defaults=True) if options else {}
+    return CroissantConfig.model_validate({**section["croissant"], **changes})
 
 
 def check(
-    trained: Artifact,
-    asked: Mapping[str, Any],
-    originals: Sequence[Row],
-    config: CroissantConfig,
+    trained: Artifact, asked: Mapping[str, Any], originals: Sequence[Row], config: CroissantConfig
 ) -> None:
-    """Refuse a description that would name a place or a person; warn of what it cannot say.
+    """Refuse a description that would name a place or a person, before any image is made.
 
     Args:
         asked: the record of the job.
         originals: the images that others are made of.
-
-    Raises:
-        ArtifactError: what, before any image is made.
     """
-    known = identities.subjects_of(trained.folder)
-    rows = [*known, *map(_cells, originals)]
+    rows = identities.subjects_of(trained.folder)
+    rows += [{"SubjectID": row.subject, **row.channel_cells} for row in originals]
     image = identities.public_image(trained.image, {row.get("SubjectID", "") for row in rows})
     images = _images(trained, image, asked, 0, ())
-    # Not our own prose, where a user called research would be found; nor what is said to be told.
-    if found := identities.traces({CROISSANT: "\n".join(images.words)}, rows):
+    # Only words that are not SynthCube's: in its prose a user called research would be found.
+    words = [images.family, *images.steps]
+    words += [word for spec in image.conditions for word in (spec.name, *spec.classes)]
+    if traces := identities.traces({CROISSANT: "\n".join(words)}, rows):
         raise ArtifactError(
-            f"{CROISSANT} would tell of people or of this machine; no image was made:", found
+            f"{CROISSANT} would tell of people or of this machine; no image was made:", traces
         )
     if not config.license:
         log.warning(
@@ -237,17 +186,11 @@ def check(
 
 def write(
     out: Path, trained: Artifact, asked: Mapping[str, Any], number: int, config: CroissantConfig
-) -> Path:
-    """Write croissant.json beside the images and their manifest, in one step.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    image, manifest = identities.public_image(trained.image, ()), out / MANIFEST
-    columns = read_table(manifest).header
-    images = _images(trained, image, asked, number, columns, sha256(manifest))
+) -> None:
+    """Write croissant.json beside the images and their manifest, in one step."""
+    image, table = identities.public_image(trained.image, ()), out / MANIFEST
+    images = _images(trained, image, asked, number, read_table(table).header, sha256(table))
     write_json(out / CROISSANT, description(images, config))
-    return out / CROISSANT
 
 
 def description(images: MadeImages, config: CroissantConfig) -> dict[str, Any]:
@@ -256,88 +199,78 @@ def description(images: MadeImages, config: CroissantConfig) -> dict[str, Any]:
     Left out, because only their publisher knows them: url, datePublished, and the license and the
     creator where `config` has none. The specification asks for all four.
     """
-    title = name(images)
+    tasks = {"generate": "generated", "translate": "translated", "reconstruct": "reconstructed"}
+    rank = f"{images.image.rank}D"
+    words = [_identifier(images.family), rank.lower(), images.model_sha256[:8], tasks[images.task]]
+    words += [] if images.seed is None else ["seed", str(images.seed)]
+    title = "-".join(words)
     publisher: dict[str, Any] = {"license": config.license} if config.license else {}
-    if config.creators:
-        publisher["creator"] = [
-            {"@type": "Organization", "name": creator} for creator in config.creators
-        ]
+    author = ""
+    if creators := config.creators:
+        publisher["creator"] = [{"@type": "Organization", "name": creator} for creator in creators]
+        author = f"author = {{{' and '.join(f'{{{creator}}}' for creator in creators)}}}, "
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "name": title,
-        "description": summary(images),
-        "conformsTo": _CONFORMS_TO,
+        "description": _summary(images),
+        "conformsTo": [f"http://mlcommons.org/croissant/{name}" for name in ("1.1", "RAI/1.0")],
         "version": VERSION,
         **publisher,
-        "citeAs": _cite_as(title, images, config.creators),
+        "citeAs": f"@misc{{{title}, title = {{{title}}}, {author}note = {{Version {VERSION}, "
+        f"{images.number} images made by {images.model}}}}}",
         "citation": CITATION,
-        "keywords": [
-            "synthetic data", "medical imaging", images.family, f"{images.image.rank}D",
-        ],
+        "keywords": ["synthetic data", "medical imaging", images.family, rank],
         "isLiveDataset": False,
-        **disclosure(images),
-        "distribution": distribution(images),
-        "recordSet": record_sets(images),
-    }  # fmt: skip
+        **_disclosure(images),
+        "distribution": _distribution(images),
+        "recordSet": _record_sets(images),
+    }
 
 
-def name(images: MadeImages) -> str:
-    """Of the data set: of which model, and how it was asked."""
-    done = {"generate": "generated", "translate": "translated", "reconstruct": "reconstructed"}
-    family = identifier(images.family)
-    words = [family, f"{images.image.rank}d", images.model_sha256[:8], done[images.task]]
-    words += [] if images.seed is None else ["seed", str(images.seed)]
-    return "-".join(words)
-
-
-def _cite_as(title: str, images: MadeImages, creators: Sequence[str]) -> str:
-    author = f"author = {{{' and '.join(f'{{{creator}}}' for creator in creators)}}}, "
-    return (
-        f"@misc{{{title}, title = {{{title}}}, {author if creators else ''}"
-        f"note = {{Version {VERSION}, {images.number} images made by {images.model}}}}}"
-    )
-
-
-def summary(images: MadeImages) -> str:
-    """What the images are, in a few sentences."""
+def _summary(images: MadeImages) -> str:
     image = images.image
     size = " x ".join(map(str, image.size))
     spacing = " x ".join(f"{length:g}" for length in image.spacing_mm[: image.rank])
     warning = " They are personal data wherever the originals are." if images.is_derived else ""
     return (
         f"{_origin(images)}{warning} {images.number} image(s) of {size} voxels with "
-        f"{image.channels} channel(s), {spacing} mm. {RESEARCH_ONLY}"
+        f"{image.channels} channel(s), {spacing} mm. For research only: not a medical device, "
+        "not for diagnosis."
     )
 
 
-def disclosure(images: MadeImages) -> dict[str, Any]:
+def _disclosure(images: MadeImages) -> dict[str, Any]:
     """The terms of the RAI vocabulary, and where the images are from as PROV-O says it."""
-    derived = images.is_derived
     source = (
         "Real images of real people, which are not part of this data set and are not named here."
-        if derived
+        if images.is_derived
         else "None: the images begin as noise. The model was trained on real images, which are not "
         "part of this data set."
     )
-    personal = _PERSONAL_DERIVED if derived else _PERSONAL_MADE
-    steps = ", ".join(images.steps) or "nothing"
+    annotations = "No annotations."
+    if images.image.conditions:
+        annotations = "Nobody annotated the images: their columns say what the model was told to "
+        annotations += "follow, which is not proof that it did."
     return {
         "rai:hasSyntheticData": True,  # not of RAI 1.0: what NeurIPS 2026 asks for beside it
         "rai:dataCollection": f"Not collected but computed. {_origin(images)}",
         "rai:dataCollectionType": ["Others"],
         "rai:dataCollectionRawData": source,
-        "rai:dataManipulationProtocol": f"Done to each image after the model: {steps}.",
-        "rai:dataAnnotationProtocol": _annotation(images),
+        "rai:dataManipulationProtocol": "Done to each image after the model: "
+        f"{', '.join(images.steps) or 'nothing'}.",
+        "rai:dataAnnotationProtocol": annotations,
         "rai:dataUseCases": [INTENDED_USE],
-        "rai:dataLimitations": [*_LIMITS, _NOT_JUDGED],
+        "rai:dataLimitations": list(_LIMITS),
         "rai:dataBiases": [
             "Those of the images that the model was trained on, and the model may have made them "
             "worse: what is frequent there can be more frequent here."
         ],
         "rai:dataSocialImpact": "Made images that pass for real ones mislead: say of everything "
         "that is made with them that they are synthetic.",
-        "rai:personalSensitiveInformation": list(personal),
+        "rai:personalSensitiveInformation": list(
+            _PERSONAL_DERIVED if images.is_derived else _PERSONAL_MADE
+        ),
         "prov:wasGeneratedBy": {
             "@type": "prov:Activity",
             "prov:label": images.task,
@@ -351,98 +284,58 @@ def _origin(images: MadeImages) -> str:
     return f"{_BEGINNINGS[images.task]} {images.model}{seed}."
 
 
-def _annotation(images: MadeImages) -> str:
-    if not images.image.conditions:
-        return "No annotations."
-    return (
-        "Nobody annotated the images: their columns say what the model was told to follow, which "
-        "is not proof that it did."
-    )
-
-
-def distribution(images: MadeImages) -> list[dict[str, Any]]:
-    file_format = images.image.file_format
+def _distribution(images: MadeImages) -> list[dict[str, Any]]:
+    suffix = images.image.file_format
     note = " It names subjects and originals." if images.is_derived else ""
-    return [
-        {
-            "@type": "cr:FileObject",
-            "@id": MANIFEST,
-            "name": MANIFEST,
-            "description": f"One row for each image.{note}",
-            "contentUrl": MANIFEST,
-            "encodingFormat": "text/csv",
-            "sha256": images.manifest_sha256,
-        },
-        {
-            "@type": "cr:FileSet",
-            "@id": FILES,
-            "name": FILES,
-            "description": f"The {images.number} images, .{file_format}.",
-            "encodingFormat": _ENCODINGS[file_format],
-            "includes": f"images/*.{file_format}",
-        },
-    ]
+    table = _node("FileObject", MANIFEST, f"One row for each image.{note}")
+    table |= {"contentUrl": MANIFEST, "encodingFormat": "text/csv"}
+    files = _node("FileSet", FILES, f"The {images.number} images, .{suffix}.")
+    files |= {"encodingFormat": _ENCODINGS[suffix], "includes": f"images/*.{suffix}"}
+    return [{**table, "sha256": images.manifest_sha256}, files]
 
 
-def record_sets(images: MadeImages) -> list[dict[str, Any]]:
-    taken: list[str] = ["file", "image", "SubjectID", "Seed"]
+def _record_sets(images: MadeImages) -> list[dict[str, Any]]:
+    parts = ["file", "image", "SubjectID", "Seed"]
     fields = [_file(images)]
     if images.image.file_format == "png":  # mlcroissant has no reader of NIfTI
-        fields.append(
-            {
-                "@type": "cr:Field",
-                "@id": f"{RECORDS}/image",
-                "name": "image",
-                "description": "The picture.",
-                "dataType": "sc:ImageObject",
-                "source": {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "content"}},
-            }
-        )
-    fields += [_known(column, images) for column in _KNOWN if column in images.columns]
+        source = {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "content"}}
+        picture = _node("Field", f"{RECORDS}/image", "The picture.", "image")
+        fields.append({**picture, "dataType": "sc:ImageObject", "source": source})
+    if "SubjectID" in images.columns:
+        fields.append(_subject(images))
+    if "Seed" in images.columns:
+        text = "Gives the same image again, by the same model."
+        fields.append(_column("Seed", "Seed", "sc:Integer", text))
     enumerations = []
     for spec in images.image.conditions:
         if spec.name not in images.columns:
             continue
-        part = identifier(spec.name, taken)
-        taken.append(part)
+        part = _identifier(spec.name, parts)
+        parts.append(part)
         if spec.kind == "class":
             enumerations.append(_enumeration(spec, part))
         fields.append(_condition(spec, part))
-    records = {
-        "@type": "cr:RecordSet",
-        "@id": RECORDS,
-        "name": RECORDS,
-        "description": "One record for each image.",
-        "key": {"@id": f"{RECORDS}/file"},
-        "field": fields,
-    }
-    return [records, *enumerations]
+    records = _node("RecordSet", RECORDS, "One record for each image.")
+    return [{**records, "key": {"@id": f"{RECORDS}/file"}, "field": fields}, *enumerations]
 
 
 def _file(images: MadeImages) -> dict[str, Any]:
     """The column that joins the manifest to the images; the first, as mlcroissant joins once."""
-    field = _column("file", "Channel_0", "sc:Text", "Name of the file within the folder images.")
-    field["source"]["transform"] = {"regex": "^(?:images/)?(.+)$"}
+    text = "Name of the file within the folder images."
+    field = _column("file", "Channel_0", "sc:Text", text, regex="^(?:images/)?(.+)$")
     if images.image.file_format == "png":
         field["references"] = {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "filename"}}
     return field
 
 
-_KNOWN = {
-    "SubjectID": ("sc:Text", "Whose image it is, as text: 0001 is not 1."),
-    "Seed": ("sc:Integer", "Gives the same image again, by the same model."),
-}
-
-
-def _known(column: str, images: MadeImages) -> dict[str, Any]:
-    kind, text = _KNOWN[column]
-    if column != "SubjectID" or images.is_derived:
-        return _column(column, column, kind, text)
+def _subject(images: MadeImages) -> dict[str, Any]:
+    if images.is_derived:
+        text = "Whose image it is, as text: 0001 is not 1."
+        return _column("SubjectID", "SubjectID", "sc:Text", text)
     # The name of a made image is its number, which readers of a CSV take for one: 00001 is not 1.
-    field = _column(column, "Channel_0", kind, "No person: the number of the image, as text.")
-    suffix = re.escape(images.image.file_format)
-    field["source"]["transform"] = {"regex": rf"^(?:images/)?(.+)\.{suffix}$"}
-    return field
+    text = "No person: the number of the image, as text."
+    regex = rf"^(?:images/)?(.+)\.{re.escape(images.image.file_format)}$"
+    return _column("SubjectID", "Channel_0", "sc:Text", text, regex=regex)
 
 
 def _condition(spec: ConditionSpec, part: str) -> dict[str, Any]:
@@ -460,41 +353,35 @@ def _condition(spec: ConditionSpec, part: str) -> dict[str, Any]:
 
 def _enumeration(spec: ConditionSpec, part: str) -> dict[str, Any]:
     top = f"{part}-classes"
+    name = f"{top}/name"
     return {
-        "@type": "cr:RecordSet",
-        "@id": top,
-        "name": top,
-        "description": f"The classes of {spec.name} that the model knows.",
+        **_node("RecordSet", top, f"The classes of {spec.name} that the model knows."),
         "dataType": "sc:Enumeration",
-        "key": {"@id": f"{top}/name"},
-        "field": [
-            {"@type": "cr:Field", "@id": f"{top}/name", "name": "name", "dataType": "sc:Text"}
-        ],
-        "data": [{f"{top}/name": each} for each in spec.classes],
+        "key": {"@id": name},
+        "field": [{"@type": "cr:Field", "@id": name, "name": "name", "dataType": "sc:Text"}],
+        "data": [{name: class_name} for class_name in spec.classes],
     }
 
 
 def _column(
-    part: str, column: str, kind: str | list[str], text: str, name: str = ""
+    part: str, column: str, data_type: str | list[str], text: str, name: str = "", regex: str = ""
 ) -> dict[str, Any]:
-    return {
-        "@type": "cr:Field",
-        "@id": f"{RECORDS}/{part}",
-        "name": name or part,
-        "description": text,
-        "dataType": kind,
-        "source": {"fileObject": {"@id": MANIFEST}, "extract": {"column": column}},
-    }
+    source = {"fileObject": {"@id": MANIFEST}, "extract": {"column": column}}
+    source |= {"transform": {"regex": regex}} if regex else {}
+    field = _node("Field", f"{RECORDS}/{part}", text, name or part)
+    return {**field, "dataType": data_type, "source": source}
 
 
-def identifier(text: str, taken: Iterable[str] = ()) -> str:
-    """`text` as part of an IRI, another one than those taken."""
+def _node(type_name: str, identifier: str, text: str, name: str = "") -> dict[str, Any]:
+    names = {"@id": identifier, "name": name or identifier}
+    return {"@type": f"cr:{type_name}", **names, "description": text}
+
+
+def _identifier(text: str, others: Sequence[str] = ()) -> str:
+    """`text` as part of an IRI, other than `others`."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
-    name_of_part, number, others = plain, 1, set(taken)
-    while name_of_part in others:
-        number += 1
-        name_of_part = f"{plain}_{number}"
-    return name_of_part
+    candidates = chain([plain], (f"{plain}_{number}" for number in count(2)))
+    return next(candidate for candidate in candidates if candidate not in others)
 
 
 def _images(
@@ -510,7 +397,3 @@ def _images(
         image, family, trained.sha256, asked["task"], asked.get("seed"), number, columns,
         [str(step["name"]) for step in asked["postprocessing"]], manifest_sha256,
     )  # fmt: skip
-
-
-def _cells(row: Row) -> dict[str, str]:
-    return {"SubjectID": row.subject, **row.channel_cells}

@@ -28,6 +28,8 @@ log = logging.getLogger("synthcube")
 
 _NO_ROOM = (402, 413, 507)
 _LONGEST = 300
+_NETWORK_ERRORS = {"TransportError", "ConnectionError", "TimeoutError", "InvalidURL"}
+_SUFFIXES = (".safetensors", ".yaml", ".json", ".png")
 
 
 def connect() -> HfApi:
@@ -47,12 +49,12 @@ def connect() -> HfApi:
     if endpoint != environment.PUBLIC_HUB and not environment.uses_xet():
         # The environment is too late for a client that another library has imported before.
         constants.HF_HUB_DISABLE_XET = True
-        _tell(endpoint)
+        _log_without_xet(endpoint)
     return HfApi(endpoint=endpoint, library_name="synthcube")
 
 
 @cache
-def _tell(endpoint: str) -> None:
+def _log_without_xet(endpoint: str) -> None:
     log.info("The Hub is %s: its storage service Xet is not used.", endpoint)
 
 
@@ -77,15 +79,16 @@ def hub_errors(action: str, endpoint: str) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:
-        response = next(
-            (fault for fault in _chain(error) if isinstance(fault, HfHubHTTPError)), None
-        )
+        chain = list(_chain(error))
+        response = next((fault for fault in chain if isinstance(fault, HfHubHTTPError)), None)
         if response is not None:
             raise HubError(f"{action}: {_refusal(response, endpoint)}") from None
-        if _is_of_network(error):
+        # By name, in any version of the client's HTTP library.
+        if _NETWORK_ERRORS & {base.__name__ for fault in chain for base in type(fault).__mro__}:
             raise HubError(
-                f"{action}: {endpoint} cannot be reached or broke off ({_named(error)}). Is there "
-                "a network? The same command again goes on; what was there before is unchanged."
+                f"{action}: {endpoint} cannot be reached or broke off "
+                f"({type(chain[-1]).__name__}). Is there a network? The same command again goes "
+                "on; what was there before is unchanged."
             ) from None
         if isinstance(error, OSError) and error.strerror:
             raise HubError(f"{action}: {error.filename}: {error.strerror}.") from error
@@ -129,7 +132,8 @@ def _refusal(error: Any, endpoint: str) -> str:
         return "there is no such branch, tag or commit."
     if isinstance(error, EntryNotFoundError):
         return "a file is missing there."
-    return _by_status(status, endpoint) + _said(error)
+    message = str(error.server_message or "").strip()
+    return _by_status(status, endpoint) + (f" It says: {redacted(message)}" if message else "")
 
 
 def _by_status(status: int, endpoint: str) -> str:
@@ -152,35 +156,16 @@ def _by_status(status: int, endpoint: str) -> str:
     return f"{endpoint} refuses it ({status})."
 
 
-def _said(error: Any) -> str:
-    message = str(error.server_message or "").strip()
-    return f" It says: {redacted(message)}" if message else ""
-
-
-def _is_of_network(error: BaseException) -> bool:
-    """Whether it is a fault of the connection, in any version of the client's HTTP library."""
-    kinds = {kind.__name__ for fault in _chain(error) for kind in type(fault).__mro__}
-    return bool(kinds & {"TransportError", "ConnectionError", "TimeoutError", "InvalidURL"})
-
-
-def _named(error: BaseException) -> str:
-    return type(list(_chain(error))[-1]).__name__
-
-
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
 
 
-_KINDS = (".safetensors", ".yaml", ".json", ".png")
-
-
 def located(model: Path | str) -> Path:
-    """The folder of a model, wherever it is: a path stays one, an address is downloaded.
+    """The folder of a model: a path is returned as it is, an address is downloaded.
 
-    Raises:
-        HubError, ArtifactError: see :func:`pull`.
+    Raises what :func:`pull` raises.
     """
     address = artifact.parse(model)
     return pull(address)[0] if address else Path(model)
@@ -197,7 +182,7 @@ def pull(address: Address) -> tuple[Path, Address]:
         ArtifactError: it is of a newer schema, or damaged.
     """
     if environment.is_offline():
-        return _kept(address)
+        return _cached(address)
     known = address.folder(artifact.INDEX) if address.is_pinned else None
     folder = known or _indexed(address)
     pinned = address.at(folder.name)
@@ -206,10 +191,11 @@ def pull(address: Address) -> tuple[Path, Address]:
     except ArtifactError:
         _fetch(pinned, [artifact.INDEX], again=True)  # may have been damaged on the way
         listed = artifact.read_index(folder)
-    if strange := sorted(name for name in listed if not _is_taken(name)):
+    foreign = sorted(name for name in listed if not (name.endswith(_SUFFIXES) or is_part(name)))
+    if foreign:
         raise ArtifactError(
-            f"{pinned} lists {', '.join(strange)}: only {', '.join(_KINDS)} are taken from a Hub, "
-            "and networks that were converted for a runtime."
+            f"{pinned} lists {', '.join(foreign)}: only {', '.join(_SUFFIXES)} are taken from a "
+            "Hub, and networks that were converted for a runtime."
         )
     if any(not (folder / name).is_file() for name in listed):
         _fetch(pinned, sorted(listed))
@@ -226,11 +212,7 @@ def pull(address: Address) -> tuple[Path, Address]:
     return folder, pinned
 
 
-def _is_taken(name: str) -> bool:
-    return name.endswith(_KINDS) or is_part(name)
-
-
-def _kept(address: Address) -> tuple[Path, Address]:
+def _cached(address: Address) -> tuple[Path, Address]:
     folder = address.folder(artifact.INDEX)
     if folder is None:
         raise HubError(

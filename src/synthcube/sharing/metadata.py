@@ -28,7 +28,6 @@ def metadata(
 
     Args:
         version: of the model, such as 1.0.0.
-
     """
     image, name = trained.image, trained.config["model"]["name"]
     installed = environment.versions()
@@ -66,11 +65,7 @@ def metadata(
 
 
 def version_of(folder: Path) -> str:
-    """The version of an exported model.
-
-    Raises:
-        ArtifactError: metadata.json is missing or does not say.
-    """
+    """The version of an exported model; an ArtifactError where metadata.json does not say it."""
     version = reading.read_object(folder / METADATA, ArtifactError).get("version")
     if not isinstance(version, str) or not VERSION.fullmatch(version):
         raise ArtifactError(

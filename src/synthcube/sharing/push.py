@@ -32,12 +32,7 @@ _OURS = (artifact.WEIGHTS, artifact.EXPORTED_WEIGHTS, artifact.PICTURE, METADATA
 
 
 def push(
-    folder: Path,
-    repo: str,
-    *,
-    public: bool = False,
-    revision: str = "main",
-    message: str = "",
+    folder: Path, repo: str, *, public: bool = False, revision: str = "main", message: str = ""
 ) -> tuple[Address, bool]:
     """Publish an exported folder; returns its address, at its commit, and whether it is new there.
 
@@ -56,7 +51,9 @@ def push(
             published then.
         ArtifactError: the folder is damaged, or no exported model.
     """
-    repo, branch = artifact.repo_id(repo), _branch(revision)
+    repo = artifact.repo_id(repo)
+    if not BRANCH.fullmatch(revision) or ".." in revision:
+        raise HubError(f"--revision {revision!r} is no name of a branch.")
     artifact.load(folder)
     card = _card(folder)
     tag = f"v{version_of(folder)}"
@@ -71,9 +68,14 @@ def push(
     with hub.hub_errors(f"Pushing to {repo}", api.endpoint):
         _check_card(api, card)
         _open(api, repo, public)
-        head = _head(api, repo, branch)
-        there = _files(api, repo, branch)
-        _check_owner(repo, there)
+        head = _head(api, repo, revision)
+        there = _files(api, repo, revision)
+        foreign = sorted(name for name in there if name not in _NEUTRAL)
+        if foreign and artifact.INDEX not in there:
+            raise HubError(
+                f"{repo} holds something else ({', '.join(foreign[:3])}) and no model of "
+                "SynthCube: give another name."
+            )
         files = _published(folder)
         changed = _changed(files, there)
         ours = [name for name in there if name in _OURS or is_part(name)]
@@ -85,26 +87,16 @@ def push(
                     f"{repo} has a version {tag} already, with other content: a version stays "
                     "what it is, so give this one its own number, as in --model_version 1.1.0."
                 )
-            what = message or f"Upload {tag} with SynthCube"
-            head = _commit(api, repo, branch, head, {name: files[name] for name in changed}, stale,
-                           what)  # fmt: skip
+            title = message or f"Upload {tag} with SynthCube"
+            new = {name: files[name] for name in changed}
+            head = _commit(api, repo, revision, head, new, stale, title)
         if tag not in tags:
             api.create_tag(repo, tag=tag, revision=head, exist_ok=True)
     return Address(repo, head), bool(changed or stale)
 
 
-def _branch(revision: str) -> str:
-    if not BRANCH.fullmatch(revision) or ".." in revision:
-        raise HubError(f"--revision {revision!r} is no name of a branch.")
-    return revision
-
-
 def _card(folder: Path) -> str:
-    """The model card.
-
-    Raises:
-        HubError: there is none, or none that states a license.
-    """
+    """The model card; a HubError where there is none, or none that states a license."""
     path = folder / artifact.CARD
     text = reading.read_text(path, HubError) if path.is_file() else ""
     if not header_of(text).get("license"):
@@ -166,15 +158,6 @@ def _head(api: HfApi, repo: str, branch: str) -> str:
 def _files(api: HfApi, repo: str, revision: str) -> dict[str, Any]:
     tree = api.list_repo_tree(repo, revision=revision, recursive=True)
     return {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
-
-
-def _check_owner(repo: str, there: Mapping[str, Any]) -> None:
-    foreign = sorted(name for name in there if name not in _NEUTRAL)
-    if foreign and artifact.INDEX not in there:
-        raise HubError(
-            f"{repo} holds something else ({', '.join(foreign[:3])}) and no model of SynthCube: "
-            "give another name."
-        )
 
 
 def _published(folder: Path) -> dict[str, Path]:

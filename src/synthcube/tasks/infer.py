@@ -19,7 +19,8 @@ from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import Reconstructs, Samples
 from synthcube.schema import flattened
-from synthcube.sharing.croissant import CroissantConfig, wished
+from synthcube.sharing.config import CroissantConfig
+from synthcube.sharing.croissant import wished
 from synthcube.sharing.runtimes import RuntimeOrTorch
 from synthcube.tasks.inference_jobs import (
     Generation,

@@ -30,9 +30,10 @@ from synthcube.models import inference
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import SAMPLING_KEYS, FamilyConfig
 from synthcube.schema import ConditionSpec, ImageSpec
-from synthcube.sharing import croissant
+from synthcube.sharing import croissant, runtimes
+from synthcube.sharing.config import CroissantConfig
 from synthcube.sharing.conversion import substitute
-from synthcube.sharing.croissant import CROISSANT, CroissantConfig
+from synthcube.sharing.croissant import CROISSANT
 from synthcube.sharing.runtimes import RuntimeOrTorch
 
 IMAGES, MANIFEST, GRID, PROVENANCE = "images", "manifest.csv", "grid.png", "provenance.json"
@@ -49,8 +50,11 @@ def inference_settings(
     """The settings of a training, with `changes` of seed, sampling and compute applied.
 
     Args:
-        runtime: replaces sampling.runtime. Runtimes other than torch compute on the CPU in 32 bits,
-            as they were verified.
+        runtime: replaces sampling.runtime. Runtimes other than torch compute on
+            their own device in 32 bits, as they were verified.
+
+    Raises:
+        ConfigError: another runtime than torch is to use a GPU.
     """
     settings = config.trained_settings(trained)
     settings["seed"] = changes.get("seed", settings["seed"])
@@ -59,12 +63,13 @@ def inference_settings(
     runtime = runtime or settings["sampling"].get("runtime", "torch")
     settings["sampling"]["runtime"] = runtime
     if runtime != "torch":
-        if settings["compute"]["accelerator"] == "gpu":
+        device, accelerator = runtimes.get(runtime).device, settings["compute"]["accelerator"]
+        if accelerator not in ("auto", device):
             raise ConfigError(
-                f"--runtime {runtime} computes on the CPU, and compute.accelerator is gpu: use "
-                "auto or cpu, or the runtime torch."
+                f"--runtime {runtime} computes on the {device.upper()}, and compute.accelerator is "
+                f"{accelerator}: use auto or {device}, or the runtime torch."
             )
-        settings["compute"] |= {"accelerator": "cpu", "precision": "32-true"}
+        settings["compute"] |= {"accelerator": device, "precision": "32-true"}
     return settings
 
 

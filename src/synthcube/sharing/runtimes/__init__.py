@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from synthcube import environment
 from synthcube.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     Session = Callable[[Sequence[npt.NDArray[Any]]], list[torch.Tensor]]
+    Shapes = Sequence[Sequence[int | None]]
     RuntimeName = str
     RuntimeOrTorch = str
 
@@ -41,7 +43,7 @@ class Runtime(ABC):
     """What SynthCube needs to know of a runtime."""
 
     device: ClassVar[str]
-    """Device that its networks compute on, as torch calls it."""
+    """Device that its networks compute on, as compute.accelerator calls it."""
     weights: ClassVar[tuple[Weights, ...]]
     """Formats in which it can store them."""
     suffixes: ClassVar[tuple[str, ...]]
@@ -49,11 +51,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def version(self) -> str:
-        """Version of the installed runtime.
-
-        Raises:
-            ConfigError: it is not installed.
-        """
+        """Version of the installed runtime; a ConfigError where it is not installed."""
 
     def rewritten(self, network: nn.Module, weights: Weights) -> AbstractContextManager[None]:
         """Layers of `network` in a form that the runtime computes faster, while it is traced."""
@@ -61,12 +59,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def save(
-        self,
-        program: ExportedProgram,
-        shapes: Sequence[Sequence[int | None]],
-        folder: Path,
-        stem: str,
-        weights: Weights,
+        self, program: ExportedProgram, shapes: Shapes, folder: Path, stem: str, weights: Weights
     ) -> None:
         """Write a network to `folder`, as files called `stem` with the runtime's suffixes.
 
@@ -81,9 +74,24 @@ class Runtime(ABC):
 
 
 def get(name: str) -> Runtime:
-    """The runtime of that name."""
+    """The runtime of that name; a ConfigError where there is none."""
+    if name not in NAMES:
+        raise ConfigError(f"--runtime {name}: it must be {' or '.join(NAMES)}.")
     runtime: Runtime = import_module(f"{__name__}.{name}").RUNTIME
     return runtime
+
+
+def imported(package: str, fault: str) -> Any:
+    """A package of an extra, with its telemetry switched off; `fault` where it is not there.
+
+    Raises:
+        ConfigError: `fault`.
+    """
+    environment.keep_conversions_local()
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ConfigError(fault) from error
 
 
 def is_installed(name: str) -> bool:

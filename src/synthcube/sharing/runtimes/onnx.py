@@ -15,13 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from synthcube import environment
-from synthcube.errors import ArtifactError, ConfigError
+from synthcube.errors import ArtifactError
 from synthcube.sharing.channels_last import channels_last_layers
-from synthcube.sharing.runtimes import Runtime, Weights
+from synthcube.sharing.runtimes import Runtime, Weights, imported
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from synthcube.sharing.runtimes import Shapes
 
 _OPSET = 20
 _LARGEST_BYTES = 2**30
@@ -40,25 +41,18 @@ class OnnxRuntime(Runtime):
         return channels_last_layers(network)
 
     def save(
-        self,
-        program: ExportedProgram,
-        shapes: Sequence[Sequence[int | None]],
-        folder: Path,
-        stem: str,
-        weights: Weights,
+        self, program: ExportedProgram, shapes: Shapes, folder: Path, stem: str, weights: Weights
     ) -> None:
-        try:
-            import onnxscript  # noqa: F401  # torch imports it
-        except ImportError as error:
-            raise ConfigError(
-                "Converting for onnx needs onnxscript: pip install 'synthcube[onnx]'."
-            ) from error
+        # torch imports it
+        imported(
+            "onnxscript", "Converting for onnx needs onnxscript: pip install 'synthcube[onnx]'."
+        )
         size = sum(weight.nbytes for weight in program.state_dict.values())
         path = folder / f"{stem}.onnx"
         with _quiet():
             exported: Any = torch.onnx.export(
                 program, (), dynamo=True, verbose=False, opset_version=_OPSET,
-                input_names=[f"input_{place}" for place in range(len(shapes))],
+                input_names=[f"input_{index}" for index in range(len(shapes))],
             )  # fmt: skip
             for node in exported.model.graph.all_nodes():
                 node.metadata_props.clear()  # names of source files on this machine
@@ -87,7 +81,7 @@ class Session:
         self._names = {node.name for node in self._session.get_inputs()}
 
     def __call__(self, values: Sequence[npt.NDArray[Any]]) -> list[torch.Tensor]:
-        named = {f"input_{place}": value for place, value in enumerate(values)}
+        named = {f"input_{index}": value for index, value in enumerate(values)}
         fed = {name: value for name, value in named.items() if name in self._names}
         return [torch.from_numpy(array) for array in self._session.run(None, fed)]
 
@@ -106,14 +100,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _onnxruntime() -> Any:
-    environment.keep_conversions_local()
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ConfigError(
-            "ONNX Runtime is not installed: pip install 'synthcube[onnx]'."
-        ) from error
-    return onnxruntime
+    return imported("onnxruntime", "ONNX Runtime is not installed: pip install 'synthcube[onnx]'.")
 
 
 # By message, the fields that hold messages, in onnx.proto.
@@ -167,30 +154,30 @@ def _locations(data: mmap.mmap, start: int, end: int, message: int) -> Iterator[
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Number, start and end of each field with a length."""
-    place = start
-    while place < end:
-        tag, place = _number(data, place)
+    offset = start
+    while offset < end:
+        tag, offset = _number(data, offset)
         field, wire = tag >> 3, tag & 7
         if wire == 0:
-            _, place = _number(data, place)
+            _, offset = _number(data, offset)
         elif wire in _FIXED:
-            place += _FIXED[wire]
+            offset += _FIXED[wire]
         elif wire == 2:
-            length, place = _number(data, place)
-            yield field, place, place + length
-            place += length
+            length, offset = _number(data, offset)
+            yield field, offset, offset + length
+            offset += length
         else:
             raise ValueError(f"wire type {wire}")
-        if place > end:
+        if offset > end:
             raise ValueError("a field is longer than what it is in")
 
 
-def _number(data: mmap.mmap, place: int) -> tuple[int, int]:
+def _number(data: mmap.mmap, offset: int) -> tuple[int, int]:
     value = shift = 0
     while shift < 70:
-        byte = data[place]
+        byte = data[offset]
         value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 128:
-            return value, place
+            return value, offset
     raise ValueError("a number is longer than any")

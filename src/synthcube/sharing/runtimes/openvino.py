@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from synthcube import environment
-from synthcube.errors import ConfigError
 from synthcube.sharing.channels_last import channels_last_layers
-from synthcube.sharing.runtimes import Runtime, Weights
+from synthcube.sharing.runtimes import Runtime, Weights, imported
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from synthcube.sharing.runtimes import Shapes
 
 _NUM_COMPILED = 4
 """Batch sizes for which a network stays compiled."""
@@ -41,12 +41,7 @@ class OpenVino(Runtime):
         return nullcontext() if weights == "int8" else channels_last_layers(network)
 
     def save(
-        self,
-        program: ExportedProgram,
-        shapes: Sequence[Sequence[int | None]],
-        folder: Path,
-        stem: str,
-        weights: Weights,
+        self, program: ExportedProgram, shapes: Shapes, folder: Path, stem: str, weights: Weights
     ) -> None:
         ov = _openvino()
         model = ov.convert_model(program)
@@ -118,23 +113,11 @@ def _core() -> Any:
 
 
 def _openvino() -> Any:
-    environment.keep_conversions_local()
-    try:
-        import openvino
-    except ImportError as error:
-        raise ConfigError(
-            "OpenVINO is not installed: pip install 'synthcube[openvino]'."
-        ) from error
-    return openvino
+    return imported("openvino", "OpenVINO is not installed: pip install 'synthcube[openvino]'.")
 
 
 def _in_8_bits(model: Any) -> Any:
-    try:
-        import nncf
-    except ImportError as error:
-        raise ConfigError(
-            "--runtime_weights int8 needs nncf: pip install 'synthcube[int8]'."
-        ) from error
+    nncf = imported("nncf", "--runtime_weights int8 needs nncf: pip install 'synthcube[int8]'.")
     # Not nncf.set_log_level: that changes the handlers as well, which others may share.
     logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # a progress bar
