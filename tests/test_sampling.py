@@ -146,6 +146,19 @@ def test_the_yaml_of_the_training_may_be_given_to_infer(
     assert cli(*words, "-o", tmp_path / "out")[0] == 0
 
 
+def test_other_families_need_no_name_in_the_yaml(
+    tiny_config, phantoms: Path, cli, tmp_path: Path
+) -> None:
+    train(tiny_config("dcgan"), phantoms, tmp_path / "run")
+    words = ["infer", "-m", tmp_path / "run", "-n", "2", "-o", tmp_path / "out"]
+    assert cli(*words)[0] == 0
+    code, _, err = cli(*words, "-c", written(tmp_path / "g.yaml", "model: {guidance: 4}"))
+    assert code == 2
+    assert "model.guidance: dcgan has no such key: leave it out" in err
+    assert "model.name" not in err
+    assert cli(*words, "--guidance", "2")[0] == 2
+
+
 def test_a_training_whose_model_has_no_such_setting_is_refused(
     tiny_config, phantoms: Path, cli, tmp_path: Path
 ) -> None:

@@ -206,7 +206,8 @@ def build(
     try:
         if isinstance(section, dict):
             family = registry.find(str(section.get("name", registry.DEFAULT)))
-            section = {"name": registry.DEFAULT, **section}
+            # Of a trained model the config tells the family, where this one does not.
+            section = section if trained else {"name": registry.DEFAULT, **section}
     except SynthCubeError as error:
         faults.append(f"model.name{_line(('model', 'name'), lines)}: {error}")
         section = {}

@@ -183,16 +183,19 @@ def _changes(request: InferRequest, trained: Artifact) -> dict[str, Any]:
 
 
 def _require_same_training(changes: Mapping[str, Any], trained: Artifact) -> None:
-    """Refuse keys of the model and its images that differ: nobody could follow them any more."""
+    """Refuse keys of the model and its images that the training has fixed to other values."""
     faults = []
+    family = trained.config["model"]["name"]
     for section in ("model", "data"):
         before = flattened(trained.config.get(section, {}))
         for key, value in flattened(changes.get(section, {})).items():
-            if key in before and before[key] != value:
-                instead = _SAMPLING_KEYS.get(key.rpartition(".")[2], "")
+            instead = _SAMPLING_KEYS.get(key.rpartition(".")[2]) if section == "model" else None
+            if key not in before and section == "model":
+                faults.append(f"model.{key}: {family} has no such key: leave it out")
+            elif before.get(key, value) != value:
                 faults.append(
                     f"{section}.{key} is {value!r}, the model was trained with {before[key]!r}: "
-                    + (f"use {instead}" if instead and section == "model" else "leave it out")
+                    + (f"use {instead}" if instead else "leave it out")
                 )
     if faults:
         raise ConfigError("These keys cannot be changed after the training:", faults)
