@@ -29,6 +29,8 @@ def _own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     monkeypatch.delenv("PYTHONSAFEPATH")
     with plugins.vouching():
         yield
+    for name in ("my_autoencoder", "my_transforms"):  # of examples/plugins, or a copy of them
+        sys.modules.pop(name, None)
     log = logging.getLogger("synthcube")
     log.handlers.clear()
     log.propagate = True

@@ -103,7 +103,7 @@ def test_dashes_are_underscores(cli, given, tmp_path: Path) -> None:
 def test_infer_takes_seed_and_number_from_its_own_file(cli, given, tmp_path: Path) -> None:
     assert cli("train", *given.values())[0] == 0
     own = tmp_path / "own.yaml"
-    own.write_text("seed: 5\nsampling: {num_images: 3}\nmodel: {name: vqvae}\n")
+    own.write_text("seed: 5\nsampling: {num_images: 3}\n")
 
     def images(name: str, *words: object) -> dict[str, bytes]:
         model = f"--model_path={tmp_path / 'run'}"
