@@ -182,6 +182,7 @@ def test_prepare_prints_what_it_found_and_left_out(cli, phantoms: Path, tmp_path
     assert json.loads(cli("schema")[1])["title"] == "SynthCube run"
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_run_that_goes_on(
     tiny_config, phantoms: Path, tmp_path: Path, forks
 ) -> None:
@@ -220,6 +221,7 @@ def test_prepare_verifies_where_asked(cli, phantoms: Path, tmp_path: Path) -> No
     assert "text.png: is not a .png image, whatever its name says" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watched", [True, False])
 def test_a_person_gets_a_bar_and_a_log_gets_lines(
     watched: bool, tiny_config, phantoms: Path, tmp_path: Path

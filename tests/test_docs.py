@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,14 @@ def _write_old_weights(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def _marked(page: Path) -> Any:
+    """The pages that a newcomer reads first are quick tests, the others slow ones."""
+    is_quick = page.parent == ROOT or page.name == "getting-started.md"
+    name = str(page.relative_to(ROOT))
+    return pytest.param(page, id=name, marks=() if is_quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", [_marked(page) for page in PAGES])
 def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> None:
     """As written, but for the length of a training, which is cut to one epoch."""
     for line in commands(page):

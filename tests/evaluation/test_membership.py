@@ -82,6 +82,7 @@ def sets(tmp_path: Path, **folders: Path):
     return loaded["predictions"], loaded["labels"], loaded["train_data"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [("rectified_flow", 250), ("autoencoder_kl", 150)])
 def test_a_model_that_knows_its_images_by_heart_gives_them_away(
     tmp_path: Path, name: str, steps: int

@@ -47,6 +47,7 @@ def test_images_as_good_as_real_ones_teach_as_much(sides, size) -> None:
     assert measures["balanced_accuracy_real"].real_baseline == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_classes_that_are_mixed_up_teach_less(sides) -> None:
     _, names = shapes(90, 0)
     mixed = [names[(i * 7 + i // 3) % 90] for i in range(90)]
@@ -55,6 +56,7 @@ def test_classes_that_are_mixed_up_teach_less(sides) -> None:
     assert measures["accuracy_difference"].high < 0
 
 
+@pytest.mark.slow
 def test_predictions_of_another_range_teach_less(sides) -> None:
     voxels, _ = shapes(90, 0)
     measures = usefulness(*sides(voxels=voxels / 255 - 1), 0).measures

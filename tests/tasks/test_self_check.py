@@ -30,7 +30,7 @@ def test_every_family_goes_the_whole_way_in_2d_and_3d(
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
-@pytest.mark.parametrize("cache", ["good", "/proc/nowhere"])
+@pytest.mark.parametrize("cache", [pytest.param("good", marks=pytest.mark.slow), "/proc/nowhere"])
 def test_the_command_says_so_and_exits_accordingly(cache: str, tmp_path: Path) -> None:
     """As in a container: from anywhere, without HOME, and with nothing else in the environment."""
     done = subprocess.run(

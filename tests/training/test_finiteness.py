@@ -194,6 +194,7 @@ except SynthCubeError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_bad_gradient_in_one_process_is_said_once_with_the_files_of_both(
     tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:

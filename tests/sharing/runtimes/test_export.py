@@ -305,6 +305,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_nobody_is_told_of_a_conversion(first_stage, tmp_path) -> None:
     home = tmp_path / "home"
     home.mkdir()
