@@ -42,7 +42,11 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_tutorial_runs_and_shows_images(clone: Path, capsys) -> None:
-    pictures = run(code_cells(json.loads(TUTORIAL.read_text(encoding="utf-8"))))
+    """As written, but for the length of the training."""
+    cells = code_cells(json.loads(TUTORIAL.read_text(encoding="utf-8")))
+    shorter = [cell.replace('"max_epochs": 30', '"max_epochs": 1') for cell in cells]
+    assert shorter != cells
+    pictures = run(shorter)
     assert len(pictures) == 4
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     assert "disc" in capsys.readouterr().out
