@@ -73,7 +73,7 @@ def train(
         None in all but the first of the processes that train together.
 
     Raises:
-        PreemptedError: a signal, Ctrl-C among them, stopped it after the last checkpoint.
+        PreemptedError: a signal, Ctrl-C among them, stopped it: the same call continues it.
         SynthCubeError: the config, the images or the folder cannot be used.
     """
     from pathlib import Path
