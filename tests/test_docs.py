@@ -158,13 +158,15 @@ def test_no_file_is_over_a_mebibyte() -> None:
     assert {name for name, size in sizes.items() if size > 1 << 20} == set()
 
 
-def test_the_python_example_runs(newcomer: Path, forks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_examples_run(newcomer: Path, forks, monkeypatch: pytest.MonkeyPatch) -> None:
     words = "train -c workspace/config.yaml -d workspace/data -o demo-run"
     words += " --set training.max_epochs=1"
     assert forks.command(*shlex.split(words), cwd=newcomer).returncode == 0
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(newcomer)
-    exec(example, {})
+    exec("\n".join(examples), {})
     assert (newcomer / "four.png").is_file()
     assert len(list((newcomer / "images").iterdir())) == 4
+    assert len(list((newcomer / "python-images" / "images").iterdir())) == 8
+    assert (newcomer / "python-results.yaml").is_file()

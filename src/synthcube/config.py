@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -175,6 +176,15 @@ def load(path: Path, overrides: Iterable[str] = (), *, trained: bool = False) ->
     return build(
         {} if values is None else values, overrides, where=str(path), lines=lines, trained=trained
     )
+
+
+def load_any(
+    source: Path | Mapping[str, Any], overrides: Iterable[str] = (), *, trained: bool = False
+) -> RunConfig:
+    """:func:`load` of a path, :func:`build` of a mapping, which stays as it is."""
+    if isinstance(source, Path):
+        return load(source, overrides, trained=trained)
+    return build(deepcopy(dict(source)), overrides, trained=trained)
 
 
 def read(path: Path, kind: type[S]) -> S:

@@ -349,6 +349,12 @@ def open_log(*, debug: bool = False) -> None:
     log.setLevel(logging.DEBUG if debug else logging.INFO)
 
 
+def show_log() -> None:
+    """Send the package's log to standard error, unless this program has its own logging."""
+    if not log.hasHandlers():
+        open_log()
+
+
 def process_rank(num_devices: int = 1, environment: Mapping[str, str] = os.environ) -> int:
     """The rank of this process among all that train together, `num_devices` on each node."""
     if (rank := _first_number(environment, "RANK", "SLURM_PROCID")) is not None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL.Image import Image as Picture
+from tqdm import tqdm
 
 from synthcube import compute, storage
+from synthcube.data.conditions import cell, requested_values
+from synthcube.data.geometry import placed_like
+from synthcube.data.images import nifti_of, picture_of
 from synthcube.data.manifest import read_manifest
-from synthcube.data.pictures import grid
+from synthcube.data.pictures import grid, plane_of
 from synthcube.errors import ConfigError, FamilyError, ImageError
-from synthcube.models import artifact
+from synthcube.models import artifact, inference
 from synthcube.models.family import Reconstructs, Samples
 from synthcube.plugins import vouching as vouch_for_a_while
 from synthcube.schema import MAX_IMAGES, ImageSpec
@@ -27,11 +33,16 @@ from synthcube.sharing.runtimes import RuntimeOrTorch
 from synthcube.tasks.inference_jobs import (
     GRID_IMAGES,
     LoadedModel,
+    channels_to_translate,
     inference_settings,
     seeded_conditions,
 )
 
 ConditionRequest = Mapping[str, str | float]
+Conditions = ConditionRequest | Sequence[ConditionRequest] | None
+
+_BAR_AFTER_S = 2.0
+"""Seconds after which a progress bar is worth its place."""
 
 
 def from_pretrained(
@@ -111,6 +122,37 @@ class Images:
             spacing_mm=spec.spacing_mm,
         )
 
+    def to_pil(self, plane: str = "axial") -> list[Picture]:
+        """Each image as a PIL image of its own size.
+
+        Pictures have the pixels that :meth:`save` writes. Of volumes, and other images of NIfTI
+        files, the model's range becomes black to white, and voxels are as wide as they are high.
+
+        Args:
+            plane: the middle plane of a volume to show: sagittal, coronal or axial.
+
+        Raises:
+            ImageError: there is no such plane.
+        """
+        pairs = list(zip(self.tensor, self.specs, strict=True))
+        if self.specs[0].file_format == "png":
+            return [picture_of(self.model.intensities(image, spec)) for image, spec in pairs]
+        return [plane_of(image, plane, spacing_mm=spec.spacing_mm) for image, spec in pairs]
+
+    def to_nifti(self) -> list[nib.Nifti1Image]:
+        """Each image as a nibabel image: its intensities, its affine, as :meth:`save` writes it.
+
+        Voxels are (X, Y, Z), where Z is 1 for a 2D image; several channels (X, Y, Z, 1, C).
+        """
+        return [
+            nifti_of(
+                self.model.intensities(image, spec),
+                spec.affine,
+                integer=spec.integer and self.model.postprocessing.keeps_integers,
+            )
+            for image, spec in zip(self.tensor, self.specs, strict=True)
+        ]
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.picture().save(buffer, "PNG")
@@ -149,19 +191,26 @@ class Generator:
 
     def sample(
         self,
-        n: int = 1,
+        what: int | str | None = None,
+        /,
         *,
+        n: int | None = None,
         seed: int = 0,
-        condition: ConditionRequest | Sequence[ConditionRequest] | None = None,
+        condition: Conditions = None,
         batch_size: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
         steps: int | None = None,
         truncation: float | None = None,
     ) -> Images:
-        """Make `n` images, the same as `synthcube infer -n N --seed SEED` makes.
+        """Make images, the same as `synthcube infer -n N --seed SEED` makes.
+
+        >>> model.sample(4)  # doctest: +SKIP
+        >>> model.sample("Hand", n=4, guidance=3)  # doctest: +SKIP
 
         Args:
+            what: how many; or a class, if the model has one condition with classes.
+            n: how many, 1 by default.
             seed: image i depends on it and on i alone.
             condition: the conditions of all images, such as {"Label": "Hand"}, or a list with those
                 of each; conditions that are left out are drawn from each image's seed.
@@ -171,27 +220,93 @@ class Generator:
             truncation: spread of stylegan's styles, 0 to 1.
 
         Raises:
-            ConfigError: the model knows no such condition, or their number is not `n`.
+            ConfigError: the model knows no such condition or class, or their number is not `n`.
             FamilyError: the model does not generate images.
         """
+        if isinstance(what, str):
+            condition = self._with_class(what, condition)
+        elif what is not None:
+            if n is not None:
+                raise ConfigError(f"sample({what}, n={n}): the number is given twice.")
+            n = what
+        n = 1 if n is None else n
         if not 1 <= n <= MAX_IMAGES:
             raise ConfigError(f"n is {n}: 1 to {MAX_IMAGES} images are made at once.")
         if self.image.source_channels or not isinstance(self.family, Samples):
             raise FamilyError(
                 f"{self.family.config.name} does not make images out of nothing here: use "
-                "reconstruct, or synthcube infer -d for one that translates."
+                "reconstruct, or translate for one that makes images out of others."
             )
         self._model.sample_with(
             {"guidance": guidance, "sampler": sampler, "steps": steps, "truncation": truncation}
         )
-        requests = list(condition) if isinstance(condition, Sequence) else [condition or {}] * n
-        if len(requests) != n:
-            raise ConfigError(f"{len(requests)} conditions for {n} images: give one for each.")
-        texts = [{name: str(value) for name, value in request.items()} for request in requests]
+        texts = _texts(condition, n)
         seeds, values = seeded_conditions(self.image.conditions, texts, seed)
-        spans = [slice(batch.start, batch.stop) for batch in self._model.batches(n, batch_size)]
+        spans = _with_progress(self._model.batches(n, batch_size), "Generating")
         batches = [self._model.generate(seeds[span], values[span]) for span in spans]
         return Images(torch.cat(batches), (self.image,) * n, self._model)
+
+    def translate(
+        self,
+        images: str | Path | torch.Tensor,
+        *,
+        seed: int = 0,
+        condition: Conditions = None,
+        batch_size: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        truncation: float | None = None,
+    ) -> Images:
+        """Make an image out of each, the same as `synthcube infer -d IMAGES --seed SEED` makes.
+
+        Args:
+            images: a folder or a CSV of images, or (N, C, *spatial) in [-1, 1]; of the model's
+                source channels alone, or of all channels as in its training.
+            seed, batch_size, guidance, sampler, steps, truncation: as of :meth:`sample`.
+            condition: the conditions of all images, or a list with those of each, over those in
+                the columns of a CSV; what is in neither is left open.
+
+        Raises:
+            ConfigError: the model knows no such condition, or their number is another.
+            FamilyError: the model does not make images out of others.
+            ImageError, ManifestError: the images cannot be read, or do not fit the model.
+        """
+        if not self.image.source_channels:
+            raise FamilyError(
+                f"This {self.family.config.name} does not translate images (it was trained without "
+                "data.source_channels): use sample or reconstruct."
+            )
+        self._model.sample_with(
+            {"guidance": guidance, "sampler": sampler, "steps": steps, "truncation": truncation}
+        )
+        if isinstance(images, torch.Tensor):
+            originals, specs = images.float(), (self.image,) * len(images)
+            texts = _texts(condition, len(images))
+        else:
+            with self._vouching():
+                manifest = read_manifest(Path(images))
+                cache = self._model.load(manifest)
+            originals = torch.from_numpy(cache.read(range(len(cache.affines))))
+            specs = tuple(placed_like(self.image, affine) for affine in cache.affines)
+            names = [spec.name for spec in self.image.conditions]
+            texts = [
+                {name: cell(row, name) for name in names} | changed
+                for row, changed in zip(
+                    manifest.rows, _texts(condition, len(originals)), strict=True
+                )
+            ]
+        channels = channels_to_translate(self.image, originals.shape[1], "translate")
+        self._require_shape(originals, originals.shape[1])
+        values = requested_values(self.image.conditions, texts)
+        seeds = inference.image_seeds(seed, len(originals))
+        batches = [
+            self._model.generate(seeds[span], values[span], originals[span][:, channels])
+            for span in _with_progress(
+                self._model.batches(len(originals), batch_size), "Translating"
+            )
+        ]
+        return Images(torch.cat(batches), specs, self._model)
 
     def reconstruct(
         self, images: str | Path | torch.Tensor, *, batch_size: int | None = None
@@ -215,16 +330,64 @@ class Generator:
             indices = range(len(cache.affines))
             originals = torch.from_numpy(cache.read(indices))
             specs = tuple(self._model.reconstruction_spec(cache, index) for index in indices)
-        expected = (self.image.channels, *self.image.size)
+        self._require_shape(originals, self.image.channels)
+        spans = _with_progress(self._model.batches(len(originals), batch_size), "Reconstructing")
+        batches = [self._model.reconstruct(originals[span]) for span in spans]
+        return Images(torch.cat(batches), specs, self._model)
+
+    def _require_shape(self, originals: torch.Tensor, channels: int) -> None:
+        expected = (channels, *self.image.size)
         if tuple(originals.shape[1:]) != expected:
             raise ImageError(
                 f"The images are {list(originals.shape[1:])}, the model was trained on "
                 f"{list(expected)} (channels, then size)."
             )
-        spans = self._model.batches(len(originals), batch_size)
-        batches = [self._model.reconstruct(originals[span.start : span.stop]) for span in spans]
-        return Images(torch.cat(batches), specs, self._model)
+
+    def _with_class(self, name: str, condition: Conditions) -> Conditions:
+        """The conditions, and that of the only condition with classes.
+
+        Raises:
+            ConfigError: there is none, there are several, or it is in `condition` too.
+        """
+        columns = [spec.name for spec in self.image.conditions if spec.kind == "class"]
+        if not columns:
+            raise ConfigError(
+                f"sample({name!r}): this model was trained without classes; leave {name!r} out."
+            )
+        if len(columns) > 1:
+            raise ConfigError(
+                f"sample({name!r}): this model has several conditions with classes, "
+                f"{', '.join(columns)}: say which, as in condition={{{columns[0]!r}: {name!r}}}."
+            )
+        requests = condition if isinstance(condition, Sequence) else [condition or {}]
+        if any(key.casefold() == columns[0].casefold() for request in requests for key in request):
+            raise ConfigError(
+                f"sample({name!r}): {columns[0]} is also in `condition`; give it once."
+            )
+        joined = [{**request, columns[0]: name} for request in requests]
+        return joined if isinstance(condition, Sequence) else joined[0]
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.image.size))
         return f"Generator({self.family.config.name}, {size}, {self.image.channels} channel(s))"
+
+
+def _texts(condition: Conditions, n: int) -> list[dict[str, str]]:
+    """The conditions of each of `n` images, as a CSV would have them."""
+    requests = list(condition) if isinstance(condition, Sequence) else [condition or {}] * n
+    if len(requests) != n:
+        raise ConfigError(f"{len(requests)} conditions for {n} images: give one for each.")
+    return [{name: str(value) for name, value in request.items()} for request in requests]
+
+
+def _with_progress(batches: Sequence[range], title: str) -> Iterator[slice]:
+    """The span of each batch; a bar follows them in a terminal or a notebook, not in a log."""
+    is_watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    # tqdm.auto would want ipywidgets in a notebook, and warn where they are not installed.
+    with tqdm(
+        total=sum(map(len, batches)), desc=title, unit="image", delay=_BAR_AFTER_S,
+        disable=not is_watched,
+    ) as bar:  # fmt: skip
+        for batch in batches:
+            yield slice(batch.start, batch.stop)
+            bar.update(len(batch))

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 
-from synthcube.data.pictures import GAP, MIN_TILE, grid, save_grid
+from synthcube.data.pictures import GAP, MIN_TILE, PLANES, grid, plane_of, save_grid
 from synthcube.errors import ImageError, OutputError
 
 GREY = (128, 128, 128)  # what 0 looks like
@@ -164,3 +164,28 @@ def test_save(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(OutputError, match="Cannot write"):
         save_grid(tmp_path / "no" / "a.png", images)
+
+
+def test_a_plane_has_a_pixel_for_each_voxel_head_up() -> None:
+    volume = torch.full((2, 4, 6, 8), -1.0)
+    volume[0, :, :, 7] = 1  # the top of the head
+    volume[1, :, 5] = 1  # the front
+    coronal = np.asarray(plane_of(volume, "coronal", spacing_mm=(1, 1, 2)))
+    assert coronal.shape == (16, 4 + 1 + 4), "twice as high as wide voxels; channels side by side"
+    assert (coronal[:2, :4] == 255).all()
+    assert (coronal[2:, :4] == 0).all()
+    axial = np.asarray(plane_of(volume, "axial"))
+    assert axial.shape == (6, 9)
+    assert (axial[0, 5:] == 255).all(), "the front is up"
+    assert (axial[1:, 5:] == 0).all()
+
+
+def test_a_flat_image_has_no_other_plane() -> None:
+    image = torch.linspace(-1, 1, 12).reshape(1, 3, 4)
+    for plane in PLANES:
+        shown = np.asarray(plane_of(image, plane, spacing_mm=(1, 1, 5)))
+        assert shown.shape == (4, 3)
+        assert shown[-1, 0] == 0, "y is up"
+        assert shown[0, -1] == 255
+    with pytest.raises(ImageError, match="plane is 'z': use sagittal, coronal, axial"):
+        plane_of(image, "z")

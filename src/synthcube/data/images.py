@@ -97,6 +97,9 @@ def image_fault(path: Path) -> str:
     return f"constant image: every voxel is {low:g}" if low == high else ""
 
 
+_UNNAMED = Path("image")
+
+
 def write_image(
     path: Path, tensor: torch.Tensor, affine: npt.ArrayLike, *, integer: bool = False
 ) -> None:
@@ -115,6 +118,19 @@ def write_image(
         affine: (4, 4), voxel index to RAS+ millimetres.
         integer: whether intensities are whole numbers; they are rounded.
     """
+    suffix = image_suffix(path)
+    if suffix == ".png":
+        picture = picture_of(tensor, path)
+        write_with(path, lambda temporary: picture.save(temporary, format="PNG"))
+    elif suffix == ".nii.gz":
+        raw = bytes(nifti_of(tensor, affine, integer=integer, path=path).to_bytes())
+        write_with(path, lambda temporary: _write_gzip(temporary, raw))
+    else:
+        raise ImageError(f"{path.name}: images are written as .png or .nii.gz only.")
+
+
+def _voxels_of(path: Path, tensor: torch.Tensor) -> Array:
+    """The finite voxels of an image, (C, X, Y, Z)."""
     voxels = tensor.detach().cpu().float().numpy()
     voxels = voxels[..., None] if voxels.ndim == 3 else voxels
     if voxels.ndim != 4 or not voxels.size:
@@ -123,17 +139,7 @@ def write_image(
             "(C, X, Y) or (C, X, Y, Z) is needed."
         )
     _check_finite(path, voxels)
-    suffix = image_suffix(path)
-    if suffix == ".png":
-        picture = _picture_of(path, voxels)
-        write_with(path, lambda temporary: picture.save(temporary, format="PNG"))
-    elif suffix == ".nii.gz":
-        matrix = np.asarray(affine, dtype=np.float64)
-        _check_affine(path, matrix)
-        raw = _nifti_bytes(voxels, matrix, integer)
-        write_with(path, lambda temporary: _write_gzip(temporary, raw))
-    else:
-        raise ImageError(f"{path.name}: images are written as .png or .nii.gz only.")
+    return voxels
 
 
 _BOMBS = (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError)
@@ -329,17 +335,25 @@ def _channels_first(path: Path, data: Array) -> Array:
     )
 
 
-def _nifti_bytes(voxels: Array, affine: Array, integer: bool) -> bytes:
-    """An uncompressed NIfTI-1 file of (C, X, Y, Z) voxels, as :func:`write_image` says."""
+def nifti_of(
+    tensor: torch.Tensor,
+    affine: npt.ArrayLike,
+    *,
+    integer: bool = False,
+    path: Path = _UNNAMED,
+) -> nib.Nifti1Image:
+    """The NIfTI-1 image of which :func:`write_image` writes the bytes; it takes the same."""
+    voxels, matrix = _voxels_of(path, tensor), np.asarray(affine, dtype=np.float64)
+    _check_affine(path, matrix)
     data = voxels[0] if len(voxels) == 1 else np.moveaxis(voxels, 0, -1)[:, :, :, None]
-    image = nib.Nifti1Image(_stored(data, integer), affine)
+    image = nib.Nifti1Image(_stored(data, integer), matrix)
     # both forms, as readers differ in which they prefer; shears are in the sform only
-    image.set_sform(affine, code=_SCANNER)
-    image.set_qform(affine, code=_SCANNER)
+    image.set_sform(matrix, code=_SCANNER)
+    image.set_qform(matrix, code=_SCANNER)
     image.header.set_xyzt_units("mm")
     if len(voxels) > 1:
         image.header.set_intent("vector")
-    return bytes(image.to_bytes())
+    return image
 
 
 def _check_affine(path: Path, affine: Array) -> None:
@@ -432,8 +446,14 @@ def _deep_colour(path: Path) -> Array:
     return np.asarray(pixels[..., :3])  # (Z, Y, X, C)
 
 
-def _picture_of(path: Path, voxels: Array) -> PIL.Image.Image:
-    """An 8-bit picture of (C, X, Y, 1) intensities, rounded and clipped to 0..255."""
+def picture_of(tensor: torch.Tensor, path: Path = _UNNAMED) -> PIL.Image.Image:
+    """An 8-bit picture of (C, X, Y) intensities, rounded and clipped to 0..255.
+
+    Args:
+        tensor: of 1 channel (grey) or 3 (colour).
+        path: named by the ImageError about an image that is no picture.
+    """
+    voxels = _voxels_of(path, tensor)
     channels, _, _, depth = voxels.shape
     if depth > 1 or channels not in (1, 3):
         raise ImageError(

@@ -19,6 +19,8 @@ Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 
 MIN_TILE = 96  # pixels: a smaller tile is enlarged by a whole factor
 GAP = 2  # pixels between tiles
+PLANES = ("sagittal", "coronal", "axial")
+_PLANE_AXES = ((1, 2), (0, 2), (0, 1))  # of each plane: the axis to the right, the axis up
 _PLANE_GAP = 1  # between the planes or channels of one tile
 _BACKGROUND = (64, 64, 96)  # not grey: no part of an image is mistaken for it
 _NOT_A_NUMBER = (255, 0, 255)
@@ -58,6 +60,39 @@ def grid(
         top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
         canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
     return PIL.Image.fromarray(canvas)
+
+
+def plane_of(
+    image: torch.Tensor, plane: str = "axial", *, spacing_mm: Sequence[float] | None = None
+) -> PIL.Image.Image:
+    """One pixel a voxel: a 2D image, or the middle plane of a volume, head or front up.
+
+    Grey; channels stand side by side. Where voxels are not square, the shorter side is a pixel.
+
+    Args:
+        image: (C, X, Y) or (C, X, Y, Z) in [-1, 1], RAS; values beyond are clipped.
+        plane: of a volume: sagittal, coronal or axial.
+        spacing_mm: voxel size along each axis, 1 mm where it is None.
+
+    Raises:
+        ImageError: there is no such plane.
+    """
+    if plane not in PLANES:
+        raise ImageError(f"plane is {plane!r}: use {', '.join(PLANES)}.")
+    voxels = image.detach().cpu().float().numpy()
+    spacing = [*(spacing_mm or ()), 1.0, 1.0, 1.0]
+    index = PLANES.index(plane) if voxels.ndim == 4 else PLANES.index("axial")
+    right, up = _PLANE_AXES[index]
+    pixel = min(spacing[right], spacing[up])
+    cuts = [
+        middle_planes(channel)[index] if voxels.ndim == 4 else channel.T[::-1] for channel in voxels
+    ]
+    rows, columns = cuts[0].shape
+    size = (
+        max(1, round(rows * spacing[up] / pixel)),
+        max(1, round(columns * spacing[right] / pixel)),
+    )
+    return PIL.Image.fromarray(_beside(_resized(_grey(cut), size) for cut in cuts)).convert("L")
 
 
 def save_grid(
@@ -101,7 +136,10 @@ def middle_planes(volume: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
 def _planes(volume: npt.NDArray[Any], spacing: Sequence[float]) -> list[Pixels]:
     """Middle sagittal, coronal and axial plane of an (X, Y, Z) volume, all of one height."""
     extent = [side * step for side, step in zip(volume.shape, spacing, strict=True)]
-    cuts = list(zip(middle_planes(volume), (1, 0, 0), (2, 2, 1), strict=True))
+    cuts = [
+        (cut, right, up)
+        for cut, (right, up) in zip(middle_planes(volume), _PLANE_AXES, strict=True)
+    ]
     pixel = min(spacing)
     sizes = [_enlarged(extent[up], extent[right], pixel) for _, right, up in cuts]
     height = max(size[0] for size in sizes)

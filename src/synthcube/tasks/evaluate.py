@@ -31,7 +31,7 @@ def evaluate(
     labels: Path,
     output: Path,
     *,
-    config_path: Path | None = None,
+    config_path: Path | Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     train_data: Path | None = None,
     report: Path | None = None,
@@ -46,6 +46,7 @@ def evaluate(
     Raises EvaluationError with all reasons why the sets cannot be compared.
 
     Args:
+        config_path: a YAML, or its content.
         overrides: keys of the config as "key=value".
         output: the YAML file to write, and to return; an existing one is replaced in one step, or
             written in place if it is a mount.
@@ -55,7 +56,7 @@ def evaluate(
     outputs = {"output_path": output, "report": report}
     inputs = {
         "predictions": predictions, "labels": labels, "train_data": train_data,
-        "model_path": model_path, "config": config_path,
+        "model_path": model_path, "config": config_path if isinstance(config_path, Path) else None,
     }  # fmt: skip
     storage.require_separate(outputs, inputs)
     set_paths = {"predictions": predictions, "labels": labels}
@@ -86,11 +87,15 @@ def evaluate(
     return output
 
 
-def _settings(config_path: Path | None, folders: list[Path], overrides: Sequence[str]) -> RunConfig:
-    """The config at `config_path`, or of the first run among the folders, or all defaults."""
-    for path in (config_path, *(folder / CONFIG for folder in folders)):
-        if path and (path == config_path or path.is_file()):
-            return config.load(path, overrides, trained=path != config_path)
+def _settings(
+    config_path: Path | Mapping[str, Any] | None, folders: list[Path], overrides: Sequence[str]
+) -> RunConfig:
+    """The given config, or that of the first run among the folders, or all defaults."""
+    if config_path is not None:
+        return config.load_any(config_path, overrides)
+    for path in (folder / CONFIG for folder in folders):
+        if path.is_file():
+            return config.load(path, overrides, trained=True)
     return config.build({}, overrides)
 
 

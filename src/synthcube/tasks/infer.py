@@ -49,8 +49,8 @@ class InferRequest:
 
     model: Path
     output: Path
-    num_images: int | str | None = None
-    """How many, or "Hand=5,HeadCT=3": how many of each class."""
+    num_images: int | str | Mapping[str, int] | None = None
+    """How many, or "Hand=5,HeadCT=3": how many of each class; or a mapping of these."""
     seed: int | None = None
     data: Path | None = None
     """Images to reconstruct or to translate; None: images are generated."""
@@ -171,10 +171,7 @@ def _changes(request: InferRequest, trained: Artifact) -> dict[str, Any]:
     Raises:
         ConfigError: one of them is fixed by the training, and the model has another value.
     """
-    if isinstance(request.config, Path):
-        settings = config.load(request.config, request.overrides, trained=True)
-    else:
-        settings = config.build(dict(request.config or {}), request.overrides, trained=True)
+    settings = config.load_any(request.config or {}, request.overrides, trained=True)
     changes = settings.model_dump(mode="json", exclude_unset=True)
     _require_same_training(changes, trained)
     options = {"guidance": request.guidance, "sampler": request.sampler, "steps": request.steps}

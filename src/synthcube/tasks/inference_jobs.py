@@ -273,15 +273,7 @@ class Translation(Job):
         super().__init__(model, output, len(manifest.rows), description)
         spec, self.sources = model.image, manifest.rows
         self.images = _sized(model, manifest)
-        channels, self.channels = self.images.shape[1], list(spec.source_channels)
-        if channels == len(self.channels):
-            self.channels = list(range(channels))
-        elif channels != len(self.channels) + spec.channels:
-            raise ImageError(
-                f"{manifest.path}: the images have {channels} channel(s); the model makes "
-                f"{spec.channels} out of {len(self.channels)}: give these, or all of them as in "
-                "training."
-            )
+        self.channels = channels_to_translate(spec, self.images.shape[1], manifest.path)
         self.values = requested_values(
             spec.conditions,
             [{named.name: cell(row, named.name) for named in spec.conditions}
@@ -302,6 +294,24 @@ class Translation(Job):
             tiles = pair if index < _GRID_PAIRS else ()
             written.append(WrittenImage(row | _condition_cells(spec, self.values[index]), tiles))
         return written
+
+
+def channels_to_translate(spec: ImageSpec, channels: int, where: object) -> list[int]:
+    """Which of the channels of given images are the model's sources.
+
+    Args:
+        channels: those of the images: the sources alone, or all channels as in training.
+        where: begins the ImageError about another number.
+    """
+    sources = list(spec.source_channels)
+    if channels == len(sources):
+        return list(range(channels))
+    if channels != len(sources) + spec.channels:
+        raise ImageError(
+            f"{where}: the images have {channels} channel(s); the model makes {spec.channels} out "
+            f"of {len(sources)}: give these, or all of them as in training."
+        )
+    return sources
 
 
 class Reconstruction(Job):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ log = logging.getLogger("synthcube")
 
 
 def train(
-    config_path: Path,
+    config_path: Path | Mapping[str, Any],
     data_path: Path,
     run: Path,
     *,
@@ -42,13 +43,14 @@ def train(
     Only the first of the processes that train together writes and returns it.
 
     Args:
+        config_path: a YAML, or its content.
         resume: "auto" continues from the last checkpoint if there is one, "never" refuses a folder
             that holds a run, anything else is the path of a checkpoint.
         accept_changes: continue although keys that affect the result have changed.
 
     Raises PreemptedError if a signal stopped it: the same call continues it.
     """
-    settings = config.load(config_path, overrides)
+    settings = config.load_any(config_path, overrides)
     with Preemption(settings.training.stop_signals).listening() as preemption, ExitStack() as locks:
         return _train(settings, data_path, run, resume, accept_changes, preemption, locks)
 
