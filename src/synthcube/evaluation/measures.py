@@ -8,9 +8,9 @@ Better = Literal["lower", "higher", "near", ""]
 """near: the closer to the real baseline. Empty: neither direction is better."""
 
 ARROWS: dict[Better, str] = {
-    "lower": "↓ lower is better",
-    "higher": "↑ higher is better",
-    "near": "≈ near the baseline is better",
+    "lower": "↓ lower",
+    "higher": "↑ higher",
+    "near": "≈ baseline",
     "": "",
 }
 
@@ -52,21 +52,21 @@ _MEANINGS: dict[str, dict[str, Meaning]] = {
         "near_duplicates": Meaning("Near-duplicates among generated images", "lower"),
     },
     "membership": {
-        "auc": Meaning("Training images recognised (AUC)", "lower"),
+        "auc": Meaning("Training images recognised, AUC", "lower"),
         "tpr": Meaning("Training images recognised at 1% false alarms", "lower"),
     },
     "usefulness": {
-        "accuracy": Meaning("Accuracy of a classifier", "higher"),
-        "balanced_accuracy": Meaning("Balanced accuracy of a classifier", "higher"),
-        "auc": Meaning("AUC of a classifier", "higher"),
+        "accuracy": Meaning("Classifier accuracy", "higher"),
+        "balanced_accuracy": Meaning("Classifier balanced accuracy", "higher"),
+        "auc": Meaning("Classifier AUC", "higher"),
         "accuracy_difference": Meaning("Accuracy: generated minus real training images", "higher"),
     },
 }
 _SUFFIXES = {
     "usefulness": {
-        "synthetic": "trained on generated images", "real": "trained on real images",
+        "synthetic": "trained on generated", "real": "trained on real",
     },
-    "membership": {"samples": "from the images", "model": "from the model"},
+    "membership": {"samples": "from images", "model": "from model"},
     "memorisation": {"pixels": "in pixels", "features": "in features"},
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from synthcube.evaluation.measures import ARROWS, Meaning, meaning
 from synthcube.evaluation.report.text import number
 from synthcube.evaluation.results import Section
 from synthcube.evaluation.usefulness import BARELY, TOO_EASY
@@ -26,6 +27,16 @@ ALIKE = 0.05
 """MS-SSIM farther from its real baseline than this is too little variety, or noise."""
 TEACHES_LESS = 0.05
 """Accuracy lost by training on generated images; up to this it is as good."""
+
+
+_MAIN = (
+    ("paired", "ssim"), ("paired", "psnr_db"), ("fidelity", "frechet_distance"),
+    ("fidelity", "kernel_distance"), ("fidelity", "precision"), ("fidelity", "recall"),
+    ("fidelity", "coverage"), ("diversity", "ms_ssim"), ("memorisation", "near_copies_pixels"),
+    ("membership", "auc_model"), ("membership", "auc_samples"),
+    ("usefulness", "accuracy_synthetic"),
+)  # fmt: skip
+"""The numbers that a terminal shows."""
 
 
 class Finding(NamedTuple):
@@ -60,6 +71,28 @@ def verdict(results: Results) -> Verdict:
     if not bad:
         bad = "nothing that was judged, at this number of images"
     return Verdict(f"What is good: {good}.", f"What is not: {bad}{not_judged}.")
+
+
+def main_lines(results: Results) -> list[str]:
+    """A table for a terminal: the main numbers with their real baselines, then the verdict."""
+    rows = [("", "value (95% interval)", "real baseline", "better")]
+    for section, name in _MAIN:
+        if measured := _measured(results, section, name):
+            label, better = meaning(section, name) or Meaning(name, "")
+            value = number(measured.value)
+            if measured.low < measured.high:
+                value += f" ({number(measured.low)} to {number(measured.high)})"
+            value += " *" if measured.has_reason else ""
+            short = label.partition(":")[0]
+            rows.append((short, value, number(measured.baseline), ARROWS[better]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    if any(value.endswith("*") for _, value, *_ in rows):
+        lines.append("* read with care: the reason is in the results")
+    return [*(lines if len(rows) > 1 else ["No main number could be computed."]), *verdict(results)]
 
 
 def findings(results: Results) -> list[Finding]:
@@ -191,8 +224,8 @@ def _membership(results: Results) -> list[Finding]:
 
 
 def _usefulness(results: Results) -> Finding:
-    """Not good where accuracy is lost by more than TEACHES_LESS, beyond chance; not judged where the
-    task is too easy (TOO_EASY) or can hardly be learned (BARELY)."""
+    """Not good where accuracy is lost by more than TEACHES_LESS, beyond chance; not judged where
+    the task is too easy (TOO_EASY) or can hardly be learned (BARELY)."""
     real = _measured(results, "usefulness", "balanced_accuracy_real")
     lost = _measured(results, "usefulness", "accuracy_difference")
     if not real or not lost:

@@ -179,7 +179,8 @@ def _header(trained: Artifact, context: CardContext) -> dict[str, Any]:
         model_name=f"{model['name']}-{rank}",
         eval_results=[
             EvalResult(
-                task_type=task or "other", dataset_type="held-out", dataset_name="real images, held out",
+                task_type=task or "other", dataset_type="held-out",
+                dataset_name="real images, held out",
                 metric_type=score.name, metric_value=score.value,
                 metric_name=f"{score.section}: {score.name}{extractor}",
             )
