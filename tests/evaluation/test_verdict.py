@@ -61,9 +61,9 @@ BAD = {
 def test_good_images_have_nothing_in_the_second_sentence() -> None:
     good, not_good = verdict(results(**GOOD))
     assert good == (
-        "What is good: as a set, the images are as near to real images as other real images are "
-        "(kernel distance 0.002, real baseline 0.001); single images look real (precision 0.9, "
-        "real baseline 0.95); they cover the kinds of real images (coverage 0.88, real baseline "
+        "What is good about these images: as a set, they are as near to real images "
+        "as other real images are (kernel distance 0.002, real baseline 0.001); single images "
+        "look real (precision 0.9, real baseline 0.95); they cover the kinds of real images (coverage 0.88, real baseline "
         "0.95); they are as varied as real images (MS-SSIM 0.31, real baseline 0.3); no more "
         "near-copies of training images were found than among real ones (0.01, real baseline "
         "0.01); they teach a classifier as much as real ones (accuracy 0.81, real baseline 0.82)."
@@ -73,9 +73,9 @@ def test_good_images_have_nothing_in_the_second_sentence() -> None:
 
 def test_poor_images_have_nothing_in_the_first_sentence() -> None:
     good, not_good = verdict(results(**BAD))
-    assert good == "What is good: nothing that was judged."
+    assert good == "What is good about these images: nothing that was judged."
     for text in (
-        "as a set, the images differ from real ones (kernel distance 0.2, real baseline 0.001)",
+        "as a set, they differ from real images (kernel distance 0.2, real baseline 0.001)",
         "single images look real less often than they should (precision 0.4",
         "they miss kinds of real images (coverage 0.2",
         "they are more alike than real images are (MS-SSIM 0.6",
@@ -96,10 +96,10 @@ def test_neither_privacy_nor_clinical_use_is_claimed(sections) -> None:
 def test_what_has_no_number_is_not_judged() -> None:
     none = {"memorisation": {"near_copies_pixels": missing("no training images")}}
     good, not_good = verdict(results(**none))
-    assert good == "What is good: nothing that was judged."
+    assert good == "What is good about these images: nothing that was judged."
     assert not_good == (
         "What is not: nothing that was judged, at this number of images (not judged: nearness to "
-        "real images, realism, coverage, variety, copies, usefulness)."
+        "real images; realism; coverage; variety; copies; usefulness)."
     )
     assert main_lines(results(**none))[0] == "No main number could be computed."
 
@@ -159,10 +159,12 @@ def test_near_copies_beyond_false_alarms(low: float, good: bool) -> None:
         (rules.TOO_EASY, "usefulness, whose task is too easy", None),
         (0.33 + rules.BARELY - 0.01, "usefulness, whose task is too hard", None),
         (0.9, "usefulness", True),
+        (1.0, "usefulness", False),
     ],
 )
 def test_a_task_that_tells_nothing_is_not_judged(real, question, good) -> None:
-    measures = {**GOOD["usefulness"], "balanced_accuracy_real": Measure(real, 0.33)}
+    of = BAD if good is False else GOOD  # in an easy task a low accuracy still tells something
+    measures = {**of["usefulness"], "balanced_accuracy_real": Measure(real, 0.33)}
     assert answer(question, usefulness=measures)[0] is good
 
 

@@ -40,7 +40,7 @@ _NOTE = (
 )
 _EASY = (
     "the task is too easy: the classifier trained on real images is nearly perfect (balanced "
-    "accuracy {:.3g}), so poor images may teach it as well, and this number says little"
+    "accuracy {:.3g}), so poor images may teach it as well, and a high number says nothing"
 )
 
 # The classifier. Voxels along each side of its input, at most; channels of its layers.

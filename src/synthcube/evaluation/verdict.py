@@ -64,13 +64,13 @@ def verdict(results: Results) -> Verdict:
     answers = findings(results)
     good = "; ".join(answer.text for answer in answers if answer.good)
     bad = "; ".join(answer.text for answer in answers if answer.good is False)
-    unknown = ", ".join(answer.question for answer in answers if answer.good is None)
+    unknown = "; ".join(answer.question for answer in answers if answer.good is None)
     not_judged = f" (not judged: {unknown})" if unknown else ""
     if not good:
         good = "nothing that was judged"
     if not bad:
         bad = "nothing that was judged, at this number of images"
-    return Verdict(f"What is good: {good}.", f"What is not: {bad}{not_judged}.")
+    return Verdict(f"What is good about these images: {good}.", f"What is not: {bad}{not_judged}.")
 
 
 def main_lines(results: Results) -> list[str]:
@@ -163,9 +163,9 @@ def _nearness(results: Results) -> Finding:
     shown = f"kernel distance {kernel.text}" if kernel else ""
     if frechet and (not kernel or (near and not same)):
         shown = f"Frechet distance {frechet.text}"
-    text = "as a set, the images are as near to real images as other real images are"
+    text = "as a set, they are as near to real images as other real images are"
     if not same and not near:
-        text = "as a set, the images differ from real ones"
+        text = "as a set, they differ from real images"
     return Finding("nearness to real images", same or near, f"{text} ({shown})")
 
 
@@ -224,18 +224,18 @@ def _membership(results: Results) -> list[Finding]:
 
 
 def _usefulness(results: Results) -> Finding:
-    """Not good where accuracy is lost by more than TEACHES_LESS, beyond chance; not judged where
-    the task is too easy (TOO_EASY) or can hardly be learned (BARELY)."""
+    """Not good where accuracy is lost by more than TEACHES_LESS, beyond chance; good otherwise,
+    unless the task is too easy (TOO_EASY) or can hardly be learned (BARELY)."""
     real = _measured(results, "usefulness", "balanced_accuracy_real")
     lost = _measured(results, "usefulness", "accuracy_difference")
     if not real or not lost:
         return Finding("usefulness", None)
-    if real.value >= TOO_EASY:
-        return Finding("usefulness, whose task is too easy", None)
-    if not math.isnan(real.baseline) and real.value < real.baseline + BARELY:
+    if real.value < real.baseline + BARELY:
         return Finding("usefulness, whose task is too hard", None)
     synthetic = _measured(results, "usefulness", "accuracy_synthetic")
     shown = f" (accuracy {synthetic.text})" if synthetic else ""
     if lost.value < -TEACHES_LESS and lost.high < 0:
         return Finding("usefulness", False, f"they teach a classifier less than real ones{shown}")
+    if real.value >= TOO_EASY:
+        return Finding("usefulness, whose task is too easy", None)
     return Finding("usefulness", True, f"they teach a classifier as much as real ones{shown}")
