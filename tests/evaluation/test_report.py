@@ -201,7 +201,7 @@ def test_the_summary_has_value_interval_baseline_count_and_reason(written: Path)
     assert not any(text.lower() in ("nan", "inf", "none.") for text in texts)
 
 
-def test_the_verdict_is_on_top_and_the_gallery_below_the_summary(tmp_path: Path) -> None:
+def test_the_verdict_is_on_top_and_the_gallery_above_the_summary(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     rows = [[random.random((5, 7)).astype(np.float32)] * 4 for _ in range(2)]
     gallery = Picture("Beside real ones", rows, ("disc: generated", "disc: real"))
@@ -212,7 +212,7 @@ def test_the_verdict_is_on_top_and_the_gallery_below_the_summary(tmp_path: Path)
     assert len(sentences) == 2
     assert "as a set, they differ from real images (Frechet distance 12.35" in sentences[1]
     texts = [text for _, text in page.texts]
-    order = [texts.index(text) for text in (*sentences, "Summary", "disc: real", "How to read it")]
+    order = [texts.index(text) for text in (*sentences, "disc: real", "Summary", "How to read it")]
     assert order == sorted(order)
     assert not {"one", "two"} & set(texts), "the header's verdict stands at the top alone"
     assert page.all("img")[0]["alt"] == "disc: generated, image 1 of 4"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from synthcube.evaluation import verdict as rules
-from synthcube.evaluation.measures import meaning
+from synthcube.evaluation.measures import SECTIONS, meaning
 from synthcube.evaluation.results import Measure, Section, missing
 from synthcube.evaluation.verdict import findings, main_lines, plain_results, verdict
 
@@ -62,11 +62,13 @@ def test_good_images_have_nothing_in_the_second_sentence() -> None:
     good, not_good = verdict(results(**GOOD))
     assert good == (
         "What is good about these images: as a set, they are as near to real images "
-        "as other real images are (kernel distance 0.002, real baseline 0.001); single images "
-        "look real (precision 0.9, real baseline 0.95); they cover the kinds of real images (coverage 0.88, real baseline "
-        "0.95); they are as varied as real images (MS-SSIM 0.31, real baseline 0.3); no more "
-        "near-copies of training images were found than among real ones (0.01, real baseline "
-        "0.01); they teach a classifier as much as real ones (accuracy 0.81, real baseline 0.82)."
+        "as other real images are (kernel distance 0.002, real baseline 0.001); "
+        "single images look real (precision 0.9, real baseline 0.95); "
+        "they cover the kinds of real images (coverage 0.88, real baseline 0.95); "
+        "they are as varied as real images (MS-SSIM 0.31, real baseline 0.3); "
+        "no more near-copies of training images were found than among real ones "
+        "(0.01, real baseline 0.01); "
+        "they teach a classifier as much as real ones (accuracy 0.81, real baseline 0.82)."
     )
     assert not_good == "What is not: nothing that was judged, at this number of images."
 
@@ -205,7 +207,7 @@ def test_the_lines_of_a_terminal() -> None:
         ("fidelity", "precision_xy", "Precision: share of generated images that look real (xy)",
          "higher"),
         ("fidelity_by_class", "coverage_Hand",
-         "Coverage: share of real images with a generated one nearby (Hand)", "higher"),
+         "Coverage (Hand)", "higher"),
         ("diversity", "ms_ssim", "Likeness of two random images (MS-SSIM)", "near"),
         ("paired", "ms_ssim", "MS-SSIM", "higher"),
         ("membership", "auc_model", "Training images recognised, AUC (from model)", "lower"),
@@ -217,6 +219,15 @@ def test_the_lines_of_a_terminal() -> None:
 )  # fmt: skip
 def test_measures_have_plain_labels(section: str, name: str, label: str, better: str) -> None:
     assert meaning(section, name) == (label, better)
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("memorisation", "Copies of training images"), ("fidelity_by_class", "Fidelity of each class"),
+     ("other", None)],
+)  # fmt: skip
+def test_sections_have_plain_titles(name: str, title: str | None) -> None:
+    assert SECTIONS.get(name) == title
 
 
 def test_an_unknown_measure_has_no_label() -> None:

@@ -15,6 +15,17 @@ ARROWS: dict[Better, str] = {
 }
 
 
+SECTIONS = {
+    "fidelity": "Fidelity: how near to real images",
+    "fidelity_by_class": "Fidelity of each class",
+    "diversity": "Variety",
+    "paired": "Pairs: each prediction beside its label",
+    "memorisation": "Copies of training images",
+    "membership": "Whether training images can be recognised",
+    "usefulness": "Usefulness for training a classifier",
+}
+
+
 class Meaning(NamedTuple):
     """How a measure is shown."""
 
@@ -22,17 +33,20 @@ class Meaning(NamedTuple):
     better: Better
 
 
-_FIDELITY = {
-    "frechet_distance": Meaning("Distance to real images (Frechet)", "lower"),
-    "kernel_distance": Meaning("Distance to real images (kernel)", "lower"),
-    "precision": Meaning("Precision: share of generated images that look real", "higher"),
-    "recall": Meaning("Recall: share of real images that are within reach", "higher"),
-    "density": Meaning("Density: how closely generated images lie to real ones", "near"),
-    "coverage": Meaning("Coverage: share of real images with a generated one nearby", "higher"),
-}
 _MEANINGS: dict[str, dict[str, Meaning]] = {
-    "fidelity": _FIDELITY,
-    "fidelity_by_class": _FIDELITY,
+    "fidelity": {
+        "frechet_distance": Meaning("Distance to real images (Frechet)", "lower"),
+        "kernel_distance": Meaning("Distance to real images (kernel)", "lower"),
+        "precision": Meaning("Precision: share of generated images that look real", "higher"),
+        "recall": Meaning("Recall: share of real images that are within reach", "higher"),
+        "density": Meaning("Density: how closely generated images lie to real ones", "near"),
+        "coverage": Meaning("Coverage: share of real images with a generated one nearby", "higher"),
+    },
+    "fidelity_by_class": {
+        "kernel_distance": Meaning("Distance (kernel)", "lower"),
+        "precision": Meaning("Precision", "higher"),
+        "coverage": Meaning("Coverage", "higher"),
+    },
     "diversity": {"ms_ssim": Meaning("Likeness of two random images (MS-SSIM)", "near")},
     "paired": {
         "psnr_db": Meaning("PSNR (dB)", "higher"),

@@ -68,7 +68,7 @@ def write_report(
 
     Args:
         header: plain values with which the evaluation can be repeated, and `notes` on the images.
-        gallery: generated images beside real ones, below the summary.
+        gallery: generated images beside real ones, above the summary.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -96,6 +96,7 @@ def render_page(
     environment.filters |= {
         "spoken": spoken, "number": text.number, "value_text": text.value_text,
         "remark": text.remark, "measure_label": text.measure_label, "better": text.better,
+        "section_title": text.section_title,
         "cell_text": cell_text, "plot": plots.figure,
         "picture_rows": picture_rows, "fact_groups": fact_groups, "case_table": case_table,
     }  # fmt: skip
