@@ -18,6 +18,7 @@ from synthcube.data.images import read_image, write_image
 from synthcube.data.manifest import FILE_NAME
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import OutputError
+from synthcube.evaluation.report.text import number
 
 LIGHT = "evaluation: {extractor: {name: radiomic}, num_repeats: 2}\n"
 
@@ -87,6 +88,26 @@ def test_results_are_plain_numbers_each_with_a_value_or_a_reason(judge, sides, t
     assert found["extractor"]["sha256"] is None, "it has no weights"
     assert (tmp_path / "report" / "report.html").stat().st_size > 1000
     assert (tmp_path / "report" / "cases.csv").exists()
+
+
+def test_the_main_numbers_and_the_verdict_are_printed(cli, light, sides, tmp_path) -> None:
+    real, made = (phantoms(tmp_path / name, 40, seed=seed) for seed, name in enumerate(("r", "m")))
+    output = tmp_path / "results.yaml"
+    words = ("-p", made, "-l", real, "-t", sides["-t"], "-o", output, "-c", light)
+    code, out, err = cli("evaluate", *words, "--report", tmp_path / "report")
+    assert code == 0, err
+    lines = out.splitlines()
+    found = yaml.safe_load(output.read_text())
+    kernel = found["fidelity"]["kernel_distance"]
+    (line,) = [line for line in lines if line.startswith("Distance to real images (kernel)")]
+    assert f"{number(kernel['value'])} (" in line
+    assert f"  {number(kernel['real_baseline'])}  " in line
+    assert line.endswith("↓ lower")
+    assert [line for line in lines if line.startswith("What is ")] == found["verdict"]
+    assert lines[-2:] == [f"Results: {output}", f"Report: {tmp_path / 'report' / 'report.html'}"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "disc: generated" in page
+    assert {name.rpartition("_")[2] for name in found["fidelity_by_class"] if "precision" in name}
 
 
 def test_nothing_of_the_site_is_in_the_results(judge, sides, tmp_path: Path) -> None:

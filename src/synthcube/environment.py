@@ -380,7 +380,7 @@ def _first_number(environment: Mapping[str, str], *names: str) -> int | None:
     return next((int(text) for text in texts if text.isdecimal()), None)
 
 
-_RECORDED = (
+RECORDED_PACKAGES = (
     "synthcube", "torch", "lightning", "monai", "monai-generative", "torchio", "SimpleITK",
     "nibabel", "diffusers", "numpy", "pydantic", "safetensors",
 )  # fmt: skip
@@ -389,7 +389,7 @@ _RECORDED = (
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide what a run computes."""
     installed = {"python": platform.python_version()}
-    for name in _RECORDED:
+    for name in RECORDED_PACKAGES:
         try:
             installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -184,27 +184,52 @@ def test_what_is_seen_can_be_read_aloud(written: Path) -> None:
 
 def test_the_summary_has_value_interval_baseline_count_and_reason(written: Path) -> None:
     texts = [text for tag, text in read(written).texts if tag in ("th", "td")]
-    place = texts.index("Frechet distance")
-    assert texts[place : place + 4] == ["Frechet distance", "12.35 (11.2 to 13.6)", "8.9", "200"]
-    place = texts.index("Coverage")
-    assert texts[place : place + 5] == [
-        "Coverage", "none", "none", "none", "No value: 8 images are fewer than 10",
+    place = texts.index("Distance to real images (Frechet)")
+    assert texts[place + 1 : place + 5] == ["12.35 (11.2 to 13.6)", "8.9", "↓ lower", "200"]
+    place = texts.index("Coverage: share of real images with a generated one nearby")
+    assert texts[place + 1 : place + 6] == [
+        "none", "none", "↑ higher", "none", "No value: 8 images are fewer than 10",
     ]  # fmt: skip
-    place = texts.index("Recall")
-    assert texts[place : place + 5] == [
-        "Recall", "none", "none", "3", "No value: the computation gave nan",
+    place = texts.index("Recall: share of real images that are within reach")
+    assert texts[place + 1 : place + 6] == [
+        "none", "none", "↑ higher", "3", "No value: the computation gave nan",
     ]  # fmt: skip
     assert "Read with care: few images" in texts
-    place = texts.index("Share of copies")
+    place = texts.index("Share of copies")  # a measure that no label is known of
     assert texts[place - 1] == "The real baseline is that of held-out images."
     assert "3 images of labels are constant." in read(written).said("p")
     assert not any(text.lower() in ("nan", "inf", "none.") for text in texts)
+
+
+def test_the_verdict_is_on_top_and_the_gallery_above_the_summary(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = [[random.random((5, 7)).astype(np.float32)] * 4 for _ in range(2)]
+    gallery = Picture("Beside real ones", rows, ("disc: generated", "disc: real"))
+    header = HEADER | {"verdict": ["one", "two"]}
+    write_report(tmp_path, header, sections(), gallery)
+    page = read(tmp_path)
+    sentences = [text for tag, text in page.texts if tag == "p" and text.startswith("What is ")]
+    assert len(sentences) == 2
+    assert "as a set, they differ from real images (Frechet distance 12.35" in sentences[1]
+    texts = [text for _, text in page.texts]
+    order = [texts.index(text) for text in (*sentences, "disc: real", "Summary", "How to read it")]
+    assert order == sorted(order)
+    assert not {"one", "two"} & set(texts), "the header's verdict stands at the top alone"
+    assert page.all("img")[0]["alt"] == "disc: generated, image 1 of 4"
+    assert len(page.all("img")) == 8 + 2
+
+
+def test_the_baseline_is_said_to_be_a_ceiling_of_precision(written: Path) -> None:
+    text = " ".join(read(written).said("li"))
+    assert "for precision, recall, density and coverage it is a ceiling" in text
+    assert "floor" not in (written / PAGE).read_text(encoding="utf-8").lower()
 
 
 def test_the_page_promises_nothing(written: Path) -> None:
     text = (written / PAGE).read_text(encoding="utf-8")
     assert text.count("For research only") == 1
     assert not re.search(r"\b(private|safe|anonymous|passed)\b", text, re.IGNORECASE)
+    assert "They say nothing about privacy" in text
 
 
 def test_names_are_shown_and_do_nothing(tmp_path: Path) -> None:

@@ -47,6 +47,32 @@ def test_images_as_good_as_real_ones_teach_as_much(sides, size) -> None:
     assert measures["balanced_accuracy_real"].real_baseline == pytest.approx(1 / 3)
 
 
+def test_a_task_that_is_too_easy_is_warned_of(image_set) -> None:
+    sets = []
+    for seed, name in enumerate(("predictions", "labels", "train")):
+        random = np.random.default_rng(seed)
+        dark = np.arange(60) % 2 == 0
+        voxels = random.normal(0, 0.1, (60, 1, 16, 16)) + 4 * dark[:, None, None, None]
+        sets.append(image_set(name, voxels, classes=["dark" if d else "light" for d in dark]))
+    section = usefulness(*sets, 0)
+    assert section.measures["balanced_accuracy_real"].value == 1
+    assert section.notes[0].startswith("Warning: the task is too easy: the classifier trained on")
+    reason = section.measures["accuracy_synthetic"].reason
+    assert reason.endswith("(balanced accuracy 1), so poor images may teach it as well, and a high "
+                           "number says nothing")  # fmt: skip
+
+
+def test_a_task_of_some_difficulty_is_not(sides, image_set) -> None:
+    predictions, _, train = sides()
+    voxels, classes = shapes(90, 1)
+    wrong = sorted(set(classes))[0]
+    classes = [wrong if i % 5 == 0 else name for i, name in enumerate(classes)]
+    section = usefulness(predictions, image_set("wrong", voxels, classes=classes), train, 0)
+    assert section.measures["balanced_accuracy_real"].value < 0.98
+    assert section.measures["accuracy_synthetic"].reason is None
+    assert not any(note.startswith("Warning") for note in section.notes)
+
+
 @pytest.mark.slow
 def test_classes_that_are_mixed_up_teach_less(sides) -> None:
     _, names = shapes(90, 0)

@@ -129,6 +129,22 @@ def test_the_card_of_what_reconstructs(first_stage, tmp_path: Path) -> None:
     assert 'model.reconstruct("YOUR_IMAGES")' in card
 
 
+def test_a_model_that_follows_a_class_is_not_unconditional(
+    cli, tiny_config, phantoms, results: Path, tmp_path: Path, validate
+) -> None:
+    run = tmp_path / "run"
+    words = ("train", "-c", tiny_config("rectified_flow"), "-d", phantoms, "-o", run)
+    code, _, err = cli(*words, "--set", "data.conditions={Label: class}")
+    assert code == 0, err
+    out = export(run, tmp_path / "model", ExportRequest(license="mit", evaluation=results))
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag" not in header_of(card)
+    assert "unconditional" not in card
+    assert "conditional-image-generation" in header_of(card)["tags"]
+    assert header_of(card)["model-index"][0]["results"][0]["task"] == {"type": "other"}
+    validate(card)
+
+
 def test_metadata_is_that_of_a_monai_bundle(exported: Path) -> None:
     """Required keys and types of MONAI's meta_schema_20240725.json."""
     described = json.loads((exported / "metadata.json").read_text())

@@ -135,6 +135,19 @@ def test_an_ordinary_word_is_no_name(user: str, run: Path, tmp_path: Path, monke
     assert export(run, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["safetensors", "torchio", "lightning"])
+def test_a_package_is_neither_a_user_nor_a_folder(
+    name: str, run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(getpass, "getuser", lambda: name)
+    plant(run, sampling={"note": f"weights by {name}"})
+    rewrite_split(run, Channel_0=f"{name}/scan.png")
+    out = export(run, tmp_path / "out")
+    described = json.loads((out / "metadata.json").read_text())
+    assert name in described["required_packages_version"]
+    assert artifact.load(out).config["sampling"]["note"] == f"weights by {name}"
+
+
 @pytest.mark.parametrize("subject", ["0001", "1000", "000001", "12", "ring"])
 def test_an_id_that_is_an_ordinary_number_stops_nothing(
     subject: str, run: Path, tmp_path: Path

@@ -178,6 +178,9 @@ def evaluate(
 ) -> None:
     """Compare images with real ones: fidelity, diversity, and copies of training images."""
     setup_process(plugins, trust)
+    from synthcube import reading
+    from synthcube.errors import EvaluationError
+    from synthcube.evaluation.verdict import main_lines
     from synthcube.tasks.evaluate import evaluate as task
 
     written = task(
@@ -185,6 +188,8 @@ def evaluate(
         config_path=config, overrides=overrides, train_data=train_data, report=report,
         model_path=located(model) if model else None,
     )  # fmt: skip
+    for line in main_lines(reading.read_yaml(written, EvaluationError)):
+        say(line)
     say(f"Results: {written}")
     if report:
         say(f"Report: {report / 'report.html'}")

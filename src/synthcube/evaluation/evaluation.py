@@ -8,16 +8,18 @@ from pathlib import Path
 
 import torch
 
+from synthcube.evaluation.class_fidelity import class_fidelity
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.extractors import load_extractor
 from synthcube.evaluation.features import Features, extract
 from synthcube.evaluation.fidelity import diversity, fidelity
+from synthcube.evaluation.gallery import gallery
 from synthcube.evaluation.membership import membership
 from synthcube.evaluation.memorisation import memorisation
 from synthcube.evaluation.pairs import compare_pairs, match_pairs
-from synthcube.evaluation.results import Section, missing
+from synthcube.evaluation.results import Picture, Section, missing
 from synthcube.evaluation.sets import ImageSet
-from synthcube.evaluation.usefulness import usefulness
+from synthcube.evaluation.usefulness import class_column, usefulness
 from synthcube.models.artifact import Artifact
 
 
@@ -53,6 +55,9 @@ class Evaluation:
         yield fidelity(
             predictions, labels, features["predictions"], features["labels"], config, seed
         )
+        if column := class_column(predictions, labels):
+            tables_of_both = features["predictions"], features["labels"]
+            yield class_fidelity(predictions, labels, tables_of_both, column, config, seed)
         yield diversity(predictions, labels, seed)
         if self.pairs:
             yield compare_pairs(predictions, labels, self.pairs, seed)
@@ -70,6 +75,11 @@ class Evaluation:
             if isinstance(answer, str):
                 answer = Section("usefulness", {"accuracy_synthetic": missing(answer)})
             yield answer
+
+    def gallery(self) -> Picture:
+        """Generated images beside real ones."""
+        predictions, labels = self.sets["predictions"], self.sets["labels"]
+        return gallery(predictions, labels, class_column(predictions, labels), self.seed)
 
     @cached_property
     def _features(self) -> dict[str, Features]:

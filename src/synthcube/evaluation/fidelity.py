@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from synthcube.evaluation.features import Features, FeatureTable, scaled
 from synthcube.evaluation.fidelity_metrics import PRECISION_RECALL
 from synthcube.evaluation.intervals import NORMAL_97_5
 from synthcube.evaluation.neighbours import nearest
-from synthcube.evaluation.results import Measure, Plot, Section, missing
+from synthcube.evaluation.results import BASELINE_NOTE, Measure, Plot, Section, missing
 from synthcube.evaluation.sets import Bounds, ImageSet, subject_numbers
 from synthcube.evaluation.similarity import WINDOW, num_scales, structural_similarity
 
@@ -77,16 +77,8 @@ def fidelity(
         section.measures = dict.fromkeys(NAMES, missing(reason))
         section.notes.append(f"No distances: {reason}.")
         return section
-    by_plane: dict[str, dict[str, Measure]] = {}
-    for plane, table in features_l.planes.items():
-        tables, subjects = (features_p.planes[plane], table), (of_p, of_l)
-        by_plane[plane] = {
-            "frechet_distance": _frechet(tables, splits),
-            "kernel_distance": _kernel(tables, subjects, splits),
-            **_precision_recall(tables, subjects, splits, config.num_neighbours),
-        }
-    for name in NAMES:
-        section.measures[name] = _mean([measures[name] for measures in by_plane.values()])
+    by_plane = distances(features_p, features_l, (of_p, of_l), splits, config.num_neighbours)
+    section.measures |= mean_over_planes(by_plane)
     if len(by_plane) > 1:
         for plane, measures in by_plane.items():
             section.measures |= {f"{name}_{plane}": measures[name] for name in NAMES}
@@ -97,6 +89,31 @@ def fidelity(
     plane, table = next(iter(features_l.planes.items()))
     section.plots = [*_bars(section), _histogram((features_p.planes[plane], table), splits[0])]
     return section
+
+
+def distances(
+    features_p: Features, features_l: Features, subjects: Subjects, splits: Sequence[Split], k: int
+) -> dict[str, dict[str, Measure]]:
+    """Every measure of NAMES by plane, means over the splits.
+
+    Args:
+        subjects: of the predictions and of the labels, all of them.
+        k: neighbours of precision, recall, density and coverage.
+    """
+    by_plane: dict[str, dict[str, Measure]] = {}
+    for plane, table in features_l.planes.items():
+        tables = features_p.planes[plane], table
+        by_plane[plane] = {
+            "frechet_distance": _frechet(tables, splits),
+            "kernel_distance": _kernel(tables, subjects, splits),
+            **_precision_recall(tables, subjects, splits, k),
+        }
+    return by_plane
+
+
+def mean_over_planes(by_plane: Mapping[str, Mapping[str, Measure]]) -> dict[str, Measure]:
+    """Every measure of NAMES, the mean of its planes."""
+    return {name: _mean([measures[name] for measures in by_plane.values()]) for name in NAMES}
 
 
 def draw_splits(subjects: Subjects, number: int, seed: int) -> list[Split]:
@@ -248,9 +265,10 @@ def _notes(features: Features, m: int) -> list[str]:
             "others only where SynthCube computed them in the same way."
         )
     return [
-        f"Read every number beside its baseline: what {m} other real images reach against the same "
-        "real images. Predictions as good as real ones reach it too; a distance below it, or a "
-        "precision or density above it, is no merit but a sign of too little variety or of copies.",
+        f"{BASELINE_NOTE} is what {m} other real images reach against the same real images: for "
+        "distances the least that good images reach, for precision, recall, density and coverage "
+        "a ceiling. A distance below it, or a precision or density above it, is no merit but a "
+        "sign of too little variety or of copies.",
         "Low and high of the kernel distance are its 95% confidence interval; those of the others "
         "are where 95% of random splits lie, which tells less than a confidence interval.",
         extractor_note,

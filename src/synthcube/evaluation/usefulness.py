@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,12 +28,19 @@ _MOST_CLASSES = 20
 _FEWEST = 5
 """Images of each class that are needed to train, and to test."""
 _MOST = 2000  # training images of each side, at most
-_BARELY = 0.1
-"""Recall above guessing that a classifier trained on real images must reach to be meaningful."""
+BARELY = 0.1
+"""Balanced accuracy above guessing that a classifier trained on real images must reach to be
+meaningful."""
+TOO_EASY = 0.98
+"""Balanced accuracy of a classifier trained on real images from which the task is too easy."""
 _RESAMPLES = 500
 _NOTE = (
     "The real baseline of a classifier trained on synthetic images is one trained on as many real "
     "ones; that of the latter is guessing. The classifier is small: the difference matters."
+)
+_EASY = (
+    "the task is too easy: the classifier trained on real images is nearly perfect (balanced "
+    "accuracy {:.3g}), so poor images may teach it as well, and a high number says nothing"
 )
 
 # The classifier. Voxels along each side of its input, at most; channels of its layers.
@@ -68,7 +75,7 @@ def usefulness(
     Returns:
         The section, or the reason why there is none.
     """
-    column = _class_column(predictions, labels)
+    column = class_column(predictions, labels)
     if column is None:
         return (
             f"predictions and labels share no column with 2 to {_MOST_CLASSES} classes in every "
@@ -107,7 +114,8 @@ def usefulness(
     return section
 
 
-def _class_column(predictions: ImageSet, labels: ImageSet) -> str | None:
+def class_column(predictions: ImageSet, labels: ImageSet) -> str | None:
+    """The column of classes that both manifests have in every row: Label, else a condition."""
     others = [name for name in labels.rows[0].conditions if name not in _NOT_CLASSES]
     label_is_subject = all(row.label_name == row.subject for row in labels.rows)
     for column in others if label_is_subject else (LABEL, *others):
@@ -196,6 +204,11 @@ def _compare_classifiers(
     low, high = mean_interval(difference, subjects, seed) or (None, None)
     measure = Measure(float(difference.mean()), None, low, high, len(truth))
     section.measures["accuracy_difference"] = measure
+    if (real := float(np.mean(recalls["real"]))) >= TOO_EASY:
+        for name in ("accuracy_synthetic", "accuracy_difference"):
+            easy = replace(section.measures[name], reason=_EASY.format(real))
+            section.measures[name] = easy
+        section.notes.insert(0, f"Warning: {_EASY.format(real)}.")
     _describe_recalls(section, recalls, names)
 
 
@@ -208,7 +221,7 @@ def _describe_recalls(
     series = {f"trained on {name} images": values for name, values in recalls.items()}
     title = "Recall of each class"
     section.plots.append(Plot(title, "bars", series, "class", "recall", tuple(names)))
-    if np.mean(recalls["real"]) < 1 / len(names) + _BARELY:
+    if np.mean(recalls["real"]) < 1 / len(names) + BARELY:
         section.notes.append(
             "Trained on real images, this classifier is hardly better than guessing: the "
             "comparison says nothing about the synthetic ones."

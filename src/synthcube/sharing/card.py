@@ -163,20 +163,24 @@ def _header(trained: Artifact, context: CardContext) -> dict[str, Any]:
     from huggingface_hub import EvalResult, ModelCardData
 
     model, rank = trained.config["model"], f"{trained.image.rank}d"
-    task = "unconditional-image-generation" if context.task == "sample" else "image-to-image"
+    task = _pipeline_tag(trained, context)
     results = context.results
     extractor = f" ({results.extractor})" if results and results.extractor else ""
     data = ModelCardData(
         library_name="synthcube",
         license=context.license_id or None,
         pipeline_tag=task,
-        tags=["medical", "medical-imaging", "synthcube", "synthetic-data", model["name"], rank],
+        tags=[
+            "medical", "medical-imaging", "synthcube", "synthetic-data", model["name"], rank,
+            *(["conditional-image-generation"] if trained.image.conditions else []),
+        ],
         datasets=list(context.datasets) or None,
         base_model=_bases(trained.config) or None,
         model_name=f"{model['name']}-{rank}",
         eval_results=[
             EvalResult(
-                task_type=task, dataset_type="held-out", dataset_name="real images, held out",
+                task_type=task or "other", dataset_type="held-out",
+                dataset_name="real images, held out",
                 metric_type=score.name, metric_value=score.value,
                 metric_name=f"{score.section}: {score.name}{extractor}",
             )
@@ -186,6 +190,14 @@ def _header(trained: Artifact, context: CardContext) -> dict[str, Any]:
     fields: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
     fields.pop("model_name", None)  # the client puts it into the list of results
     return fields
+
+
+def _pipeline_tag(trained: Artifact, context: CardContext) -> str | None:
+    """The Hub's name of the task; None of a model that follows a class or a number, for which the
+    Hub has no name: it takes no text, and is not unconditional."""
+    if context.task != "sample":
+        return "image-to-image"
+    return None if trained.image.conditions else "unconditional-image-generation"
 
 
 def _bases(config: Mapping[str, Any]) -> list[str]:

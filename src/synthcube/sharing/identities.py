@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synthcube import reading
+from synthcube import environment, reading
 from synthcube.errors import ArtifactError, HubError
 from synthcube.models import artifact
 from synthcube.schema import ImageSpec
@@ -125,8 +125,9 @@ def traces(texts: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> list[
         for column, cell in row.items():
             if column.startswith("Channel_") and cell:
                 sought[str(Path(cell).parent)] = "a folder of the training images"
-    sought.pop("/", None)
-    sought.pop(".", None)
+    # What every export names: a package is no account, machine or folder of anybody.
+    for word in ("/", ".", *environment.RECORDED_PACKAGES):
+        sought.pop(word, None)
     tokens = [f"{name} holds a token: make a new one" for name, text in texts.items()
               if TOKEN.search(text)]  # fmt: skip
     return tokens + [

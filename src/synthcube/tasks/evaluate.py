@@ -16,6 +16,7 @@ from synthcube.evaluation.evaluation import Evaluation
 from synthcube.evaluation.report.page import require_own_report, write_report
 from synthcube.evaluation.results import plain
 from synthcube.evaluation.sets import ImageSet, check_comparable, comparability_notes, open_sets
+from synthcube.evaluation.verdict import plain_results, verdict
 from synthcube.models import artifact
 from synthcube.tasks.run_folder import CONFIG, SPLIT
 
@@ -80,9 +81,12 @@ def evaluate(
         )  # fmt: skip
         sections = list(evaluation.sections())
         header = _header(settings, sets, evaluation)
-    results = {**header, **{section.name: section.plain() for section in sections}}
+        gallery = evaluation.gallery() if report else None
+    plain_sections = plain_results(sections)
+    header["verdict"] = list(verdict(plain_sections))
+    results = {**header, **plain_sections}
     if report:
-        write_report(storage.make_folder(report, "report"), header, sections)
+        write_report(storage.make_folder(report, "report"), header, sections, gallery)
     storage.write_mounted(output, reading.dump(results))
     return output
 

@@ -25,6 +25,7 @@ from synthcube.evaluation.arrays import Array
 from synthcube.evaluation.report import plots, text
 from synthcube.evaluation.report.text import NONE, cell_text, spoken
 from synthcube.evaluation.results import Picture, Section, plain
+from synthcube.evaluation.verdict import plain_results, verdict
 from synthcube.schema import flattened
 from synthcube.storage import make_folder, storage_errors, write_text
 
@@ -34,6 +35,7 @@ _HEADS = {PAGE: "<title>SynthCube evaluation</title>", CASES: "section,"}
 _HEAD_BYTES = 2000
 MAX_CASES = 200
 _SMALLEST, _LARGEST = 96, 256  # width of an image in the page, in CSS pixels
+_ABOVE = ("notes", "verdict")  # keys of the header that stand at the top of the page
 _FEW_COLUMNS = 4  # rows of so many images stand side by side
 
 
@@ -55,7 +57,10 @@ def require_own_report(folder: Path) -> None:
         )
 
 
-def write_report(folder: Path, header: dict[str, Any], sections: Sequence[Section]) -> None:
+def write_report(
+    folder: Path, header: dict[str, Any], sections: Sequence[Section],
+    gallery: Picture | None = None,
+) -> None:  # fmt: skip
     """Write report.html and, where a section has cases, cases.csv into `folder`.
 
     The folder may exist and may be a mount: other files in it stay. The same arguments give the
@@ -63,11 +68,12 @@ def write_report(folder: Path, header: dict[str, Any], sections: Sequence[Sectio
 
     Args:
         header: plain values with which the evaluation can be repeated, and `notes` on the images.
+        gallery: generated images beside real ones, above the summary.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    page, cases = render_page(header, sections), _cases_csv(sections)
+    page, cases = render_page(header, sections, gallery), _cases_csv(sections)
     make_folder(folder)
     if cases:
         write_text(folder / CASES, cases)
@@ -77,7 +83,9 @@ def write_report(folder: Path, header: dict[str, Any], sections: Sequence[Sectio
     write_text(folder / PAGE, page)
 
 
-def render_page(header: dict[str, Any], sections: Sequence[Section]) -> str:
+def render_page(
+    header: dict[str, Any], sections: Sequence[Section], gallery: Picture | None = None
+) -> str:
     """The whole page, the same for the same arguments."""
     here = Path(__file__).parent
     environment = Environment(
@@ -87,14 +95,18 @@ def render_page(header: dict[str, Any], sections: Sequence[Section]) -> str:
     )  # fmt: skip
     environment.filters |= {
         "spoken": spoken, "number": text.number, "value_text": text.value_text,
-        "remark": text.remark, "cell_text": cell_text, "plot": plots.figure,
+        "remark": text.remark, "measure_label": text.measure_label, "better": text.better,
+        "section_title": text.section_title,
+        "cell_text": cell_text, "plot": plots.figure,
         "picture_rows": picture_rows, "fact_groups": fact_groups, "case_table": case_table,
     }  # fmt: skip
     return environment.get_template("page.html.j2").render(
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
         sections=sections,
+        verdict=verdict(plain_results(sections)) if sections else (),
+        gallery=gallery,
         notes=[str(note) for note in header.get("notes") or ()],
-        header={name: value for name, value in header.items() if name != "notes"},
+        header={name: value for name, value in header.items() if name not in _ABOVE},
         NONE=NONE,
         few_columns=_FEW_COLUMNS,
     )

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from synthcube.escapes import printable
+from synthcube.evaluation.measures import ARROWS, SECTIONS, meaning
 from synthcube.evaluation.results import Cell, Measure
 
 NONE = "none"
@@ -41,6 +42,23 @@ def spoken(name: str) -> str:
     words[:1] = ["number of"] if words[0] == "num" else words[:1]
     text = " ".join(words).replace("MS SSIM", "MS-SSIM").replace(" dB", " (dB)")
     return text[:1].upper() + text[1:]
+
+
+def section_title(name: str) -> str:
+    """What a section is called; its written-out name where it is not known."""
+    return SECTIONS.get(name) or spoken(name)
+
+
+def measure_label(name: str, section: str) -> str:
+    """What a measure of a section is called; its written-out name where it is not known."""
+    known = meaning(section, name)
+    return printable(known.label) if known else spoken(name)
+
+
+def better(name: str, section: str) -> str:
+    """An arrow and a word: which direction is better; empty of an unknown measure."""
+    known = meaning(section, name)
+    return ARROWS[known.better] if known else ""
 
 
 def number(value: Cell) -> str:
