@@ -206,7 +206,6 @@ def build(
     try:
         if isinstance(section, dict):
             family = registry.find(str(section.get("name", registry.DEFAULT)))
-            section = {"name": registry.DEFAULT, **section}
     except SynthCubeError as error:
         faults.append(f"model.name{_line(('model', 'name'), lines)}: {error}")
         section = {}

@@ -141,6 +141,7 @@ def test_a_held_out_share_far_from_the_fraction_is_a_warning(
     assert "data.validation_fraction is 0.1" in warning
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_not_ready(cli, tiny_config, phantoms: Path) -> None:
     large = ["--set", "training.batch_size=1000000"]
     code, out, err = cli("check", "-c", tiny_config(), "-d", phantoms, *large)
