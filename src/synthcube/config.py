@@ -216,8 +216,6 @@ def build(
     try:
         if isinstance(section, dict):
             family = registry.find(str(section.get("name", registry.DEFAULT)))
-            # Of a trained model the config tells the family, where this one does not.
-            section = section if trained else {"name": registry.DEFAULT, **section}
     except SynthCubeError as error:
         faults.append(f"model.name{_line(('model', 'name'), lines)}: {error}")
         section = {}

@@ -195,3 +195,34 @@ def test_missing_folder_and_nothing_left(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no image that can be used") as caught:
         prepare(root, tmp_path)
     assert str(caught.value).endswith("and 10 more")
+
+
+BIDS = ["sub-01_ses-01_T1w.png", "sub-01_ses-02_T1w.png", "sub-02_T1w.png", "sub-03_T1w.png"]
+
+
+def test_bids_names_state_the_subject(tmp_path: Path) -> None:
+    root = tree(tmp_path / "data", *BIDS)
+    done = prepare(root, tmp_path / "out")
+    assert (done.rows, done.subjects, done.warning) == (4, 3, "")
+    assert [row["SubjectID"] for row in table(done.manifest_path)] == [
+        "sub-01", "sub-01", "sub-02", "sub-03"
+    ]  # fmt: skip
+    assert [row.subject for row in read_manifest(root).rows] == [
+        "sub-01", "sub-01", "sub-02", "sub-03"
+    ]  # fmt: skip
+    # One name without a subject: nothing is guessed, and a warning says what it looks like.
+    tree(root, "other.png")
+    done = prepare(root, tmp_path / "other")
+    assert done.subjects == 5
+    assert done.warning.startswith(
+        "the file names look like 3 people (sub-01, sub-02, sub-03), but they count as 4 subjects"
+    )
+
+
+def test_prepare_warns_of_several_files_of_a_person(cli: Any, tmp_path: Path) -> None:
+    root = tree(tmp_path / "data", "p01_t1.png", "p01_seg.png", "p02_t1.png", "p02_seg.png")
+    code, out, err = cli("prepare", "-d", root, "-o", tmp_path / "out")
+    assert code == 0, err
+    assert "Warning: the file names look like 2 people (p01, p02), but they count as 4" in out
+    folders = tree(tmp_path / "folders", "p01/t1.png", "p01/seg.png", "p02/t1.png", "p02/seg.png")
+    assert prepare(folders, tmp_path / "second").warning == ""

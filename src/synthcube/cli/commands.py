@@ -25,6 +25,7 @@ from synthcube.cli.app import (
     setup_process,
 )
 from synthcube.containers import IMAGE
+from synthcube.errors import MemoryShortageError
 from synthcube.sharing.runtimes import NAMES as RUNTIMES
 from synthcube.sharing.runtimes import RuntimeOrTorch, Weights
 
@@ -264,6 +265,8 @@ def prepare(
             say(f"{title}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
     for path, reason in prepared.left_out:
         say(f"Left out: {path}: {reason}")
+    if prepared.warning:
+        say(f"Warning: {prepared.warning}.")
 
 
 @app.command()
@@ -278,9 +281,18 @@ def check(
     setup_process(plugins, trust)
     from synthcube.tasks.check import check as task
 
-    for line in task(config, data, overrides=overrides):
+    report = task(config, data, overrides=overrides)
+    for line in report.lines:
         say(line)
-    say("Ready to train.")
+    for warning in report.warnings:
+        say(f"Warning: {warning}.")
+    if report.shortage:
+        raise MemoryShortageError(report.shortage)
+    number = len(report.warnings)
+    if number:
+        say(f"Ready to train, with {number} warning{'s' if number > 1 else ''} above.")
+    else:
+        say("Ready to train.")
 
 
 @app.command()

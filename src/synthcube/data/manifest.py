@@ -24,6 +24,9 @@ MAX_CLASSES = 10_000
 _UNLABELLED = (-1, "")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", re.ASCII)
 _CHANNEL = re.compile(r"Channel_(\d+)")
+_BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_.]|$)")
+# The name up to its first number, where more follows: case_0001 of case_0001_t1, p01 of p01/t1.
+_PERSON = re.compile(r"(.*?\d+[A-Za-z]*)[/_.-]")
 _INTEGER = re.compile(r"[+-]?\d+(\.0+)?")  # spreadsheets and pandas write 1 as 1.0
 Labels = dict[int, tuple[int, str]]
 """Class id and name by line number; lines without a class are not in it."""
@@ -150,6 +153,38 @@ def name_fault(name: str) -> str:
     if "\n" in name or "\t" in name or hidden_in(name):
         return "the name holds a character that no screen shows; rename it"
     return ""
+
+
+def bids_subject(name: str) -> str:
+    """The subject that a BIDS path or name states, such as sub-01; empty if it states none."""
+    stated = _BIDS.findall(name)
+    return stated[-1] if stated else ""
+
+
+def split_warning(subjects: Mapping[str, str]) -> str:
+    """A warning if names suggest that one person is several subjects; empty otherwise.
+
+    Args:
+        subjects: the subject of each image, by its path without the suffix. A subject that was
+            stated, and is not just the name of its image, is doubted only where BIDS contradicts.
+    """
+    people: dict[str, set[str]] = {}
+    for name, subject in subjects.items():
+        is_stated = not f"/{name}".endswith(f"/{subject}") and not subject.startswith("row-")
+        before = None if is_stated else _PERSON.match(name)
+        if person := bids_subject(name) or (before[1] if before else ""):
+            people.setdefault(person, set()).add(subject)
+    several = [person for person in people if len(people[person]) > 1]
+    named = set().union(*people.values()) if people else set()
+    if len(people) < 2 or not several or len(named) * 2 < len(set(subjects.values())):
+        return ""
+    shown = ", ".join(sorted(people, key=natural_key)[:3]) + (", ..." if len(people) > 3 else "")
+    return (
+        f"the file names look like {len(people)} people ({shown}), but they "
+        f"count as {len(named)} subjects: one person could be in training and in validation. "
+        "Say who is who in a column SubjectID (synthcube prepare writes the CSV), or put the "
+        "images of each person into a folder and run synthcube prepare"
+    )
 
 
 def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
@@ -280,9 +315,12 @@ def _read_folder(folder: Path) -> Manifest:
         raise ManifestError(
             f"data_path {folder} holds names that cannot be used:", first_faults(faults)
         )
+    stems = [name[: -len(image_suffix(Path(name)))] for name in names]
+    bids = [bids_subject(stem) for stem in stems]
+    subjects = bids if all(bids) else stems
     rows = (
-        Row((base / name,), subject=name[: -len(image_suffix(Path(name)))], number=number)
-        for number, name in enumerate(names, start=1)
+        Row((base / name,), subject=subject, number=number)
+        for number, (name, subject) in enumerate(zip(names, subjects, strict=True), start=1)
     )
     return Manifest(folder, tuple(rows))
 

@@ -14,10 +14,12 @@ from typing import Literal
 from synthcube.data.manifest import (
     FILE_NAME,
     SUFFIXES,
+    bids_subject,
     image_suffix,
     manifest_text,
     name_fault,
     natural_key,
+    split_warning,
     write_manifest,
 )
 from synthcube.data.module import split_subjects
@@ -44,6 +46,7 @@ class Preparation:
     labels: dict[str, int]  # rows by class name
     splits: dict[str, int]  # rows by split; empty where no fraction was given
     left_out: tuple[tuple[Path, str], ...]
+    warning: str = ""  # of a person who may be several subjects
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,17 @@ def prepare(
         labels=_tally(rows, "LabelMapping"),
         splits=_tally(rows, "Split"),
         left_out=tuple(left_out),
+        warning=_split_warning(items, folder.resolve()),
     )
+
+
+def _split_warning(items: Iterable[_Item], folder: Path) -> str:
+    """Of files that lie loose in `folder` or in its classes; a folder is one person."""
+    subjects = {}
+    for subject, files in items:
+        name = files[0].relative_to(folder).as_posix()
+        subjects[name[: -len(image_suffix(files[0]))]] = subject.name
+    return split_warning(subjects)
 
 
 def _write_anew(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -188,7 +201,12 @@ def _images(folder: Path, csv_path: Path, left_out: _LeftOut) -> list[Path]:
 def _subjects(
     folder: Path, images: Iterable[Path], paradigm: Paradigm, left_out: _LeftOut
 ) -> list[_Subject]:
-    """Images grouped by the folders they are in; a loose image is a subject of its own."""
+    """Images grouped by the folders they are in; a loose image is a subject of its own.
+
+    Where all names have BIDS subjects, a loose image belongs to that subject.
+    """
+    images = list(images)
+    is_bids = all(bids_subject(image.name) for image in images)
     groups: dict[tuple[str, str, str], list[Path]] = {}
     for image in images:
         above = list(image.parts[:-1])
@@ -198,7 +216,8 @@ def _subjects(
             left_out.append((folder / image, reason))
             continue
         stem = image.name[: -len(image_suffix(image))]
-        subject = above[0] if above else "/".join(filter(None, (label, stem)))
+        loose_subject = bids_subject(stem) if is_bids else "/".join(filter(None, (label, stem)))
+        subject = above[0] if above else loose_subject
         # loose images of one stem (a.png, a.jpg) share the subject, but are not its channels
         loose = "" if above else image.as_posix()
         label = subject if paradigm == "patient" else label

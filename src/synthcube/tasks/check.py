@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from synthcube import compute, config, environment
 from synthcube.config import RunConfig
-from synthcube.data.manifest import read_manifest
+from synthcube.data.manifest import image_suffix, read_manifest, split_warning
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.tasks import hub_pins, train
 from synthcube.training import deepspeed, fine_tuning, memory
 
+_SMALL_PART = 0.05  # of the range from -1 to 1: masks and wrong units, but no real image
 
-def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) -> list[str]:
-    """Read the config and every image, and build the model; returns one line for each result.
+
+@dataclass(frozen=True)
+class CheckReport:
+    """One line for each result, what may do harm, and what the memory lacks (empty: nothing)."""
+
+    lines: list[str]
+    warnings: list[str]
+    shortage: str
+
+
+def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) -> CheckReport:
+    """Read the config and every image, and build the model.
 
     All faults of the config and of the manifest are raised together, or all faults of images.
     """
@@ -29,7 +43,9 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
         lambda: read_manifest(data_path),
     )
     data = train.open_data(settings, manifest)
-    return [*_data_lines(data), *_start_lines(settings, data), *_resource_lines(settings, data)]
+    lines = [*_data_lines(data), *_start_lines(settings, data)]
+    resources, shortage = _resources(settings, data)
+    return CheckReport([*lines, *resources], _data_warnings(data), shortage)
 
 
 def results_or_faults(*steps: Callable[[], Any]) -> list[Any]:
@@ -78,7 +94,63 @@ def _data_lines(data: DataModule) -> list[str]:
     return lines
 
 
-def _resource_lines(settings: RunConfig, data: DataModule) -> list[str]:
+def _data_warnings(data: DataModule) -> list[str]:
+    folder = os.path.commonpath([row.channels[0].parent for row in data.manifest.rows])
+    subjects = {}
+    for row in data.manifest.rows:
+        name = row.channels[0].relative_to(folder).as_posix()
+        subjects[name[: -len(image_suffix(row.channels[0]))]] = row.subject
+    warnings = [split_warning(subjects), _held_out_warning(data), *_flat_warnings(data)]
+    return [warning for warning in warnings if warning]
+
+
+def _held_out_warning(data: DataModule) -> str:
+    rows, asked_for = data.manifest.rows, data.config.validation_fraction
+    if any(row.split for row in rows):
+        return ""  # the user's own split
+    subjects = {row.subject for row in rows}
+    held_out = {rows[index].subject for index in data.rows("validation")}
+    share = len(held_out) / len(subjects)
+    if abs(share - asked_for) <= max(0.05, asked_for / 2):
+        return ""
+    return (
+        f"{len(held_out)} of {len(subjects)} subjects ({share:.0%}) are held out for validation, "
+        f"and data.validation_fraction is {asked_for:g}: there are too few subjects to come nearer "
+        "(each class with several subjects is in both parts). Add subjects, or give the split in "
+        "a column Split"
+    )
+
+
+def _flat_warnings(data: DataModule) -> list[str]:
+    """One for each channel that fills a small part of data.intensity_range in every image."""
+    chosen = data.config.intensity_range
+    if chosen is None:
+        return []
+    low, high = chosen
+    ends = [(image.min(axis=1), image.max(axis=1)) for image in _flattened(data)]
+    lowest, highest = np.stack(ends, axis=1)  # (N, C) each
+    contrasts = (highest - lowest).max(axis=0) / 2
+    first, last = (
+        low + (end + 1) / 2 * (high - low) for end in (lowest.min(axis=0), highest.max(axis=0))
+    )
+    return [
+        f"channel {channel} is nearly flat under data.intensity_range [{low:g}, {high:g}]: its "
+        f"intensities are {first[channel]:g} to {last[channel]:g}, {contrast:.1%} of the range "
+        "at most. Give a range that fits, or null for percentiles of each image"
+        for channel, contrast in enumerate(contrasts)
+        if contrast < _SMALL_PART
+    ]
+
+
+def _flattened(data: DataModule) -> Iterator[npt.NDArray[np.float32]]:
+    """Each image as (C, voxels), in [-1, 1]."""
+    for index in range(len(data.cache)):
+        image = data.cache.read([index])[0]
+        yield image.reshape(len(image), -1)
+
+
+def _resources(settings: RunConfig, data: DataModule) -> tuple[list[str], str]:
+    """What the training needs, line by line, and what the memory lacks."""
     device = compute.device(settings.compute.accelerator)
     precision, reason = compute.resolve_precision(settings.compute.precision, device)
     deepspeed.require_usable(settings.compute, settings.training, device)
@@ -91,13 +163,13 @@ def _resource_lines(settings: RunConfig, data: DataModule) -> list[str]:
     on_disk = 3 * 4 * weights + weights
     free = shutil.disk_usage(Path.cwd()).free
     steps = len(data.train_dataloader()) * settings.training.max_epochs
-    return [
+    lines = [
         f"model: {settings.model.name}, {weights / 1e6:.1f} MB of weights",
         f"precision: {precision} on {device.type} ({reason})",
         f"memory: about {needed / 1e9:.2f} GB at batch size {settings.training.batch_size}, "
         f"beside about 1 GB of libraries{' for each process' if estimate.processes > 1 else ''}",
-        *([shortage] if shortage else []),
         f"disk: about {on_disk / 1e6:.0f} MB for the run, {free / 1e9:.1f} GB free here; the "
         f"cache holds {np.prod(data.cache.shape) * 4 / 1e6:.0f} MB in {environment.cache_folder()}",
         f"length: {steps} steps in {settings.training.max_epochs} epochs",
     ]
+    return lines, shortage

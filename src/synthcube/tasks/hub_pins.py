@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from synthcube import config
 from synthcube.config import RunConfig
 from synthcube.errors import HubError
 from synthcube.models import artifact
 from synthcube.models.artifact import Address
 from synthcube.sharing.hub import pull
+from synthcube.training import fine_tuning
 
 
 def pinned(settings: RunConfig, before: Mapping[str, Any]) -> RunConfig:
@@ -32,7 +34,22 @@ def pinned(settings: RunConfig, before: Mapping[str, Any]) -> RunConfig:
     if (address := _pinned(start, recorded, is_needed=not recorded)) != start:
         pinned_training = training.model_copy(update={"start_from": address})
         settings = settings.model_copy(update={"training": pinned_training})
+    settings = _with_start_model(settings, before)
     return settings.model_copy(update={"model": settings.model.resolved()})
+
+
+def _with_start_model(settings: RunConfig, before: Mapping[str, Any]) -> RunConfig:
+    """The config with what its section `model` does not state taken from training.start_from."""
+    start = settings.training.start_from
+    if start is None:
+        return settings
+    trained = before.get("model") or artifact.load(start).config["model"]
+    model = fine_tuning.start_model(settings.model, settings.model.model_fields_set, trained)
+    if model == settings.model.model_dump(mode="json"):
+        return settings
+    return config.build(
+        settings.dump() | {"model": model}, where=f"The model with training.start_from {start}"
+    )
 
 
 def _pinned(text: str, recorded: Any, *, is_needed: bool) -> str:

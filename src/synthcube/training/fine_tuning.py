@@ -6,7 +6,7 @@ The YAML keys are training.start_from, start_anew (here: reinitialize) and freez
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,11 +16,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
-from synthcube.errors import ConfigError
-from synthcube.models import artifact
+from synthcube.errors import ConfigError, first_faults
+from synthcube.models import artifact, registry
 from synthcube.models.adversarial import AdversarialFamily
 from synthcube.models.artifact import Artifact
-from synthcube.models.family import Family
+from synthcube.models.family import SAMPLING_KEYS, Family, FamilyConfig
 from synthcube.models.nets.conditioning import ConditionEmbedding
 from synthcube.storage import sha256
 from synthcube.training.config import TrainingConfig
@@ -53,12 +53,38 @@ def resolved(training: TrainingConfig, recorded: Mapping[str, Any]) -> TrainingC
     return training.model_copy(update={"start_from_sha256": digest})
 
 
+def start_model(
+    model: FamilyConfig, stated: Collection[str], before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The section `model` of a training: its stated keys, the others as the start model has them.
+
+    How it is trained and its first stage do not come from the start, nor another family's keys.
+
+    Args:
+        model: the section that was read, filled up with defaults.
+        stated: the keys that the user wrote.
+        before: section `model` of the start model.
+    """
+    here = model.model_dump(mode="json")
+    if "name" in stated and before["name"] != here["name"]:
+        return here
+    fields = registry.find(str(before["name"])).model_fields
+    taken = {
+        key: value
+        for key, value in before.items()
+        if key in fields and key not in _IGNORED_KEYS and not key.startswith("first_stage")
+    }
+    left = {key: here[key] for key in here if key in stated or key in _IGNORED_KEYS}
+    return taken | {key: value for key, value in left.items() if key in stated or key in fields}
+
+
 def take_weights(family: Family, training: TrainingConfig) -> None:
     """Load the weights that `training` starts from, if any, into `family`.
 
     All weights must match in name and shape, except those to reinitialize.
 
-    Raises ConfigError with one line for each fault.
+    Raises ConfigError with one line for each differing key of the model or, where none differs,
+    for each weight.
     """
     if training.start_from is None:
         return
@@ -68,9 +94,7 @@ def take_weights(family: Family, training: TrainingConfig) -> None:
     state = family.state_dict()
     loaded = {name: value for name, value in weights.items() if not _any(name, reinitialize)}
     needed = [name for name in state if not _any(name, reinitialize)]
-    faults = [
-        *_unmatched("start_anew", reinitialize, [*state, *weights]),
-        *_misfits(family, trained, reinitialize),
+    unfitting = [
         *(f"{name}: only in the model" for name in needed if name not in loaded),
         *(f"{name}: only in the start" for name in loaded if name not in state),
         *(
@@ -79,10 +103,21 @@ def take_weights(family: Family, training: TrainingConfig) -> None:
             if name in loaded and loaded[name].shape != state[name].shape
         ),
     ]
+    changed = _changed(family, trained)
+    faults = [
+        *_unmatched("start_anew", reinitialize, [*state, *weights]),
+        *_misfits(family, trained, reinitialize),
+    ]
+    if unfitting and not (faults or changed):
+        faults = first_faults(unfitting)
+    elif unfitting:
+        faults += [text for key, text in changed.items() if key not in SAMPLING_KEYS]
     if faults:
+        names = ", ".join(fault.split(":")[0] for fault in unfitting[:3])
+        extent = f" in {len(unfitting)} weights ({names} ...)" if unfitting else ""
         raise ConfigError(
-            f"training.start_from {training.start_from} does not fit this model; name the "
-            "weights to reinitialize in training.start_anew, or correct:",
+            f"training.start_from {training.start_from} does not fit this model{extent}; name "
+            "the weights to reinitialize in training.start_anew, or correct:",
             faults,
         )
     # Not strict, because the names were compared above.
@@ -91,8 +126,8 @@ def take_weights(family: Family, training: TrainingConfig) -> None:
         "Starting from %s (SHA-256 %s...): %d of %d weights taken.",
         training.start_from, training.start_from_sha256[:12], len(needed), len(state),
     )  # fmt: skip
-    if changed := _changed(family, trained):
-        log.info("Settings that differ from the start: %s.", ", ".join(changed))
+    if changed:
+        log.info("Settings that differ from the start: %s.", "; ".join(changed.values()))
 
 
 def freeze(family: Family, training: TrainingConfig) -> list[torch.nn.Module]:
@@ -169,13 +204,20 @@ def _embedding_names(family: Family) -> list[str]:
     ]
 
 
-def _changed(family: Family, trained: Artifact) -> list[str]:
+def _changed(family: Family, trained: Artifact) -> dict[str, str]:
+    """A sentence for each key in which the model differs from the start, by the key."""
     before, now = trained.config["model"], family.config.model_dump(mode="json")
-    return [
-        f"model.{key} ({before[key]}, now {now[key]})"
+    changed = {
+        key: f"model.{key}: {before[key]} in the start model, {now[key]} here"
         for key in now
         if key not in _IGNORED_KEYS and key in before and before[key] != now[key]
-    ]
+    }
+    if trained.image.channels != family.image.channels:
+        changed["channels of images"] = (
+            f"channels of the images: {trained.image.channels} in the start model, "
+            f"{family.image.channels} here"
+        )
+    return changed
 
 
 def _idle(family: Family) -> list[str]:
