@@ -322,3 +322,37 @@ def test_the_run_of_a_training_stands_for_what_it_held_out(
     assert code == 2, "a reconstruction is missing"
     assert rows[1].split(",")[1] in err
     assert output.read_bytes() == before
+
+
+def test_what_the_model_was_trained_on_is_left_out(
+    cli, first_stage, light: Path, tmp_path: Path
+) -> None:
+    """PSNR over training images looked like a result."""
+    run, output, images = first_stage("vqvae"), tmp_path / "results.yaml", tmp_path / "images"
+    data = run.parent / "data"
+    rows = list(csv.DictReader(io.StringIO((run / "split.csv").read_text())))
+    trained = [row for row in rows if row["Split"] == "train"]
+    assert (len(rows), len(trained)) == (12, 9)
+    assert cli("infer", "-m", run, "-o", images, "-d", data)[0] == 0
+    with (tmp_path / "trained.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["Channel_0", "SubjectID"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(trained)
+    words = ["evaluate", "-p", images, "-l", data, "-o", output, "-c", light]
+    note = "9 of the 12 labels and 9 of the 12 predictions were left out, because the model"
+    for known in (["-m", run], ["-m", run / "artifact"], ["-t", run],
+                  ["-t", tmp_path / "trained.csv"]):  # fmt: skip
+        code, _, err = cli(*words, *known)
+        assert code == 0, err
+        results = yaml.safe_load(output.read_text())
+        assert results["images"]["labels"]["count"] == results["paired"]["num_pairs"] == 3
+        assert results["notes"][0].startswith(note)
+        assert f"NOT HELD OUT: {note}" in err
+    assert cli(*words)[0] == 0
+    assert yaml.safe_load(output.read_text())["paired"]["num_pairs"] == 12, "nothing is known"
+    before = output.read_bytes()
+    words[words.index("-l") + 1] = tmp_path / "trained.csv"
+    code, _, err = cli(*words, "-m", run)
+    assert code == 2
+    assert "Nothing is left to evaluate: 9 of the 9 labels" in err
+    assert output.read_bytes() == before

@@ -134,11 +134,14 @@ def open_job(
     name = settings["model"]["name"]
     if request.data:
         manifest = read_images(request.data)
-        if manifest.path == request.data / SPLIT:
+        is_run = manifest.path == request.data / SPLIT
+        if is_run:
             manifest = rows_of(manifest, HELD_OUT, "data_path")
         require_outside({"output_path": request.output}, manifest)
         if trained.image.source_channels:
-            return Translation(model, request.output, description, manifest, seed)
+            return Translation(
+                model, request.output, description, manifest, seed, extrapolate=is_run
+            )
         if not isinstance(model.family, Reconstructs):
             raise FamilyError(f"{name} does not reconstruct images: leave out data_path.")
         return Reconstruction(model, request.output, description, manifest)
