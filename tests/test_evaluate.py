@@ -35,12 +35,19 @@ def phantoms(folder: Path, num: int = 12, **settings: Any) -> Path:
     return write_phantoms(folder, num=num, **{"size": (16, 16), **settings}).parent
 
 
+def renamed(folder: Path, subject: str) -> Path:
+    """The same images, of other subjects: subject-00000 and so on."""
+    path = folder / FILE_NAME
+    path.write_text(path.read_text().replace(",phantom-", f",{subject}-"))
+    return folder
+
+
 @pytest.fixture
 def sides(tmp_path: Path) -> dict[str, Path]:
     return {
         "-p": phantoms(tmp_path / "made", seed=1),
         "-l": phantoms(tmp_path / "real", seed=2),
-        "-t": phantoms(tmp_path / "trained", seed=3),
+        "-t": renamed(phantoms(tmp_path / "trained", seed=3), "trained"),
     }
 
 
@@ -145,7 +152,7 @@ def test_held_out_rows_are_those_of_test_and_training_rows_those_of_train(
 
 def test_volumes_are_compared_too(judge, tmp_path: Path) -> None:
     sides = {
-        flag: phantoms(tmp_path / flag, num=6, size=(16, 16, 16), seed=seed)
+        flag: renamed(phantoms(tmp_path / flag, num=6, size=(16, 16, 16), seed=seed), f"of{seed}")
         for seed, flag in enumerate(("-p", "-l", "-t"))
     }
     code, err, found = judge(sides)
@@ -188,7 +195,8 @@ def identical(sides, tmp_path: Path) -> list[str]:
 
 def other_range(sides, tmp_path: Path) -> list[str]:
     folder = phantoms(tmp_path / "volumes", size=(16, 16, 16), num=4)
-    sides["-l"] = sides["-t"] = folder
+    sides["-l"] = folder
+    del sides["-t"]
     sides["-p"] = phantoms(tmp_path / "scaled", size=(16, 16, 16), num=4, seed=1)
     for path in sides["-p"].glob("*.nii.gz"):
         spoiled(sides["-p"], path.name, lambda x: x / 127.5 - 1)
@@ -199,7 +207,8 @@ def not_a_number(sides, tmp_path: Path) -> list[str]:
     import nibabel as nib
 
     folder = phantoms(tmp_path / "volumes", size=(16, 16, 16), num=4)
-    sides["-l"] = sides["-t"] = sides["-p"] = folder
+    sides["-l"] = sides["-p"] = folder
+    del sides["-t"]
     path = folder / "phantom-00002.nii.gz"
     voxels = np.asarray(nib.load(path).dataobj, np.float32)
     voxels[3, 3, 3] = np.nan
@@ -333,4 +342,38 @@ def test_the_run_of_a_training_stands_for_what_it_held_out(
     code, _, err = cli(*words)
     assert code == 2, "a reconstruction is missing"
     assert rows[1].split(",")[1] in err
+    assert output.read_bytes() == before
+
+
+def test_what_the_model_was_trained_on_is_left_out(
+    cli, first_stage, light: Path, tmp_path: Path
+) -> None:
+    """PSNR over training images looked like a result."""
+    run, output, images = first_stage("vqvae"), tmp_path / "results.yaml", tmp_path / "images"
+    data = run.parent / "data"
+    rows = list(csv.DictReader(io.StringIO((run / "split.csv").read_text())))
+    trained = [row for row in rows if row["Split"] == "train"]
+    assert (len(rows), len(trained)) == (12, 9)
+    assert cli("infer", "-m", run, "-o", images, "-d", data)[0] == 0
+    with (tmp_path / "trained.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["Channel_0", "SubjectID"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(trained)
+    words = ["evaluate", "-p", images, "-l", data, "-o", output, "-c", light]
+    note = "9 of the 12 labels and 9 of the 12 predictions were left out, because the model"
+    for known in (["-m", run], ["-m", run / "artifact"], ["-t", run],
+                  ["-t", tmp_path / "trained.csv"]):  # fmt: skip
+        code, _, err = cli(*words, *known)
+        assert code == 0, err
+        results = yaml.safe_load(output.read_text())
+        assert results["images"]["labels"]["count"] == results["paired"]["num_pairs"] == 3
+        assert results["notes"][0].startswith(note)
+        assert f"NOT HELD OUT: {note}" in err
+    assert cli(*words)[0] == 0
+    assert yaml.safe_load(output.read_text())["paired"]["num_pairs"] == 12, "nothing is known"
+    before = output.read_bytes()
+    words[words.index("-l") + 1] = tmp_path / "trained.csv"
+    code, _, err = cli(*words, "-m", run)
+    assert code == 2
+    assert "Nothing is left to evaluate: 9 of the 9 labels" in err
     assert output.read_bytes() == before

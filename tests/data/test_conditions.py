@@ -96,6 +96,14 @@ def test_all_that_cannot_be_met_is_named_with_what_is_known() -> None:
     assert "Age=old: 'old' is not a number" in text
 
 
+def test_numbers_outside_the_training_are_extrapolated_only_where_allowed() -> None:
+    assert requested_values(SPECS, [{"Age": "110"}], extrapolate=True)[0, 1] == 2
+    with pytest.raises(ConfigError, match="Age=old: 'old' is not a number"):
+        requested_values(SPECS, [{"Age": "old"}], extrapolate=True)
+    with pytest.raises(ConfigError, match="Age=110: it was trained on 20 to 80"):
+        requested_values(SPECS, [{"Age": "110"}])
+
+
 def test_what_is_not_asked_is_drawn_from_the_seed_of_the_image() -> None:
     wishes = [{"site": "south"}, {"Site": ""}] + [{}] * 200
     values = requested_values(SPECS, wishes)

@@ -127,6 +127,48 @@ def test_translation_writes_one_image_for_each_row_where_its_source_is(
         np.testing.assert_allclose(made.affine, given.affine, atol=1e-4)
 
 
+def test_a_run_knows_the_conditions_of_what_it_held_out(cli, tiny_config, tmp_path: Path) -> None:
+    data = write_phantoms(tmp_path / "pairs", num=12, size=(16, 16), channels=2).parent
+    run, out, results = tmp_path / "run", tmp_path / "made", tmp_path / "results.yaml"
+    training = ("train", "-c", tiny_config(), "-d", data, "-o", run, *FOLLOWS,
+                "--set", "data.source_channels=[0]")  # fmt: skip
+    assert cli(*training)[0] == 0
+    split = (run / "split.csv").read_text()
+    with (run / "split.csv").open(newline="") as file:
+        held_out = [row for row in csv.DictReader(file) if row["Split"] == "validation"]
+    original = {row["SubjectID"]: row for row in listed(data)}
+    for row in held_out:
+        assert row["Brightness"] == original[row["SubjectID"]]["Brightness"]
+    code, _, err = cli("infer", "-m", run, "-d", run, "-o", out)
+    assert code == 0, err
+    assert "of the 3 held-out images have numbers outside the range of the training" in err
+    made = listed(out)
+    assert [row["SubjectID"] for row in made] == [row["SubjectID"] for row in held_out]
+    asked = [float(row["Brightness"]) for row in made]
+    assert asked == pytest.approx([float(row["Brightness"]) for row in held_out], rel=1e-4)
+    assert [row["Label"] for row in made] == [row["Label"] for row in held_out]
+    (tmp_path / "light.yaml").write_text(
+        "data: {source_channels: [0]}\nevaluation: {extractor: {name: radiomic}, num_repeats: 2}\n"
+    )
+    words = ("evaluate", "-p", out, "-l", run, "-m", run, "-c", tmp_path / "light.yaml")
+    code, _, err = cli(*words, "-o", results)
+    assert code == 0, err
+    assert f"num_pairs: {len(held_out)}\n" in results.read_text()
+
+    # An older version wrote no conditions.
+    old = ["SubjectID", "Split", "Label", "Channel_0", "Channel_1"]
+    with (run / "split.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, old, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(csv.DictReader(split.splitlines()))
+    code, _, err = cli("infer", "-m", run, "-d", run, "-o", tmp_path / "again")
+    assert code == 2
+    assert "lacks the conditions of the model (Brightness)" in err
+    assert not (tmp_path / "again").exists()
+    assert cli(*training)[0] == 0, "an old run is continued"
+    assert (run / "split.csv").read_text() == split
+
+
 def test_translation_takes_the_source_alone(cli, translator, tmp_path: Path) -> None:
     run, data = translator(16, 16)
     alone = tmp_path / "alone.csv"

@@ -107,6 +107,19 @@ def test_vqvae_reconstructs_with_the_geometry_of_its_source(
         assert picture.width > 500
 
 
+def test_the_images_of_a_run_are_those_that_it_held_out(cli, first_stage, tmp_path: Path) -> None:
+    """It reconstructed the pictures in samples/ and in the artifact."""
+    run, out = first_stage("vqvae"), tmp_path / "out"
+    with (run / "split.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["Split"] == "validation"]
+    code, _, err = cli("infer", "-m", run, "-o", out, "-d", run)
+    assert code == 0, err
+    with (out / "manifest.csv").open(newline="") as file:
+        made = list(csv.DictReader(file))
+    assert [row["Source"] for row in made] == [row["Channel_0"] for row in rows]
+    assert len(made) == 3
+
+
 def test_generated_volumes_have_the_training_geometry(cli, tiny_config, tmp_path: Path) -> None:
     data = write_phantoms(tmp_path / "volumes", num=6, size=(16, 16, 16), spacing_mm=(1, 1.5, 3))
     assert cli("train", "-c", tiny_config(), "-d", data, "-o", tmp_path / "run")[0] == 0

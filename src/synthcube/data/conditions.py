@@ -131,9 +131,19 @@ def read_condition_requests(
 
 
 def requested_values(
-    specs: Sequence[ConditionSpec], requests: Sequence[Mapping[str, str]]
+    specs: Sequence[ConditionSpec],
+    requests: Sequence[Mapping[str, str]],
+    *,
+    extrapolate: bool = False,
 ) -> npt.NDArray[np.float32]:
-    """(len(requests), len(specs)): each request as a model sees it; NaN where it names nothing."""
+    """(len(requests), len(specs)): each request as a model sees it; NaN where it names nothing.
+
+    Args:
+        extrapolate: take numbers outside the range of the training too, as its validation does.
+
+    Raises:
+        ConfigError: all requests that the model cannot follow.
+    """
     folded = {spec.name.casefold(): (i, spec, _indices(spec)) for i, spec in enumerate(specs)}
     faults = []
     values = np.full((len(requests), len(specs)), np.nan, np.float32)
@@ -143,7 +153,9 @@ def requested_values(
                 faults.append(f"{name}: the model knows {_described(specs)}")
                 continue
             column, spec, indices = folded[name.casefold()]
-            if fault := _fault(spec, indices, text):
+            is_number = spec.kind == "number" and parse_number(text) is not None
+            fault = _fault(spec, indices, text)
+            if fault and not (extrapolate and is_number):
                 faults.append(f"{spec.name}={text}: {fault}")
             else:
                 values[index, column] = _value(spec, indices, text)

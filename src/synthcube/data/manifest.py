@@ -85,6 +85,13 @@ class Manifest:
         names = {row.label: row.label_name for row in self.rows if row.label >= 0}
         return tuple(names.get(i, str(i)) for i in range(max(names, default=-1) + 1))
 
+    @property
+    def has_subjects(self) -> bool:
+        """Whether it names subjects: not a folder, and not only numbered rows."""
+        if self.path.is_dir():
+            return False
+        return any(row.subject != f"row-{row.number}" for row in self.rows)
+
 
 def read_manifest(data: Path) -> Manifest:
     """Read a CSV, a folder that holds a manifest.csv, or a plain folder of images."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from synthcube import environment
-from synthcube.data.manifest import image_suffix
+from synthcube.data.manifest import Manifest, image_suffix
 from synthcube.errors import ManifestError, first_faults
 from synthcube.evaluation import similarity
 from synthcube.evaluation.arrays import Floats, Ints
@@ -21,6 +21,7 @@ from synthcube.evaluation.results import Cell, Measure, Picture, Plot, Section, 
 from synthcube.evaluation.sets import ImageSet
 
 Ranges = list[tuple[float, float]]
+Listed = ImageSet | Manifest
 Pairs = list[tuple[int, int]]  # places of prediction and label
 
 _VOXELS_AT_ONCE = 1 << 21
@@ -32,7 +33,7 @@ _TITLES = {
 }  # fmt: skip
 
 
-def match_pairs(predictions: ImageSet, labels: ImageSet, required: bool | None) -> Pairs | None:
+def match_pairs(predictions: Listed, labels: Listed, required: bool | None) -> Pairs | None:
     """Places of prediction and label, in the order of the predictions; None where not paired.
 
     One of two rules is used for all of them, the first by which every prediction has a label and
@@ -63,17 +64,17 @@ def match_pairs(predictions: ImageSet, labels: ImageSet, required: bool | None) 
         return None
     best = max(by_source, by_name, key=lambda matching: len(matching.pairs))
     raise ManifestError(
-        f"{len(predictions)} predictions and {len(labels)} labels do not match one by "
+        f"{len(predictions.rows)} predictions and {len(labels.rows)} labels do not match one by "
         f"one (evaluation.pairs: false compares them as two sets); by {best.name}:",
         first_faults(best.faults(predictions, labels)),
     )
 
 
-def _match_names(predictions: ImageSet, labels: ImageSet) -> _Matching:
+def _match_names(predictions: Listed, labels: Listed) -> _Matching:
     """Pairs of one SubjectID, where the labels have one each and predictions use them; else pairs
     of one file name: that of the file that a prediction was made from, if it was made from one."""
     subjects = {row.subject for row in labels.rows}
-    if labels.has_subjects and len(subjects) == len(labels):
+    if labels.has_subjects and len(subjects) == len(labels.rows):
         keys = [row.subject for row in predictions.rows]
         if any(key in subjects for key in keys):
             return _Matching("SubjectID", keys, [[row.subject] for row in labels.rows])
@@ -110,7 +111,7 @@ class _Matching:
         ]
         self.complete = len(self.pairs) == len(prediction_keys) == len(label_keys)
 
-    def faults(self, predictions: ImageSet, labels: ImageSet) -> list[str]:
+    def faults(self, predictions: Listed, labels: Listed) -> list[str]:
         faults = []
         for side, images, matches, other_side, others in (
             ("prediction", predictions, [[numbers] for numbers in self._labels], "label", labels),

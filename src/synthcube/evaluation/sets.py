@@ -75,9 +75,7 @@ class ImageSet:
     @property
     def has_subjects(self) -> bool:
         """Whether the manifest names subjects: not a folder, and not only numbered rows."""
-        if self.manifest.path.is_dir():
-            return False
-        return any(row.subject != f"row-{row.number}" for row in self.rows)
+        return self.manifest.has_subjects
 
     def subjects(self) -> Ints:
         """(N,): the number of each image's subject, from 0."""

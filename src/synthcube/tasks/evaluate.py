@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from synthcube import __version__, compute, config, environment, reading, storage
 from synthcube.config import RunConfig
-from synthcube.data.manifest import Manifest, read_manifest, require_outside
+from synthcube.data.manifest import Manifest, require_outside
 from synthcube.errors import EvaluationError, OutputError, SynthCubeError
 from synthcube.evaluation.evaluation import Evaluation
+from synthcube.evaluation.held_out import (
+    TrainingImages,
+    leave_out_trained,
+    of_manifest,
+    of_split,
+)
 from synthcube.evaluation.report.page import require_own_report, write_report
 from synthcube.evaluation.results import plain
 from synthcube.evaluation.sets import ImageSet, check_comparable, comparability_notes, open_sets
 from synthcube.evaluation.verdict import plain_results, verdict
 from synthcube.models import artifact
-from synthcube.tasks.run_folder import CONFIG, SPLIT
+from synthcube.models.artifact import Artifact
+from synthcube.sharing.identities import subjects_of
+from synthcube.tasks.run_folder import CONFIG, HELD_OUT, SPLIT, read_images, rows_of
 
 log = logging.getLogger("synthcube")
 
 SCHEMA_VERSION = 1
 MARK = "synthcube_evaluation"
 """The first key of every results file."""
+_SPLITS = {"labels": HELD_OUT, "train_data": ("train",)}
 
 
 def evaluate(
@@ -42,7 +50,8 @@ def evaluate(
 
     Of a manifest with splits, the test rows (or else the validation rows) are the labels, and the
     train rows the `train_data`. A run folder stands for its split.csv; without `config_path` its
-    config is used.
+    config is used. Labels that `train_data` or the run of the model has among its training images,
+    by file or by subject, are left out, and so are their predictions.
 
     Raises EvaluationError with all reasons why the sets cannot be compared.
 
@@ -69,6 +78,7 @@ def evaluate(
         artifact.require_vouched(trained.folder, trained.config, with_losses=True)
     _check_outputs(output, report)
     manifests = _manifests(set_paths)
+    manifests, left_out = _leave_out(manifests, trained, labels, settings.evaluation.pairs)
     for manifest in manifests.values():
         require_outside({"report": report}, manifest)
     cache = storage.make_folder(environment.cache_folder())
@@ -80,7 +90,7 @@ def evaluate(
             compute.device(settings.compute.accelerator), trained,
         )  # fmt: skip
         sections = list(evaluation.sections())
-        header = _header(settings, sets, evaluation)
+        header = _header(settings, sets, evaluation, left_out)
         gallery = evaluation.gallery() if report else None
     plain_sections = plain_results(sections)
     header["verdict"] = list(verdict(plain_sections))
@@ -109,8 +119,9 @@ def _manifests(paths: Mapping[str, Path]) -> dict[str, Manifest]:
     faults: list[str] = []
     for name, path in paths.items():
         try:
-            split = path / SPLIT
-            manifests[name] = _of_split(name, read_manifest(split if split.is_file() else path))
+            manifests[name] = read_images(path)
+            if name in _SPLITS:
+                manifests[name] = rows_of(manifests[name], _SPLITS[name], name)
         except SynthCubeError as error:
             faults += [f"{name}: {text}" for text in (error.faults or (error.headline,))]
     if faults:
@@ -118,20 +129,26 @@ def _manifests(paths: Mapping[str, Path]) -> dict[str, Manifest]:
     return manifests
 
 
-def _of_split(name: str, manifest: Manifest) -> Manifest:
-    """Held-out rows for labels, train rows for train_data; all rows if there are no splits."""
-    splits = {row.split for row in manifest.rows}
-    names = {"labels": ("test", "validation"), "train_data": ("train",)}.get(name)
-    if not names or not splits - {""}:
-        return manifest
-    for split in names:
-        if split in splits:
-            rows = tuple(row for row in manifest.rows if row.split == split)
-            log.info("%s: the %d rows of the split %s.", name, len(rows), split)
-            return replace(manifest, rows=rows)
-    raise EvaluationError(
-        f"{manifest.path} has the splits {sorted(splits)}; rows of {' or '.join(names)} are needed"
-    )
+def _leave_out(
+    manifests: Mapping[str, Manifest], trained: Artifact | None, labels: Path, pairs: bool | None
+) -> tuple[dict[str, Manifest], str]:
+    """The manifests without what the model learned from, as far as its run or `train_data` tell.
+
+    Args:
+        trained: the model; if it lies in a run, the split of that counts.
+        labels: as given; the split of a run counts as well.
+    """
+    training = TrainingImages()
+    if "train_data" in manifests:
+        training |= of_manifest(manifests["train_data"])
+    if trained:
+        training |= of_split(subjects_of(trained.folder))
+    if (labels / SPLIT).is_file():
+        training |= of_split(subjects_of(labels))
+    remaining, left_out = leave_out_trained(manifests, training, pairs)
+    if left_out:
+        log.warning("NOT HELD OUT: %s", left_out)
+    return remaining, left_out
 
 
 def _check_outputs(output: Path, report: Path | None) -> None:
@@ -147,7 +164,7 @@ def _check_outputs(output: Path, report: Path | None) -> None:
 
 
 def _header(
-    settings: RunConfig, sets: Mapping[str, ImageSet], evaluation: Evaluation
+    settings: RunConfig, sets: Mapping[str, ImageSet], evaluation: Evaluation, left_out: str
 ) -> dict[str, Any]:
     """What reproduces the numbers; it names no file and no person."""
     return {
@@ -160,7 +177,7 @@ def _header(
             "evaluation": settings.evaluation.model_dump(mode="json", exclude={"extractor"}),
             "data": plain(settings.data.preprocessing_key),
         },
-        "notes": comparability_notes(sets),
+        "notes": ([left_out] if left_out else []) + comparability_notes(sets),
         "versions": environment.versions(),
     }
 

@@ -13,7 +13,7 @@ import torch
 
 from synthcube import compute, config, environment, storage
 from synthcube.data.conditions import parse_counts, read_condition_requests
-from synthcube.data.manifest import read_manifest, require_outside
+from synthcube.data.manifest import require_outside
 from synthcube.errors import ConfigError, FamilyError
 from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
@@ -31,6 +31,7 @@ from synthcube.tasks.inference_jobs import (
     inference_settings,
 )
 from synthcube.tasks.parallel_inference import make_alone, make_in_pool, make_in_ranks
+from synthcube.tasks.run_folder import HELD_OUT, SPLIT, read_images, rows_of
 
 log = logging.getLogger("synthcube")
 
@@ -53,7 +54,8 @@ class InferRequest:
     """How many, or "Hand=5,HeadCT=3": how many of each class; or a mapping of these."""
     seed: int | None = None
     data: Path | None = None
-    """Images to reconstruct or to translate; None: images are generated."""
+    """Images to reconstruct or to translate, or a run: those that it held out; None: images are
+    generated."""
     batch_size: int | None = None
     guidance: float | None = None
     """How strictly conditions are followed."""
@@ -131,10 +133,15 @@ def open_job(
     seed = settings["seed"] if request.seed is None else request.seed
     name = settings["model"]["name"]
     if request.data:
-        manifest = read_manifest(request.data)
+        manifest = read_images(request.data)
+        is_run = manifest.path == request.data / SPLIT
+        if is_run:
+            manifest = rows_of(manifest, HELD_OUT, "data_path")
         require_outside({"output_path": request.output}, manifest)
         if trained.image.source_channels:
-            return Translation(model, request.output, description, manifest, seed)
+            return Translation(
+                model, request.output, description, manifest, seed, extrapolate=is_run
+            )
         if not isinstance(model.family, Reconstructs):
             raise FamilyError(f"{name} does not reconstruct images: leave out data_path.")
         return Reconstruction(model, request.output, description, manifest)

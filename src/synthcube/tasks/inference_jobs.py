@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from synthcube.sharing.config import CroissantConfig
 from synthcube.sharing.conversion import substitute
 from synthcube.sharing.croissant import CROISSANT
 from synthcube.sharing.runtimes import RuntimeOrTorch
+
+log = logging.getLogger("synthcube")
 
 IMAGES, MANIFEST, GRID, PROVENANCE = "images", "manifest.csv", "grid.png", "provenance.json"
 GRID_IMAGES = 64
@@ -268,8 +271,9 @@ class Translation(Job):
 
     def __init__(
         self, model: LoadedModel, output: Path, description: CroissantConfig | None,
-        manifest: Manifest, seed: int,
+        manifest: Manifest, seed: int, *, extrapolate: bool = False,
     ) -> None:  # fmt: skip
+        """Read the images; see :func:`requested_values` for `extrapolate`."""
         super().__init__(model, output, len(manifest.rows), description)
         spec, self.sources = model.image, manifest.rows
         self.images = _sized(model, manifest)
@@ -278,7 +282,14 @@ class Translation(Job):
             spec.conditions,
             [{named.name: cell(row, named.name) for named in spec.conditions}
              for row in manifest.rows],
+            extrapolate=extrapolate,
         )  # fmt: skip
+        numbers = self.values[:, [named.kind == "number" for named in spec.conditions]]
+        if beyond := int((np.abs(numbers) > 1).any(axis=1).sum()):
+            log.warning(
+                "%d of the %d held-out images have numbers outside the range of the training: "
+                "the model extrapolates.", beyond, len(manifest.rows),
+            )  # fmt: skip
         self.seeds = inference.image_seeds(seed, len(manifest.rows))
         self.task = {"task": "translate", "data": str(manifest.path), "seed": seed}
 

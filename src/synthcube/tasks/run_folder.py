@@ -10,15 +10,17 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from synthcube import environment, reading, storage
 from synthcube.config import RunConfig
 from synthcube.data.cache import content_digests
-from synthcube.data.manifest import Manifest, write_manifest
+from synthcube.data.conditions import LABEL
+from synthcube.data.manifest import Manifest, read_manifest, write_manifest
 from synthcube.data.module import DataModule
-from synthcube.errors import ConfigError, OutputError, first_faults
+from synthcube.errors import ConfigError, ManifestError, OutputError, first_faults
 from synthcube.models import artifact
 from synthcube.schema import flattened
 from synthcube.training import checkpoints
@@ -28,6 +30,8 @@ log = logging.getLogger("synthcube")
 CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
 LOCK = ".synthcube.lock"
 _WRITTEN = (CONFIG, "artifact", "samples", "metrics.csv", "throughput.json", "logs")
+HELD_OUT = ("test", "validation")
+"""The splits that a model has not learned from, the one to judge it by first."""
 IMAGES = "images.json"
 """File with a digest of each image, in the order of SPLIT."""
 # Keys that may change when a run is continued: they affect no step already taken.
@@ -79,6 +83,46 @@ def locked(run: Path) -> Iterator[None]:
         except OSError as error:  # read-only, owned by another user, or a full disk
             log.warning("%s cannot be locked against a second training: %s.", run, error.strerror)
         yield
+
+
+def read_images(path: Path) -> Manifest:
+    """The images at a path; a run stands for its split.csv, with all of its rows.
+
+    Raises:
+        ManifestError: it cannot be read, or it is that of an older run and lacks conditions.
+    """
+    if not (path / SPLIT).is_file():
+        return read_manifest(path)
+    manifest = read_manifest(path / SPLIT)
+    columns = {LABEL}.union(*(row.conditions for row in manifest.rows))
+    conditions = recorded_config(path).get("data", {}).get("conditions") or {}
+    if missing := [name for name in conditions if name not in columns]:
+        raise ManifestError(
+            f"{path / SPLIT} lacks the conditions of the model ({', '.join(missing)}), because an "
+            "older version of SynthCube wrote it: run the same synthcube train command again, "
+            "which adds them."
+        )
+    return manifest
+
+
+def rows_of(manifest: Manifest, splits: Sequence[str], name: str) -> Manifest:
+    """The rows of the first of the splits that the manifest has; all rows if it has none.
+
+    Raises:
+        ManifestError: it has other splits only.
+    """
+    present = {row.split for row in manifest.rows}
+    if present == {""}:
+        return manifest
+    for split in splits:
+        if split in present:
+            rows = tuple(row for row in manifest.rows if row.split == split)
+            log.info("%s: the %d rows of the split %s.", name, len(rows), split)
+            return replace(manifest, rows=rows)
+    raise ManifestError(
+        f"{manifest.path} has the splits {sorted(present)}; rows of {' or '.join(splits)} are "
+        "needed"
+    )
 
 
 def claim(run: Path) -> None:
@@ -172,7 +216,8 @@ def record_run(
             "SubjectID": row.subject,
             "Split": split,
             "Label": row.label_name,
-            **{f"Channel_{i}": str(path) for i, path in enumerate(row.channels)},
+            **row.channel_cells,
+            **row.conditions,
         }
         for row, split in zip(data.manifest.rows, data.splits, strict=True)
     ]
