@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from synthcube.data.phantom import write_phantoms
+from synthcube.tasks.check import check
 
 
 def test_check_reports_data_and_needs(cli, tiny_config, phantoms: Path) -> None:
@@ -149,3 +150,14 @@ def test_too_little_memory_is_not_ready(cli, tiny_config, phantoms: Path) -> Non
     assert "memory: about" in out
     assert "Ready" not in out
     assert "it may run out of memory. These help most: " in err
+
+
+def test_a_manifest_may_mix_absolute_and_relative_names(
+    tiny_config, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = phantoms / "manifest.csv"
+    header, first, *others = path.read_text().splitlines()
+    moved = first.replace(first.split(",")[0], str(phantoms / first.split(",")[0]), 1)
+    path.write_text("\n".join([header, moved, *others, ""]))
+    monkeypatch.chdir(phantoms.parent)
+    assert check(tiny_config(), Path(phantoms.name)).lines
