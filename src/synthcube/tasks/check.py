@@ -95,13 +95,11 @@ def _data_lines(data: DataModule) -> list[str]:
 
 
 def _data_warnings(data: DataModule) -> list[str]:
-    # A CSV may name some files relative to itself and some not.
-    subject_of = {row.channels[0].absolute(): row.subject for row in data.manifest.rows}
-    folder = os.path.commonpath([path.parent for path in subject_of])
-    subjects = {
-        path.relative_to(folder).as_posix()[: -len(image_suffix(path))]: subject
-        for path, subject in subject_of.items()
-    }
+    folder = os.path.commonpath([row.channels[0].parent for row in data.manifest.rows])
+    subjects = {}
+    for row in data.manifest.rows:
+        name = row.channels[0].relative_to(folder).as_posix()
+        subjects[name[: -len(image_suffix(row.channels[0]))]] = row.subject
     warnings = [split_warning(subjects), _held_out_warning(data), *_flat_warnings(data)]
     return [warning for warning in warnings if warning]
 
