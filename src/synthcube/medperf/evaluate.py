@@ -59,6 +59,7 @@ def evaluate(
             config_path=parameters_file,
             train_data=train_data if train_data and train_data.exists() else None,
             report=local_outputs_path / "report" if local_outputs_path else None,
+            known_subjects=False,
         )  # fmt: skip
         text = results.read_text(encoding="utf-8")
         check_anonymous(reading.read_yaml(results, EvaluationError), [predictions, labels])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def evaluate(
     train_data: Path | None = None,
     report: Path | None = None,
     model_path: Path | None = None,
+    known_subjects: bool = True,
 ) -> Path:
     """Compare the images at `predictions` with the real, held-out ones at `labels`.
 
@@ -62,6 +64,8 @@ def evaluate(
             written in place if it is a mount.
         report: folder for the HTML page and the table of cases.
         model_path: run or artifact, for the membership inference that needs the model.
+        known_subjects: one SubjectID means one person in all sets. It does not where the labels
+            come from another site than the training images: then only files show an overlap.
     """
     outputs = {"output_path": output, "report": report}
     inputs = {
@@ -78,7 +82,12 @@ def evaluate(
         artifact.require_vouched(trained.folder, trained.config, with_losses=True)
     _check_outputs(output, report)
     manifests = _manifests(set_paths)
-    manifests, left_out = _leave_out(manifests, trained, labels, settings.evaluation.pairs)
+    training = _training_images(manifests, trained, labels)
+    if not known_subjects:
+        training = replace(training, subjects=frozenset())
+    manifests, left_out = leave_out_trained(manifests, training, settings.evaluation.pairs)
+    if left_out:
+        log.warning("NOT HELD OUT: %s", left_out)
     for manifest in manifests.values():
         require_outside({"report": report}, manifest)
     cache = storage.make_folder(environment.cache_folder())
@@ -129,10 +138,10 @@ def _manifests(paths: Mapping[str, Path]) -> dict[str, Manifest]:
     return manifests
 
 
-def _leave_out(
-    manifests: Mapping[str, Manifest], trained: Artifact | None, labels: Path, pairs: bool | None
-) -> tuple[dict[str, Manifest], str]:
-    """The manifests without what the model learned from, as far as its run or `train_data` tell.
+def _training_images(
+    manifests: Mapping[str, Manifest], trained: Artifact | None, labels: Path
+) -> TrainingImages:
+    """What the model learned from, as far as its run or `train_data` tell.
 
     Args:
         trained: the model; if it lies in a run, the split of that counts.
@@ -145,10 +154,7 @@ def _leave_out(
         training |= of_split(subjects_of(trained.folder))
     if (labels / SPLIT).is_file():
         training |= of_split(subjects_of(labels))
-    remaining, left_out = leave_out_trained(manifests, training, pairs)
-    if left_out:
-        log.warning("NOT HELD OUT: %s", left_out)
-    return remaining, left_out
+    return training
 
 
 def _check_outputs(output: Path, report: Path | None) -> None:

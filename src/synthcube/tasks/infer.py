@@ -186,6 +186,10 @@ def _changes(request: InferRequest, trained: Artifact) -> dict[str, Any]:
     return changes | {"sampling": {**changes.get("sampling", {}), **given}}
 
 
+# A path of the training, which an exported model does not name; and what changes no image.
+_MAY_DIFFER = ("first_stage", "num_workers", "cache_gb", "validation_fraction")
+
+
 def _require_same_training(changes: Mapping[str, Any], trained: Artifact) -> None:
     """Refuse keys of the model and its images that the training has fixed to other values."""
     faults = []
@@ -193,6 +197,8 @@ def _require_same_training(changes: Mapping[str, Any], trained: Artifact) -> Non
     for section in ("model", "data"):
         before = flattened(trained.config.get(section, {}))
         for key, value in flattened(changes.get(section, {})).items():
+            if key.startswith(_MAY_DIFFER):
+                continue
             instead = _SAMPLING_KEYS.get(key.rpartition(".")[2]) if section == "model" else None
             if key not in before and section == "model":
                 faults.append(f"model.{key}: {family} has no such key: leave it out")
