@@ -51,7 +51,7 @@ def test_slow_images_are_noticed_and_what_to_change_is_said(
     seconds = part["seconds"]
     assert seconds["data_wait"] + seconds["data_start"] >= 6 * 4 * 0.05, "6 batches of 4 images"
     assert seconds["data_start"] >= 3 * 4 * 0.05, "the first batch of 3 epochs"
-    assert part["data_wait_percent"] > 50
+    assert part["data_wait_percent"] > 25, "or more, on a machine that does nothing else"
     assert "Waiting for data took" in caplog.text
     assert "data.num_workers=" in caplog.text
     assert "instead of 0; each training process has 8 cores" in caplog.text
