@@ -148,8 +148,17 @@ def test_singularity_makes_the_same_images(
     shutil.rmtree(tree / "workspace" / "data")
     shutil.copytree(inputs / "data", tree / "workspace" / "data")
     shutil.copy(own_config, tree / "workspace" / "config.yaml")
-    for task in ("train", "infer", "evaluate", "export"):
-        succeeded(mlcube(tree, "--mlcube=mlcube", f"--task={task}", "--platform=singularity"))
+    singularity = ("--mlcube=mlcube", "--platform=singularity")
+    for task in ("train", "infer"):
+        succeeded(mlcube(tree, *singularity, f"--task={task}"))
+    told = fault(mlcube(tree, *singularity, "--task=evaluate"))
+    assert "Nothing is left to evaluate: 12 of the 12 labels must be left out" in told
+    manifest = tree / "workspace" / "data" / "manifest.csv"
+    header, *rows = manifest.read_text().splitlines()
+    split = [f"{row},{'train' if i < 6 else 'test'}" for i, row in enumerate(rows)]
+    manifest.write_text("\n".join([f"{header},Split", *split, ""]))
+    for task in ("evaluate", "export"):
+        succeeded(mlcube(tree, *singularity, f"--task={task}"))
     assert known.hashes(tree / "workspace" / "images" / "images") == expected
     assert (tree / "workspace" / "model" / "artifact.json").is_file()
     again = mlcube(tree, "--mlcube=mlcube", "--task=infer", "--platform=singularity",
