@@ -101,7 +101,7 @@ CASES = {
         points=10,
     ),
     "evaluate": Case(EVALUATE),
-    "evaluate again": Case(f"{EVALUATE} -t data", (EVALUATE,), READ_RESULTS),
+    "evaluate again": Case(f"{EVALUATE} -t trained", (EVALUATE,), READ_RESULTS),
     "export": Case("export -m model -o shared"),
     "export again": Case(
         "export -m model -o shared", ("export -m other -o shared",), lambda: artifact.load("shared")
@@ -189,6 +189,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template")
     (root / "tmp").mkdir()
     write_phantoms(root / "data", num=6, size=(8, 8))
+    trained = write_phantoms(root / "trained", num=6, size=(8, 8), seed=1)
+    trained.write_text(trained.read_text().replace(",phantom-", ",other-"))  # other people
     (root / "pictures").mkdir()
     for path in (root / "data").glob("*.png"):
         shutil.copy(path, root / "pictures")
