@@ -140,13 +140,13 @@ def _measured(results: Results, section: str, name: str) -> _Number | None:
 def _pairs(results: Results) -> Finding:
     """Good where the interval of SSIM (or else PSNR) is above that of unrelated real images."""
     for name, label in (("ssim", "SSIM"), ("psnr_db", "PSNR")):
-        found = _measured(results, "paired", name)
-        if found and not math.isnan(found.baseline):
-            good = found.low > found.baseline
+        measured = _measured(results, "paired", name)
+        if measured and not math.isnan(measured.baseline):
+            good = measured.low > measured.baseline
             text = "predictions are nearer to their own label than other real images are"
             if not good:
                 text = "predictions are no nearer to their own label than other real images are"
-            return Finding("pairs", good, f"{text} ({label} {found.text})")
+            return Finding("pairs", good, f"{text} ({label} {measured.text})")
     return Finding("pairs", None)
 
 
@@ -171,30 +171,30 @@ def _nearness(results: Results) -> Finding:
 
 def _at_least(results: Results, name: str, question: str, text: str) -> Finding:
     """Good from NEARLY of the baseline on."""
-    found = _measured(results, "fidelity", name)
-    if not found or math.isnan(found.baseline):
+    measured = _measured(results, "fidelity", name)
+    if not measured or math.isnan(measured.baseline):
         return Finding(question, None)
-    good = found.value >= NEARLY * found.baseline
+    good = measured.value >= NEARLY * measured.baseline
     text = text if good else f"{text} less often than they should"
     if not good and name == "coverage":
         text = "they miss kinds of real images"
-    return Finding(question, good, f"{text} ({name} {found.text})")
+    return Finding(question, good, f"{text} ({name} {measured.text})")
 
 
 def _variety(results: Results) -> Finding:
     """Good where random pairs are about as alike as real ones: not beyond chance, or by no more
     than ALIKE."""
-    found = _measured(results, "diversity", "ms_ssim")
-    if not found or math.isnan(found.baseline):
+    measured = _measured(results, "diversity", "ms_ssim")
+    if not measured or math.isnan(measured.baseline):
         return Finding("variety", None)
-    difference = found.value - found.baseline
-    by_chance = found.low <= found.baseline <= found.high
+    difference = measured.value - measured.baseline
+    by_chance = measured.low <= measured.baseline <= measured.high
     good = by_chance or abs(difference) <= ALIKE
     text = "they are as varied as real images"
     if not good:
         text = "they vary in ways that real images do not, such as noise"
         text = "they are more alike than real images are" if difference > 0 else text
-    return Finding("variety", good, f"{text} (MS-SSIM {found.text})")
+    return Finding("variety", good, f"{text} (MS-SSIM {measured.text})")
 
 
 def _copies(results: Results) -> Finding:
@@ -216,9 +216,9 @@ def _membership(results: Results) -> list[Finding]:
     """Not good where an attack does better than by chance; nothing is good about one that fails,
     because a better one may succeed."""
     for name in ("auc_model", "auc_samples"):
-        found = _measured(results, "membership", name)
-        if found and found.low > found.baseline:
-            text = f"training images can be recognised (AUC {number(found.value)}, chance 0.5)"
+        measured = _measured(results, "membership", name)
+        if measured and measured.low > measured.baseline:
+            text = f"training images can be recognised (AUC {number(measured.value)}, chance 0.5)"
             return [Finding("membership", False, text)]
     return []
 

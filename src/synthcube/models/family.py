@@ -147,13 +147,15 @@ def with_sampling(fields: F, settings: Mapping[str, Any], family: str) -> F:
     """A copy of `fields` that draws with other settings; see FamilyConfig.with_sampling."""
     kind = type(fields)
     changes = {key: value for key, value in settings.items() if value is not None}
-    unknown = [f"sampling.{key}" for key in changes if _field(key) not in kind.model_fields]
+    if not changes:
+        return fields
+    unknown = [f"sampling.{key}" for key in changes if sampling_field(key) not in kind.model_fields]
     if unknown:
         raise ConfigError(f"{family} cannot use {' and '.join(unknown)}: leave it out.")
     values = fields.model_dump()
     if "sampler" in changes and "steps" not in changes:
         values.pop("num_sampling_steps", None)  # each sampler has its own default
-    values |= {_field(key): value for key, value in changes.items()}
+    values |= {sampling_field(key): value for key, value in changes.items()}
     try:
         return kind.model_validate(values, context=TRAINED)
     except ValidationError as error:
@@ -163,14 +165,14 @@ def with_sampling(fields: F, settings: Mapping[str, Any], family: str) -> F:
 
 def sampling_of(fields: Schema) -> dict[str, Any]:
     """The settings that `fields` draw with; see FamilyConfig.sampling."""
-    present = [key for key in SAMPLING_KEYS if _field(key) in type(fields).model_fields]
-    values = {key: getattr(fields, _field(key)) for key in present}
+    present = [key for key in SAMPLING_KEYS if sampling_field(key) in type(fields).model_fields]
+    values = {key: getattr(fields, sampling_field(key)) for key in present}
     if "steps" in values:
         values["steps"] = getattr(fields, "sampling_steps", values["steps"])
     return values
 
 
-def _field(key: str) -> str:
+def sampling_field(key: str) -> str:
     """The field of a config that a key of the section `sampling` stands for."""
     return "num_sampling_steps" if key == "steps" else key
 

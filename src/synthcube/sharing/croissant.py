@@ -152,18 +152,18 @@ def wished(section: Mapping[str, Any], options: CroissantConfig | None) -> Crois
 
 
 def check(
-    trained: Artifact, asked: Mapping[str, Any], originals: Sequence[Row], config: CroissantConfig
+    trained: Artifact, request: Mapping[str, Any], originals: Sequence[Row], config: CroissantConfig
 ) -> None:
     """Refuse a description that would name a place or a person, before any image is made.
 
     Args:
-        asked: the record of the job.
+        request: the record of the job.
         originals: the images that others are made of.
     """
     rows = identities.subjects_of(trained.folder)
     rows += [{"SubjectID": row.subject, **row.channel_cells} for row in originals]
     image = identities.public_image(trained.image, {row.get("SubjectID", "") for row in rows})
-    images = _images(trained, image, asked, 0, ())
+    images = _images(trained, image, request, 0, ())
     # Only words that are not SynthCube's: in its prose a user called research would be found.
     words = [images.family, *images.steps]
     words += [word for spec in image.conditions for word in (spec.name, *spec.classes)]
@@ -185,11 +185,11 @@ def check(
 
 
 def write(
-    out: Path, trained: Artifact, asked: Mapping[str, Any], number: int, config: CroissantConfig
+    out: Path, trained: Artifact, request: Mapping[str, Any], number: int, config: CroissantConfig
 ) -> None:
     """Write croissant.json beside the images and their manifest, in one step."""
     image, table = identities.public_image(trained.image, ()), out / MANIFEST
-    images = _images(trained, image, asked, number, read_table(table).header, sha256(table))
+    images = _images(trained, image, request, number, read_table(table).header, sha256(table))
     write_json(out / CROISSANT, description(images, config))
 
 
@@ -387,13 +387,13 @@ def _identifier(text: str, others: Sequence[str] = ()) -> str:
 def _images(
     trained: Artifact,
     image: ImageSpec,
-    asked: Mapping[str, Any],
+    request: Mapping[str, Any],
     number: int,
     columns: Sequence[str],
     manifest_sha256: str = "0" * 64,
 ) -> MadeImages:
     family = trained.config["model"]["name"]
     return MadeImages(
-        image, family, trained.sha256, asked["task"], asked.get("seed"), number, columns,
-        [str(step["name"]) for step in asked["postprocessing"]], manifest_sha256,
+        image, family, trained.sha256, request["task"], request.get("seed"), number, columns,
+        [str(step["name"]) for step in request["postprocessing"]], manifest_sha256,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from synthcube.data.manifest import require_outside
 from synthcube.errors import ConfigError, FamilyError
 from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
-from synthcube.models.family import Reconstructs, Samples
+from synthcube.models.family import SAMPLING_KEYS, Reconstructs, Samples, sampling_field
 from synthcube.schema import flattened
 from synthcube.sharing.config import CroissantConfig
 from synthcube.sharing.croissant import wished
@@ -35,10 +35,7 @@ from synthcube.tasks.run_folder import HELD_OUT, SPLIT, read_images, rows_of
 
 log = logging.getLogger("synthcube")
 
-_SAMPLING_KEYS = {
-    "guidance": "sampling.guidance", "sampler": "sampling.sampler",
-    "num_sampling_steps": "sampling.steps", "truncation": "sampling.truncation",
-}  # fmt: skip
+_SAMPLING_KEYS = {sampling_field(key): f"sampling.{key}" for key in SAMPLING_KEYS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +179,8 @@ def _changes(request: InferRequest, trained: Artifact) -> dict[str, Any]:
     changes = settings.model_dump(mode="json", exclude_unset=True)
     _require_same_training(changes, trained)
     options = {"guidance": request.guidance, "sampler": request.sampler, "steps": request.steps}
-    given = {key: value for key, value in options.items() if value is not None}
-    return changes | {"sampling": {**changes.get("sampling", {}), **given}}
+    stated = {key: value for key, value in options.items() if value is not None}
+    return changes | {"sampling": {**changes.get("sampling", {}), **stated}}
 
 
 # A path of the training, which an exported model does not name; and what changes no image.
