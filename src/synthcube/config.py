@@ -281,14 +281,15 @@ def _parsed(path: Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
     return reading.parse(text, str(path))
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[Any, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
         raise ConfigError(f"--set {override}: write it as key=value, as in --set seed=7.")
     value, _ = reading.parse(text, f"--set {override}")
     for name in names[:-1]:
-        inner = values.setdefault(name, {})
+        # a number is a key of data.channels, which a YAML has as a number
+        inner = values.setdefault(int(name) if name.isdecimal() else name, {})
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {override}: {name} is not a section.")
         values = inner
@@ -344,7 +345,7 @@ def _untagged(kind: type[BaseModel], place: Iterable[Any]) -> tuple[tuple[Any, .
 
 
 def _default_name(kind: type[BaseModel]) -> Any:
-    field = kind.model_fields.get("name")
+    field = kind.model_fields.get("name") or kind.model_fields.get("kind")
     return field.default if field else None
 
 

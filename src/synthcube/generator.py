@@ -102,15 +102,18 @@ class Images:
         return np.stack(list(self))
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write each as PNG or NIfTI, with its geometry; returns their paths.
+        """Write each as PNG or NIfTI, with its geometry; returns the paths of all files.
+
+        An image with masks has several files.
 
         Raises:
             OutputError: `folder` cannot be written.
         """
         target = storage.make_folder(Path(folder))
         return [
-            self.model.write(target, f"{index:05d}", image, spec)
+            path
             for index, (image, spec) in enumerate(zip(self.tensor, self.specs, strict=True))
+            for path in self.model.write(target, f"{index:05d}", image, spec)
         ]
 
     def picture(self) -> Picture:
@@ -142,15 +145,13 @@ class Images:
     def to_nifti(self) -> list[nib.Nifti1Image]:
         """Each image as a nibabel image: its intensities, its affine, as :meth:`save` writes it.
 
-        Voxels are (X, Y, Z), where Z is 1 for a 2D image; several channels (X, Y, Z, 1, C).
+        Voxels are (X, Y, Z), where Z is 1 for a 2D image; several channels (X, Y, Z, 1, C). An
+        image with masks is several, one after the other, as its files are.
         """
         return [
-            nifti_of(
-                self.model.intensities(image, spec),
-                spec.affine,
-                integer=spec.integer and self.model.postprocessing.keeps_integers,
-            )
+            nifti_of(voxels, spec.affine, integer=integer)
             for image, spec in zip(self.tensor, self.specs, strict=True)
+            for _, voxels, integer in self.model.files(image, spec)
         ]
 
     def _repr_png_(self) -> bytes:

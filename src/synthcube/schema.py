@@ -6,7 +6,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
@@ -50,6 +58,26 @@ Weight = Annotated[float, Field(ge=0, le=1e6)]
 Spacing = Annotated[float, Field(ge=SMALLEST_SPACING, le=LARGEST_SPACING)]
 Intensity = Annotated[float, Field(ge=-LARGEST_INTENSITY, le=LARGEST_INTENSITY)]
 Pair = Annotated[tuple[Intensity, Intensity], Strict(False)]
+ChannelIndex = Annotated[
+    int,
+    BeforeValidator(lambda key: int(key) if isinstance(key, str) and key.isdecimal() else key),
+    Field(ge=0, lt=4096),
+]
+"""JSON has the keys of a mapping as text."""
+
+
+def _distinct(classes: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"classes {list(classes)}: none may be there twice")
+    return classes
+
+
+Classes = Annotated[
+    List[Annotated[int, Field(ge=-(2**15), lt=2**24)]],
+    Field(min_length=2, max_length=256),
+    AfterValidator(_distinct),
+]
+"""Values of a mask; the first is the background."""
 
 
 class Schema(BaseModel):
@@ -129,10 +157,15 @@ class ImageSpec(Schema):
     conditions: List[ConditionSpec] = Field(
         default=(), description="Columns of the manifest that the images follow."
     )
-    source_channels: List[Annotated[int, Field(ge=0, lt=4096)]] = Field(
+    source_channels: List[ChannelIndex] = Field(
         default=(),
         description="Channels of the data from which the images are made; they are not among "
         "`channels`.",
+    )
+    masks: dict[ChannelIndex, Classes] = Field(
+        default={},
+        description="Channels that are masks, counted from 0 among `channels`, with the values of "
+        "their classes. -1 to 1 stands for their places in this list, evenly spaced.",
     )
 
     @model_validator(mode="after")
@@ -154,6 +187,8 @@ class ImageSpec(Schema):
             )
         if len(set(self.source_channels)) < len(self.source_channels):
             yield f"source_channels {list(self.source_channels)}: a channel is there twice"
+        if beyond := [channel for channel in self.masks if channel >= self.channels]:
+            yield f"masks: there is no channel {beyond[0]}"
         names = [spec.name.casefold() for spec in self.conditions]
         if len(set(names)) < len(names):
             yield "conditions: a name is there twice"
@@ -165,6 +200,21 @@ class ImageSpec(Schema):
     def rank(self) -> int:
         """Number of spatial axes: 2 or 3."""
         return len(self.size)
+
+    @property
+    def encoded(self) -> ImageSpec:
+        """What a network sees: a mask of more than two classes is one channel for each class.
+
+        See :func:`synthcube.data.channels.encoded`, which makes such images.
+        """
+        if not self.masks:
+            return self
+        ranges: list[tuple[float, float]] = []
+        for channel, pair in enumerate(self.intensity_range):
+            classes = self.masks.get(channel, ())
+            ranges += [pair] * (len(classes) if len(classes) > 2 else 1)
+        changes = {"channels": len(ranges), "intensity_range": tuple(ranges), "masks": {}}
+        return self.model_copy(update=changes)
 
 
 def size_fault(size: Sequence[int], channels: int = 1) -> str:

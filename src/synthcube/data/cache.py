@@ -217,11 +217,9 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
         contrasts.add(prepared)
         if not unusable:
             yield prepared
-    if config.intensity_range and not unusable and (lost := contrasts.faults()):
+    if not unusable and (lost := contrasts.faults(config)):
         raise ImageError(
-            f"data.intensity_range {list(config.intensity_range)} leaves no contrast in any "
-            f"image of {manifest.path}:",
-            lost,
+            f"The range of intensities leaves no contrast in any image of {manifest.path}:", lost
         )
     if faults := [*unusable.values(), *shape_faults(shapes)]:
         count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
@@ -253,13 +251,18 @@ class _Contrasts:
         ]
         self.after = [max(pair) for pair in zip(self.after or after, after, strict=False)]
 
-    def faults(self) -> list[str]:
-        """One line for each channel that is left with less than a grey level in every image."""
-        return [
-            f"channel {index}: its intensities are {low:g} to {high:g}"
-            for index, ((low, high), after) in enumerate(zip(self.before, self.after, strict=True))
-            if low < high and after < _GREY_LEVEL
-        ]
+    def faults(self, config: DataConfig) -> list[str]:
+        """One line for each channel whose fixed range leaves less than a grey level in every
+        image."""
+        faults = []
+        for index, ((low, high), after) in enumerate(zip(self.before, self.after, strict=True)):
+            key, fixed = config.fixed_range(index)
+            if fixed and low < high and after < _GREY_LEVEL:
+                faults.append(
+                    f"channel {index}: its intensities are {low:g} to {high:g}, and {key} is "
+                    f"{list(fixed)}"
+                )
+        return faults
 
 
 def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_bytes: float) -> None:

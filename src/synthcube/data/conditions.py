@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from pydantic import Field
 from synthcube.data.manifest import Manifest, Row, natural_key, read_table
 from synthcube.environment import derived_seed
 from synthcube.errors import ConfigError, ManifestError, first_faults
-from synthcube.schema import MAX_IMAGES, ConditionSpec, List, Schema
+from synthcube.schema import MAX_IMAGES, ChannelIndex, ConditionSpec, List, Schema
 
 LABEL = "Label"
 COUNT = "Count"
@@ -30,7 +30,7 @@ class ConditionFields(Schema):
         description="Columns of the manifest that the images follow: {Label: class, Age: number}. "
         "An empty cell means that it is not known.",
     )
-    source_channels: List[Annotated[int, Field(ge=0, lt=4096)]] = Field(
+    source_channels: List[ChannelIndex] = Field(
         default=(),
         description="Channels from which the others are made: [0] translates Channel_0, a mask "
         "among them says where.",

@@ -5,7 +5,7 @@ An affine is a (4, 4) matrix from voxel indices to RAS+ millimetres.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,13 +62,18 @@ def as_rows(affine: Affine) -> tuple[tuple[float, ...], ...]:
 
 
 def resampled(
-    tensor: torch.Tensor, affine: Affine, shape: Sequence[int], steps: Sequence[float]
+    tensor: torch.Tensor,
+    affine: Affine,
+    shape: Sequence[int],
+    steps: Sequence[float],
+    masks: Sequence[int] = (),
 ) -> tuple[torch.Tensor, Affine]:
     """`tensor` (C, X, Y, Z) on a grid of `shape` voxels, each `steps` old voxels wide.
 
     Both grids have the same centre. Interpolation is linear; where a step is longer than a
     voxel, the kernel is as wide as the step, so that nothing aliases. At the border the
-    weights of what is inside are scaled up: nothing is filled in.
+    weights of what is inside are scaled up: nothing is filled in. A voxel of the channels
+    `masks` is that of the nearest old one.
     """
     # Not TorchIO's Resample: its smoothing refuses pictures and volumes of less than four slices,
     # and a rounding error in the spacing costs it a voxel, which CropOrPad then fills with zeros.
@@ -79,21 +84,27 @@ def resampled(
     for axis, (new, step) in enumerate(zip(shape, steps, strict=True), start=1):
         old = tensor.shape[axis]
         if (old, 1.0) != (new, step):
-            weights = _weights(old, new, step).to(tensor)
-            tensor = torch.tensordot(tensor, weights, dims=([axis], [1])).movedim(-1, axis)
+            weights = _weights(old, new, step)
+            nearest = tensor[list(masks)].index_select(axis, weights.argmax(dim=1))
+            linear = torch.tensordot(tensor, weights.to(tensor), dims=([axis], [1]))
+            tensor = linear.movedim(-1, axis)
+            tensor[list(masks)] = nearest
     return tensor, moved
 
 
 def cropped_or_padded(
-    tensor: torch.Tensor, affine: Affine, shape: Sequence[int]
+    tensor: torch.Tensor, affine: Affine, shape: Sequence[int], backgrounds: Mapping[int, float]
 ) -> tuple[torch.Tensor, Affine]:
-    """The middle of `tensor` (C, X, Y, Z); what is missing becomes each channel's minimum."""
+    """The middle of `tensor` (C, X, Y, Z); what is missing becomes each channel's minimum, or the
+    background of a channel that has one."""
     import torchio as tio
 
     if tuple(tensor.shape[1:]) == tuple(shape):
         return tensor, affine
     # TorchIO pads all channels with one number, and zero is water in a CT, not air
     floor = tensor.amin(dim=(1, 2, 3), keepdim=True)
+    for channel, background in backgrounds.items():
+        floor[channel] = background
     image: Any = tio.ScalarImage(tensor=tensor - floor, affine=affine)
     fitted: Any = tio.CropOrPad(tuple(shape))(image)
     return fitted.data + floor, np.asarray(fitted.affine, dtype=float)

@@ -45,8 +45,13 @@ class Image:
     tensor: torch.Tensor  # (C, X, Y, Z) float32, Z = 1 for 2D
     affine: Array  # (4, 4) float64, voxel index to RAS+ millimetres
     file_format: FileFormat  # "png" for a 2D picture of 8 bits (PNG, JPEG, TIFF)
-    integer: bool  # whether the source's intensities are whole numbers
+    integers: tuple[bool, ...]  # of each channel: whether the source stores whole numbers
     raster: bool  # a picture: its affine is a convention, not a measurement
+
+    @property
+    def integer(self) -> bool:
+        """Whether the source's intensities are whole numbers."""
+        return all(self.integers)
 
 
 def read_image(paths: Sequence[Path]) -> Image:
@@ -65,7 +70,7 @@ def read_image(paths: Sequence[Path]) -> Image:
         tensor=tensor,
         affine=files[0].affine,
         file_format="png" if is_picture else "nii.gz",
-        integer=all(file.integer for file in files),
+        integers=tuple([file.integer for file in files for _ in file.voxels]),
         raster=files[0].raster,
     )
 

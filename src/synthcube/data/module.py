@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from synthcube.data.cache import ImageCache, load_images
+from synthcube.data.channels import Masks, encoded, subject_of, voxels_of
 from synthcube.data.conditions import condition_specs, condition_values
 from synthcube.data.geometry import as_rows, generated_affine, spacing_of
 from synthcube.data.images import read_image
@@ -124,12 +125,14 @@ class CachedImages(Dataset[Batch]):
         image: ImageSpec,
         augmentation: Sequence[TransformConfig],
         seed: int,
+        masks: Masks,
     ) -> None:
         self.cache = cache
         self.labels = torch.tensor([row.label for row in manifest.rows], dtype=torch.int64)
         self.conditions = torch.from_numpy(condition_values(image.conditions, manifest.rows))
         self.source = list(image.source_channels)
         self.target = [i for i in range(cache.shape[1]) if i not in self.source]
+        self.masks, self.target_masks = masks, image.masks
         self.augmentation = [transform.build() for transform in augmentation]
         self.seed = seed
 
@@ -145,8 +148,9 @@ class CachedImages(Dataset[Batch]):
                 [self._augmented(one, *place) for one, place in zip(image, places, strict=True)]
             )
         condition = Condition(values=self.conditions[rows], source=image[:, self.source])
+        targets = image[:, self.target] if self.source else image
         return Batch(
-            image=image[:, self.target] if self.source else image,
+            image=encoded(targets, self.target_masks),
             label=self.labels[rows],
             index=torch.tensor(rows),
             augmented=bool(self.augmentation),
@@ -155,22 +159,31 @@ class CachedImages(Dataset[Batch]):
 
     def _augmented(self, image: torch.Tensor, epoch: int, row: int) -> torch.Tensor:
         """An augmented image of the same shape; depends only on the seed, the epoch and the row."""
-        import torchio as tio
-
-        affine = self.cache.affines[row]
         volume = image if image.ndim == 4 else image[..., None]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.seed, "augmentation", epoch, row))
-            scalar: Any = tio.ScalarImage(tensor=volume, affine=affine)
+            subject = subject_of(self._with_places(volume), self.cache.affines[row], self.masks)
             for transform in self.augmentation:
-                scalar = transform(scalar)
-        augmented: torch.Tensor = scalar.data.float().clamp(-1, 1)
+                subject = transform(subject)
+        augmented, _ = voxels_of(subject, self.masks)
+        for channel, classes in self.masks.items():
+            augmented[channel] = augmented[channel] / (len(classes) - 1) * 2 - 1
+        augmented = augmented.clamp(-1, 1)
         if augmented.shape != volume.shape:
             raise ImageError(
                 f"data.augmentation makes {tuple(augmented.shape)} of an image of the shape "
                 f"{tuple(volume.shape)}: what changes the shape belongs in data.preprocessing"
             )
         return augmented.reshape(image.shape)
+
+    def _with_places(self, volume: torch.Tensor) -> torch.Tensor:
+        """`volume` with the places of classes in masks: what TorchIO fills in is the first, 0."""
+        if not self.masks:
+            return volume
+        volume = volume.clone()
+        for channel, classes in self.masks.items():
+            volume[channel] = ((volume[channel] + 1) / 2 * (len(classes) - 1)).round()
+        return volume
 
 
 class EpochBatches:
@@ -265,7 +278,9 @@ class DataModule(pl.LightningDataModule):
 
     def _batches(self, rows: Sequence[int], size: int) -> Iterator[Batch]:
         # once for all batches: it looks at every row
-        images = CachedImages(self.cache, self.manifest, self.image, (), self.seed)
+        images = CachedImages(
+            self.cache, self.manifest, self.image, (), self.seed, self.config.masks
+        )
         for start in range(0, len(rows), size):
             yield images.__getitems__([(0, row) for row in rows[start : start + size]])
 
@@ -283,7 +298,9 @@ class DataModule(pl.LightningDataModule):
             # At once, and not when the epoch starts: workers fetch ahead as soon as they are made.
             batches.epoch, batches.start = self.position
         return DataLoader(
-            CachedImages(self.cache, self.manifest, self.image, augmentation, self.seed),
+            CachedImages(
+                self.cache, self.manifest, self.image, augmentation, self.seed, self.config.masks
+            ),
             batch_sampler=batches,
             collate_fn=_unchanged,
             num_workers=self.num_workers,
@@ -325,7 +342,15 @@ class DataModule(pl.LightningDataModule):
         ranges, affines = self.cache.intensity_ranges[train][:, target], self.cache.affines[train]
         source = read_image(self.manifest.rows[0].channels)
         keeps = Preprocessing(self.config).keeps_intensities
-        is_picture = source.file_format == "png" and len(target) in (1, 3) and keeps
+        masks = self.config.target_masks
+        images = [channel for place, channel in enumerate(target) if place not in masks]
+        is_picture = (
+            source.file_format == "png"
+            and keeps
+            and len(images) in (0, 1, 3)
+            and (not images or images[-1] - images[0] == len(images) - 1)
+            and all(0 <= value < 256 for classes in masks.values() for value in classes)
+        )
         spacing = np.median(spacing_of(affines), axis=0)
         return ImageSpec(
             size=self.cache.shape[2:],
@@ -334,10 +359,11 @@ class DataModule(pl.LightningDataModule):
             affine=as_rows(generated_affine(affines, self.cache.shape[2:])),
             intensity_range=tuple(tuple(pair) for pair in ranges.mean(axis=0).tolist()),
             file_format="png" if is_picture else "nii.gz",
-            integer=source.integer and keeps,
+            integer=all(source.integers[channel] for channel in images) and keeps,
             labels=self.manifest.labels,
             conditions=condition_specs(self.manifest, train, self.config.conditions),
             source_channels=self.config.source_channels,
+            masks=masks,
         )
 
 

@@ -22,6 +22,7 @@ from pydantic_core import InitErrorDetails
 from typing_extensions import Self
 
 from synthcube import plugins
+from synthcube.data.channels import class_values, require_classes
 from synthcube.data.images import Array
 from synthcube.data.transforms import (
     TransformConfig,
@@ -56,24 +57,19 @@ class Operation(Schema, ABC):
     keeps_integers: ClassVar[bool] = True
     name: str = Field(description="Name of the operation.")
     channels: _SomeOf[Annotated[int, Field(ge=0, lt=4096)]] | None = Field(
-        default=None, description="Channels to act on, counted from 0; null: all."
+        default=None,
+        description="Channels to act on, counted from 0; null: all that are not masks.",
     )
 
     def ready(self, image: ImageSpec) -> Change:
         """The operation for images like `image`, with its files already read."""
-        chosen = list(range(image.channels) if self.channels is None else self.channels)
+        chosen = _image_channels(image) if self.channels is None else list(self.channels)
         if max(chosen) >= image.channels:
             raise ConfigError(
                 f"channels {chosen}: the images have {image.channels}, counted from 0"
             )
         change = self.on_channels(len(chosen))
-
-        def apply(voxels: Array, affine: Array) -> Array:
-            changed: Array = voxels.copy()
-            changed[chosen] = change(voxels[chosen])
-            return changed
-
-        return apply
+        return _on(chosen, lambda voxels, _: change(voxels))
 
     @abstractmethod
     def on_channels(self, number: int) -> Callable[[Array], Array]:
@@ -83,6 +79,27 @@ class Operation(Schema, ABC):
         """All settings on which the outcome depends, as plain values."""
         values: dict[str, Any] = self.model_dump(mode="json")
         return values
+
+
+def _image_channels(image: ImageSpec) -> list[int]:
+    channels = [channel for channel in range(image.channels) if channel not in image.masks]
+    if not channels:
+        raise ConfigError("all channels are masks; name those to act on as channels")
+    return channels
+
+
+def _on(channels: list[int], change: Change) -> Change:
+    """`change` of these channels alone."""
+
+    def apply(voxels: Array, affine: Array) -> Array:
+        outcome = change(voxels[channels], affine)
+        if np.shape(outcome) != voxels[channels].shape:
+            return outcome  # which is a fault
+        changed: Array = voxels.copy()
+        changed[channels] = outcome
+        return changed
+
+    return apply
 
 
 class Clip(Operation):
@@ -303,9 +320,8 @@ class FinishingTransform(TransformConfig):
         import torchio as tio
 
         transform = self.build()
-        if isinstance(transform, tio.Transform):
-            return partial(_with_torchio, transform)
-        return partial(_with_tensor, transform)
+        apply = _with_torchio if isinstance(transform, tio.Transform) else _with_tensor
+        return _on(_image_channels(image), partial(apply, transform))
 
     def record(self) -> dict[str, Any]:
         """Name and arguments as plain values."""
@@ -376,6 +392,7 @@ class Postprocessing:
                 for fault in error.errors()
             ]
             raise ConfigError("sampling.postprocessing cannot be used here:", faults) from error
+        self._masks = image.masks
         self.record: list[dict[str, Any]] = []
         self._changes: list[tuple[str, Change]] = []
         faults = []
@@ -412,6 +429,10 @@ class Postprocessing:
                     f"sampling.postprocessing.{where} leaves voxels that are not a number"
                 )
             voxels = changed
+            try:
+                require_classes(torch.from_numpy(voxels), self._masks)
+            except ImageError as error:
+                raise ImageError(f"sampling.postprocessing.{where}: {error}") from error
         return torch.from_numpy(voxels)
 
     def _faults(self, image: ImageSpec) -> list[str]:
@@ -420,6 +441,8 @@ class Postprocessing:
 
         ramps = [np.linspace(*pair, int(np.prod(image.size))) for pair in image.intensity_range]
         probe = torch.from_numpy(np.stack(ramps).astype(np.float32)).reshape(-1, *image.size)
+        for channel, classes in image.masks.items():
+            probe[channel] = class_values(probe[channel], classes)
         try:
             outcome = self(probe, image.affine)
         except ImageError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +13,15 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from synthcube.data.channels import (
+    ChannelConfigs,
+    ImageChannel,
+    class_indices,
+    masks_of,
+    require_classes,
+    subject_of,
+    voxels_of,
+)
 from synthcube.data.conditions import ConditionFields
 from synthcube.data.geometry import Affine, cropped_or_padded, resampled, spacing_of
 from synthcube.data.images import Image
@@ -21,6 +30,9 @@ from synthcube.errors import ArtifactError, ImageError
 from synthcube.plugins import TRAINED
 from synthcube.reading import validated
 from synthcube.schema import LARGEST_SPACING, MAX_SIDE, SMALLEST_SPACING, List, Pair, size_fault
+
+_EIGHT_BIT = (0.0, 255.0)  # intensities of a picture
+_SPREADS = 3  # standard deviations on either side of the mean that become -1 and 1
 
 
 class DataConfig(ConditionFields):
@@ -42,6 +54,12 @@ class DataConfig(ConditionFields):
     )
     percentiles: Pair = Field(
         default=(0.5, 99.5), description="Percentiles of an image that become -1 and 1."
+    )
+    channels: ChannelConfigs = Field(
+        default={},
+        description="What single channels are, counted from 0 (a colour picture has three): "
+        "{0: {kind: image, intensity_range: [-1000, 1000]}, 1: {kind: mask, classes: [0, 1, 2]}}. "
+        "Those that are not named are images.",
     )
     preprocessing: List[TransformConfig] = Field(
         default=(),
@@ -96,7 +114,46 @@ class DataConfig(ConditionFields):
     def preprocessing_key(self) -> dict[str, Any]:
         """The settings on which a preprocessed image depends."""
         kept = {"spacing_mm", "size", "fit", "intensity_range", "percentiles", "preprocessing"}
+        kept |= {"channels"} if self.channels else set()
         return self.model_dump(mode="json", include=kept)
+
+    def fixed_range(self, channel: int) -> tuple[str, tuple[float, float] | None]:
+        """The intensities of a channel that become -1 and 1 in every image, and their key.
+
+        None for a mask, and where each image has a range of its own.
+        """
+        stated = self.channels.get(channel)
+        if stated is None:
+            return "data.intensity_range", self.intensity_range
+        if not isinstance(stated, ImageChannel):
+            return "", None
+        if stated.intensity_range:
+            return f"data.channels.{channel}.intensity_range", stated.intensity_range
+        own_range = stated.percentiles or stated.normalisation == "z_score"
+        return "data.intensity_range", None if own_range else self.intensity_range
+
+    @property
+    def masks(self) -> dict[int, tuple[int, ...]]:
+        """The classes of each channel of the images that is a mask."""
+        return masks_of(self.channels)
+
+    def selected(self, channels: Sequence[int]) -> Self:
+        """The settings of images that have these channels alone, in this order."""
+        parts = {
+            place: self.channels[channel]
+            for place, channel in enumerate(channels)
+            if channel in self.channels
+        }
+        return self.model_copy(update={"channels": parts})
+
+    @property
+    def target_masks(self) -> dict[int, tuple[int, ...]]:
+        """The same among the channels that the model makes, counted without source_channels."""
+        return {
+            channel - sum(source < channel for source in self.source_channels): classes
+            for channel, classes in self.masks.items()
+            if channel not in self.source_channels
+        }
 
 
 def trained_data_config(config: Mapping[str, Any], folder: Path) -> DataConfig:
@@ -121,6 +178,7 @@ class Preprocessing:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
+        self.masks = config.masks
         self.transforms = [transform.build() for transform in config.preprocessing]
 
     @property
@@ -142,24 +200,31 @@ class Preprocessing:
         return Prepared(tensor.contiguous(), affine, ranges, tuple(zip(low, high, strict=True)))
 
     def placed(self, image: Image, *, may_be_constant: bool = False) -> tuple[torch.Tensor, Affine]:
-        """(C, X, Y, Z) before intensities are scaled, in source units, and its affine."""
+        """(C, X, Y, Z) before intensities are scaled, in source units, and its affine.
+
+        Voxels of masks are of their classes, or an ImageError is raised.
+        """
         import torchio as tio
 
-        scalar: Any = tio.ScalarImage(tensor=image.tensor, affine=image.affine)
+        self._require_channels(len(image.tensor))
+        masks = self.masks
+        subject = subject_of(require_classes(image.tensor, masks), image.affine, masks)
         if image.tensor.shape[-1] > 1 and not image.raster:
             # Volumes are kept the same way round, whatever order their scanner stored them in.
-            scalar = tio.ToCanonical()(scalar)
+            subject = tio.ToCanonical()(subject)
         for transform, settings in zip(self.transforms, self.config.preprocessing, strict=True):
             try:
-                scalar = transform(scalar)
+                subject = transform(subject)
+                tensor, _ = voxels_of(subject, masks)
             except (OSError, RuntimeError, ValueError) as error:
                 raise ImageError(f"{settings.name} cannot be applied: {error}") from error
-            if not scalar.data.numel():
+            if not tensor.numel():
                 raise ImageError(f"{settings.name} cannot be applied: it leaves no voxels")
-        tensor, affine = scalar.data.float(), np.asarray(scalar.affine, dtype=float)
+        tensor, affine = voxels_of(subject, masks)
         if not may_be_constant:
-            _check_contrast(tensor)  # resampling would turn a constant into noise
-        return self._sized(tensor, affine)
+            self._check_contrast(tensor)  # resampling would turn a constant into noise
+        tensor, affine = self._sized(tensor, affine)
+        return require_classes(tensor, masks), affine
 
     def _sized(self, tensor: torch.Tensor, affine: Affine) -> tuple[torch.Tensor, Affine]:
         size, spacing = self.config.size, self.config.spacing_mm
@@ -173,7 +238,7 @@ class Preprocessing:
             sides = [max(1, round(n / step)) for n, step in zip(shape, steps, strict=True)]
             if fault := size_fault(sides, len(tensor)):
                 raise ImageError(f"data.spacing_mm {list(spacing)}: {fault}")
-            tensor, affine = resampled(tensor, affine, sides, steps)
+            tensor, affine = resampled(tensor, affine, sides, steps, [*self.masks])
         if not size:
             return tensor, affine
         shape, target = tensor.shape[1:], (*size, 1)[:3]
@@ -181,29 +246,61 @@ class Preprocessing:
             kind = f"a volume of {list(shape)}" if shape[2] > 1 else f"2D, {list(shape[:2])}"
             raise ImageError(f"data.size {list(size)} has {len(size)} sides, the image is {kind}")
         if self.config.fit == "crop_or_pad":
-            return cropped_or_padded(tensor, affine, target)
+            backgrounds = {channel: classes[0] for channel, classes in self.masks.items()}
+            return cropped_or_padded(tensor, affine, target, backgrounds)
         steps = [old / new for old, new in zip(shape, target, strict=True)]
-        return resampled(tensor, affine, target, steps)
+        return resampled(tensor, affine, target, steps, [*self.masks])
 
     def _rescaled(
         self, tensor: torch.Tensor, *, eight_bit: bool
     ) -> tuple[torch.Tensor, tuple[tuple[float, float], ...]]:
-        _check_contrast(tensor)
-        fixed = self.config.intensity_range or ((0.0, 255.0) if eight_bit else None)
-        ranges = tuple(fixed or self._percentile_range(channel) for channel in tensor)
+        self._check_contrast(tensor)
+        ranges = []
+        for channel, voxels in enumerate(tensor):
+            if classes := self.masks.get(channel):
+                tensor[channel] = class_indices(voxels, classes)
+                ranges.append((0.0, len(classes) - 1.0))
+            else:
+                ranges.append(self._range_of(channel, voxels, eight_bit=eight_bit))
         # (C, 1, 1, 1)
         low, high = (
             torch.tensor([pair[end] for pair in ranges]).view(-1, 1, 1, 1) for end in (0, 1)
         )
-        return ((tensor - low) / (high - low) * 2 - 1).clamp(-1, 1), ranges
+        return ((tensor - low) / (high - low) * 2 - 1).clamp(-1, 1), tuple(ranges)
 
-    def _percentile_range(self, channel: torch.Tensor) -> tuple[float, float]:
-        low, high = np.percentile(channel.numpy(), self.config.percentiles)
-        if low == high:  # nearly all background
-            low, high = channel.min(), channel.max()
+    def _range_of(
+        self, channel: int, voxels: torch.Tensor, *, eight_bit: bool
+    ) -> tuple[float, float]:
+        """The intensities of a channel that become -1 and 1."""
+        stated = self.config.channels.get(channel)
+        settings = stated if isinstance(stated, ImageChannel) else ImageChannel()
+        _, fixed = self.config.fixed_range(channel)
+        if fixed:
+            return fixed
+        if settings.normalisation == "z_score":
+            mean, spread = float(voxels.double().mean()), float(voxels.double().std(correction=0))
+            low, high = mean - _SPREADS * spread, mean + _SPREADS * spread
+        elif eight_bit and not settings.percentiles:
+            return _EIGHT_BIT
+        else:
+            percentiles = settings.percentiles or self.config.percentiles
+            low, high = map(float, np.percentile(voxels.numpy(), percentiles))
+            if low == high:  # nearly all background
+                low, high = float(voxels.min()), float(voxels.max())
         if low == high:
-            raise ImageError(f"constant channel: every voxel is {float(low):g}")
-        return float(low), float(high)
+            raise ImageError(f"constant channel: every voxel is {low:g}")
+        return low, high
+
+    def _require_channels(self, count: int) -> None:
+        if beyond := [channel for channel in self.config.channels if channel >= count]:
+            raise ImageError(
+                f"the image has {count} channel(s), counted from 0; data.channels names {beyond[0]}"
+            )
+
+    def _check_contrast(self, tensor: torch.Tensor) -> None:
+        images = [channel for channel in range(len(tensor)) if channel not in self.masks]
+        if images:  # a mask may be all background
+            _check_contrast(tensor[images] if self.masks else tensor)
 
 
 def to_intensities(

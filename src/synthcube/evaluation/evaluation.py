@@ -14,6 +14,7 @@ from synthcube.evaluation.extractors import load_extractor
 from synthcube.evaluation.features import Features, extract
 from synthcube.evaluation.fidelity import diversity, fidelity
 from synthcube.evaluation.gallery import gallery
+from synthcube.evaluation.masks import compare_masks
 from synthcube.evaluation.membership import membership
 from synthcube.evaluation.memorisation import memorisation
 from synthcube.evaluation.pairs import compare_pairs, match_pairs
@@ -41,7 +42,10 @@ class Evaluation:
         device: torch.device,
         trained: Artifact | None = None,
     ) -> None:
-        self.sets, self.config, self.seed, self.folder = dict(sets), config, seed, folder
+        # masks are judged apart, by their classes
+        self.sets = {name: images.without_masks() for name, images in sets.items()}
+        self.whole_sets = dict(sets)
+        self.config, self.seed, self.folder = config, seed, folder
         self.device, self.trained = device, trained
         labels = sets["labels"]
         self.pairs = match_pairs(sets["predictions"], labels, config.pairs)
@@ -61,6 +65,9 @@ class Evaluation:
         yield diversity(predictions, labels, seed)
         if self.pairs:
             yield compare_pairs(predictions, labels, self.pairs, seed)
+        whole = self.whole_sets["predictions"], self.whole_sets["labels"]
+        if whole[1].masks:
+            yield compare_masks(*whole, self.pairs, seed)
         if train_data:
             tables = {name: table.of_images() for name, table in features.items()}
             yield memorisation(predictions, labels, train_data, tables, config, seed)

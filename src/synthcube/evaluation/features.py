@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +33,20 @@ class FeatureTable:
     values: Float32Rows  # (N * s, D)
     images: int  # N
     slices: int  # s: those of an image follow each other; 1 for pictures and for whole volumes
+    channels: int = 1  # whose features stand side by side in a row
+    channel: int | None = None  # the only one that `rows` has
 
     @property
     def dimension(self) -> int:
         """D."""
-        return self.values.row_shape[0]
+        return int(self.rows().shape[1])
 
     def rows(self) -> Array:
         """(N * s, D), float32, a memory map."""
-        return self.values.mapped
+        if self.channel is None:
+            return self.values.mapped
+        width = self.values.row_shape[0] // self.channels
+        return self.values.mapped[:, self.channel * width : (self.channel + 1) * width]
 
     def owners(self) -> Ints:
         """(N * s,): the image of each row."""
@@ -61,6 +66,16 @@ class Features:
     planes: dict[str, FeatureTable]
     """By the axes that lie in the plane: yz, xz and xy; or `image` alone, for pictures and for an
     extractor that takes whole volumes."""
+
+    @property
+    def channels(self) -> int:
+        """Channels that have features of their own."""
+        return next(iter(self.planes.values())).channels
+
+    def of_channel(self, channel: int) -> Features:
+        """The features of one channel alone."""
+        planes = {name: replace(table, channel=channel) for name, table in self.planes.items()}
+        return replace(self, planes=planes)
 
     def of_images(self) -> Array:
         """(N, D): one row for each image, the mean over its slices, planes side by side."""
@@ -106,7 +121,9 @@ def extract(
                     )
                 dimension = features.shape[1]
                 append(features.numpy())
-        planes[name] = FeatureTable(Float32Rows(path, (dimension,)), len(images), len(slices))
+        channels = 1 if colour or dimension % images.shape[0] else images.shape[0]
+        table = Float32Rows(path, (dimension,))
+        planes[name] = FeatureTable(table, len(images), len(slices), channels)
     return Features(images.name, extractor, planes)
 
 

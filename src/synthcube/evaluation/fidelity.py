@@ -82,6 +82,8 @@ def fidelity(
     if len(by_plane) > 1:
         for plane, measures in by_plane.items():
             section.measures |= {f"{name}_{plane}": measures[name] for name in NAMES}
+    if features_l.channels > 1:
+        section.measures |= _by_channel(features_p, features_l, (of_p, of_l), splits)
     section.facts = {
         "images_each_side": m, "splits": len(splits), "neighbours": config.num_neighbours,
     }  # fmt: skip
@@ -109,6 +111,23 @@ def distances(
             **_precision_recall(tables, subjects, splits, k),
         }
     return by_plane
+
+
+def _by_channel(
+    features_p: Features, features_l: Features, subjects: Subjects, splits: Sequence[Split]
+) -> dict[str, Measure]:
+    """The distances of each channel alone: one that is poor does not hide behind the others."""
+    measures = {}
+    for channel in range(features_l.channels):
+        ours, theirs = features_p.of_channel(channel), features_l.of_channel(channel)
+        pairs = [(ours.planes[plane], theirs.planes[plane]) for plane in theirs.planes]
+        measures[f"frechet_distance_channel_{channel}"] = _mean(
+            [_frechet(tables, splits) for tables in pairs]
+        )
+        measures[f"kernel_distance_channel_{channel}"] = _mean(
+            [_kernel(tables, subjects, splits) for tables in pairs]
+        )
+    return measures
 
 
 def mean_over_planes(by_plane: Mapping[str, Mapping[str, Measure]]) -> dict[str, Measure]:

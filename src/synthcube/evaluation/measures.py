@@ -20,6 +20,7 @@ SECTIONS = {
     "fidelity_by_class": "Fidelity of each class",
     "diversity": "Variety",
     "paired": "Pairs: each prediction beside its label",
+    "masks": "Masks: the size of each class, and overlap",
     "memorisation": "Copies of training images",
     "membership": "Whether training images can be recognised",
     "usefulness": "Usefulness for training a classifier",
@@ -54,6 +55,14 @@ _MEANINGS: dict[str, dict[str, Meaning]] = {
         "ms_ssim": Meaning("MS-SSIM", "higher"),
         "mae": Meaning("Mean absolute error (MAE)", "lower"),
         "ncc": Meaning("Correlation (NCC)", "higher"),
+    },
+    "masks": {
+        "dice": Meaning("Overlap with the label (Dice)", "higher"),
+        "volume": Meaning("Volume (ml), mean", "near"),
+        "area": Meaning("Area (voxels), mean", "near"),
+        "volume_distance": Meaning("Distance of volumes, share of the real mean", "lower"),
+        "area_distance": Meaning("Distance of areas, share of the real mean", "lower"),
+        "present": Meaning("Share of images that have the class", "near"),
     },
     "memorisation": {
         "distance": Meaning("Distance to the nearest training image, median", "near"),

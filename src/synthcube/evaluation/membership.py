@@ -182,7 +182,8 @@ def _model_scores(
 
 def _model_images(trained: Artifact, manifest: Manifest, cache: Path) -> CachedImages:
     spec = trained.image
-    images = load_images(manifest, trained_data_config(trained.config, trained.folder), cache)
+    data = trained_data_config(trained.config, trained.folder)
+    images = load_images(manifest, data, cache)
     channels = spec.channels + len(spec.source_channels)
     if images.shape[1:] != (channels, *spec.size):
         raise ImageError(
@@ -198,7 +199,7 @@ def _model_images(trained: Artifact, manifest: Manifest, cache: Path) -> CachedI
                 f"classes that the model was trained on, {', '.join(condition.classes)}."
             )
     try:
-        return CachedImages(images, manifest, spec, (), 0)
+        return CachedImages(images, manifest, spec, (), 0, data.masks)
     except ValueError as error:
         raise ManifestError(f"{manifest.path}: a condition is no number: {error}.") from error
 

@@ -193,6 +193,7 @@ def _scores(
     low = np.array([pair[0] for pair in ranges]).reshape(shape)
     width = np.array([b - a for a, b in ranges]).reshape(shape)
     base = np.minimum(low, 0)
+    is_colour = labels.raster and labels.shape[0] == 3
     parts: list[dict[str, Floats]] = []
     for batch in _batches(list(range(len(pairs))), labels):
         x = predictions.read([pairs[i][0] for i in batch]).astype(np.float64)
@@ -200,9 +201,7 @@ def _scores(
         mae = np.abs(x - y).reshape(len(x), x.shape[1], -1).mean(axis=2)
         ncc = similarity.correlation(x, y)
         x, y = (x - base) / width, (y - base) / width
-        squared_error = ((x - y).reshape(len(x), -1) ** 2).mean(axis=1)
-        with np.errstate(divide="ignore"):
-            part = {"psnr_db": -10 * np.log10(squared_error)}
+        part = {"psnr_db": _psnr(x, y)}
         if scales:
             part["ssim"], part["ms_ssim"] = similarity.structural_similarity(x, y, scales)
         else:
@@ -210,8 +209,29 @@ def _scores(
         part |= {"mae": mae.mean(axis=1), "ncc": ncc}
         if mae.shape[1] > 1:
             part |= {f"mae_channel_{i}": mae[:, i] for i in range(mae.shape[1])}
+        if mae.shape[1] > 1 and not is_colour:
+            part |= _by_channel(x, y, scales)
         parts.append(part)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _by_channel(x: Floats, y: Floats, scales: int) -> dict[str, Floats]:
+    """PSNR and SSIM of each channel of (n, C, *spatial), whose range is 0 to 1."""
+    part = {}
+    for channel in range(x.shape[1]):
+        one, other = x[:, channel : channel + 1], y[:, channel : channel + 1]
+        part[f"psnr_db_channel_{channel}"] = _psnr(one, other)
+        if scales:
+            ssim, _ = similarity.structural_similarity(one, other, scales)
+            part[f"ssim_channel_{channel}"] = ssim
+    return part
+
+
+def _psnr(x: Floats, y: Floats) -> Floats:
+    squared_error = ((x - y).reshape(len(x), -1) ** 2).mean(axis=1)
+    with np.errstate(divide="ignore"):
+        decibels: Floats = -10 * np.log10(squared_error)
+    return decibels
 
 
 def _unrelated(
@@ -235,9 +255,9 @@ def _overall(
 ) -> Measure:
     finite, reason = np.isfinite(values), ""
     left_out = int((~finite).sum())
-    if name in ("ssim", "ms_ssim") and not scales:
+    if name.startswith(("ssim", "ms_ssim")) and not scales:
         return missing(f"a side has fewer than {similarity.WINDOW} voxels, the window of SSIM")
-    if name == "psnr_db" and left_out:
+    if name.startswith("psnr_db") and left_out:
         reason = f"{left_out} of {len(values)} pairs are identical: their PSNR is infinite"
     elif name == "ncc" and left_out:
         reason = f"{left_out} of {len(values)} pairs have a constant channel: no correlation"

@@ -6,12 +6,20 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from synthcube.data.cache import Float32Rows, append_rows
+from synthcube.data.channels import (
+    ChannelConfigs,
+    MaskChannel,
+    Masks,
+    mask_settings,
+    probable_masks,
+)
 from synthcube.data.geometry import spacing_of
 from synthcube.data.images import Image, read_images
 from synthcube.data.manifest import Manifest, Row
@@ -33,6 +41,7 @@ _TOO_NARROW = 100.0  # a poor model makes grey images; these are to be evaluated
 _FLAT = 5.0
 _SAME_SPACING = 0.01  # relative
 _NAMES_SHOWN = 5
+_LOOKED_AT = 16  # images of a set, to tell masks from images
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,11 @@ class ImageSet:
     sha256: str  # of the voxels of all images, in order
     bounds: Bounds
     """Nearly the lowest and highest intensity, for each channel (0.1 and 99.9 percent)."""
-    voxels: Float32Rows  # (N, C, *spatial)
+    voxels: Float32Rows  # (N, channels of the file, *spatial)
+    masks: Masks = field(default_factory=dict)
+    """The classes of each channel that is a mask."""
+    channels: tuple[int, ...] = ()
+    """Those of the file that are read; all of them where it is empty."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +73,8 @@ class ImageSet:
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, *spatial) of each image."""
-        return self.voxels.row_shape
+        count, *size = self.voxels.row_shape
+        return (len(self.channels) or count, *size)
 
     @property
     def rank(self) -> int:
@@ -83,7 +97,16 @@ class ImageSet:
 
     def read(self, rows: Sequence[int]) -> Array:
         """A copy of those images, (len(rows), C, *spatial), float32."""
-        return self.voxels.read(rows)
+        images = self.voxels.read(rows)
+        return images[:, self.channels] if self.channels else images
+
+    def without_masks(self) -> ImageSet:
+        """The same images without the channels that are masks; all of them if no other is left."""
+        channels = tuple(i for i in range(self.shape[0]) if i not in self.masks)
+        if not self.masks or not channels:
+            return self
+        bounds = tuple(self.bounds[channel] for channel in channels)
+        return replace(self, channels=channels, bounds=bounds, masks={})
 
     def batches(self, size: int) -> Iterator[tuple[range, Array]]:
         """All images in order, at most `size` at once, with their places."""
@@ -106,9 +129,10 @@ def open_sets(
 ) -> tuple[dict[str, ImageSet], list[str]]:
     """Read the images of every set into files in `folder`.
 
-    Predictions are taken as they are. The real images of the other sets are placed as before
-    training with `data` (orientation, transforms, spacing, size; of a model that translates, only
-    the channels that it makes), so that both are on one grid. Intensities are left alone.
+    Predictions are taken as they are, but masks among them must hold their classes. The real
+    images of the other sets are placed as before training with `data` (orientation, transforms,
+    spacing, size; of a model that translates, only the channels that it makes), so that both are on
+    one grid. Intensities are left alone.
 
     Returns:
         The sets that could be read, and all faults of the others.
@@ -121,8 +145,13 @@ def open_sets(
     for name, manifest in manifests.items():
         log.info("Reading %d images of %s ...", len(manifest.rows), name)
         is_real = name != "predictions"
-        place = _placement(data if is_real else DataConfig(), may_be_constant=not is_real)
-        images = _read_set(name, manifest, place, folder / f"{name}.f32")
+        masks = data.target_masks
+        stated: ChannelConfigs = {
+            channel: MaskChannel(classes=classes) for channel, classes in masks.items()
+        }
+        config = data if is_real else DataConfig(channels=stated)
+        place = _placement(config, may_be_constant=not is_real)
+        images = _read_set(name, manifest, place, folder / f"{name}.f32", masks)
         if isinstance(images, ImageSet):
             sets[name] = images
         else:
@@ -135,19 +164,27 @@ Placement = Callable[[Image], tuple[Array, Floats]]
 
 def _placement(data: DataConfig, *, may_be_constant: bool) -> Placement:
     """A function from an image to its voxels on the common grid, (C, *spatial), and its affine."""
-    preprocessing, sources = Preprocessing(data), frozenset(data.source_channels)
+    sources = frozenset(data.source_channels)
+    preprocessing = Preprocessing(data)
 
     def place(image: Image) -> tuple[Array, Floats]:
-        tensor, affine = preprocessing.placed(image, may_be_constant=may_be_constant)
-        if sources and len(tensor) > len(sources):
-            tensor = tensor[[i for i in range(len(tensor)) if i not in sources]]
+        count, of_targets = len(image.tensor), preprocessing
+        has_sources = bool(sources) and count > len(sources)
+        if sources and data.channels and not has_sources:
+            targets = [i for i in range(count + len(sources)) if i not in sources]
+            of_targets = Preprocessing(data.selected(targets))
+        tensor, affine = of_targets.placed(image, may_be_constant=may_be_constant)
+        if has_sources:
+            tensor = tensor[[i for i in range(count) if i not in sources]]
         voxels = tensor.numpy()
         return np.ascontiguousarray(voxels[..., 0] if voxels.shape[-1] == 1 else voxels), affine
 
     return place
 
 
-def _read_set(name: str, manifest: Manifest, place: Placement, path: Path) -> ImageSet | list[str]:
+def _read_set(
+    name: str, manifest: Manifest, place: Placement, path: Path, masks: Masks
+) -> ImageSet | list[str]:
     """The set, its voxels written to `path`; or the faults of all images."""
     faults: dict[Row, str] = {}
     shapes: list[tuple[int, ...]] = []
@@ -179,6 +216,7 @@ def _read_set(name: str, manifest: Manifest, place: Placement, path: Path) -> Im
     return ImageSet(
         name, manifest, spacing_mm, raster, constant, tuple(digests), digest.hexdigest(),
         tuple((float(low), float(high)) for low, high in bounds), Float32Rows(path, shapes[0]),
+        masks,
     )  # fmt: skip
 
 
@@ -224,6 +262,8 @@ def _differences(predictions: ImageSet, real: ImageSet) -> list[str]:
         ]
     faults = []
     for channel, (ours, theirs) in enumerate(zip(predictions.bounds, real.bounds, strict=True)):
+        if channel in real.masks:
+            continue
         width, real_width = ours[1] - ours[0], theirs[1] - theirs[0]
         apart = ours[0] > theirs[1] + real_width or ours[1] < theirs[0] - real_width
         wide, narrow = width > _TOO_WIDE * real_width, width * _TOO_NARROW < real_width
@@ -238,7 +278,13 @@ def _differences(predictions: ImageSet, real: ImageSet) -> list[str]:
 def comparability_notes(sets: Mapping[str, ImageSet]) -> list[str]:
     """What a reader should know of sets that can be compared: duplicates, constants, spacing."""
     notes = []
-    predictions = sets["predictions"]
+    predictions, labels = sets["predictions"], sets.get("labels")
+    if labels and (suspected := _probable_masks(labels)):
+        notes.append(
+            f"Channels {', '.join(map(str, suspected))} of labels hold few whole numbers and are "
+            "judged as images. If they are masks, say so in the config (-c): "
+            f"{mask_settings(suspected)}"
+        )
     for images in sets.values():
         if num_duplicates := len(images) - images.distinct:
             notes.append(
@@ -247,7 +293,8 @@ def comparability_notes(sets: Mapping[str, ImageSet]) -> list[str]:
             )
         if images.constant:
             notes.append(f"{images.constant} images of {images.name} are constant.")
-        ranges = zip(predictions.bounds, images.bounds, strict=True)
+        ours, theirs = predictions.without_masks(), images.without_masks()
+        ranges = zip(ours.bounds, theirs.bounds, strict=True)
         for (low, high), (real_low, real_high) in ranges:
             if (high - low) * _FLAT < real_high - real_low:
                 notes.append(
@@ -262,6 +309,13 @@ def comparability_notes(sets: Mapping[str, ImageSet]) -> list[str]:
                 "shapes differ by that much."
             )
     return notes
+
+
+def _probable_masks(images: ImageSet) -> Masks:
+    """Channels that seem to be masks, and are not said to be."""
+    first = (torch.from_numpy(images.read([i])[0]) for i in range(min(len(images), _LOOKED_AT)))
+    probable = probable_masks(first)
+    return {channel: probable[channel] for channel in probable if channel not in images.masks}
 
 
 @dataclass(frozen=True, slots=True)

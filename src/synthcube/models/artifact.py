@@ -71,10 +71,10 @@ class Artifact:
         kind = registry.find(self.config["model"]["name"])
         try:
             config = kind.model_validate(dict(self.config["model"]), context=TRAINED)
-            faults = config.faults(self.image) or list(self._misfits(config))
+            faults = config.faults(self.image.encoded) or list(self._misfits(config))
             if faults:
                 raise ArtifactError(f"The weights in {self.folder} do not fit its config:", faults)
-            family = config.build(self.image)
+            family = config.build(self.image.encoded)
             weights = load_file(self.weights)
             _leave_out(family, weights)
             family.load_state_dict(weights, strict=True)
@@ -100,7 +100,7 @@ class Artifact:
         model on the meta device, before any memory is taken."""
         try:
             with torch.device("meta"):
-                family = config.build(self.image)
+                family = config.build(self.image.encoded)
         except _UNBUILDABLE:
             return  # building it for real tells whether that is a fault
         with safe_open(self.weights, "pt") as file:

@@ -75,7 +75,7 @@ class TwoStageConfig(FamilyConfig):
         return self.model_copy(update={
             "first_stage_sha256": digest,
             "first_stage_config": dict(trained.config["model"]),
-            "first_stage_image": trained.image,
+            "first_stage_image": trained.image.encoded,
         })  # fmt: skip
 
     def build_first_stage(self, image: ImageSpec) -> Any:

@@ -65,7 +65,7 @@ def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:
     training = fine_tuning.resolved(settings.training, {})
     if training.start_from is None:
         return []
-    family = settings.model.build(data.image)
+    family = settings.model.build(data.image.encoded)
     fine_tuning.take_weights(family, training)
     fine_tuning.freeze(family, training)
     trained = sum(parameter.requires_grad for parameter in family.parameters())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import torch
 
 from synthcube import __version__, config, environment, reading, storage
 from synthcube.data.cache import ImageCache, load_images
+from synthcube.data.channels import class_values, decoded, encoded, files_of
 from synthcube.data.conditions import cell, draw_missing_conditions, requested_values, shown
 from synthcube.data.geometry import placed_like
-from synthcube.data.images import write_image
+from synthcube.data.images import read_image, write_image
 from synthcube.data.manifest import Manifest, Row, write_manifest
 from synthcube.data.pictures import save_grid
 from synthcube.data.postprocessing import Postprocessing
@@ -137,17 +138,32 @@ class LoadedModel:
     def generate(
         self, seeds: Sequence[int], values: Pixels, source: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """One batch of images; see :func:`synthcube.models.inference.generate`."""
+        """One batch of images, (B, C, *spatial) in [-1, 1] on the CPU, masks in whole classes.
+
+        See :func:`synthcube.models.inference.generate`.
+        """
         family = self.family
-        return inference.generate(family, seeds, values, self.precision, family.device, source)
+        images = inference.generate(family, seeds, values, self.precision, family.device, source)
+        return decoded(images, self.image.masks)
 
     def reconstruct(self, originals: torch.Tensor) -> torch.Tensor:
         """One batch of reconstructions, (B, C, *spatial) in [-1, 1] on the CPU."""
-        return inference.reconstruct(self.family, originals, self.precision, self.family.device)
+        family, masks = self.family, self.image.masks
+        images = inference.reconstruct(
+            family, encoded(originals, masks), self.precision, family.device
+        )
+        return decoded(images, masks)
 
     def load(self, manifest: Manifest) -> ImageCache:
         """The images of a manifest, preprocessed as those of the training."""
         data_config = trained_data_config(self.trained.config, self.trained.folder)
+        sources = self.image.source_channels
+        if (
+            sources
+            and data_config.channels
+            and len(read_image(manifest.rows[0].channels).tensor) == len(sources)
+        ):
+            data_config = data_config.selected(sources)
         return load_images(manifest, data_config, environment.cache_folder())
 
     def reconstruction_spec(self, originals: ImageCache, index: int) -> ImageSpec:
@@ -155,15 +171,38 @@ class LoadedModel:
         return placed_like(self.image, originals.affines[index], originals.intensity_ranges[index])
 
     def intensities(self, image: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
-        """An image, (C, *spatial) in [-1, 1], in its own units and postprocessed."""
-        return self.postprocessing(to_intensities(image, spec.intensity_range), spec.affine)
+        """An image, (C, *spatial) in [-1, 1], in its own units and postprocessed.
 
-    def write(self, folder: Path, stem: str, image: torch.Tensor, spec: ImageSpec) -> Path:
-        """Write an image, (C, *spatial) in [-1, 1], as PNG or NIfTI; returns its path."""
-        path = folder / f"{stem}.{spec.file_format}"
+        Voxels of masks are of their classes.
+        """
+        intensities = to_intensities(image, spec.intensity_range)
+        for channel, classes in spec.masks.items():
+            intensities[channel] = class_values(intensities[channel], classes)
+        return self.postprocessing(intensities, spec.affine)
+
+    def write(self, folder: Path, stem: str, image: torch.Tensor, spec: ImageSpec) -> list[Path]:
+        """Write an image, (C, *spatial) in [-1, 1], as PNG or NIfTI; returns its files.
+
+        Without masks it is one file. Else each channel is a file of its own, in their order; a
+        colour picture stays one.
+        """
+        paths = []
+        for ending, voxels, integer in self.files(image, spec):
+            paths.append(folder / f"{stem}{ending}.{spec.file_format}")
+            write_image(paths[-1], voxels, spec.affine, integer=integer)
+        return paths
+
+    def files(
+        self, image: torch.Tensor, spec: ImageSpec
+    ) -> Iterator[tuple[str, torch.Tensor, bool]]:
+        """Of each file of an image: what its name ends in, its voxels, if they are whole numbers.
+
+        Voxels are (C, *spatial) in their own units, postprocessed.
+        """
+        intensities = self.intensities(image, spec)
         integer = spec.integer and self.postprocessing.keeps_integers
-        write_image(path, self.intensities(image, spec), spec.affine, integer=integer)
-        return path
+        for channels, ending in files_of(spec):
+            yield ending, intensities[channels], integer or channels[0] in spec.masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,15 +270,17 @@ class Job(ABC):
             )
         return picture
 
-    def _write(self, stem: str, image: torch.Tensor, spec: ImageSpec) -> str:
-        path = self.model.write(self.output / IMAGES, stem, image, spec)
-        return str(path.relative_to(self.output))
-
-    def _source_row(self, path: str, index: int, channel: int = 0) -> dict[str, str]:
-        source = self.sources[index]
+    def _write(self, stem: str, image: torch.Tensor, spec: ImageSpec) -> dict[str, str]:
+        """Write an image; returns the cells of its files."""
+        paths = self.model.write(self.output / IMAGES, stem, image, spec)
         return {
-            "Channel_0": path, "SubjectID": source.subject, "Source": str(source.channels[channel]),
-        }  # fmt: skip
+            f"Channel_{index}": str(path.relative_to(self.output))
+            for index, path in enumerate(paths)
+        }
+
+    def _source_cells(self, index: int, channel: int = 0) -> dict[str, str]:
+        source = self.sources[index]
+        return {"SubjectID": source.subject, "Source": str(source.channels[channel])}
 
 
 class Generation(Job):
@@ -259,8 +300,8 @@ class Generation(Job):
         images = self.model.generate(self.seeds[span], self.values[span])
         for index, image in zip(indices, images, strict=True):
             stem = f"{index:05d}"
-            path = self._write(stem, image, spec)
-            row = {"Channel_0": path, "SubjectID": stem, "Seed": str(self.seeds[index])}
+            row = self._write(stem, image, spec)
+            row |= {"SubjectID": stem, "Seed": str(self.seeds[index])}
             tiles = (image.numpy(),) if index < GRID_IMAGES else ()
             written.append(WrittenImage(row | _condition_cells(spec, self.values[index]), tiles))
         return written
@@ -299,8 +340,8 @@ class Translation(Job):
         images = self.model.generate(self.seeds[span], self.values[span], sources)
         for index, source, image in zip(indices, sources, images, strict=True):
             placed = placed_like(spec, self.images.affines[index])
-            path = self._write(self.sources[index].name, image, placed)
-            row = self._source_row(path, index, self.channels[0])
+            row = self._write(self.sources[index].name, image, placed)
+            row |= self._source_cells(index, self.channels[0])
             pair = (source[:1].expand_as(image).numpy(), image.numpy())
             tiles = pair if index < _GRID_PAIRS else ()
             written.append(WrittenImage(row | _condition_cells(spec, self.values[index]), tiles))
@@ -346,7 +387,7 @@ class Reconstruction(Job):
         images = self.model.reconstruct(originals)
         for index, original, image in zip(indices, originals, images, strict=True):
             spec = self.model.reconstruction_spec(self.images, index)
-            row = self._source_row(self._write(self.sources[index].name, image, spec), index)
+            row = self._write(self.sources[index].name, image, spec) | self._source_cells(index)
             pair = (original.numpy(), image.numpy())
             written.append(WrittenImage(row, pair if index < _GRID_PAIRS else ()))
         return written

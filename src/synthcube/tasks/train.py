@@ -107,7 +107,7 @@ def open_data(settings: RunConfig, manifest: Manifest) -> DataModule:
         manifest, settings.data, batch_size=settings.training.batch_size,
         seed=settings.seed, cache=environment.cache_folder(),
     )  # fmt: skip
-    if faults := settings.model.faults(data.image):
+    if faults := settings.model.faults(data.image.encoded):
         raise ImageError("The images do not fit the model:", faults)
     # checked here, not by infer after all the training
     Postprocessing(settings.sampling.postprocessing, data.image)
@@ -163,7 +163,7 @@ def _fit(
     )  # fmt: skip
     torch.manual_seed(environment.derived_seed(settings.seed, "weights"))
     sampled = settings.model.with_sampling(settings.sampling.of_model())
-    family = sampled.build(data.image).to(device)
+    family = sampled.build(data.image.encoded).to(device)
     if checkpoint:
         checkpoints.check_fits(checkpoint, family)
         epochs, steps = checkpoints.reached(checkpoint)
@@ -186,7 +186,7 @@ def need_of(
 ) -> MemoryEstimate:
     """Estimate of the memory that a run on `device` needs."""
     return MemoryEstimate(
-        settings.model, image, settings.training, settings.compute, precision, device,
+        settings.model, image.encoded, settings.training, settings.compute, precision, device,
         settings.data.num_workers,
     )  # fmt: skip
 

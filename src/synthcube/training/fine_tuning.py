@@ -178,7 +178,7 @@ def _misfits(family: Family, trained: Artifact, reinitialize: Sequence[str]) -> 
         faults.append("model.first_stage: the start was trained with another one; use that one")
     before, now = (
         [(condition.name, condition.kind, condition.classes) for condition in image.conditions]
-        for image in (trained.image, family.image)
+        for image in (trained.image.encoded, family.image)
     )
     if before != now:
         # The shapes may match although each row belongs to another class.
@@ -212,9 +212,9 @@ def _changed(family: Family, trained: Artifact) -> dict[str, str]:
         for key in now
         if key not in _IGNORED_KEYS and key in before and before[key] != now[key]
     }
-    if trained.image.channels != family.image.channels:
+    if trained.image.encoded.channels != family.image.channels:
         changed["channels of images"] = (
-            f"channels of the images: {trained.image.channels} in the start model, "
+            f"channels of the images: {trained.image.encoded.channels} in the start model, "
             f"{family.image.channels} here"
         )
     return changed

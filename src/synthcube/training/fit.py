@@ -145,6 +145,7 @@ def callbacks(family: Family, run: TrainingRun, profiler: progress.TimeProfiler)
         SamplePictures(
             run.folder / "samples",
             run.data.examples(_pictured(run)),
+            run.data.image,
             lambda: ema.model if ema else None,
             training.sample_every_n_epochs,
             run.seed,

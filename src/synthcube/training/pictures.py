@@ -12,10 +12,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from synthcube.data.channels import decoded
 from synthcube.data.pictures import save_grid
 from synthcube.environment import derived_seed
 from synthcube.models.family import Reconstructs, Samples
-from synthcube.schema import Batch, Condition
+from synthcube.schema import Batch, Condition, ImageSpec
 from synthcube.storage import make_folder
 from synthcube.training.loggers import Report
 from synthcube.training.preemption import Preemption
@@ -28,11 +29,13 @@ class SamplePictures(Callback):
 
     Args:
         examples: images to reconstruct, or whose conditions the samples follow.
+        image: what the pictures show, with its masks.
         averaged: returns the model with averaged weights, or None if there is none.
     """
 
     folder: Path
     examples: Batch
+    image: ImageSpec
     averaged: Callable[[], Any]
     every_n_epochs: int
     seed: int
@@ -70,8 +73,8 @@ class SamplePictures(Callback):
                 path,
                 tiles,
                 columns=number if len(tiles) > number else None,
-                raster=model.image.file_format == "png",
-                spacing_mm=model.image.spacing_mm,
+                raster=self.image.file_format == "png",
+                spacing_mm=self.image.spacing_mm,
             )
             for logger in trainer.loggers:
                 if isinstance(logger, Report):
@@ -79,7 +82,8 @@ class SamplePictures(Callback):
 
     def _tiles(self, module: Any) -> list[torch.Tensor]:
         device = module.device
-        images, number = self.examples["image"], len(self.examples["index"])
+        masks, number = self.image.masks, len(self.examples["index"])
+        images = decoded(self.examples["image"], masks)
         if isinstance(module, Samples):
             seeds = [derived_seed(self.seed, "picture", i) for i in range(number)]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -87,8 +91,9 @@ class SamplePictures(Callback):
             moved = Condition(
                 values=condition["values"].to(device), source=condition["source"].to(device)
             )
-            samples = module.sample(generators, moved).float().cpu()
+            samples = decoded(module.sample(generators, moved).float().cpu(), masks)
             return [*images, *samples] if condition["source"].shape[1] else list(samples)
         if isinstance(module, Reconstructs):
-            return [*images, *module.reconstruct(images.to(device)).float().cpu()]
+            outcome = module.reconstruct(self.examples["image"].to(device)).float().cpu()
+            return [*images, *decoded(outcome, masks)]
         return []
