@@ -14,7 +14,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from synthcube.data.cache import ImageCache, load_images
-from synthcube.data.channels import Masks, encoded, subject_of, voxels_of
+from synthcube.data.channels import (
+    Masks,
+    encoded,
+    mask_settings,
+    probable_masks,
+    subject_of,
+    voxels_of,
+)
 from synthcube.data.conditions import condition_specs, condition_values
 from synthcube.data.geometry import as_rows, generated_affine, spacing_of
 from synthcube.data.images import read_image
@@ -26,6 +33,7 @@ from synthcube.errors import ImageError, ManifestError
 from synthcube.schema import Batch, Condition, ImageSpec
 
 TRAIN = "train"
+_LOOKED_AT = 8  # images, to tell masks from images
 
 
 def split_subjects(
@@ -259,6 +267,20 @@ class DataModule(pl.LightningDataModule):
     def rows(self, split: str) -> list[int]:
         """Indices into the manifest's rows that are in that split."""
         return [index for index, name in enumerate(self.splits) if name == split]
+
+    def mask_warning(self) -> str:
+        """What to add to the config if a channel looks like a mask and is read as an image."""
+        first = self.manifest.rows[:_LOOKED_AT]
+        probable = probable_masks(read_image(row.channels).tensor for row in first)
+        unsaid = {i: probable[i] for i in probable if i not in self.config.channels}
+        if not unsaid:
+            return ""
+        named = " and ".join(f"channel {channel}" for channel in unsaid)
+        return (
+            f"{named} of the first {len(first)} images: few whole numbers, as in a mask, and read "
+            "as intensities (blurred where it is resampled, and made with values in between). For "
+            f"a mask, add {mask_settings(unsaid)}; otherwise {{kind: image}} for that channel"
+        )
 
     def setup(self, stage: str) -> None:
         _, processes = self._place()

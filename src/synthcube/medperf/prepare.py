@@ -139,16 +139,20 @@ class _Side:
 
     def _write(self, row: Row, cells: Cells, image: Image) -> tuple[int, ...]:
         tensor, affine = self.preprocessing.placed(image)
-        integer = image.integer and bool((tensor == tensor.round()).all())
         # A picture stays a picture: training and sampling then take 0 to 255 as its range.
         picture = image.file_format == "png" and self.preprocessing.keeps_intensities
         suffix = ".png" if picture else ".nii.gz"
-        layers = tensor.split(max(1, len(tensor) // len(row.channels)))
+        width = max(1, len(tensor) // len(row.channels))
+        layers = tensor.split(width)
         written = {}
         for index, layer in enumerate(layers):
             ending = f"_{index}" if len(layers) > 1 else ""
             path = f"{IMAGES}/{row.name}{ending}{suffix}"
             voxels = layer[..., 0] if suffix == ".png" else layer
+            first = index * width
+            integer = first in self.preprocessing.masks or (
+                all(image.integers[first : first + width]) and bool((layer == layer.round()).all())
+            )
             write_image(self.folder / path, voxels, affine, integer=integer)
             written[f"Channel_{index}"] = path
         self.rows.append(written | cells)

@@ -211,7 +211,12 @@ def _images(trained: Artifact) -> str:
     image = trained.image
     size = " x ".join(map(str, image.size))
     spacing = " x ".join(f"{length:g}" for length in image.spacing_mm[: image.rank])
-    ranges = "; ".join(f"{low:g} to {high:g}" for low, high in image.intensity_range)
+    ranges = "; ".join(
+        f"{low:g} to {high:g}"
+        if channel not in image.masks
+        else f"mask of classes {', '.join(map(str, image.masks[channel]))}"
+        for channel, (low, high) in enumerate(image.intensity_range)
+    )
     follows = ", ".join(
         f"{markdown(spec.name)} ({_listed(spec.classes) or f'{spec.low:g} to {spec.high:g}'})"
         for spec in image.conditions

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from synthcube import __version__
+from synthcube.data.channels import files_of
 from synthcube.data.manifest import Row, read_table
 from synthcube.errors import ArtifactError, ConfigError
 from synthcube.models.artifact import Artifact
@@ -41,6 +42,7 @@ _ENCODINGS = {
     "png": ["image/png"],
     "nii.gz": ["application/gzip", "https://nifti.nimh.nih.gov/nifti-1"],
 }
+_IN_IMAGES = "^(?:images/)?(.+)$"
 # What readers of a CSV, pandas among them, take for a number, a truth value or nothing at all.
 _GUESSED = re.compile(
     r"[-+]?[\d.]*\d[\d.]*(e[-+]?\d+)?|[-+]?(inf|infinity|nan)|true|false|n/?a|<na>|null|none|#.*",
@@ -301,6 +303,12 @@ def _record_sets(images: MadeImages) -> list[dict[str, Any]]:
         source = {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "content"}}
         picture = _node("Field", f"{RECORDS}/image", "The picture.", "image")
         fields.append({**picture, "dataType": "sc:ImageObject", "source": source})
+    others = [name for name in images.columns if re.fullmatch(r"Channel_[1-9]\d*", name)]
+    for name in others:
+        text = f"Name of the file of {name} within the folder images."
+        part = f"file_{name.removeprefix('Channel_')}"
+        fields.append(_column(part, name, "sc:Text", text, regex=_IN_IMAGES))
+        parts.append(part)
     if "SubjectID" in images.columns:
         fields.append(_subject(images))
     if "Seed" in images.columns:
@@ -322,7 +330,7 @@ def _record_sets(images: MadeImages) -> list[dict[str, Any]]:
 def _file(images: MadeImages) -> dict[str, Any]:
     """The column that joins the manifest to the images; the first, as mlcroissant joins once."""
     text = "Name of the file within the folder images."
-    field = _column("file", "Channel_0", "sc:Text", text, regex="^(?:images/)?(.+)$")
+    field = _column("file", "Channel_0", "sc:Text", text, regex=_IN_IMAGES)
     if images.image.file_format == "png":
         field["references"] = {"fileSet": {"@id": FILES}, "extract": {"fileProperty": "filename"}}
     return field
@@ -334,7 +342,8 @@ def _subject(images: MadeImages) -> dict[str, Any]:
         return _column("SubjectID", "SubjectID", "sc:Text", text)
     # The name of a made image is its number, which readers of a CSV take for one: 00001 is not 1.
     text = "No person: the number of the image, as text."
-    regex = rf"^(?:images/)?(.+)\.{re.escape(images.image.file_format)}$"
+    (_, ending), *_ = files_of(images.image)
+    regex = rf"^(?:images/)?(.+){ending}\.{re.escape(images.image.file_format)}$"
     return _column("SubjectID", "Channel_0", "sc:Text", text, regex=regex)
 
 

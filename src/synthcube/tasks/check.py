@@ -82,9 +82,18 @@ def _data_lines(data: DataModule) -> list[str]:
         f"size: {' x '.join(map(str, image.size))}, {image.channels} channel(s), "
         f"{' x '.join(f'{side:g}' for side in image.spacing_mm)} mm",
     ]
-    for channel in range(image.channels):
-        low, high = ranges[:, channel].mean(axis=0)
-        lines.append(f"channel {channel}: intensities {low:g} to {high:g} become -1 to 1")
+    masks = data.config.masks
+    for channel in range(data.cache.shape[1]):
+        if channel in masks:
+            shares = _class_shares(data, channel, len(masks[channel]))
+            listed = ", ".join(
+                f"{value} ({share:.2%})"
+                for value, share in zip(masks[channel], shares, strict=True)
+            )
+            lines.append(f"channel {channel}: a mask, share of the voxels of each class: {listed}")
+        else:
+            low, high = ranges[:, channel].mean(axis=0)
+            lines.append(f"channel {channel}: intensities {low:g} to {high:g} become -1 to 1")
     if image.labels:
         counts = Counter(row.label for row in rows)
         named = {name: counts[index] for index, name in enumerate(image.labels)}
@@ -101,6 +110,7 @@ def _data_warnings(data: DataModule) -> list[str]:
         name = row.channels[0].relative_to(folder).as_posix()
         subjects[name[: -len(image_suffix(row.channels[0]))]] = row.subject
     warnings = [split_warning(subjects), _held_out_warning(data), *_flat_warnings(data)]
+    warnings.append(data.mask_warning())
     return [warning for warning in warnings if warning]
 
 
@@ -121,25 +131,39 @@ def _held_out_warning(data: DataModule) -> str:
     )
 
 
+def _class_shares(data: DataModule, channel: int, count: int) -> npt.NDArray[np.float64]:
+    """(count,): the share of the voxels of all images that are of each class of a mask."""
+    numbers = np.zeros(count)
+    for image in _flattened(data):
+        places = np.rint((image[channel] + 1) / 2 * (count - 1)).astype(np.int64)
+        numbers += np.bincount(places, minlength=count)
+    shares: npt.NDArray[np.float64] = numbers / numbers.sum()
+    return shares
+
+
 def _flat_warnings(data: DataModule) -> list[str]:
-    """One for each channel that fills a small part of data.intensity_range in every image."""
-    chosen = data.config.intensity_range
-    if chosen is None:
+    """One for each channel that fills a small part of its fixed range in every image."""
+    fixed = [data.config.fixed_range(channel) for channel in range(data.cache.shape[1])]
+    if not any(pair for _, pair in fixed):
         return []
-    low, high = chosen
     ends = [(image.min(axis=1), image.max(axis=1)) for image in _flattened(data)]
     lowest, highest = np.stack(ends, axis=1)  # (N, C) each
     contrasts = (highest - lowest).max(axis=0) / 2
-    first, last = (
-        low + (end + 1) / 2 * (high - low) for end in (lowest.min(axis=0), highest.max(axis=0))
-    )
-    return [
-        f"channel {channel} is nearly flat under data.intensity_range [{low:g}, {high:g}]: its "
-        f"intensities are {first[channel]:g} to {last[channel]:g}, {contrast:.1%} of the range "
-        "at most. Give a range that fits, or null for percentiles of each image"
-        for channel, contrast in enumerate(contrasts)
-        if contrast < _SMALL_PART
-    ]
+    warnings = []
+    for channel, ((key, pair), contrast) in enumerate(zip(fixed, contrasts, strict=True)):
+        if pair is None or contrast >= _SMALL_PART:
+            continue
+        low, high = pair
+        first, last = (
+            low + (end[channel] + 1) / 2 * (high - low)
+            for end in (lowest.min(axis=0), highest.max(axis=0))
+        )
+        warnings.append(
+            f"channel {channel} is nearly flat under {key} [{low:g}, {high:g}]: its intensities "
+            f"are {first:g} to {last:g}, {contrast:.1%} of the range at most. Give a range that "
+            "fits, or null for percentiles of each image"
+        )
+    return warnings
 
 
 def _flattened(data: DataModule) -> Iterator[npt.NDArray[np.float32]]:

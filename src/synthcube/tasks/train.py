@@ -95,6 +95,8 @@ def _train(
         else:
             if rank == 0:
                 _log_memory_estimate(estimate)
+                if warning := data.mask_warning():
+                    log.warning("%s.", warning[:1].upper() + warning[1:])
             _fit(run, settings, data, precision, device, checkpoint, preemption, accept_changes)
         if rank == 0 and not (end and run_folder.has_current_artifact(run, settings)):
             run_folder.save_artifact(run, settings, data)
