@@ -129,7 +129,7 @@ class Images:
         files, the model's range becomes black to white, and voxels are as wide as they are high.
 
         Args:
-            plane: the middle plane of a volume to show: sagittal, coronal or axial.
+            plane: the middle plane of a volume to show: axial, coronal or sagittal.
 
         Raises:
             ImageError: there is no such plane.
