@@ -206,7 +206,7 @@ def test_an_animation_has_every_frame(tmp_path: Path, channels: int) -> None:
     steps = [torch.full((channels, 96, 96), level) for level in (-1.0, -0.2, 0.5)]
     if channels == 3:
         steps = [step * torch.tensor([1.0, -1.0, 0.3])[:, None, None] for step in steps]
-    frames = [[tile(step, caption="a")] for step in steps]
+    frames = [[tile(step, least=192)] for step in steps]
     save_animation(tmp_path / "a.gif", frames, ["step 0 of 2", "step 1 of 2", "step 2 of 2"])
     with PIL.Image.open(tmp_path / "a.gif") as gif:
         assert (gif.n_frames, gif.info["loop"]) == (3, 0)
@@ -222,13 +222,13 @@ def test_an_animation_has_every_frame(tmp_path: Path, channels: int) -> None:
 
 
 def test_slices_go_from_the_feet_to_the_head() -> None:
-    volume = torch.rand(1, 96, 100, 4) * 2 - 1
+    volume = torch.rand(1, 128, 140, 4) * 2 - 1
     cuts = axial_slices(volume, spacing_mm=(1, 1, 5))
     levels = np.rint((volume[0].numpy() + 1) * 127.5).astype("u1")
     assert len(cuts) == 4
     for z, cut in enumerate(cuts):
         np.testing.assert_array_equal(cut.pixels[..., 0], levels[:, :, z].T[::-1, ::-1])
-    assert axial_slices(volume, spacing_mm=(2, 1, 5))[0].pixels.shape == (100, 192, 3)
+    assert axial_slices(volume, spacing_mm=(2, 1, 5))[0].pixels.shape == (140, 256, 3)
 
 
 def test_values_that_are_not_numbers() -> None:

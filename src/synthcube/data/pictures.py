@@ -78,8 +78,9 @@ def grid(
         title: what stands above everything.
     """
     texts = captions or [""] * len(images)
+    least = WRITTEN_TILE if any(texts) else MIN_TILE
     tiles = [
-        tile(image, raster=raster, spacing_mm=spacing_mm, caption=text)
+        tile(image, raster=raster, spacing_mm=spacing_mm, caption=text, least=least)
         for image, text in zip(images, texts, strict=True)
     ]
     return arranged(tiles, columns, headings=headings, title=title)
@@ -87,9 +88,9 @@ def grid(
 
 def tile(
     image: torch.Tensor, *, raster: bool = True, spacing_mm: Sequence[float] | None = None,
-    caption: str = "",
+    caption: str = "", least: int = WRITTEN_TILE,
 ) -> Tile:  # fmt: skip
-    """An image as :func:`grid` shows it; see there."""
+    """An image as :func:`grid` shows it, see there; the shorter side is at least `least` pixels."""
     voxels = image.detach().cpu().float().numpy()
     voxels = voxels[..., None] if voxels.ndim == 3 else voxels
     if voxels.ndim != 4 or not voxels.size:
@@ -98,7 +99,6 @@ def tile(
             "(C, X, Y) or (C, X, Y, Z) is needed."
         )
     spacing = [*(() if spacing_mm is None else map(float, spacing_mm)), 1.0, 1.0, 1.0][:3]
-    least = WRITTEN_TILE if caption else MIN_TILE
     if voxels.shape[-1] > 1:
         planes = [plane for channel in voxels for plane in _planes(channel, spacing, least)]
         starts = np.cumsum([0, *(plane.shape[1] + _PLANE_GAP for plane in planes)]).tolist()
@@ -194,11 +194,12 @@ def axial_slices(
     """
     voxels = image.detach().cpu().float().numpy()
     right, up, step = [*(() if spacing_mm is None else map(float, spacing_mm)), 1.0, 1.0, 1.0][:3]
-    least = WRITTEN_TILE if caption else MIN_TILE
     extent = voxels.shape[2] * up, voxels.shape[1] * right
-    size = _enlarged(*extent, min(right, up, step), least)
+    size = _enlarged(*extent, min(right, up, step), WRITTEN_TILE)
     return [
-        Tile(_beside(resized(_grey(_turned(cut)), size) for cut in cuts), caption)
+        Tile(
+            _beside(resized(_grey(_turned(cut)), size) for cut in cuts), caption, ((0, PLANES[0]),)
+        )
         for cuts in np.moveaxis(voxels, -1, 0)
     ]
 
