@@ -247,11 +247,11 @@ class Generator:
         seeds, values = seeded_conditions(self.image.conditions, texts, seed)
         spans = _with_progress(self._model.batches(n, batch_size), "Generating")
         batches = [self._model.generate(seeds[span], values[span]) for span in spans]
-        texts = [
+        captions = [
             caption(self.image.conditions, *of_image)
             for of_image in zip(values, seeds, strict=True)
         ]
-        return Images(torch.cat(batches), (self.image,) * n, self._model, tuple(texts))
+        return Images(torch.cat(batches), (self.image,) * n, self._model, tuple(captions))
 
     def translate(
         self,

@@ -263,7 +263,8 @@ def save_picture(path: Path, picture: PIL.Image.Image) -> None:
 
 def _turned(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A plane of a RAS volume with its second axis up and its first to the left."""
-    return plane.T[::-1, ::-1]
+    turned: npt.NDArray[Any] = plane.T[::-1, ::-1]
+    return turned
 
 
 def middle_planes(volume: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -305,7 +306,8 @@ def resized(pixels: npt.NDArray[P], size: Size) -> npt.NDArray[P]:
         ((np.arange(new) + 0.5) * old / new).astype(int)
         for old, new in zip(pixels.shape, size, strict=False)
     )
-    return pixels[rows][:, columns]
+    scaled: npt.NDArray[P] = pixels[rows][:, columns]
+    return scaled
 
 
 def _grey(plane: npt.NDArray[Any]) -> Pixels:
