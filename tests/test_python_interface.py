@@ -144,8 +144,8 @@ def test_volumes_as_pil_and_nifti(opened, tmp_path: Path) -> None:
     assert images.to_pil("coronal")[0].size == (16, 48)
     assert images.to_pil("sagittal")[0].size == (8, 24)
     grey = np.rint((images.tensor[0, 0, :, :, 8].clamp(-1, 1).numpy() + 1) * 127.5)
-    np.testing.assert_array_equal(np.asarray(images.to_pil("axial")[0])[::-2], grey.T)
-    with pytest.raises(ImageError, match="plane is 'top': use sagittal, coronal, axial"):
+    np.testing.assert_array_equal(np.asarray(images.to_pil("axial")[0])[::-2, ::-1], grey.T)
+    with pytest.raises(ImageError, match="plane is 'top': use axial, coronal, sagittal"):
         images.to_pil("top")
     for image, path in zip(images.to_nifti(), images.save(tmp_path), strict=True):
         saved = nib.load(path)

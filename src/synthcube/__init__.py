@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 # Nothing heavy at the top: that would import PyTorch for `synthcube --help`.
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def infer(
     guidance: float | None = None,
     sampler: str | None = None,
     steps: int | None = None,
+    animate: Literal["steps", "slices"] | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     condition: Mapping[str, str | float] | None = None,
@@ -122,6 +123,7 @@ def infer(
         batch_size: images made at once.
         guidance: how strictly conditions are followed; 1: as learned.
         sampler, steps: how images are drawn, such as "heun" in 10.
+        animate: write animation.gif too: "steps", from noise to images, or "slices" of volumes.
         config: a YAML, or its content, with other settings: {"sampling": {...}}.
         overrides: keys of that config, as in ["sampling.truncation=0.7"].
         condition: the conditions of all images, {"Label": "Hand"}.
@@ -150,7 +152,7 @@ def infer(
             InferRequest(
                 located(model), Path(output), num_images=num_images, seed=seed,
                 data=None if data is None else Path(data), batch_size=batch_size,
-                guidance=guidance, sampler=sampler, steps=steps,
+                guidance=guidance, sampler=sampler, steps=steps, animate=animate,
                 config=Path(config) if isinstance(config, str) else config, overrides=overrides,
                 conditions=[f"{name}={value}" for name, value in (condition or {}).items()],
                 conditions_table=Path(conditions) if isinstance(conditions, str) else conditions,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -73,6 +73,9 @@ S = TypeVar("S", bound=Schema)
 NumImages = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
 
 
+Animation = Literal["steps", "slices"]
+
+
 class SamplingConfig(Schema):
     """The defaults of `synthcube infer`."""
 
@@ -97,6 +100,11 @@ class SamplingConfig(Schema):
     )
     truncation: float | None = Field(
         default=None, ge=0, le=1, description="Spread of stylegan's styles; null: model.truncation."
+    )
+    animate: Animation | None = Field(
+        default=None,
+        description="Write animation.gif too: steps, from noise to images, of a model that draws "
+        "with a sampler; or slices, through volumes from the feet to the head.",
     )
     postprocessing: List[PostprocessingConfig] = Field(
         default=(),

@@ -18,7 +18,7 @@ from PIL.Image import Image as Picture
 from tqdm import tqdm
 
 from synthcube import compute, storage
-from synthcube.data.conditions import cell, requested_values
+from synthcube.data.conditions import caption, cell, requested_values
 from synthcube.data.geometry import placed_like
 from synthcube.data.images import nifti_of, picture_of
 from synthcube.data.manifest import read_manifest
@@ -83,6 +83,8 @@ class Images:
     specs: tuple[ImageSpec, ...]
     """Of each image: the intensities that -1 and 1 stand for, and the place of its voxels."""
     model: LoadedModel
+    captions: tuple[str, ...] = ()
+    """What :meth:`picture` writes below each: its conditions and its seed."""
 
     def __len__(self) -> int:
         return len(self.tensor)
@@ -123,6 +125,7 @@ class Images:
             list(self.tensor[:GRID_IMAGES]),
             raster=spec.file_format == "png",
             spacing_mm=spec.spacing_mm,
+            captions=self.captions[:GRID_IMAGES],
         )
 
     def to_pil(self, plane: str = "axial") -> list[Picture]:
@@ -132,7 +135,7 @@ class Images:
         files, the model's range becomes black to white, and voxels are as wide as they are high.
 
         Args:
-            plane: the middle plane of a volume to show: sagittal, coronal or axial.
+            plane: the middle plane of a volume to show: axial, coronal or sagittal.
 
         Raises:
             ImageError: there is no such plane.
@@ -245,7 +248,11 @@ class Generator:
         seeds, values = seeded_conditions(self.image.conditions, texts, seed)
         spans = _with_progress(self._model.batches(n, batch_size), "Generating")
         batches = [self._model.generate(seeds[span], values[span]) for span in spans]
-        return Images(torch.cat(batches), (self.image,) * n, self._model)
+        captions = [
+            caption(self.image.conditions, *of_image)
+            for of_image in zip(values, seeds, strict=True)
+        ]
+        return Images(torch.cat(batches), (self.image,) * n, self._model, tuple(captions))
 
     def translate(
         self,

@@ -7,7 +7,20 @@ import PIL.Image
 import pytest
 import torch
 
-from synthcube.data.pictures import GAP, MIN_TILE, PLANES, grid, plane_of, save_grid
+from synthcube.data.pictures import (
+    GAP,
+    LINE,
+    MIN_TILE,
+    PLANES,
+    WRITTEN_TILE,
+    ascii_text,
+    axial_slices,
+    grid,
+    plane_of,
+    save_animation,
+    save_grid,
+    tile,
+)
 from synthcube.errors import ImageError, OutputError
 
 GREY = (128, 128, 128)  # what 0 looks like
@@ -88,37 +101,134 @@ def test_images_of_different_sizes() -> None:
     assert picture.shape == (130, 240 + GAP, 3)
 
 
+def planes(picture: np.ndarray) -> np.ndarray:
+    """The tiles of one row of volumes, without the names above and the note below."""
+    return picture[LINE:-LINE]
+
+
 def test_planes_of_a_volume() -> None:
+    """RAS: x grows to the patient's right, which is on the left of the picture."""
     volume = torch.zeros(1, 96, 100, 98)
-    volume[:, 90:, :, :] = 1  # left of the patient: right in coronal and axial
+    volume[:, 90:, :, :] = 1  # the patient's right
     volume[:, :, 90:, 0:48] = -1  # front, lower half
-    volume[0, 0, 0, 97] = 1
-    tile = shown([volume])
+    tile = planes(shown([volume]))
     assert tile.shape[0] == 100
-    # widths: 100 * 100/98, 96 * 100/98 and 96 * 100/100, a pixel between them
-    sagittal, coronal, axial = tile[:, :102], tile[:, 103:201], tile[:, 202:]
-    assert sagittal[99, 100].tolist() == [0] * 3  # front right, down
-    assert tuple(sagittal[0, 100]) == tuple(sagittal[99, 0]) == GREY
-    assert coronal[50, 96].tolist() == [255] * 3
-    assert tuple(coronal[50, 1]) == GREY
-    assert axial[99, -1].tolist() == [255] * 3
-    assert tuple(axial[99, 0]) == GREY
+    # widths: 96, 96 * 100 / 98 and 100 * 100 / 98, a pixel between them
+    axial, coronal, sagittal = tile[:, :96], tile[:, 97:195], tile[:, 196:]
+    assert tile.shape[1] == 96 + 1 + 98 + 1 + 102
+    assert coronal[50, 1].tolist() == axial[99, 1].tolist() == [255] * 3
+    assert tuple(coronal[50, 96]) == tuple(axial[99, -1]) == GREY
+    assert sagittal[99, 1].tolist() == [0] * 3  # the front is on the left; feet are down
+    assert tuple(sagittal[0, 1]) == tuple(sagittal[99, -1]) == GREY
 
 
 def test_front_is_up_in_the_axial_plane() -> None:
     volume = torch.zeros(1, 96, 96, 96)
     volume[:, :, 90:] = 1
-    axial = shown([volume])[:, -96:]
+    axial = planes(shown([volume]))[:, :96]
     assert axial[0, 48].tolist() == [255] * 3
     assert tuple(axial[-1, 48]) == GREY
 
 
+def test_planes_are_the_slices_of_the_volume() -> None:
+    volume = torch.rand(2, 5, 6, 7) * 2 - 1
+    tile = planes(shown([volume]))
+    levels = np.rint((volume.numpy() + 1) * 127.5).astype("u1")
+    left = 0
+    for channel in levels:
+        for cut in (channel[:, :, 3], channel[:, 3], channel[2]):
+            across, down = cut.shape
+            width = round(tile.shape[0] * across / down)
+            part = tile[:, left : left + width, 0]
+            places = (np.arange(len(part)) + 0.5) * down / len(part)
+            across_places = (np.arange(width) + 0.5) * across / width
+            expected = cut.T[::-1, ::-1][np.ix_(places.astype(int), across_places.astype(int))]
+            np.testing.assert_array_equal(part, expected)
+            left += width + 1
+    assert left == tile.shape[1] + 1
+
+
 def test_anisotropic_volume_keeps_its_proportions() -> None:
-    tile = shown([torch.zeros(1, 100, 100, 20)], spacing_mm=(1, 1, 5))
+    tile = planes(shown([torch.zeros(1, 100, 100, 20)], spacing_mm=(1, 1, 5)))
     assert tile.shape == (100, 3 * 100 + 2, 3)
-    assert shown([torch.zeros(1, 10, 10, 2)], spacing_mm=(1, 1, 5)).shape == (100, 302, 3)
-    wide = shown([torch.zeros(2, 100, 200, 100)])
-    assert wide.shape == (200, 2 * (400 + 200 + 100) + 5, 3)
+    assert planes(shown([torch.zeros(1, 10, 10, 2)], spacing_mm=(1, 1, 5))).shape == (100, 302, 3)
+    wide = planes(shown([torch.zeros(2, 100, 200, 100)]))
+    assert wide.shape == (200, 2 * (100 + 200 + 400) + 5, 3)
+
+
+def has_text(part: np.ndarray) -> bool:
+    return bool((part.min(axis=-1) > 200).any())
+
+
+def test_captions_stand_below_their_tiles_alone() -> None:
+    texts = ["Hand\nseed 9223372036854775807", "HeadCT", "Ödem " + "x" * 80, ""]
+    picture = shown([torch.full((1, 64, 64), -1.0)] * 4, 2, captions=texts)
+    side = WRITTEN_TILE
+    lines = (len(picture) - 2 * side - GAP) // 2 // LINE
+    assert picture.shape == (2 * (side + lines * LINE) + GAP, 2 * side + GAP, 3)
+    assert lines > 3, "eighty letters are broken into lines"
+    pitch = side + lines * LINE + GAP
+    for number, text in enumerate(texts):
+        top, left = number // 2 * pitch, number % 2 * (side + GAP)
+        assert (picture[top : top + side, left : left + side] == 0).all(), "no text on an image"
+        below = picture[top + side : top + pitch - GAP, left : left + side]
+        assert has_text(below) == bool(text)
+        assert not has_text(below[:, -1:]), "nothing is cut off at the right"
+    between = picture[:, side : side + GAP]
+    assert not has_text(between)
+    first = picture[side : side + lines * LINE, :side]
+    assert [has_text(first[n * LINE : (n + 1) * LINE]) for n in range(4)] == [True] * 3 + [False]
+
+
+def test_headings_title_and_the_names_of_planes() -> None:
+    flat = [torch.zeros(1, 96, 96)] * 6
+    picture = shown(flat, headings=["Source", "Generated", "Truth"], title="Epoch 3")
+    assert picture.shape == (2 * LINE + 2 * 96 + GAP, 3 * 96 + 2 * GAP, 3)
+    assert has_text(picture[:LINE])
+    for column in range(3):
+        left = column * (96 + GAP)
+        assert has_text(picture[LINE : 2 * LINE, left : left + 96])
+        assert (picture[2 * LINE :][:96, left : left + 96] == GREY).all()
+    volumes = shown([torch.zeros(1, 96, 96, 96)] * 2, 1)
+    assert volumes.shape == (2 * LINE + 2 * 96 + GAP, 3 * 96 + 2, 3)
+    for start in (0, 97, 194):
+        assert has_text(volumes[:LINE, start : start + 60])
+    assert has_text(volumes[-LINE:]), "the note on the convention"
+
+
+def test_text_that_the_font_has_not() -> None:
+    assert ascii_text("Ödem µ é") == "Odem ? e"
+    assert ascii_text("脑") == "?"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_animation_has_every_frame(tmp_path: Path, channels: int) -> None:
+    steps = [torch.full((channels, 96, 96), level) for level in (-1.0, -0.2, 0.5)]
+    if channels == 3:
+        steps = [step * torch.tensor([1.0, -1.0, 0.3])[:, None, None] for step in steps]
+    frames = [[tile(step, least=192)] for step in steps]
+    save_animation(tmp_path / "a.gif", frames, ["step 0 of 2", "step 1 of 2", "step 2 of 2"])
+    with PIL.Image.open(tmp_path / "a.gif") as gif:
+        assert (gif.n_frames, gif.info["loop"]) == (3, 0)
+        durations = []
+        for number, frame in enumerate(frames):
+            gif.seek(number)
+            durations.append(gif.info["duration"])
+            shown = np.asarray(gif.convert("RGB"))
+            error = np.abs(shown[LINE : LINE + 192].astype(int) - frame[0].pixels)
+            assert error.max() <= (0 if channels == 1 else 4)
+            assert has_text(shown[:LINE])
+    assert durations[-1] > durations[0]
+
+
+def test_slices_go_from_the_feet_to_the_head() -> None:
+    volume = torch.rand(1, 128, 140, 4) * 2 - 1
+    cuts = axial_slices(volume, spacing_mm=(1, 1, 5))
+    levels = np.rint((volume[0].numpy() + 1) * 127.5).astype("u1")
+    assert len(cuts) == 4
+    for z, cut in enumerate(cuts):
+        np.testing.assert_array_equal(cut.pixels[..., 0], levels[:, :, z].T[::-1, ::-1])
+    assert axial_slices(volume, spacing_mm=(2, 1, 5))[0].pixels.shape == (140, 256, 3)
 
 
 def test_values_that_are_not_numbers() -> None:
@@ -137,7 +247,7 @@ def test_values_that_are_not_numbers() -> None:
     colour[1, 0, 0] = torch.nan
     assert tuple(shown([colour])[0, 0]) == MAGENTA
     volume = torch.full((1, 8, 8, 8), torch.nan)
-    assert tuple(shown([volume])[0, 0]) == MAGENTA
+    assert tuple(planes(shown([volume]))[0, 0]) == MAGENTA
 
 
 def test_tensors_of_a_running_model() -> None:
@@ -187,5 +297,5 @@ def test_a_flat_image_has_no_other_plane() -> None:
         assert shown.shape == (4, 3)
         assert shown[-1, 0] == 0, "y is up"
         assert shown[0, -1] == 255
-    with pytest.raises(ImageError, match="plane is 'z': use sagittal, coronal, axial"):
+    with pytest.raises(ImageError, match="plane is 'z': use axial, coronal, sagittal"):
         plane_of(image, "z")

@@ -48,8 +48,18 @@ def test_three_channels_are_colours_and_two_stand_side_by_side() -> None:
 def test_a_volume_is_three_slices_with_the_head_up() -> None:
     volume = marked((1, 4, 6, 8), (0, 2, 3, 7))  # in the middle of x and y, at the top of z
     shown = upright(volume, [(0, 10)], raster=False)
-    assert shown.shape == (8, 6 + 4 + 4)
-    assert [tuple(place) for place in np.argwhere(shown)] == [(0, 3), (0, 6 + 2)]
+    axial, coronal, sagittal = 4 * 8 / 6, 4, 6  # of one height, in proportion
+    assert shown.shape == (8, round(axial) + coronal + sagittal)
+    assert [tuple(place) for place in np.argwhere(shown)] == [(0, 5 + 1), (0, 5 + 4 + 2)]
+
+
+def test_voxels_are_as_large_as_they_are() -> None:
+    volume = marked((1, 6, 6, 2), (0, 5, 3, 1))  # at the patient's right
+    shown = upright(volume, [(0, 10)], raster=False, spacing_mm=(1, 1, 3))
+    assert shown.shape == (6, 6 + 6 + 6)
+    assert (shown[2, 0], shown[2, 5]) == (1, 0), "the right is on the left"
+    assert (shown[:3, 6] == 1).all(), "a slice is three millimetres thick"
+    assert (shown[3:, 6] == 0).all()
 
 
 def test_what_is_beyond_the_range_is_clipped_and_a_constant_is_black() -> None:

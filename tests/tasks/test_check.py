@@ -97,7 +97,7 @@ def test_a_channel_that_the_range_would_flatten_is_named(cli, tiny_config, tmp_p
     code, out, err = cli("check", "-c", tiny_config(), "-d", table, *split, *wide)
     assert code == 2
     assert "The range of intensities leaves no contrast in any image of" in err
-        assert "0 to 1, and data.intensity_range is [-1000.0, 1000.0]" in err
+    assert "0 to 1, and data.intensity_range is [-1000.0, 1000.0]" in err
     assert "channel 1: its intensities are 0 to 1" in err
     assert "Ready to train" not in out
 

@@ -176,11 +176,11 @@ def test_a_signal_breaks_off_a_picture_but_not_the_training_of_the_epoch(
     train(config, phantoms, tmp_path / "straight", overrides=overrides)
 
     def work() -> None:
-        def drawing(self: Any, module: Any) -> list[torch.Tensor]:
+        def drawing(self: Any, module: Any) -> dict[str, Any]:
             os.kill(os.getpid(), signal.SIGUSR1)
             raise AssertionError("drew on")
 
-        pictures.SamplePictures._tiles = drawing  # type: ignore[method-assign]
+        pictures.SamplePictures._columns = drawing  # type: ignore[method-assign]
         train(config, phantoms, run, overrides=overrides)
 
     assert child(work) == 75

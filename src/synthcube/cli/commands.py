@@ -102,6 +102,10 @@ def infer(
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="How images are drawn: heun, ddim...")] = None,
     steps: Annotated[int | None, typer.Option(min=2, help="Steps of the sampler.")] = None,
+    animate: Annotated[
+        Literal["steps", "slices"] | None,
+        typer.Option(help="Write animation.gif: from noise to images, or through the slices."),
+    ] = None,
     config: OptionalConfig = None,
     overrides: Override = [],  # noqa: B006
     condition: Annotated[
@@ -132,17 +136,21 @@ def infer(
     from synthcube.sharing.croissant import CROISSANT, stated
     from synthcube.tasks.infer import InferRequest
     from synthcube.tasks.infer import infer as task
+    from synthcube.tasks.inference_jobs import ANIMATION
 
     picture = task(
         InferRequest(
             located(model), output, num_images=num_images, seed=seed, data=data,
             batch_size=batch_size, guidance=guidance, sampler=sampler, steps=steps,
-            config=config, overrides=overrides, conditions=condition, conditions_table=conditions,
+            animate=animate, config=config, overrides=overrides, conditions=condition,
+            conditions_table=conditions,
             croissant=stated(croissant, license_id, creator), runtime=runtime,
         )
     )  # fmt: skip
     if picture:
         say(f"Images: {output / 'images'}\nPicture: {picture}")
+    if picture and (output / ANIMATION).exists():
+        say(f"Animation: {output / ANIMATION}")
     if picture and (output / CROISSANT).exists():
         say(f"Description: {output / CROISSANT}")
 

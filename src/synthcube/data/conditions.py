@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -201,6 +201,25 @@ def shown(spec: ConditionSpec, value: float) -> str:
     if spec.kind == "class":
         return spec.classes[int(value)]
     return f"{spec.low + (value + 1) / 2 * (spec.high - spec.low):.6g}"
+
+
+def caption(
+    specs: Sequence[ConditionSpec], values: Iterable[float], seed: int | None = None
+) -> str:
+    """What a picture says of an image: its known conditions and its seed, each on a line.
+
+    Args:
+        values: as a model sees them, one for each of `specs`.
+    """
+    classes = sum(spec.kind == "class" for spec in specs)
+    lines = []
+    for spec, value in zip(specs, values, strict=True):
+        text = shown(spec, float(value))
+        if text and spec.kind == "class":
+            lines.append(text if classes == 1 else f"{spec.name}: {text}")
+        elif text:
+            lines.append(f"{spec.name}: {float(text):.4g}")
+    return "\n".join([*lines, *([] if seed is None else [f"seed {seed}"])])
 
 
 def parse_number(text: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from synthcube.data.conditions import cell
+from synthcube.data.pictures import PLANES
 from synthcube.environment import derived_seed
 from synthcube.evaluation.results import Picture, upright
 from synthcube.evaluation.sets import ImageSet
@@ -37,11 +38,20 @@ def gallery(predictions: ImageSet, labels: ImageSet, column: str | None, seed: i
             chosen = np.sort(rng.permutation(places)[:most]).astype(int).tolist()
             if chosen:
                 shown = images.read(chosen)
-                rows.append([upright(v, labels.bounds, raster=labels.raster) for v in shown])
+                rows.append(
+                    [
+                        upright(
+                            v, labels.bounds, raster=labels.raster, spacing_mm=labels.spacing_mm
+                        )
+                        for v in shown
+                    ]
+                )
                 titles.append(f"{name}: {side}" if column else side.capitalize())
     title = "Generated beside held-out real images"
     if len(names) > _MOST_CLASSES:
         title += f", of the first {_MOST_CLASSES} of {len(names)} classes"
     elif column:
         title += " of the same classes"
+    if labels.rank == 3:
+        title += f" ({', '.join(PLANES)}; the patient's right is on the left)"
     return Picture(f"{title}, drawn at random", rows, tuple(titles))

@@ -336,7 +336,17 @@ def _closest_pairs(predictions: ImageSet, train_data: ImageSet, search: CopySear
     rows, captions, titles = [], [], []
     for row in np.argsort(search.predictions, kind="stable")[:_PAIRS_SHOWN].tolist():
         pair = predictions.read([row])[0], train_data.read([search.index[row]])[0]
-        rows.append([upright(image, train_data.bounds, raster=train_data.raster) for image in pair])
+        rows.append(
+            [
+                upright(
+                    image,
+                    train_data.bounds,
+                    raster=train_data.raster,
+                    spacing_mm=train_data.spacing_mm,
+                )
+                for image in pair
+            ]
+        )
         mirrored = "mirrored, " if search.mirrored[row] else ""
         distance = f"{mirrored}distance {search.predictions[row]:.3g}"
         captions.append(["prediction", f"training image; {distance}"])

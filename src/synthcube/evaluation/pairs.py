@@ -317,9 +317,22 @@ def _pictures(
         for number in numbers:
             i, j = pairs[number]
             prediction, label = predictions.read([i])[0], labels.read([j])[0]
-            row = [upright(image, ranges, raster=labels.raster) for image in (label, prediction)]
+            row = [
+                upright(image, ranges, raster=labels.raster, spacing_mm=labels.spacing_mm)
+                for image in (label, prediction)
+            ]
             difference = np.abs(prediction - label)
-            rows.append([*row, upright(difference, difference_range, raster=labels.raster)])
+            rows.append(
+                [
+                    *row,
+                    upright(
+                        difference,
+                        difference_range,
+                        raster=labels.raster,
+                        spacing_mm=labels.spacing_mm,
+                    ),
+                ]
+            )
             titles.append(f"{title}: {labels.rows[j].subject}")
             score = f"difference x4; {by} {scores[by][number]:.3g}"
             captions.append(["label", "prediction", score])

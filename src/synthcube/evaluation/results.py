@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from synthcube.data.pictures import middle_planes
+from synthcube.data.pictures import middle_planes, plane_sizes, resized
 from synthcube.evaluation.arrays import Array
 
 Cell = float | int | str | None
@@ -74,23 +74,30 @@ class Picture:
     captions: list[list[str]] = field(default_factory=list)  # below each image; empty for none
 
 
-def upright(image: Array, bounds: Sequence[tuple[float, float]], *, raster: bool) -> Array:
+def upright(
+    image: Array, bounds: Sequence[tuple[float, float]], *, raster: bool,
+    spacing_mm: Sequence[float] = (),
+) -> Array:  # fmt: skip
     """(H, W), or (H, W, 3) where a 2D image has three channels; the first axis runs down.
 
-    A volume becomes its middle sagittal, coronal and axial slice, left to right; channels that are
-    not colours stand side by side.
+    A volume becomes its middle axial, coronal and sagittal slice, left to right, in millimetres
+    and of one height, with the patient's right on the left; channels that are not colours stand
+    side by side.
 
     Args:
         image: (C, X, Y) or (C, X, Y, Z).
         bounds: intensities shown as 0 and 1, for each channel; the rest is clipped.
         raster: a picture, whose second axis runs down; in others it runs up, as in RAS.
+        spacing_mm: voxel size along each axis; 1 mm where there is none.
     """
     low, high = (np.array([pair[end] for pair in bounds], np.float32) for end in (0, 1))
     shape = (-1, *[1] * (image.ndim - 1))
     width = np.maximum(high - low, np.finfo(np.float32).tiny)
     unit = ((image - low.reshape(shape)) / width.reshape(shape)).clip(0, 1)
     if image.ndim == 4:
-        return _side_by_side([plane for channel in unit for plane in middle_planes(channel)])
+        sizes = plane_sizes(unit.shape[1:], [*spacing_mm, 1.0, 1.0, 1.0][:3])
+        cuts = [zip(middle_planes(channel), sizes, strict=True) for channel in unit]
+        return _side_by_side([resized(plane, size) for pairs in cuts for plane, size in pairs])
     turned = unit.transpose(0, 2, 1) if raster else unit.transpose(0, 2, 1)[:, ::-1]
     return np.moveaxis(turned, 0, -1) if len(turned) == 3 else _side_by_side(list(turned))
 

@@ -6,7 +6,10 @@ A sampler is a scheduler of diffusers. To add one is one entry in the table belo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -102,13 +105,66 @@ def integrate(
         num_steps: steps of the solver; a Heun step calls the network twice.
     """
     scheduler.set_timesteps(num_steps)
+    watch = _WATCH.get()
     adds_noise = "generator" in inspect.signature(scheduler.step).parameters
     random = {"generator": list(generators)} if adds_noise else {}
     x_t = start
-    for time in scheduler.timesteps:
+    for number, time in enumerate(scheduler.timesteps):
+        if watch:
+            watch.see(x_t, number / len(scheduler.timesteps))
         prediction = predict(x_t, time.to(x_t).expand(len(x_t))).float()
         x_t = scheduler.step(prediction, time, x_t, **random).prev_sample
     return x_t
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What :func:`watched` keeps."""
+
+    num_frames: int
+    num_images: int
+    moments: list[tuple[float, Tensor]]
+    decode: Callable[[Tensor], Tensor] | None = None
+
+    def see(self, x_t: Tensor, share: float) -> None:
+        if share * self.num_frames >= len(self.moments) - 1e-9:
+            images = x_t[: self.num_images].detach()
+            images = self.decode(images) if self.decode else images
+            self.moments.append((share, images.float().cpu()))
+
+
+_WATCH: ContextVar[_Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watched(num_frames: int, num_images: int) -> Iterator[list[tuple[float, Tensor]]]:
+    """Keep what is drawn inside on its way from noise to images.
+
+    Args:
+        num_frames: at most so many moments are kept, evenly spaced, the noise first.
+        num_images: of the first images of a batch.
+
+    Yields:
+        the moments so far: the share of the steps done, in [0, 1), and (num_images, C, *spatial)
+        in float32 on the CPU, in the model's range but not clipped.
+    """
+    watch = _Watch(num_frames, num_images, [])
+    token = _WATCH.set(watch)
+    try:
+        yield watch.moments
+    finally:
+        _WATCH.reset(token)
+
+
+@contextmanager
+def seen_through(decode: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let :func:`watched` see the images that `decode` makes of what is drawn inside."""
+    watch = _WATCH.get()
+    token = _WATCH.set(watch and replace(watch, decode=decode))
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
 
 
 def noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from synthcube import compute, config, environment, storage
+from synthcube.config import Animation
 from synthcube.data.conditions import parse_counts, read_condition_requests
 from synthcube.data.manifest import require_outside
 from synthcube.errors import ConfigError, FamilyError
@@ -59,6 +60,8 @@ class InferRequest:
     sampler: str | None = None
     steps: int | None = None
     """Steps of the sampler."""
+    animate: Animation | None = None
+    """Write animation.gif: of the steps of the sampler, or of the slices of volumes."""
     config: Path | Mapping[str, Any] | None = None
     """A YAML, or its content: seed, sampling and compute, over those of the training."""
     overrides: Sequence[str] = ()
@@ -122,6 +125,15 @@ def open_job(
     Args:
         settings: see :func:`inference_settings`.
     """
+    job = _job(request, settings, precision, device)
+    job.animate = settings["sampling"]["animate"]
+    job.require_animation()
+    return job
+
+
+def _job(
+    request: InferRequest, settings: Mapping[str, Any], precision: str, device: torch.device
+) -> Job:
     trained = artifact.load(request.model)
     sampling = settings["sampling"]
     model = LoadedModel(trained, settings, device, precision)
@@ -178,7 +190,10 @@ def _changes(request: InferRequest, trained: Artifact) -> dict[str, Any]:
     settings = config.load_any(request.config or {}, request.overrides, trained=True)
     changes = settings.model_dump(mode="json", exclude_unset=True)
     _require_same_training(changes, trained)
-    options = {"guidance": request.guidance, "sampler": request.sampler, "steps": request.steps}
+    options = {
+        "guidance": request.guidance, "sampler": request.sampler, "steps": request.steps,
+        "animate": request.animate,
+    }  # fmt: skip
     stated = {key: value for key, value in options.items() if value is not None}
     return changes | {"sampling": {**changes.get("sampling", {}), **stated}}
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,31 @@ import numpy.typing as npt
 import torch
 
 from synthcube import __version__, config, environment, reading, storage
+from synthcube.config import Animation
 from synthcube.data.cache import ImageCache, load_images
 from synthcube.data.channels import class_values, decoded, encoded, files_of
-from synthcube.data.conditions import cell, draw_missing_conditions, requested_values, shown
+from synthcube.data.conditions import (
+    caption,
+    cell,
+    draw_missing_conditions,
+    requested_values,
+    shown,
+)
 from synthcube.data.geometry import placed_like
 from synthcube.data.images import read_image, write_image
 from synthcube.data.manifest import Manifest, Row, write_manifest
-from synthcube.data.pictures import save_grid
+from synthcube.data.pictures import (
+    Tile,
+    arranged,
+    axial_slices,
+    save_animation,
+    save_picture,
+    tile,
+)
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.preprocessing import to_intensities, trained_data_config
 from synthcube.errors import ConfigError, ImageError, OutputError
-from synthcube.models import inference
+from synthcube.models import inference, samplers
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import SAMPLING_KEYS, FamilyConfig
 from synthcube.schema import ConditionSpec, ImageSpec
@@ -41,9 +57,12 @@ from synthcube.sharing.runtimes import RuntimeOrTorch
 log = logging.getLogger("synthcube")
 
 IMAGES, MANIFEST, GRID, PROVENANCE = "images", "manifest.csv", "grid.png", "provenance.json"
+ANIMATION = "animation.gif"
 GRID_IMAGES = 64
 """The most images that a picture shows."""
-_GRID_PAIRS = GRID_IMAGES // 8
+_GRID_PAIRS = GRID_IMAGES // 8  # images beside what they are made of
+_ANIMATED = 16  # the most images of an animation
+_MOMENTS = 24  # of an animation, before the images themselves
 
 Pixels = npt.NDArray[np.float32]
 
@@ -210,9 +229,14 @@ class WrittenImage:
     """The row of an image in the manifest, and what the picture shows of it."""
 
     row: dict[str, str]
-    tiles: tuple[Pixels, ...] = ()
-    """(C, *spatial) each: the image, or its source and the image. Arrays, because a tensor from
-    another process would hold on to its shared memory."""
+    tiles: tuple[Tile, ...] = ()
+    """The image, or what it is made of, the image and the truth."""
+    frames: tuple[tuple[str, tuple[Tile, ...]], ...] = ()
+    """Of an animation: the title of each frame, and the tiles in it."""
+
+
+Moments = Sequence[tuple[float, torch.Tensor]]
+"""See :func:`samplers.watched`."""
 
 
 class Job(ABC):
@@ -222,6 +246,10 @@ class Job(ABC):
     """The record of the request, without postprocessing and runtime."""
     sources: tuple[Row, ...] = ()
     """The images to translate or to reconstruct."""
+    headings: tuple[str, ...] = ()
+    """What stands above the columns of the picture."""
+    animate: Animation | None = None
+    """What animation.gif shows."""
 
     def __init__(
         self, model: LoadedModel, output: Path, num_images: int, description: CroissantConfig | None
@@ -257,18 +285,89 @@ class Job(ABC):
 
     def finish(self, images: Sequence[WrittenImage]) -> Path:
         """Write picture, manifest and description of all images, in order; returns the picture."""
-        tiles = [image.tiles for image in images if image.tiles]
-        pictures = [
-            torch.from_numpy(tile) for column in zip(*tiles, strict=True) for tile in column
-        ]
-        rows = [image.row for image in images]
-        columns = len(tiles) if self.sources else None  # sources above what is made of them
-        picture = finish(self.output, rows, pictures, self.model.image, columns)
+        tiles = [shown for image in images for shown in image.tiles]
+        picture = finish(self.output, [image.row for image in images], tiles, self.headings)
+        moving = [image.frames for image in images if image.frames]
+        if moving:
+            titles = [title for title, _ in moving[0]]
+            frames = [
+                [shown for image in moving for shown in image[i][1]] for i in range(len(titles))
+            ]
+            save_animation(self.output / ANIMATION, frames, titles, headings=self.headings)
         if self.description is not None:
             croissant.write(
                 self.output, self.model.trained, self.record, self.num_images, self.description
             )
         return picture
+
+    def require_animation(self) -> None:
+        """Raise ConfigError where the images cannot be animated as `animate` says."""
+        name, is_flat = self.model.family.config.name, len(self.model.image.size) == 2
+        steps = (
+            self.task["task"] != "reconstruct" and "steps" in self.model.family.config.sampling()
+        )
+        if self.animate == "slices" and is_flat:
+            raise ConfigError(
+                "sampling.animate is slices, and the images are 2D: "
+                + ("use steps." if steps else "leave it out.")
+            )
+        if self.animate == "steps" and not steps:
+            raise ConfigError(
+                f"sampling.animate is steps, and {name} makes these images in one step: "
+                + ("leave it out." if is_flat else "use slices.")
+            )
+
+    @contextmanager
+    def _watched(self, indices: range) -> Iterator[Moments]:
+        """The moments of a batch on its way from noise to images, where they are animated."""
+        if self.animate != "steps" or indices.start >= self._most_animated:
+            yield ()
+            return
+        most = min(indices.stop, self._most_animated) - indices.start
+        with samplers.watched(_MOMENTS, most) as moments:
+            yield moments
+
+    def _shown(
+        self, row: dict[str, str], index: int, images: Sequence[torch.Tensor],
+        captions: Sequence[str], moments: Moments = (), place: int = 0,
+    ) -> WrittenImage:  # fmt: skip
+        """The row of an image, and the tiles of its row in the picture.
+
+        Args:
+            images: those tiles, (C, *spatial) each.
+            moments: of the image on its way from noise, (C, *spatial) each.
+            place: of the image among the tiles.
+        """
+        if index >= (_GRID_PAIRS if self.headings else GRID_IMAGES):
+            return WrittenImage(row)
+        spec = self.model.image
+        raster, spacing_mm = spec.file_format == "png", spec.spacing_mm
+        as_tile = partial(tile, raster=raster, spacing_mm=spacing_mm, masks=spec.masks)
+        pairs = [*zip(images, captions, strict=True)]
+        tiles = tuple(as_tile(image, caption=text) for image, text in pairs)
+        frames: list[tuple[str, tuple[Tile, ...]]] = []
+        if index < self._most_animated and self.animate == "slices":
+            cuts = [
+                axial_slices(image, spacing_mm=spacing_mm, caption=text) for image, text in pairs
+            ]
+            number = len(cuts[0])
+            frames = [
+                (f"slice {z} of {number}", shown)
+                for z, shown in enumerate(zip(*cuts, strict=True), start=1)
+            ]
+        elif index < self._most_animated and self.animate == "steps":
+            steps = self.model.family.config.sampling()["steps"]
+            for share, state in moments:
+                image = decoded(state[None], spec.masks)[0]
+                moved = as_tile(image, caption=captions[place])
+                shown = (*tiles[:place], moved, *tiles[place + 1 :])
+                frames.append((f"step {int(share * steps)} of {steps}", shown))
+            frames.append((f"step {steps} of {steps}", tiles))
+        return WrittenImage(row, tiles, tuple(frames))
+
+    @property
+    def _most_animated(self) -> int:
+        return _GRID_PAIRS if self.headings else _ANIMATED
 
     def _write(self, stem: str, image: torch.Tensor, spec: ImageSpec) -> dict[str, str]:
         """Write an image; returns the cells of its files."""
@@ -297,13 +396,16 @@ class Generation(Job):
 
     def make(self, indices: range) -> list[WrittenImage]:
         span, spec, written = slice(indices.start, indices.stop), self.model.image, []
-        images = self.model.generate(self.seeds[span], self.values[span])
+        with self._watched(indices) as moments:
+            images = self.model.generate(self.seeds[span], self.values[span])
         for index, image in zip(indices, images, strict=True):
             stem = f"{index:05d}"
             row = self._write(stem, image, spec)
             row |= {"SubjectID": stem, "Seed": str(self.seeds[index])}
-            tiles = (image.numpy(),) if index < GRID_IMAGES else ()
-            written.append(WrittenImage(row | _condition_cells(spec, self.values[index]), tiles))
+            row |= _condition_cells(spec, self.values[index])
+            text = caption(spec.conditions, self.values[index], self.seeds[index])
+            own = _of_image(moments, index - indices.start)
+            written.append(self._shown(row, index, [image], [f"{stem}\n{text}"], own))
         return written
 
 
@@ -319,6 +421,12 @@ class Translation(Job):
         spec, self.sources = model.image, manifest.rows
         self.images = _sized(model, manifest)
         self.channels = channels_to_translate(spec, self.images.shape[1], manifest.path)
+        # Where all channels are there, as in training, those that are made are the truth.
+        others = [c for c in range(self.images.shape[1]) if c not in self.channels]
+        self.truth = others if len(others) == spec.channels else []
+        several = len(self.channels) > 1
+        sources = [f"Source, channel {c}" if several else "Source" for c in spec.source_channels]
+        self.headings = (*sources, "Generated", *(["Truth"] if self.truth else []))
         self.values = requested_values(
             spec.conditions,
             [{named.name: cell(row, named.name) for named in spec.conditions}
@@ -336,15 +444,27 @@ class Translation(Job):
 
     def make(self, indices: range) -> list[WrittenImage]:
         span, spec, written = slice(indices.start, indices.stop), self.model.image, []
-        sources = torch.from_numpy(self.images.read(indices)[:, self.channels])
-        images = self.model.generate(self.seeds[span], self.values[span], sources)
+        channels = torch.from_numpy(self.images.read(indices))
+        sources = channels[:, self.channels]
+        with self._watched(indices) as moments:
+            images = self.model.generate(self.seeds[span], self.values[span], sources)
         for index, source, image in zip(indices, sources, images, strict=True):
             placed = placed_like(spec, self.images.affines[index])
             row = self._write(self.sources[index].name, image, placed)
             row |= self._source_cells(index, self.channels[0])
-            pair = (source[:1].expand_as(image).numpy(), image.numpy())
-            tiles = pair if index < _GRID_PAIRS else ()
-            written.append(WrittenImage(row | _condition_cells(spec, self.values[index]), tiles))
+            row |= _condition_cells(spec, self.values[index])
+            number = index - indices.start
+            true = [channels[number, self.truth]] if self.truth else []
+            text = caption(spec.conditions, self.values[index], self.seeds[index])
+            texts = [
+                self.sources[index].subject,
+                *[""] * (len(source) - 1),
+                text,
+                *[""] * len(true),
+            ]
+            shown = [*source.split(1), image, *true]
+            own = _of_image(moments, number)
+            written.append(self._shown(row, index, shown, texts, own, place=len(source)))
         return written
 
 
@@ -375,6 +495,7 @@ class Reconstruction(Job):
     ) -> None:  # fmt: skip
         super().__init__(model, output, len(manifest.rows), description)
         self.sources, self.images = manifest.rows, _sized(model, manifest)
+        self.headings = ("Original", "Reconstructed")
         if self.images.shape[1] != model.image.channels:
             raise ImageError(
                 f"{manifest.path}: the images have {self.images.shape[1]} channel(s), the model "
@@ -388,20 +509,16 @@ class Reconstruction(Job):
         for index, original, image in zip(indices, originals, images, strict=True):
             spec = self.model.reconstruction_spec(self.images, index)
             row = self._write(self.sources[index].name, image, spec) | self._source_cells(index)
-            pair = (original.numpy(), image.numpy())
-            written.append(WrittenImage(row, pair if index < _GRID_PAIRS else ()))
+            texts = [self.sources[index].subject, ""]
+            written.append(self._shown(row, index, [original, image], texts))
         return written
 
 
 def finish(
-    output: Path, rows: list[dict[str, str]], tiles: list[torch.Tensor], spec: ImageSpec,
-    columns: int | None,
-) -> Path:  # fmt: skip
+    output: Path, rows: list[dict[str, str]], tiles: Sequence[Tile], headings: Sequence[str]
+) -> Path:
     """Write the picture, which is returned, and the manifest; mark the record as complete."""
-    save_grid(
-        output / GRID, tiles, columns=columns, raster=spec.file_format == "png",
-        spacing_mm=spec.spacing_mm,
-    )  # fmt: skip
+    save_picture(output / GRID, arranged(tiles, headings=headings))
     write_manifest(output / MANIFEST, rows)
     limit = reading.MAX_LIST_BYTES
     provenance = reading.read_object(output / PROVENANCE, OutputError, limit=limit)
@@ -436,6 +553,11 @@ def _claim(output: Path, trained: Artifact, request: dict[str, Any], precision: 
         raise OutputError(f"output_path {output} already holds images: give another, or empty it.")
     storage.write_json(existing, provenance)
     storage.make_folder(output / IMAGES)
+
+
+def _of_image(moments: Moments, place: int) -> Moments:
+    """The moments of one image of a batch."""
+    return [(share, images[place]) for share, images in moments if place < len(images)]
 
 
 def _condition_cells(spec: ImageSpec, values: Pixels) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from synthcube.data.channels import decoded
+from synthcube.data.conditions import caption
 from synthcube.data.pictures import save_grid
 from synthcube.environment import derived_seed
 from synthcube.models.family import Reconstructs, Samples
@@ -63,24 +64,27 @@ class SamplePictures(Callback):
         # Not inference_mode: weights gathered in it could not be trained later.
         try:
             with torch.no_grad(), trainer.precision_plugin.forward_context():
-                tiles = self._tiles(model)
+                columns = self._columns(model)
         finally:
             model.train(was_training)
-        number = len(self.examples["index"])
-        if tiles and trainer.is_global_zero:
+        if columns and trainer.is_global_zero:
             path = make_folder(self.folder) / f"epoch_{epoch:04d}.png"
             save_grid(
                 path,
-                tiles,
-                columns=number if len(tiles) > number else None,
+                [image for row in zip(*columns.values(), strict=True) for image in row],
                 raster=self.image.file_format == "png",
                 spacing_mm=self.image.spacing_mm,
+                masks=self.image.masks,
+                captions=self._captions(model, len(columns)),
+                headings=list(columns) if len(columns) > 1 else (),
+                title=f"Epoch {epoch}",
             )
             for logger in trainer.loggers:
                 if isinstance(logger, Report):
                     logger.show_picture(path, trainer.global_step)
 
-    def _tiles(self, module: Any) -> list[torch.Tensor]:
+    def _columns(self, module: Any) -> dict[str, Sequence[torch.Tensor]]:
+        """Images of each column, (C, *spatial), by its heading; none for a model that has none."""
         device = module.device
         masks, number = self.image.masks, len(self.examples["index"])
         images = decoded(self.examples["image"], masks)
@@ -88,12 +92,25 @@ class SamplePictures(Callback):
             seeds = [derived_seed(self.seed, "picture", i) for i in range(number)]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             condition = self.examples["condition"]
-            moved = Condition(
-                values=condition["values"].to(device), source=condition["source"].to(device)
-            )
+            source = condition["source"]
+            moved = Condition(values=condition["values"].to(device), source=source.to(device))
             samples = decoded(module.sample(generators, moved).float().cpu(), masks)
-            return [*images, *samples] if condition["source"].shape[1] else list(samples)
+            if not source.shape[1]:
+                return {"Generated": list(samples)}
+            several = source.shape[1] > 1
+            sources = {
+                f"Source {n}" if several else "Source": list(channel)
+                for n, channel in enumerate(source.split(1, dim=1), start=1)
+            }
+            return {**sources, "Generated": list(samples), "Truth": list(images)}
         if isinstance(module, Reconstructs):
             outcome = module.reconstruct(self.examples["image"].to(device)).float().cpu()
-            return [*images, *decoded(outcome, masks)]
-        return []
+            return {"Original": list(images), "Reconstructed": list(decoded(outcome, masks))}
+        return {}
+
+    def _captions(self, module: Any, num_columns: int) -> list[str]:
+        """The conditions of each row, below the generated image."""
+        values = self.examples["condition"]["values"]
+        texts = [caption(module.image.conditions, row) for row in values.tolist()]
+        place = max(0, num_columns - 2) if isinstance(module, Samples) else num_columns
+        return [text if column == place else "" for text in texts for column in range(num_columns)]

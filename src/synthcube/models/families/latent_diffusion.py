@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
+from synthcube.models import samplers
 from synthcube.models.diffusion import DiffusionFields
 from synthcube.models.family import Encodes, sampling_of, with_sampling
 from synthcube.models.first_stage import TwoStageConfig, TwoStageFamily
@@ -119,7 +120,11 @@ class LatentDiffusion(TwoStageFamily):
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         start = noise(generators, (self.latent.channels, *self.latent.size)).to(self.device)
         predict = guided(self.network, condition, self.config.guidance, self.latent.channels)
-        scaled = self.config.objective.draw(predict, start, generators, bounded=False)
+        with samplers.seen_through(self._decoded):
+            scaled = self.config.objective.draw(predict, start, generators, bounded=False)
+        return self._decoded(scaled)
+
+    def _decoded(self, scaled: Tensor) -> Tensor:
         latent = scaled * self.get_buffer("latent_std") + self.get_buffer("latent_mean")
         image: Tensor = self.first_stage.family.decode(latent)
         return image.float().clamp(-1, 1)
