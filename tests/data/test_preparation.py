@@ -391,3 +391,77 @@ def test_many_faulty_cases_are_few_lines(cli: Any, tmp_path: Path) -> None:
     assert len(err) < 1000
     assert "60 times: channel 't1' has 18 files (a_t1_0.png, a_t1_1.png, a_t1_2.png, ...); " in err
     assert not (tmp_path / "out").exists()
+
+
+def csv_of_images(root: Path) -> Path:
+    tree(root, *(f"im/{n}_{word}.png" for n in range(4) for word in ("t1", "seg")))
+    lines = [f"im/{n}_t1.png;im/{n}_seg.png;p{n // 2};{60 + n}" for n in range(4)]
+    (root / "cohort.csv").write_text("\n".join(["t1_path;mask;patient;Age, years", *lines]))
+    return root / "cohort.csv"
+
+
+RENAMED = [
+    *("--column", "Channel_0=t1_path", "--column", "Channel_1=mask"),
+    *("--column", "SubjectID=patient", "--column", "Age=Age, years"),
+]
+
+
+def test_a_table_with_other_columns(cli: Any, tmp_path: Path) -> None:
+    cohort = csv_of_images(tmp_path / "data")
+    out = tmp_path / "out" / "list.csv"
+    code, said, err = cli("prepare", "-d", cohort, "-o", out, *RENAMED, "--validation", "0.5")
+    assert code == 0, err
+    assert "4 images of 2 subjects\nColumns: Age\nSplits: " in said
+    assert table(out)[0] == {
+        "Channel_0": "../data/im/0_t1.png",
+        "Channel_1": "../data/im/0_seg.png",
+        "SubjectID": "p0",
+        "Age": "60",
+        "Split": table(out)[0]["Split"],
+    }
+    assert [row.conditions["Age"] for row in read_manifest(out).rows] == ["60", "61", "62", "63"]
+    # Of one channel and no subject; an image that cannot be used is left out.
+    code, said, err = cli(
+        "prepare", "-d", cohort, "-o", tmp_path, "--column", "Channel_0=t1_path", "--verify"
+    )
+    assert code == 2
+    assert "cohort.csv holds no image that can be used" in err
+    code, said, err = cli("prepare", "-d", cohort, "-o", tmp_path, "--column", "Channel_0=mask")
+    assert code == 0, err
+    assert "SubjectID" not in table(tmp_path / "manifest.csv")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--column", "Channel_0=t1"], "--column Channel_0=t1: there is no column 't1'"),
+        (["--column", "Channel_0"], "--column Channel_0: write it as in Channel_0=t1_path"),
+        (["--column", "A=mask", "--column", "A=patient"], "--column names one column twice"),
+        (["--column", "A=mask", "--column", "B=mask"], "'mask' is renamed twice"),
+        (["--column", "patient=mask"], "there is a column 'patient' already"),
+        (["--column", "Channel_0=patient"], "row 2, column Channel_0: p0 is not a known image"),
+        ([], "has no column Channel_0"),
+        (["--channels", "t1"], "--channels and --paradigm are for folders of images"),
+        (["--paradigm", "custom"], "--channels and --paradigm are for folders of images"),
+        (
+            ["--column", "Channel_0=mask", "--column", "Split=patient"],
+            "column Split: 'p0' is not known",
+        ),
+    ],
+)
+def test_unusable_columns(cli: Any, tmp_path: Path, options: list[str], message: str) -> None:
+    cohort = csv_of_images(tmp_path / "data")
+    code, _, err = cli("prepare", "-d", cohort, "-o", tmp_path / "out", *options)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_columns_of_a_folder_and_a_second_split(tmp_path: Path) -> None:
+    cohort = csv_of_images(tmp_path / "data")
+    with pytest.raises(ManifestError, match="--column renames the columns of a CSV"):
+        prepare(cohort.parent, tmp_path / "out", columns={"Channel_0": "a"})
+    cohort.write_text("Channel_0,Split\nim/0_t1.png,train\n")
+    with pytest.raises(ManifestError, match="has a column Split already"):
+        prepare(cohort, tmp_path / "out", validation=0.5)
+    assert prepare(cohort, tmp_path / "out").splits == {"train": 1}
