@@ -20,6 +20,7 @@ from synthcube.storage import recovered_folder, write_text
 
 KNOWN_COLUMNS = ("SubjectID", "Label", "LabelMapping", "Split")
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 SPLITS = ("train", "validation", "test")
 FILE_NAME = "manifest.csv"
 MAX_CLASSES = 10_000
@@ -312,8 +313,8 @@ def _unpacked(path: Path) -> bytes:
 
 def _delimiter(text: str) -> str:
     """What separates the cells of the first line: the one that leaves a known column, or most."""
-    line = next((line for line in text.splitlines() if line.strip()), "")
-    cells = {mark: [cell.strip(' "') for cell in line.split(mark)] for mark in ",;\t"}
+    line = next((line for line in io.StringIO(text) if line.strip()), "")
+    cells = {mark: [cell.strip(' "\n') for cell in line.split(mark)] for mark in ",;\t"}
     return max(
         cells,
         key=lambda mark: (
