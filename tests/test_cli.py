@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -162,6 +163,13 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     for command in ("train", "infer", "export", "prepare", "check", "init", "families", "schema"):
         assert f"\n  {command} " in done.stdout
+
+
+def test_help_says_that_a_finished_run_stands_for_its_held_out_images(cli) -> None:
+    for command in ("infer", "evaluate"):
+        code, out, _ = cli(command, "--help")
+        assert code == 0
+        assert re.search(r"run: (those|the ones) that it held out", " ".join(out.split()))
 
 
 def test_python_m_is_the_same() -> None:

@@ -14,6 +14,7 @@ import torch
 from generative.networks.nets import VQVAE, DiffusionModelUNet, PatchDiscriminator
 
 from synthcube import config
+from synthcube.data.manifest import read_manifest
 from synthcube.data.phantom import write_phantoms
 from synthcube.models import losses, optimizers
 
@@ -38,7 +39,9 @@ def newcomer(tmp_path: Path) -> Path:
         write_phantoms(tmp_path / "MedNIST" / name, num=8, size=(64, 64))
     write_phantoms(tmp_path / "volumes", num=4, size=(32, 32, 32), spacing_mm=(1, 1, 2))
     write_phantoms(tmp_path / "pictures", num=8, size=(32, 32))
-    write_phantoms(tmp_path / "pairs", num=8, size=(32, 32), channels=2)
+    pairs = write_phantoms(tmp_path / "pairs", num=8, size=(32, 32), channels=2)
+    lines = [";".join(map(str, (*row.channels, row.subject))) for row in read_manifest(pairs).rows]
+    (tmp_path / "cohort.csv").write_text("\n".join(["t1_path;mask;patient", *lines]))
     _write_old_weights(tmp_path)
     return tmp_path
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 import torch
 from PIL.Image import Image as Picture
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from synthcube.data.conditions import caption, cell, requested_values
 from synthcube.data.geometry import placed_like
 from synthcube.data.images import nifti_of, picture_of
 from synthcube.data.manifest import read_manifest
-from synthcube.data.pictures import grid, plane_of
+from synthcube.data.pictures import grid, plane_of, tile
 from synthcube.errors import ConfigError, FamilyError, ImageError
 from synthcube.models import artifact, inference
 from synthcube.models.family import Reconstructs, Samples
@@ -126,6 +127,7 @@ class Images:
             raster=spec.file_format == "png",
             spacing_mm=spec.spacing_mm,
             captions=self.captions[:GRID_IMAGES],
+            masks=spec.masks,
         )
 
     def to_pil(self, plane: str = "axial") -> list[Picture]:
@@ -133,6 +135,7 @@ class Images:
 
         Pictures have the pixels that :meth:`save` writes. Of volumes, and other images of NIfTI
         files, the model's range becomes black to white, and voxels are as wide as they are high.
+        Masks stand beside the image, from black to white.
 
         Args:
             plane: the middle plane of a volume to show: axial, coronal or sagittal.
@@ -141,6 +144,9 @@ class Images:
             ImageError: there is no such plane.
         """
         pairs = list(zip(self.tensor, self.specs, strict=True))
+        if self.specs[0].file_format == "png" and self.specs[0].masks:
+            tiles = [tile(image, least=1, masks=spec.masks) for image, spec in pairs]
+            return [PIL.Image.fromarray(shown.pixels) for shown in tiles]
         if self.specs[0].file_format == "png":
             return [picture_of(self.model.intensities(image, spec)) for image, spec in pairs]
         return [plane_of(image, plane, spacing_mm=spec.spacing_mm) for image, spec in pairs]

@@ -225,6 +225,11 @@ def size_fault(size: Sequence[int], channels: int = 1) -> str:
     return f"{text} are more than {MAX_VOXELS} voxels, the most that one image may have"
 
 
+def near_multiples(size: Sequence[int], step: int) -> list[int]:
+    """The sides nearest to those of `size` that are multiples of `step`, and not 0."""
+    return [max(1, round(side / step)) * step for side in size]
+
+
 def affine_fault(affine: Sequence[Sequence[float]]) -> str:
     """Why no image can lie so in space; empty where one can."""
     if [len(row) for row in affine] != [4] * 4 or not all(

@@ -21,6 +21,7 @@ _C, _S = np.cos(0.4), np.sin(0.4)
 OBLIQUE = np.array([[_C, -_S, 0, 4], [_S, _C, 0, -5], [0, 0, -1, 6], [0, 0, 0, 1]]) @ np.diag(
     [0.8, 1.2, 3, 1]
 )
+SHIFTED = np.array([[0, 0, 0, 1 / 3], *[[0] * 4] * 3])
 SHEARED = np.array([[1, 0.3, 0, 0], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1.0]])
 
 
@@ -327,7 +328,10 @@ def test_channel_files_are_stacked_in_order(tmp_path: Path) -> None:
     ("other", "affine", "message"),
     [
         ((3, 4, 6), ANISOTROPIC, r"a.nii has the size \(3, 4, 5\), but .*b.nii has \(3, 4, 6\)"),
-        ((3, 4, 5), OBLIQUE, r"a.nii and .*b.nii lie differently in space"),
+        ((3, 4, 5), OBLIQUE, r"a.nii and .*b.nii lie differently in space: the .* mm; resample"),
+        ((3, 4, 5), 2 * ANISOTROPIC, r"the spacing is \[.*\] and \[.*\] mm"),
+        ((3, 4, 5), ANISOTROPIC + SHIFTED, r"the origin is \[.*\] and \[.*\] mm"),
+        ((3, 4, 5), ANISOTROPIC @ np.diag([-1, -1, 1, 1]), "the axes point in other directions"),
     ],
 )
 def test_channel_files_that_differ(
@@ -335,8 +339,9 @@ def test_channel_files_that_differ(
 ) -> None:
     first = nifti(tmp_path / "a.nii", np.zeros((3, 4, 5), "f4"))
     second = nifti(tmp_path / "b.nii", np.zeros(other, "f4"), affine)
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(ImageError, match=message) as caught:
         read_image([first, second])
+    assert len(str(caught.value)) < 250 + 2 * len(str(tmp_path))
 
 
 def test_constant_images_are_read(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from synthcube.data.cache import load_images
+from synthcube.data.cache import load_images, shape_faults
+from synthcube.data.geometry import as_rows
 from synthcube.data.images import read_image
 from synthcube.data.manifest import Manifest, read_manifest, write_manifest
 from synthcube.data.preprocessing import DataConfig, Preprocessing
 from synthcube.errors import ImageError, OutputError
+from synthcube.models import registry
+from synthcube.schema import ImageSpec
 
 RANDOM = np.random.default_rng(0)
 
@@ -153,13 +156,27 @@ def test_mixed_shapes_name_every_file_and_the_cure(tmp_path: Path, cache: Path) 
     rows = [[path] for path in (wide, *usual, long)]
     headline, lines = faults(listed(tmp_path, *rows), cache)
     assert headline.startswith("2 images of ")
-    cure = (
-        "the others (6, 7, 8); data.size: [6, 7, 8] brings all to one shape "
-        "(data.spacing_mm and fit: crop_or_pad keep proportions)"
-    )
+    assert "--verify" not in headline  # it would not leave them out
+    cure = "the others (6, 7, 8); data.size: [32, 32, 32] brings all to one"
     assert lines == (f"{wide}: shape (9, 7, 8), {cure}", f"{long}: shape (6, 7, 9), {cure}")
-    cured = load_images(listed(tmp_path, *rows), DataConfig(size=[6, 7, 8]), cache)
-    assert cured.shape == (5, 1, 6, 7, 8)
+    cured = load_images(listed(tmp_path, *rows), DataConfig(size=[32, 32, 32]), cache)
+    assert cured.shape == (5, 1, 32, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((95, 68), [96, 64]), ((28, 28), [32, 32]), ((5, 240), [32, 256])]
+)
+def test_the_size_that_is_suggested_suits_the_families(
+    shape: tuple[int, int], size: list[int]
+) -> None:
+    lines = shape_faults({"a": (1, *shape), "b": (1, *shape), "c": (1, 7, 7)})
+    assert lines == [f"c: shape (7, 7), the others {shape}; data.size: {size} brings all to one"]
+    for name in ("ddpm", "dcgan", "stylegan", "vqvae", "autoencoder_kl", "rectified_flow"):
+        image = ImageSpec(
+            size=size, channels=1, spacing_mm=(1, 1, 1), affine=as_rows(np.eye(4)),
+            intensity_range=[(0, 1)], file_format="nii.gz",
+        )  # fmt: skip
+        assert registry.find(name)().faults(image) == []
 
 
 def test_mixed_channels_and_ranks(tmp_path: Path, cache: Path) -> None:

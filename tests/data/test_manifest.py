@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,8 @@ def test_missing_path(tmp_path: Path) -> None:
         (b"", "is empty: it holds nothing"),
         (b"Channel_0,Label\n\n", "is empty: it holds only a header"),
         (b"image,label\na.png,1\n", "no column Channel_0 .* its columns are: image, label"),
-        (b"Channel_0;Label\na.png;1\n", "Separate the columns with commas"),
+        (b"image;label\na.png;1\n", "its columns are: image, label.* --column Channel_0=ITS_NAME"),
+        (b"\x1f\x8b\x08cut", "is a damaged gzip file"),
         (b"Channel_0,Channel_2\na.png,a.png\n", "but Channel_1 is missing"),
         (b"Channel_1\na.png\n", "but Channel_0 is missing"),
         (b"Channel_0,Age,Age\na.png,1,1\n", "the column 'Age' is there twice"),
@@ -212,3 +214,23 @@ def test_the_cells_of_a_row_are_read_as_that_row(tmp_path: Path) -> None:
     row = Row((tmp_path / "a.png",), "s1", 0, "cat", "test", {"Age": "3"}, number=2)
     write_manifest(tmp_path / "list.csv", [row.cells])
     assert read_manifest(tmp_path / "list.csv").rows == (row,)
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.csv.gz"])
+def test_separators_and_packed_tables(tmp_path: Path, mark: str, name: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    lines = [["Channel_0", '"Age, in years; or not"', "Site"], ["a.png", "61", '"A;B,C"']]
+    content = "\ufeff" + "\n".join(mark.join(cells) for cells in lines)
+    packed = gzip.compress(content.encode()) if name.endswith(".gz") else content.encode()
+    (tmp_path / name).write_bytes(packed)
+    row = read_manifest(tmp_path / name).rows[0]
+    assert row.channels == (tmp_path / "a.png",)
+    assert row.conditions == {"Age, in years; or not": "61", "Site": "A;B,C"}
+
+
+def test_a_packed_table_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synthcube.data.manifest.MAX_LIST_BYTES", 1 << 20)
+    (tmp_path / "list.csv.gz").write_bytes(gzip.compress(b"Channel_0\n" + b"a" * (1 << 21)))
+    with pytest.raises(ManifestError, match=r"list\.csv\.gz unpacks to more than 1 MB"):
+        read_manifest(tmp_path / "list.csv.gz")

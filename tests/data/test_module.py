@@ -138,6 +138,27 @@ def test_a_split_column_is_kept(tmp_path: Path, cache: Path) -> None:
     assert order(data.val_dataloader()) == [0, 4]
 
 
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"Sex": "class"}, "names the column 'Sex', which is missing or empty; there are Age"),
+        ({"Age": "number"}, "row 3, column Age: 'old' is not a number"),
+    ],
+)
+def test_conditions_are_checked_before_an_image_is_read(
+    tmp_path: Path, cache: Path, kinds: dict[str, str], message: str
+) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path in paths:
+        path.write_text("no image")
+    csv = listed(tmp_path, paths, Age=["61", "old"])
+    with pytest.raises(ManifestError, match=message):
+        module(csv, cache, conditions=kinds)
+    assert not cache.exists()
+    with pytest.raises(ImageError, match=r"2 images of .* cannot be used"):
+        module(csv, cache, conditions={"Age": "class"}, validation_fraction=0)
+
+
 def test_nothing_to_train_on(tmp_path: Path, cache: Path) -> None:
     paths = [picture(tmp_path / f"{i}.png", 4, 4) for i in range(3)]
     csv = listed(tmp_path, paths, Split=["test", "validation", "test"])

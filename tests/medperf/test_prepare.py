@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,13 @@ def test_a_table_of_conditions_in_place_of_reference_images(site) -> None:
         conditions = {row.subject: row.conditions["Age"] for row in read_manifest(folder).rows}
         assert conditions == by_subject
     assert site.statistics()["labels"]["conditions"]["Age"]["mean"] == 42.5
+
+    table = (site.raw_labels / "ages.csv").read_text().replace(",", "\t")
+    (site.raw_labels / "ages.csv").unlink()
+    (site.raw_labels / "ages.tsv.gz").write_bytes(gzip.compress(table.encode()))
+    site.prepare()
+    assert site.statistics()["labels"]["conditions"]["Age"]["mean"] == 42.5
+    (site.raw_labels / "ages.tsv.gz").unlink()
 
     write_manifest(site.raw_labels / "ages.csv", [*ages[1:], ages[1]])
     with pytest.raises(ImageError) as caught:

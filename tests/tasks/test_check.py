@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,24 @@ def test_sizes_that_do_not_fit_the_model_stop_before_training(
         code, _, err = cli(*command, "-c", tiny_config(), "-d", data)
         assert code == 2
         assert "data.size [17, 16]: every side must be a multiple of 2" in err
+        assert "  - data.size: [16, 16] fits" in err
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_condition_that_is_missing_is_told_before_images_are_read(
+    cli, tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    table = (phantoms / "manifest.csv").read_text().replace(",", ";")
+    (phantoms / "list.csv.gz").write_bytes(gzip.compress(table.encode()))
+    for command in (["check"], ["train", "-o", tmp_path / "run"]):
+        code, _, err = cli(
+            *command, "-c", tiny_config(), "-d", phantoms / "list.csv.gz",
+            "--set", "data.conditions={Age: number}",
+        )  # fmt: skip
+        assert code == 2
+        assert "data.conditions names the column 'Age', which is missing or empty" in err
+        assert "Preprocessing" not in err
+    assert cli("check", "-c", tiny_config(), "-d", phantoms / "list.csv.gz")[0] == 0
 
 
 def pictures(folder: Path, *names: str, largest: int = 255) -> Path:

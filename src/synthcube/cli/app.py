@@ -36,7 +36,12 @@ Data = Annotated[
     typer.Option("--data_path", "-d", help="CSV, folder with manifest.csv, or folder of images."),
 ]
 OptionalData = Annotated[
-    Path | None, typer.Option("--data_path", "-d", help="Images to reconstruct or translate.")
+    Path | None,
+    typer.Option(
+        "--data_path",
+        "-d",
+        help="Images to reconstruct or translate; or a finished run: the ones that it held out.",
+    ),
 ]
 Output = Annotated[Path, typer.Option("--output_path", "-o", help="Folder to write to.")]
 Model = Annotated[

@@ -236,15 +236,25 @@ def import_(
 
 @app.command()
 def prepare(
-    data: Annotated[Path, typer.Option("--data_path", "-d", help="Folder of images.")],
+    data: Annotated[Path, typer.Option("--data_path", "-d", help="Folder of images, or a CSV.")],
     output: Annotated[Path, typer.Option("--output_path", "-o", help="Folder or .csv to write.")],
     paradigm: Annotated[
         Literal["unlabeled", "patient", "custom"],
         typer.Option(help="Classes: none, one for each patient, or one for each folder."),
     ] = "unlabeled",
     channels: Annotated[
-        str, typer.Option(help="Name patterns of the channels, in order: t1,t2,flair.")
-    ] = "",
+        str | None,
+        typer.Option(
+            help="Words of the channels in the file names, in order: t1,t2,seg. Usual ones are "
+            "recognised; an empty text makes each file an image."
+        ),
+    ] = None,
+    column: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=COLUMN", help="A CSV's own column: Channel_0=t1_path; repeatable."
+        ),
+    ] = [],  # noqa: B006
     validation: Annotated[float, typer.Option(min=0, max=1, help="Share held out.")] = 0.0,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share kept for tests.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
@@ -252,8 +262,9 @@ def prepare(
         bool, typer.Option("--verify", help="Read every image, and leave out what cannot be used.")
     ] = False,
 ) -> None:
-    """Make a manifest CSV from a folder of images."""
+    """Make a manifest CSV from a folder of images, or from a CSV with other columns."""
     setup_process()
+    from synthcube.data.preparation import column_names
     from synthcube.data.preparation import prepare as task
 
     fault_of = None
@@ -261,18 +272,25 @@ def prepare(
         from synthcube.data.images import image_fault
 
         fault_of = image_fault
-    patterns = [pattern.strip() for pattern in channels.split(",") if pattern.strip()]
+    patterns = None
+    if channels is not None:
+        patterns = [pattern.strip() for pattern in channels.split(",") if pattern.strip()]
     prepared = task(
-        data, output, paradigm=paradigm, channels=patterns,
+        data, output, paradigm=paradigm, channels=patterns, columns=column_names(column),
         validation=validation, test=test, seed=seed, fault_of=fault_of,
     )  # fmt: skip
     say(f"Manifest: {prepared.manifest_path}")
     say(f"{prepared.rows} images of {prepared.subjects} subjects")
+    if prepared.channels:
+        named = (f"Channel_{i} {name}" for i, name in enumerate(prepared.channels))
+        say(f"Channels: {', '.join(named)}")
+    if prepared.columns:
+        say(f"Columns: {', '.join(prepared.columns)}")
     for title, counts in (("Classes", prepared.labels), ("Splits", prepared.splits)):
         if counts:
             say(f"{title}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
-    for path, reason in prepared.left_out:
-        say(f"Left out: {path}: {reason}")
+    for line in prepared.left_out_lines:
+        say(f"Left out: {line}")
     if prepared.warning:
         say(f"Warning: {prepared.warning}.")
 

@@ -27,6 +27,7 @@ from synthcube.data.manifest import Manifest, Row
 from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing
 from synthcube.environment import told
 from synthcube.errors import ImageError, OutputError, first_faults
+from synthcube.schema import near_multiples
 from synthcube.storage import make_folder, storage_errors, write_json
 
 log = logging.getLogger("synthcube")
@@ -38,6 +39,7 @@ _OURS = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|{re.escape(_BUILDING)}[0-9a-f]{{
 # Mapped pages count as memory of the process; past this much they are handed back. The kernel maps
 # some pages around every one that is read, so that several times as much is resident.
 _MAPPED_BYTES = 2 << 20
+_SIDE_STEP = 32  # sides that are multiples of it suit the defaults of every family
 _GREY_LEVEL = 2 / 255  # of a picture of 8 bits, in [-1, 1]
 
 
@@ -69,8 +71,8 @@ def shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:
             )
         elif shape != usual:
             faults.append(
-                f"{name}: shape {shape[1:]}, the others {usual[1:]}; data.size: {list(usual[1:])} "
-                "brings all to one shape (data.spacing_mm and fit: crop_or_pad keep proportions)"
+                f"{name}: shape {shape[1:]}, the others {usual[1:]}; data.size: "
+                f"{near_multiples(usual[1:], _SIDE_STEP)} brings all to one"
             )
     return faults
 
@@ -224,8 +226,8 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
     if faults := [*unusable.values(), *shape_faults(shapes)]:
         count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         raise ImageError(
-            f"{count} of {manifest.path} cannot be used "
-            "(synthcube prepare --verify leaves them out):",
+            f"{count} of {manifest.path} cannot be used"
+            f"{' (synthcube prepare --verify leaves them out)' if unusable else ''}:",
             first_faults(faults),
         )
 

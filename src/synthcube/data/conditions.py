@@ -256,7 +256,7 @@ def _fault(spec: ConditionSpec, indices: Mapping[str, int], text: str) -> str:
     if spec.kind == "class":
         if text in indices:
             return ""
-        return f"{text!r} is not among the classes {', '.join(first_faults(spec.classes))}"
+        return f"{text!r} is not among the classes {', '.join(first_faults(spec.classes, 5))}"
     number = parse_number(text)
     if number is None:
         return f"{text!r} is not a number"

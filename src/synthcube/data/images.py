@@ -25,7 +25,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
-from synthcube.data.geometry import PICTURE_AFFINE
+from synthcube.data.geometry import PICTURE_AFFINE, spacing_of
 from synthcube.data.manifest import SUFFIXES, Row, image_suffix
 from synthcube.environment import free_memory
 from synthcube.errors import ImageError, OutputError, SynthCubeError
@@ -85,7 +85,7 @@ def read_images(
         except OutputError:
             raise
         except SynthCubeError as error:
-            text = str(error)
+            text = "; ".join([error.headline, *error.faults])
             names_it = any(str(path) in text for path in row.channels)
             faults[row] = text if names_it else f"{row.channels[0]}: {text}"
         else:
@@ -202,10 +202,22 @@ def _check_agreement(path: Path, file: _FileImage, other_path: Path, other: _Fil
         )
     if not np.allclose(file.affine, other.affine, rtol=0, atol=_TOLERANCE_MM):
         raise ImageError(
-            f"{path} and {other_path} lie differently in space, their affines are "
-            f"{file.affine.tolist()} and {other.affine.tolist()}; "
+            f"{path} and {other_path} lie differently in space: {_difference(file, other)}; "
             "resample the channels of one image to the same grid."
         )
+
+
+def _difference(file: _FileImage, other: _FileImage) -> str:
+    """What the geometry of two files differs in, rounded so that it fits a line."""
+    parts = {
+        "spacing": (spacing_of(file.affine), spacing_of(other.affine)),
+        "origin": (file.affine[:3, 3], other.affine[:3, 3]),
+    }
+    for name, (first, second) in parts.items():
+        if not np.allclose(first, second, rtol=0, atol=_TOLERANCE_MM):
+            first, second = np.round(first, 3).tolist(), np.round(second, 3).tolist()
+            return f"the {name} is {first} and {second} mm"
+    return "the axes point in other directions"
 
 
 def _check_finite(path: Path, voxels: Array) -> None:

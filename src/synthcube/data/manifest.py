@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +15,12 @@ from pathlib import Path
 from synthcube.environment import told
 from synthcube.errors import ManifestError, OutputError, first_faults
 from synthcube.escapes import from_spreadsheet, hidden_in, is_utf8, spreadsheet, visible
+from synthcube.reading import MAX_LIST_BYTES
 from synthcube.storage import recovered_folder, write_text
 
 KNOWN_COLUMNS = ("SubjectID", "Label", "LabelMapping", "Split")
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 SPLITS = ("train", "validation", "test")
 FILE_NAME = "manifest.csv"
 MAX_CLASSES = 10_000
@@ -28,6 +32,7 @@ _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_.]|$)")
 # The name up to its first number, where more follows: case_0001 of case_0001_t1, p01 of p01/t1.
 _PERSON = re.compile(r"(.*?\d+[A-Za-z]*)[/_.-]")
 _INTEGER = re.compile(r"[+-]?\d+(\.0+)?")  # spreadsheets and pandas write 1 as 1.0
+_GZIP = b"\x1f\x8b"  # how such a file begins
 Labels = dict[int, tuple[int, str]]
 """Class id and name by line number; lines without a class are not in it."""
 
@@ -153,6 +158,24 @@ def image_suffix(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder; linked folders are followed, and none is entered twice."""
+    entered: set[tuple[int, int]] = set()
+    tops = [str(folder)]
+    while tops:  # the links after what is really there, which keeps its own name
+        links: list[str] = []
+        for top in tops:
+            for parent, folders, names in os.walk(top):
+                if _identity(parent) in entered:
+                    folders.clear()
+                    continue
+                entered.add(_identity(parent))
+                paths = [Path(parent, name) for name in sorted(folders)]
+                links += [str(path) for path in paths if path.is_symlink()]
+                yield from (file for name in names if (file := Path(parent, name)).is_file())
+        tops = links
+
+
 def name_fault(name: str) -> str:
     """Why a file name cannot be in a manifest; empty if it can."""
     if not is_utf8(name):
@@ -226,7 +249,11 @@ class CsvTable:
 
 
 def read_table(path: Path) -> CsvTable:
-    """Read a UTF-8 CSV (a byte order mark is fine); empty lines are skipped."""
+    """Read a CSV in UTF-8; empty lines are skipped.
+
+    Its cells are separated by commas, semicolons or tabs. It may begin with a byte order mark, and
+    it may be packed with gzip.
+    """
     header: list[str] = []
     lines = {}
     faults = []
@@ -246,7 +273,7 @@ def read_table(path: Path) -> CsvTable:
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Lines that hold something, with their numbers."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = _unpacked(path).decode("utf-8-sig")
         if "\0" in text:
             raise ManifestError(f"{path} is binary, not text; a CSV in UTF-8 is needed.")
         if control := _CONTROL.search(text):
@@ -255,7 +282,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
                 f"{path}, line {line_number} holds {visible(control[0])}, a control character: "
                 "remove it."
             )
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
         for line in reader:
             cells = [from_spreadsheet(cell.strip()) for cell in line]
             if any(cells):
@@ -268,6 +295,33 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise ManifestError(f"{path} is not a valid CSV: {error}.") from error
     except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _unpacked(path: Path) -> bytes:
+    content = path.read_bytes()
+    if not content.startswith(_GZIP):
+        return content
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+            content = packed.read(MAX_LIST_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ManifestError(f"{path} is a damaged gzip file: copy it again.") from error
+    if len(content) > MAX_LIST_BYTES:
+        raise ManifestError(f"{path} unpacks to more than {MAX_LIST_BYTES >> 20} MB: unpack it.")
+    return content
+
+
+def _delimiter(text: str) -> str:
+    """What separates the cells of the first line: the one that leaves a known column, or most."""
+    line = next((line for line in io.StringIO(text) if line.strip()), "")
+    cells = {mark: [cell.strip(' "\n') for cell in line.split(mark)] for mark in ",;\t"}
+    return max(
+        cells,
+        key=lambda mark: (
+            any(name in KNOWN_COLUMNS or _CHANNEL.fullmatch(name) for name in cells[mark]),
+            len(cells[mark]),
+        ),
+    )
 
 
 def channel_columns(path: Path, header: Sequence[str]) -> list[str]:
@@ -288,9 +342,10 @@ def channel_columns(path: Path, header: Sequence[str]) -> list[str]:
         if exact.get(name.casefold(), name) != name
     ]
     if not count:
-        hint = " Separate the columns with commas." if set(listed) & set(";\t") else ""
         raise ManifestError(
-            f"{path} has no column Channel_0 with the images; its columns are: {listed}.{hint}",
+            f"{path} has no column Channel_0 with the images; its columns are: {listed}. If one of "
+            f"them holds the images, synthcube prepare -d {path} --column Channel_0=ITS_NAME "
+            "writes a manifest.",
             faults,
         )
     missing = [name for name in expected if name not in header]
@@ -306,10 +361,9 @@ def _read_folder(folder: Path) -> Manifest:
     names = sorted(
         (
             path.relative_to(base).as_posix()
-            for path in base.rglob("*")
+            for path in files_below(base)
             if image_suffix(path)
             and not any(part.startswith(".") for part in path.relative_to(base).parts)
-            and path.is_file()
         ),
         key=natural_key,
     )
@@ -333,7 +387,11 @@ def _read_folder(folder: Path) -> Manifest:
 
 
 def _read_csv(path: Path) -> Manifest:
-    table = read_table(path)
+    return manifest_of(path, read_table(path))
+
+
+def manifest_of(path: Path, table: CsvTable) -> Manifest:
+    """The rows of a table that was read at `path`. Raises ManifestError."""
     channels = channel_columns(path, table.header)
     conditions = [name for name in table.header if name not in (*KNOWN_COLUMNS, *channels)]
     labels, label_faults = class_labels(table.column("Label"), table.column("LabelMapping"))

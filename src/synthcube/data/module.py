@@ -257,8 +257,10 @@ class DataModule(pl.LightningDataModule):
         self.config = config
         self.batch_size = batch_size
         self.seed = seed
-        self.cache = load_images(manifest, config, cache)
+        # First what takes no time: an image is only read where the manifest is right.
         self.splits = self._split()
+        self.conditions = condition_specs(manifest, self.rows("train"), config.conditions)
+        self.cache = load_images(manifest, config, cache)
         self.image = self._image_spec()
         self.num_workers = config.num_workers
         self.position = (0, 0)
@@ -383,7 +385,7 @@ class DataModule(pl.LightningDataModule):
             file_format="png" if is_picture else "nii.gz",
             integer=all(source.integers[channel] for channel in images) and keeps,
             labels=self.manifest.labels,
-            conditions=condition_specs(self.manifest, train, self.config.conditions),
+            conditions=self.conditions,
             source_channels=self.config.source_channels,
             masks=masks,
         )

@@ -1,24 +1,34 @@
-"""A folder tree of images to a manifest: channels in a fixed order, classes, splits."""
+"""A folder tree of images, or a table of them, to a manifest: channels, classes, splits."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
+from synthcube.data.layouts import (
+    LAYOUTS,
+    Item,
+    LeftOut,
+    Paradigm,
+    is_nnunet,
+    items_of,
+    nnunet_items,
+    recognised_channels,
+)
 from synthcube.data.manifest import (
     FILE_NAME,
+    KNOWN_COLUMNS,
     SUFFIXES,
-    bids_subject,
+    files_below,
     image_suffix,
+    manifest_of,
     manifest_text,
     name_fault,
     natural_key,
+    read_table,
     split_warning,
     write_manifest,
 )
@@ -26,13 +36,10 @@ from synthcube.data.module import split_subjects
 from synthcube.errors import ManifestError, OutputError, first_faults
 from synthcube.storage import make_folder, sha256, write_text
 
-Paradigm = Literal["unlabeled", "patient", "custom"]
-
-LAYOUTS = {
-    "unlabeled": "SUBJECT/images, or images",
-    "patient": "SUBJECT/images",
-    "custom": "CLASS/SUBJECT/images, or CLASS/images",
-}
+PARTICIPANTS = "participants.tsv"
+_PARTICIPANT = "participant_id"
+_NOT_AVAILABLE = "n/a"  # in tables of BIDS
+_NAMES_SHOWN = 3
 _SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
@@ -47,42 +54,40 @@ class Preparation:
     splits: dict[str, int]  # rows by split; empty where no fraction was given
     left_out: tuple[tuple[Path, str], ...]
     warning: str = ""  # of a person who may be several subjects
+    channels: tuple[str, ...] = ()  # what names them in the files; empty: each file is a row
+    columns: tuple[str, ...] = ()  # that can be conditions
 
-
-@dataclass(frozen=True)
-class _Subject:
-    """The files of one subject, with its name and class."""
-
-    name: str
-    label_name: str
-    files: tuple[Path, ...]
-
-
-_LeftOut = list[tuple[Path, str]]
-_Item = tuple[_Subject, tuple[Path, ...]]  # one row to be: its channel files
+    @property
+    def left_out_lines(self) -> list[str]:
+        """What was left out, one line for each reason that several files share."""
+        return _left_out_lines(self.left_out)
 
 
 def prepare(
-    folder: Path,
+    data: Path,
     out: Path,
     *,
     paradigm: Paradigm = "unlabeled",
-    channels: Sequence[str] = (),
+    channels: Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
     validation: float = 0.0,
     test: float = 0.0,
     seed: int = 0,
     fault_of: Callable[[Path], str] | None = None,
 ) -> Preparation:
-    """List the images below `folder` in a manifest; nothing else is written or moved.
+    """List the images of `data` in a manifest; nothing else is written or moved.
 
     Args:
-        folder: laid out as LAYOUTS says; folders deeper than that belong to their subject.
+        data: a folder laid out as LAYOUTS says, or as nnU-Net or BIDS have it; folders deeper than
+            that belong to their subject. Or a CSV whose columns have other names.
         out: a folder, which gets a manifest.csv, or the path of a .csv.
         paradigm: "patient" makes each subject a class, "custom" each top folder. The same
             subject folder in two classes is one person, who never is in two splits.
         channels: one pattern per channel, in the order of the channels. A pattern matches a
             whole word of a file's name ("t1" is not in "t1ce") or, with * or ?, all of it;
-            case does not matter. Without patterns every image is a row with one channel.
+            case does not matter. None recognises usual words (t1, flair, seg, ...); without
+            patterns every image is a row with one channel.
+        columns: of a CSV, its names by those of a manifest: {"Channel_0": "t1_path"}.
         validation: share of the subjects for validation.
         test: share of the subjects for the test.
         seed: of the split.
@@ -90,52 +95,208 @@ def prepare(
             it no file is opened.
     """
     csv_path = (out if out.suffix.lower() == ".csv" else out / FILE_NAME).resolve()
-    if not folder.is_dir():
+    _check_request(data, paradigm, channels, columns or {})
+    left_out: LeftOut = []
+    usable = _Usable(fault_of, left_out)
+    if data.is_file():
+        found = _Found(_table_rows(data, columns or {}, csv_path, usable))
+    else:
+        found = _found_below(data, csv_path, paradigm, channels, usable)
+    if not found.rows:
         raise ManifestError(
-            f"data_path {folder} is not a folder; one with images below it is needed."
-        )
-    _check_patterns(channels)
-    left_out: _LeftOut = []
-    images = _images(folder.resolve(), csv_path, left_out)
-    if fault_of:
-        faults = {image: fault_of(folder.resolve() / image) for image in images}
-        left_out += [(folder.resolve() / image, text) for image, text in faults.items() if text]
-        images = [image for image, text in faults.items() if not text]
-    subjects = _subjects(folder.resolve(), images, paradigm, left_out)
-    items = [item for subject in subjects for item in _items(subject, channels, left_out)]
-    if not items:
-        reasons = [f"{path}: {reason}" for path, reason in left_out]
-        raise ManifestError(
-            f"{folder} holds no image that can be used (layout: {LAYOUTS[paradigm]}; "
+            f"{data} holds no image that can be used (layout: {LAYOUTS[paradigm]}; "
             f"names end in {', '.join(SUFFIXES)}).",
-            first_faults(reasons),
+            _left_out_lines(left_out),
         )
-    rows = _rows(items, csv_path.parent)
-    if validation or test:
-        labels = [int(row.get("Label", -1)) for row in rows]
-        fractions = {"validation": validation, "test": test}
-        splits = split_subjects([row["SubjectID"] for row in rows], labels, fractions, seed)
-        rows = [row | {"Split": splits[row["SubjectID"]]} for row in rows]
+    rows = _split(found.rows, {"validation": validation, "test": test}, seed)
     make_folder(csv_path.parent, "output_path")
     _write_anew(csv_path, rows)
+    known = {*KNOWN_COLUMNS, *(name for name in rows[0] if name.startswith("Channel_"))}
     return Preparation(
         manifest_path=csv_path,
         rows=len(rows),
-        subjects=len({row["SubjectID"] for row in rows}),
+        subjects=len({row.get("SubjectID", number) for number, row in enumerate(rows)}),
         labels=_tally(rows, "LabelMapping"),
         splits=_tally(rows, "Split"),
         left_out=tuple(left_out),
-        warning=_split_warning(items, folder.resolve()),
+        warning=found.warning,
+        channels=found.channels,
+        columns=tuple(dict.fromkeys(name for row in rows for name in row if name not in known)),
     )
 
 
-def _split_warning(items: Iterable[_Item], folder: Path) -> str:
-    """Of files that lie loose in `folder` or in its classes; a folder is one person."""
-    subjects = {}
-    for subject, files in items:
-        name = files[0].relative_to(folder).as_posix()
-        subjects[name[: -len(image_suffix(files[0]))]] = subject.name
-    return split_warning(subjects)
+def column_names(options: Sequence[str]) -> dict[str, str]:
+    """ "Channel_0=t1_path" as {"Channel_0": "t1_path"}, for `prepare`. Raises ManifestError."""
+    pairs = [text.partition("=") for text in options]
+    names = {new.strip(): old.strip() for new, _, old in pairs}
+    faults = [
+        f"--column {text}: write it as in Channel_0=t1_path"
+        for text, (new, _, old) in zip(options, pairs, strict=True)
+        if not new.strip() or not old.strip()
+    ]
+    if not faults and len(names) < len(pairs):
+        faults.append("--column names one column twice")
+    if faults:
+        raise ManifestError("These columns cannot be used:", faults)
+    return names
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The rows without a split, what names the channels, and a warning."""
+
+    rows: list[dict[str, str]]
+    channels: tuple[str, ...] = ()
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class _Usable:
+    """Says whether a file can be used; those that cannot are added to `left_out`."""
+
+    fault_of: Callable[[Path], str] | None
+    left_out: LeftOut
+
+    def __call__(self, path: Path) -> bool:
+        fault = self.fault_of(path) if self.fault_of else ""
+        if fault:
+            self.left_out.append((path, fault))
+        return not fault
+
+
+def _check_request(
+    data: Path, paradigm: str, channels: Sequence[str] | None, columns: Mapping[str, str]
+) -> None:
+    if not data.exists():
+        raise ManifestError(
+            f"data_path {data} does not exist; a folder of images, or a CSV of them, is needed."
+        )
+    if data.is_dir() and columns:
+        raise ManifestError(
+            f"--column renames the columns of a CSV, but data_path {data} is a folder."
+        )
+    if not data.is_dir() and (channels or paradigm != "unlabeled"):
+        raise ManifestError(
+            f"--channels and --paradigm are for folders of images, but data_path {data} is a file: "
+            "name its columns, as in --column Channel_0=t1_path."
+        )
+    _check_patterns(channels or ())
+
+
+def _found_below(
+    data: Path, csv_path: Path, paradigm: Paradigm, channels: Sequence[str] | None, usable: _Usable
+) -> _Found:
+    """The rows of the images below a folder."""
+    folder, left_out = data.resolve(), usable.left_out
+    images = [image for image in _images(folder, csv_path, left_out) if usable(folder / image)]
+    if paradigm == "unlabeled" and is_nnunet(images):
+        items, names = nnunet_items(folder, images, channels or (), left_out)
+    else:
+        names = recognised_channels(images, paradigm) if channels is None else tuple(channels)
+        items = list(items_of(folder, images, paradigm, names, left_out))
+    participants = _participants(folder / PARTICIPANTS, left_out)
+    return _Found(
+        _rows(items, csv_path.parent, participants),
+        names,
+        split_warning({item.name: item.subject for item in items}),
+    )
+
+
+def _participants(path: Path, left_out: LeftOut) -> dict[str, dict[str, str]]:
+    """The columns of a BIDS participants.tsv by subject, sub-01; none where there is no such file.
+
+    Columns that a manifest has a meaning for are left out.
+    """
+    if not path.is_file():
+        return {}
+    table = read_table(path)
+    faults = [*table.faults]
+    if _PARTICIPANT not in table.header:
+        faults.append(f"it has no column {_PARTICIPANT}; it has: {', '.join(table.header)}")
+    reserved = {name.casefold() for name in (*KNOWN_COLUMNS, _PARTICIPANT)}
+    left_out += [
+        (path, f"the column {name} has a meaning in a manifest")
+        for name in table.header
+        if name.casefold() in reserved and name != _PARTICIPANT
+    ]
+    participants: dict[str, dict[str, str]] = {}
+    for number, cells in table.records.items() if not faults else ():
+        subject = f"sub-{cells[_PARTICIPANT].removeprefix('sub-')}"
+        if subject in participants:
+            faults.append(f"row {number}: {subject} is there twice")
+        participants[subject] = {
+            name: "" if cell == _NOT_AVAILABLE else cell
+            for name, cell in cells.items()
+            if name.casefold() not in reserved
+        }
+    if faults:
+        raise ManifestError(f"{path} cannot be joined to the images:", first_faults(faults))
+    return participants
+
+
+def _table_rows(
+    data: Path, columns: Mapping[str, str], csv_path: Path, usable: _Usable
+) -> list[dict[str, str]]:
+    """The rows of a CSV, with its columns renamed as `columns` says. Raises ManifestError."""
+    table = read_table(data)
+    faults = [
+        f"--column {new}={old}: there is no column {old!r}"
+        for new, old in columns.items()
+        if old not in table.header
+    ]
+    kept = set(table.header) - {*columns.values()}
+    faults += [
+        f"--column {new}={old}: there is a column {new!r} already" if new in kept
+        else f"--column {new}={old}: {old!r} is renamed twice"
+        for new, old in columns.items()
+        if new in kept or list(columns.values()).count(old) > 1
+    ]  # fmt: skip
+    if faults:
+        listed = ", ".join(name or "(no name)" for name in table.header)
+        raise ManifestError(f"The columns of {data} are: {listed}.", faults)
+    names = {old: new for new, old in columns.items()}
+    header = tuple(names.get(name, name) for name in table.header)
+    manifest = manifest_of(data, replace(table, header=header))
+    rows = []
+    for row in manifest.rows:
+        if all(usable(path) for path in row.channels):
+            paths = {
+                name: Path(os.path.relpath(path, csv_path.parent)).as_posix()
+                for name, path in row.channel_cells.items()
+            }
+            known = row.known_cells
+            rows.append(paths | {k: v for k, v in known.items() if k != "SubjectID" or k in header})
+    return rows
+
+
+def _split(
+    rows: list[dict[str, str]], fractions: Mapping[str, float], seed: int
+) -> list[dict[str, str]]:
+    """The rows with a column Split, where a fraction is asked for."""
+    if not any(fractions.values()):
+        return rows
+    if any("Split" in row for row in rows):
+        raise ManifestError(
+            "The CSV has a column Split already: leave out --validation and --test, or the column."
+        )
+    subjects = [row.get("SubjectID", f"row-{number}") for number, row in enumerate(rows)]
+    labels = [int(row.get("Label", -1)) for row in rows]
+    splits = split_subjects(subjects, labels, fractions, seed)
+    return [row | {"Split": splits[subject]} for row, subject in zip(rows, subjects, strict=True)]
+
+
+def _left_out_lines(left_out: Iterable[tuple[Path, str]]) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in left_out:
+        by_reason.setdefault(reason, []).append(str(path))
+    lines = []
+    for reason, paths in by_reason.items():
+        if len(paths) > _NAMES_SHOWN:
+            names = ", ".join(first_faults(paths, _NAMES_SHOWN))
+            lines.append(f"{len(paths)} times: {reason}: {names}")
+        else:
+            lines += [f"{path}: {reason}" for path in paths]
+    return first_faults(lines)
 
 
 def _write_anew(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -177,12 +338,12 @@ def _check_patterns(channels: Sequence[str]) -> None:
         raise ManifestError("The channel patterns cannot be used.", faults)
 
 
-def _images(folder: Path, csv_path: Path, left_out: _LeftOut) -> list[Path]:
+def _images(folder: Path, csv_path: Path, left_out: LeftOut) -> list[Path]:
     """Image files below `folder`, relative to it, in natural order."""
-    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    files = (path.relative_to(folder) for path in files_below(folder))
     images = []
     for file in sorted(files, key=lambda file: natural_key(file.as_posix())):
-        if folder / file in (csv_path, _record(csv_path)):  # of an earlier call
+        if folder / file in (csv_path, _record(csv_path), folder / PARTICIPANTS):
             continue
         reason = name_fault(file.as_posix())
         if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in file.parts):
@@ -198,85 +359,28 @@ def _images(folder: Path, csv_path: Path, left_out: _LeftOut) -> list[Path]:
     return images
 
 
-def _subjects(
-    folder: Path, images: Iterable[Path], paradigm: Paradigm, left_out: _LeftOut
-) -> list[_Subject]:
-    """Images grouped by the folders they are in; a loose image is a subject of its own.
-
-    Where all names have BIDS subjects, a loose image belongs to that subject.
-    """
-    images = list(images)
-    is_bids = all(bids_subject(image.name) for image in images)
-    groups: dict[tuple[str, str, str], list[Path]] = {}
-    for image in images:
-        above = list(image.parts[:-1])
-        label = above.pop(0) if paradigm == "custom" and above else ""
-        if (paradigm == "custom" and not label) or (paradigm == "patient" and not above):
-            reason = f"not in a folder of its own (layout: {LAYOUTS[paradigm]})"
-            left_out.append((folder / image, reason))
-            continue
-        stem = image.name[: -len(image_suffix(image))]
-        loose_subject = bids_subject(stem) if is_bids else "/".join(filter(None, (label, stem)))
-        subject = above[0] if above else loose_subject
-        # loose images of one stem (a.png, a.jpg) share the subject, but are not its channels
-        loose = "" if above else image.as_posix()
-        label = subject if paradigm == "patient" else label
-        groups.setdefault((label, subject, loose), []).append(folder / image)
-    return [_Subject(name, label, tuple(files)) for (label, name, _), files in groups.items()]
-
-
-def _items(subject: _Subject, channels: Sequence[str], left_out: _LeftOut) -> Iterator[_Item]:
-    """The subject's rows: one per image, or one in all where channels have patterns."""
-    if not channels:
-        yield from ((subject, (file,)) for file in subject.files)
-        return
-    faults = []
-    chosen = []
-    for pattern in channels:
-        matches = [file for file in subject.files if _matches(file, pattern)]
-        chosen += matches[:1]
-        if len(matches) > 1:
-            names = ", ".join(file.name for file in matches)
-            faults.append(f"channel {pattern!r} has {len(matches)} files ({names})")
-        elif not matches:
-            faults.append(f"channel {pattern!r} has no file")
-    twice = [file.name for file, count in Counter(chosen).items() if count > 1]
-    if twice and not faults:
-        faults.append(f"{twice[0]} matches several channels")
-    if faults:
-        reason = f"subject {subject.name}: {'; '.join(faults)}"
-        left_out.extend((file, reason) for file in subject.files)
-        return
-    left_out.extend((f, "matches no channel") for f in subject.files if f not in chosen)
-    yield subject, tuple(chosen)
-
-
-def _matches(file: Path, pattern: str) -> bool:
-    stem = file.name[: -len(image_suffix(file))].casefold()
-    folded = pattern.casefold()
-    if re.search(rf"(?<![^\W_]){re.escape(folded)}(?![^\W_])", stem):
-        return True
-    is_glob = "*" in folded or "?" in folded
-    return is_glob and (fnmatchcase(stem, folded) or fnmatchcase(file.name.casefold(), folded))
-
-
-def _rows(items: Iterable[_Item], base: Path) -> list[dict[str, str]]:
+def _rows(
+    items: Iterable[Item], base: Path, participants: Mapping[str, Mapping[str, str]]
+) -> list[dict[str, str]]:
     items = sorted(
-        items, key=lambda item: (natural_key(item[0].label_name), natural_key(item[0].name))
+        items, key=lambda item: (natural_key(item.label_name), natural_key(item.subject))
     )
-    names = sorted({subject.label_name for subject, _ in items} - {""}, key=natural_key)
+    names = sorted({item.label_name for item in items} - {""}, key=natural_key)
     ids = {name: i for i, name in enumerate(names)}
+    columns = dict.fromkeys(name for item in items for name in item.entities)
     rows = []
-    for subject, files in items:
+    for item in items:
         row = {
             f"Channel_{i}": Path(os.path.relpath(file, base)).as_posix()
-            for i, file in enumerate(files)
+            for i, file in enumerate(item.files)
         }
-        row["SubjectID"] = subject.name
-        if subject.label_name:
-            row["Label"] = str(ids[subject.label_name])
-            row["LabelMapping"] = subject.label_name
-        rows.append(row)
+        row["SubjectID"] = item.subject
+        if item.label_name:
+            row["Label"] = str(ids[item.label_name])
+            row["LabelMapping"] = item.label_name
+        row |= {name: item.entities.get(name, "") for name in columns}
+        stated = participants.get(item.subject, {})
+        rows.append(row | {k: v for k, v in stated.items() if k not in row})
     return rows
 
 

@@ -11,6 +11,7 @@ from synthcube.data.conditions import parse_number
 from synthcube.data.manifest import (
     FILE_NAME,
     KNOWN_COLUMNS,
+    TABLE_SUFFIXES,
     CsvTable,
     Manifest,
     image_suffix,
@@ -88,7 +89,7 @@ def _conditions_table(path: Path) -> Path | None:
     """Return the CSV of conditions at `path`, or None if there are images."""
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        tables = [file for file in files if file.suffix.lower() == ".csv"]
+        tables = [file for file in files if file.name.lower().endswith(TABLE_SUFFIXES)]
         if path / FILE_NAME in tables:
             tables = [path / FILE_NAME]
         elif any(image_suffix(file) for file in files):

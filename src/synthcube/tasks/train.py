@@ -17,7 +17,7 @@ from synthcube.data.manifest import Manifest, read_manifest, require_outside
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError
-from synthcube.schema import ImageSpec
+from synthcube.schema import ImageSpec, near_multiples
 from synthcube.tasks import hub_pins, run_folder
 from synthcube.training import checkpoints, deepspeed, fine_tuning, memory
 from synthcube.training.config import TrainingConfig
@@ -110,10 +110,21 @@ def open_data(settings: RunConfig, manifest: Manifest) -> DataModule:
         seed=settings.seed, cache=environment.cache_folder(),
     )  # fmt: skip
     if faults := settings.model.faults(data.image.encoded):
+        if fitting := _fitting_size(settings, data.image.encoded):
+            faults = [*faults, f"data.size: {fitting} fits"]
         raise ImageError("The images do not fit the model:", faults)
     # checked here, not by infer after all the training
     Postprocessing(settings.sampling.postprocessing, data.image)
     return data
+
+
+def _fitting_size(settings: RunConfig, image: ImageSpec) -> list[int]:
+    """A size near that of the images that the model can make; empty where none is near."""
+    for step in (4, 8, 16, 32, 64, 128):
+        size = near_multiples(image.size, step)
+        if not settings.model.faults(image.model_copy(update={"size": tuple(size)})):
+            return size
+    return []
 
 
 def _inputs(settings: RunConfig, data_path: Path) -> dict[str, Path | None]:

@@ -1,0 +1,292 @@
+"""Layouts of image folders that people have: which files are the channels of one image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from synthcube.data.manifest import KNOWN_COLUMNS, bids_subject, image_suffix, natural_key
+
+Paradigm = Literal["unlabeled", "patient", "custom"]
+LeftOut = list[tuple[Path, str]]
+"""Files, or the folders of subjects, that are in no row, with the reasons."""
+
+LAYOUTS = {
+    "unlabeled": "SUBJECT/images, or images",
+    "patient": "SUBJECT/images",
+    "custom": "CLASS/SUBJECT/images, or CLASS/images",
+}
+MASK = "mask"
+"""Name of the last channel of nnU-Net's layout."""
+_MASK_WORDS = {
+    *("seg", "dseg", "segmentation", "mask", "label", "labels", "gt", "lesion", "roi"),
+}
+_IMAGE_WORDS = {
+    *(
+        "t1",
+        "t1w",
+        "t1c",
+        "t1ce",
+        "t1gd",
+        "t1n",
+        "t2",
+        "t2w",
+        "t2f",
+        "t2star",
+        "flair",
+        "pd",
+        "pdw",
+    ),
+    *("dwi", "adc", "swi", "ct", "cta", "cbct", "pet", "mr", "mri", "image", "img"),
+}
+_NNUNET_FOLDERS = {"imagestr", "imagests", "labelstr", "labelsts"}
+_NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
+_ENTITY = re.compile(r"(?:^|_)([a-z]+)-([A-Za-z0-9+]+)(?=_|$)")
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row to be: its channel files, its subject and class, and what its name states."""
+
+    subject: str
+    label_name: str
+    files: tuple[Path, ...]
+    name: str
+    """Path below the folder, without the word of a channel."""
+    entities: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Unit:
+    """Files among which each channel is looked for: of a subject, of a session, of one name."""
+
+    subject: str
+    label_name: str
+    place: Path
+    """What a message calls it: the subject's folder, or a file."""
+    files: list[Path]
+    is_bids: bool = False
+
+
+def is_nnunet(images: Sequence[Path]) -> bool:
+    """Whether all images are in imagesTr, labelsTr, imagesTs and labelsTs."""
+    tops = {image.parts[0].lower() for image in images}
+    return tops <= _NNUNET_FOLDERS and any(top.startswith("images") for top in tops)
+
+
+def nnunet_items(
+    folder: Path, images: Sequence[Path], channels: Sequence[str], left_out: LeftOut
+) -> tuple[list[Item], tuple[str, ...]]:
+    """Rows of imagesTr/case_0000.nii.gz with labelsTr/case.nii.gz as one more channel, the mask.
+
+    With them the names of the channels.
+
+    The numbers may be missing, as in the Medical Segmentation Decathlon.
+
+    Args:
+        images: relative to `folder`.
+        channels: numbers and MASK, in the order of the channels; empty: all that there are.
+    """
+    masks = {
+        (image.parts[0][-2:], _stem(image)): image
+        for image in images
+        if image.parts[0].lower().startswith("labels")
+    }
+    cases = {case: {MASK: mask} for case, mask in masks.items()}
+    for image in images:
+        part, stem = image.parts[0][-2:], _stem(image)
+        if masks.get((part, stem)) == image:
+            continue
+        numbered = None if (part, stem) in masks else _NNUNET_CHANNEL.fullmatch(stem)
+        case, number = numbered.groups() if numbered else (stem, "0000")
+        cases.setdefault((part, case), {})[number] = image
+    wanted = channels or sorted(set().union(*cases.values()))  # the mask last
+    items = []
+    for (_, case), files in cases.items():
+        if lacking := [f"channel {name!r} has no file" for name in wanted if name not in files]:
+            left_out.append((folder / min(files.values()), "; ".join(lacking)))
+        else:
+            items.append(Item(case, "", tuple(folder / files[name] for name in wanted), case))
+    return items, tuple(wanted)
+
+
+def recognised_channels(images: Sequence[Path], paradigm: Paradigm) -> tuple[str, ...]:
+    """Words such as t1 and seg that name the channels of most subjects; masks come last.
+
+    Empty where less than two such words are in the names of at least half of the subjects.
+    """
+    words: dict[str, set[str]] = {}
+    is_bids = all(bids_subject(image.name) for image in images)
+    for image in images:
+        label, above = _folders(image, paradigm)
+        *before, word = re.split(r"[\W_]+", _stem(image).casefold())
+        base = "_".join(before)
+        unit = _bids_unit(image) if is_bids else f"{label}/{above[0] if above else base}"
+        known = {word} & (_IMAGE_WORDS | _MASK_WORDS)
+        words.setdefault(unit, set()).update(known)
+    common = {
+        word
+        for word in set().union(*words.values())
+        if 2 * sum(word in unit for unit in words.values()) >= len(words)
+    }
+    complete = sum(common <= unit for unit in words.values())
+    if len(common) < 2 or 2 * complete < len(words):
+        return ()
+    return tuple(sorted(common, key=lambda word: (word in _MASK_WORDS, natural_key(word))))
+
+
+def items_of(
+    folder: Path,
+    images: Sequence[Path],
+    paradigm: Paradigm,
+    channels: Sequence[str],
+    left_out: LeftOut,
+) -> Iterator[Item]:
+    """Rows of images, relative to `folder`, in the folders of subjects and classes.
+
+    Without channels each image is a row. A loose image is a subject of its own, or with channels
+    the images whose names differ only in the channel; where all names have BIDS subjects, a loose
+    image belongs to that subject.
+    """
+    for unit in _units(folder, images, paradigm, channels, left_out):
+        rows = [(file,) for file in unit.files] if not channels else _rows(unit, channels, left_out)
+        for files in rows:
+            name = files[0].relative_to(folder)
+            base = _base(name.name, channels) or _stem(name)
+            entities = _common_entities(files) if unit.is_bids else {}
+            stated = (name.parent / base).as_posix()
+            yield Item(unit.subject, unit.label_name, files, stated, entities)
+
+
+def _units(
+    folder: Path, images: Sequence[Path], paradigm: Paradigm, channels: Sequence[str],
+    left_out: LeftOut,
+) -> Iterable[_Unit]:  # fmt: skip
+    is_bids = all(bids_subject(image.name) for image in images)
+    units: dict[tuple[str, str, str], _Unit] = {}
+    for image in images:
+        label, above = _folders(image, paradigm)
+        if (paradigm == "custom" and not label) or (paradigm == "patient" and not above):
+            reason = f"not in a folder of its own (layout: {LAYOUTS[paradigm]})"
+            left_out.append((folder / image, reason))
+            continue
+        base = _base(image.name, channels) or _stem(image)
+        if is_bids and (not above or any(part.startswith("sub-") for part in above)):
+            subject = bids_subject(_stem(image))
+        else:
+            subject = above[0] if above else "/".join(filter(None, (label, base)))
+        # without channels, loose images of one stem (a.png, a.jpg) are rows apart all the same
+        part = _bids_unit(image) if is_bids else "" if above else base if channels else str(image)
+        label = subject if paradigm == "patient" else label
+        place = folder / Path(*image.parts[: -len(above)]) if above else folder / image
+        units.setdefault(
+            (label, subject, part), _Unit(subject, label, place, [], is_bids)
+        ).files.append(folder / image)
+    return units.values()
+
+
+def _folders(image: Path, paradigm: Paradigm) -> tuple[str, list[str]]:
+    """The class of an image, and its folders from that of its subject on."""
+    above = list(image.parts[:-1])
+    label = above.pop(0) if paradigm == "custom" and above else ""
+    return label, above
+
+
+def _bids_unit(image: Path) -> str:
+    """Subject and session, within which each channel is looked for."""
+    return f"{bids_subject(_stem(image))}/{_entities(image).get('ses', '')}"
+
+
+def _rows(unit: _Unit, channels: Sequence[str], left_out: LeftOut) -> list[tuple[Path, ...]]:
+    """The rows of a unit: one, or one for each name that has all channels."""
+    chosen, faults = _chosen(unit.files, channels)
+    if not faults:
+        left_out += [(f, "matches no channel") for f in unit.files if f not in chosen]
+        return [chosen]
+    samples: dict[tuple[Path, str], list[Path]] = {}
+    for file in unit.files:
+        if (base := _base(file.name, channels)) is not None:
+            samples.setdefault((file.parent, base.casefold()), []).append(file)
+    outcomes = {sample: _chosen(files, channels) for sample, files in samples.items()}
+    whole = [sample for sample, (_, lacking) in outcomes.items() if not lacking]
+    # t1, t2 and x_t2 in one folder: which t2?
+    is_unclear = len(whole) == 1 and sum(parent == whole[0][0] for parent, _ in samples) > 1
+    if not whole or is_unclear:
+        left_out.append((unit.place, "; ".join(faults)))
+        return []
+    for sample, (_, lacking) in outcomes.items():
+        if lacking:
+            left_out.append((samples[sample][0], "; ".join(lacking)))
+    in_samples = {file for files in samples.values() for file in files}
+    left_out += [(f, "matches no channel") for f in unit.files if f not in in_samples]
+    return [outcomes[sample][0] for sample in whole]
+
+
+def _chosen(files: Sequence[Path], channels: Sequence[str]) -> tuple[tuple[Path, ...], list[str]]:
+    """The file of each channel, and what is wrong with that."""
+    matches = [[file for file in files if _matches(file, pattern)] for pattern in channels]
+    faults = []
+    for pattern, found in zip(channels, matches, strict=True):
+        names = ", ".join(file.name for file in found[:_NAMES_SHOWN])
+        names += ", ..." if len(found) > _NAMES_SHOWN else ""
+        if len(found) > 1:
+            faults.append(f"channel {pattern!r} has {len(found)} files ({names})")
+        elif not found:
+            faults.append(f"channel {pattern!r} has no file")
+    chosen = [found[0] for found in matches if found]
+    if not faults and (twice := {file.name for file in chosen if chosen.count(file) > 1}):
+        faults.append(f"{min(twice)} matches several channels")
+    return tuple(chosen), faults
+
+
+def _matches(file: Path, pattern: str) -> bool:
+    stem, folded = _stem(file).casefold(), pattern.casefold()
+    if re.search(_word(folded), stem):
+        return True
+    is_glob = "*" in folded or "?" in folded
+    return is_glob and (fnmatchcase(stem, folded) or fnmatchcase(file.name.casefold(), folded))
+
+
+def _word(folded: str) -> str:
+    """Matches it as a whole word, together with what separates it from the word before."""
+    return rf"[\W_]*(?<![^\W_]){re.escape(folded)}(?![^\W_])"
+
+
+def _base(name: str, channels: Sequence[str]) -> str | None:
+    """A file's name without the word of its channel; None where it has none."""
+    stem = _stem(Path(name))
+    for pattern in channels:
+        if not _matches(Path(name), pattern):
+            continue
+        folded = pattern.casefold()
+        without = re.sub(_word(folded), "", stem, count=1, flags=re.IGNORECASE)
+        if without == stem:  # a glob: without the words that hold its longest literal
+            literal = max(re.split(r"[*?]+", folded), key=len).strip("_-. ")
+            words = re.split(r"([\W_]+)", stem)
+            without = "".join(word for word in words if literal not in word.casefold())
+        return without.strip("_-. ")
+    return None
+
+
+def _common_entities(files: Sequence[Path]) -> dict[str, str]:
+    """The BIDS entities that all files of a row share, without the subject."""
+    first, *others = (_entities(file) for file in files)
+    known = {"sub", *(name.casefold() for name in KNOWN_COLUMNS)}
+    return {
+        name: value
+        for name, value in first.items()
+        if name not in known and all(other.get(name) == value for other in others)
+    }
+
+
+def _entities(file: Path) -> dict[str, str]:
+    return dict(_ENTITY.findall(_stem(file)))
+
+
+def _stem(path: Path) -> str:
+    return path.name[: -len(image_suffix(path))]
