@@ -260,6 +260,15 @@ def test_check_tells_masks_from_images(cli, scans: Path, tmp_path: Path) -> None
     assert "channel 1: a mask, share of the voxels of each class: 0 (" in told
 
 
+def test_prepare_recognises_masks(cli, scans: Path, tmp_path: Path) -> None:
+    code, told, err = cli("prepare", "-d", scans, "-o", tmp_path, "--channels", "ct,seg")
+    assert code == 0, err
+    assert (
+        "Masks: channel 1; add to the config: "
+        "data: {channels: {1: {kind: mask, classes: [0, 1, 4]}}}" in told
+    )
+
+
 def test_masks_are_postprocessed_only_by_name(run: Path, tmp_path: Path) -> None:
     plain, finished = tmp_path / "plain", tmp_path / "finished"
     infer(InferRequest(run, plain, num_images="2"))

@@ -291,6 +291,11 @@ def prepare(
             say(f"{title}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
     for line in prepared.left_out_lines:
         say(f"Left out: {line}")
+    if prepared.masks:
+        from synthcube.data.channels import mask_settings
+
+        listed = ", ".join(f"channel {channel}" for channel in prepared.masks)
+        say(f"Masks: {listed}; add to the config: {mask_settings(prepared.masks)}")
     if prepared.warning:
         say(f"Warning: {prepared.warning}.")
 

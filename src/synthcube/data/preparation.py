@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
+from synthcube.data.channels import Masks, probable_masks
+from synthcube.data.images import read_image
 from synthcube.data.layouts import (
     LAYOUTS,
     Item,
@@ -33,13 +36,14 @@ from synthcube.data.manifest import (
     write_manifest,
 )
 from synthcube.data.module import split_subjects
-from synthcube.errors import ManifestError, OutputError, first_faults
+from synthcube.errors import ImageError, ManifestError, OutputError, first_faults
 from synthcube.storage import make_folder, sha256, write_text
 
 PARTICIPANTS = "participants.tsv"
 _PARTICIPANT = "participant_id"
 _NOT_AVAILABLE = "n/a"  # in tables of BIDS
 _NAMES_SHOWN = 3
+_LOOKED_AT = 16  # images, to tell masks from images
 _SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
@@ -56,6 +60,7 @@ class Preparation:
     warning: str = ""  # of a person who may be several subjects
     channels: tuple[str, ...] = ()  # what names them in the files; empty: each file is a row
     columns: tuple[str, ...] = ()  # that can be conditions
+    masks: Masks = field(default_factory=dict)  # channels that look like masks, with their classes
 
     @property
     def left_out_lines(self) -> list[str]:
@@ -92,7 +97,7 @@ def prepare(
         test: share of the subjects for the test.
         seed: of the split.
         fault_of: says why a file cannot be used, or nothing; such files are left out. Without
-            it no file is opened.
+            it no more files are opened than it takes to tell masks from images.
     """
     csv_path = (out if out.suffix.lower() == ".csv" else out / FILE_NAME).resolve()
     _check_request(data, paradigm, channels, columns or {})
@@ -122,7 +127,27 @@ def prepare(
         warning=found.warning,
         channels=found.channels,
         columns=tuple(dict.fromkeys(name for row in rows for name in row if name not in known)),
+        masks=_masks_among(rows, csv_path.parent),
     )
+
+
+def _masks_among(rows: Sequence[Mapping[str, str]], folder: Path) -> Masks:
+    """Channels that hold few whole numbers in the first images; none where a file is faulty."""
+    columns = [name for name in rows[0] if name.startswith("Channel_")]
+    masks: dict[int, tuple[int, ...]] = {}
+    start = 0
+    try:
+        for column in columns if len(columns) > 1 else ():
+            files = (folder / row[column] for row in rows[:_LOOKED_AT])
+            images = (read_image([file]).tensor for file in files)
+            first = next(images)
+            if probable_masks([first]):
+                found = probable_masks(chain([first], images))
+                masks |= {start + channel: classes for channel, classes in found.items()}
+            start += len(first)
+    except ImageError:  # which --verify and check explain
+        return {}
+    return masks
 
 
 def column_names(options: Sequence[str]) -> dict[str, str]:
