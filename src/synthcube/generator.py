@@ -301,6 +301,7 @@ class Generator:
             with self._vouching():
                 manifest = read_manifest(Path(images))
                 cache = self._model.load(manifest)
+                manifest = cache.rows_of(manifest)
             originals = torch.from_numpy(cache.read(range(len(cache.affines))))
             specs = tuple(placed_like(self.image, affine) for affine in cache.affines)
             names = [spec.name for spec in self.image.conditions]

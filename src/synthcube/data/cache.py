@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synthcube import __version__
-from synthcube.data.images import read_images
+from synthcube.data.images import Image, read_images
 from synthcube.data.manifest import Manifest, Row
 from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing
 from synthcube.environment import told
@@ -31,7 +32,7 @@ from synthcube.schema import near_multiples
 from synthcube.storage import make_folder, storage_errors, write_json
 
 log = logging.getLogger("synthcube")
-_FORMAT = 3
+_FORMAT = 4
 _ARRAY, _INDEX = "images.f32", "index.json"
 _KEY_LENGTH, _BUILDING = 32, ".building-"
 # Nothing else in the folder is ours to remove.
@@ -40,13 +41,23 @@ _OURS = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|{re.escape(_BUILDING)}[0-9a-f]{{
 # some pages around every one that is read, so that several times as much is resident.
 _MAPPED_BYTES = 2 << 20
 _SIDE_STEP = 32  # sides that are multiples of it suit the defaults of every family
+_TOO_LARGE = (
+    "The preprocessed images take more than {:g} GB, which data.cache_gb allows: raise it, or lower "
+    "data.size."
+)
 _GREY_LEVEL = 2 / 255  # of a picture of 8 bits, in [-1, 1]
 
 
 def load_images(manifest: Manifest, config: DataConfig, cache: Path) -> ImageCache:
-    """The preprocessed images of `manifest`, in its order, from the cache or newly computed."""
+    """The preprocessed images of `manifest`, in its order, from the cache or newly computed.
+
+    With data.slices, they are those of its volumes' slices; see :meth:`ImageCache.rows_of`.
+    """
     files = [row.channels for row in manifest.rows]
-    key = cache_key(files, config.preprocessing_key, cache)
+    settings = config.preprocessing_key
+    if any(row.slice is not None for row in manifest.rows):
+        settings["rows"] = [row.slice for row in manifest.rows]
+    key = cache_key(files, settings, cache)
     return open_cache(
         cache, key, len(files), lambda: _prepared(manifest, config), config.cache_gb * 1e9
     )
@@ -126,11 +137,25 @@ class ImageCache:
         self.shape: tuple[int, ...] = tuple(index["shape"])
         self.affines: npt.NDArray[np.float64] = np.array(index["affines"])
         self.intensity_ranges: npt.NDArray[np.float64] = np.array(index["intensity_ranges"])
+        self._sources: list[tuple[int, int | None]] = index["sources"]
         self._folder = folder
         self._images = Float32Rows(folder / _ARRAY, self.shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def source_rows(self) -> list[int]:
+        """For each image, the row of the manifest that it is from."""
+        return [place for place, _ in self._sources]
+
+    def rows_of(self, manifest: Manifest) -> Manifest:
+        """The manifest that was loaded, with a row for each image: its own, or one a slice."""
+        rows = [
+            row if number is None else replace(row, slice=number)
+            for row, number in ((manifest.rows[place], number) for place, number in self._sources)
+        ]
+        return Manifest(manifest.path, tuple(rows))
 
     def __reduce__(self) -> tuple[type[ImageCache], tuple[Path]]:
         return ImageCache, (self._folder,)  # for loader processes that are not forked
@@ -214,11 +239,17 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
     contrasts = _Contrasts()
     log.info("Preprocessing %d images (cached for next time) ...", len(manifest.rows))
     rows = told(manifest.rows, len(manifest.rows), "Preprocessing images")
-    for row, prepared in read_images(rows, lambda _, image: preprocessing(image), unusable):
-        shapes[str(row.channels[0])] = tuple(prepared.tensor.shape)
-        contrasts.add(prepared)
-        if not unusable:
-            yield prepared
+
+    def prepare(row: Row, image: Image) -> list[Prepared]:
+        cuts = preprocessing.images_of(image, row.slice)
+        return [replace(preprocessing(cut), slice=number) for number, cut in cuts]
+
+    for place, (row, images) in enumerate(read_images(rows, prepare, unusable)):
+        for prepared in images:
+            shapes[str(row.channels[0])] = tuple(prepared.tensor.shape)
+            contrasts.add(prepared)
+            if not unusable:
+                yield replace(prepared, row=place)
     if not unusable and (lost := contrasts.faults(config)):
         raise ImageError(
             f"The range of intensities leaves no contrast in any image of {manifest.path}:", lost
@@ -274,6 +305,7 @@ def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_byte
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
         affines: list[list[list[float]]] = []
+        sources: list[tuple[int, int | None]] = []
         ranges: list[Sequence[Sequence[float]]] = []
         checksum = 0
         shape: tuple[int, ...] = ()
@@ -281,6 +313,9 @@ def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_byte
             for image in images:
                 if not shape:
                     _check_room(folder.parent, num_images * image.tensor.nbytes, limit_bytes)
+                if (len(sources) + 1) * image.tensor.nbytes > limit_bytes:  # of slices
+                    raise OutputError(_TOO_LARGE.format(limit_bytes / 1e9))
+                sources.append((image.row, image.slice))
                 shape = tuple(image.tensor.shape)
                 piece = image.tensor.numpy().tobytes()
                 checksum = zlib.crc32(piece, checksum)
@@ -290,7 +325,8 @@ def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_byte
             file.flush()
             os.fsync(file.fileno())
         index: dict[str, Any] = {
-            "shape": [num_images, *shape],
+            "shape": [len(sources), *shape],
+            "sources": sources,
             "affines": affines,
             "intensity_ranges": ranges,
         }

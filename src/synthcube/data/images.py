@@ -79,9 +79,12 @@ def read_images(
     rows: Iterable[Row], use: Callable[[Row, Image], T], faults: dict[Row, str]
 ) -> Iterator[tuple[Row, T]]:
     """Each row with what `use` returns for its image; rows that fail go to `faults` instead."""
+    files: tuple[Path, ...] = ()
     for row in rows:
         try:
-            outcome = use(row, read_image(row.channels))
+            if row.channels != files:  # else another slice of the same volume
+                image, files = read_image(row.channels), row.channels
+            outcome = use(row, image)
         except OutputError:
             raise
         except SynthCubeError as error:

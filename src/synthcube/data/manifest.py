@@ -49,12 +49,15 @@ class Row:
     conditions: Mapping[str, str] = field(default_factory=dict, hash=False)
     number: int = 0
     """Line in the CSV (the header is line 1); in a plain folder the running number from 1."""
+    slice: int | None = None
+    """The slice that is meant, of volumes that are read slice by slice (data.slices)."""
 
     @property
     def name(self) -> str:
-        """A stem for output files, unique within a manifest: number and subject."""
+        """A stem for output files, unique within a manifest: number and subject, and the slice."""
         subject = re.sub(r"[^A-Za-z0-9._-]+", "_", self.subject).strip("._")
-        return f"{self.number:05d}-{subject[:80] or 'image'}"
+        ending = "" if self.slice is None else f"-slice_{self.slice:04d}"
+        return f"{self.number:05d}-{subject[:80] or 'image'}{ending}"
 
     @property
     def channel_cells(self) -> dict[str, str]:

@@ -253,14 +253,17 @@ class DataModule(pl.LightningDataModule):
         self, manifest: Manifest, config: DataConfig, *, batch_size: int, seed: int, cache: Path
     ) -> None:
         super().__init__()
-        self.manifest = manifest
+        self.files = self.manifest = manifest
         self.config = config
         self.batch_size = batch_size
         self.seed = seed
         # First what takes no time: an image is only read where the manifest is right.
-        self.splits = self._split()
+        self.splits = self.file_splits = self._split()
         self.conditions = condition_specs(manifest, self.rows("train"), config.conditions)
         self.cache = load_images(manifest, config, cache)
+        # From here on, a row for each slice of data.slices; `files` stays as it was given.
+        self.manifest = self.cache.rows_of(manifest)
+        self.splits = [self.file_splits[place] for place in self.cache.source_rows]
         self.image = self._image_spec()
         self.num_workers = config.num_workers
         self.position = (0, 0)
@@ -272,7 +275,7 @@ class DataModule(pl.LightningDataModule):
 
     def mask_warning(self) -> str:
         """What to add to the config if a channel looks like a mask and is read as an image."""
-        first = self.manifest.rows[:_LOOKED_AT]
+        first = self.files.rows[:_LOOKED_AT]
         probable = probable_masks(read_image(row.channels).tensor for row in first)
         unsaid = {i: probable[i] for i in probable if i not in self.config.channels}
         if not unsaid:

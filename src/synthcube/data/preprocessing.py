@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +31,8 @@ from synthcube.plugins import TRAINED
 from synthcube.reading import validated
 from synthcube.schema import LARGEST_SPACING, MAX_SIDE, SMALLEST_SPACING, List, Pair, size_fault
 
+Plane = Literal["axial", "coronal", "sagittal"]
+_ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of RAS that slices are cut across
 _EIGHT_BIT = (0.0, 255.0)  # intensities of a picture
 _SPREADS = 3  # standard deviations on either side of the mean that become -1 and 1
 
@@ -38,6 +40,11 @@ _SPREADS = 3  # standard deviations on either side of the mean that become -1 an
 class DataConfig(ConditionFields):
     """How images are read, brought to one shape and range, split and augmented."""
 
+    slices: Plane | None = Field(
+        default=None,
+        description="Cut volumes into 2D images: axial, coronal or sagittal. Slices that are all "
+        "of one intensity are left out.",
+    )
     spacing_mm: List[Annotated[float, Field(le=LARGEST_SPACING)]] | None = Field(
         default=None, description="Resample to this voxel size; null keeps the source's."
     )
@@ -101,6 +108,8 @@ class DataConfig(ConditionFields):
         for name, values in (("size", self.size), ("spacing_mm", self.spacing_mm)):
             if values is not None and (len(values) not in (2, 3) or min(values) <= 0):
                 raise ValueError(f"{name} {list(values)}: two or three positive values are needed")
+            if self.slices and values is not None and len(values) != 2:
+                raise ValueError(f"{name} {list(values)}: a slice has two sides")
         if self.size and (fault := size_fault(self.size)):
             raise ValueError(f"size: {fault}")
         if self.spacing_mm and min(self.spacing_mm) < SMALLEST_SPACING:
@@ -114,7 +123,7 @@ class DataConfig(ConditionFields):
     def preprocessing_key(self) -> dict[str, Any]:
         """The settings on which a preprocessed image depends."""
         kept = {"spacing_mm", "size", "fit", "intensity_range", "percentiles", "preprocessing"}
-        kept |= {"channels"} if self.channels else set()
+        kept |= {name for name in ("channels", "slices") if getattr(self, name)}
         return self.model_dump(mode="json", include=kept)
 
     def fixed_range(self, channel: int) -> tuple[str, tuple[float, float] | None]:
@@ -171,6 +180,8 @@ class Prepared:
     affine: npt.NDArray[np.float64]  # (4, 4), voxel index to RAS+ mm
     intensity_range: tuple[tuple[float, float], ...]  # per channel, in the source's units
     source_range: tuple[tuple[float, float], ...] = ()  # likewise, its minimum and maximum
+    row: int = 0  # of the manifest
+    slice: int | None = None  # of a volume; None: it is the whole image
 
 
 class Preprocessing:
@@ -198,6 +209,43 @@ class Preprocessing:
         if tensor.shape[-1] == 1:
             tensor = tensor[..., 0]
         return Prepared(tensor.contiguous(), affine, ranges, tuple(zip(low, high, strict=True)))
+
+    def images_of(self, image: Image, number: int | None = None) -> list[tuple[int | None, Image]]:
+        """The image itself, or the slices of it that data.slices names, with their numbers.
+
+        Slices are numbered from 0 in RAS: from the feet, the back or the left side. Each has two
+        axes, in the order of RAS, and lies where it lay in the volume. Slices whose images are
+        constant are left out. A 2D image is a slice already.
+
+        Args:
+            number: of the only slice that is needed.
+
+        Raises:
+            ImageError: every slice is constant.
+        """
+        if not self.config.slices or image.tensor.shape[-1] == 1:
+            return [(None, image)]
+        import torchio as tio
+
+        self._require_channels(len(image.tensor))
+        volume: Any = tio.ScalarImage(tensor=image.tensor, affine=image.affine)
+        volume = tio.ToCanonical()(volume)
+        across = _ACROSS[self.config.slices]
+        order = [axis for axis in range(3) if axis != across] + [across]
+        tensor = volume.data.permute(0, *(axis + 1 for axis in order))
+        affine = np.asarray(volume.affine, dtype=float)[:, [*order, 3]]
+        compared = [i for i in range(len(tensor)) if i not in self.masks] or [*range(len(tensor))]
+        flat = tensor[compared].flatten(0, 2)  # (voxels of a slice, slices)
+        varied = (flat.amax(dim=0) > flat.amin(dim=0)).nonzero().flatten().tolist()
+        if not varied:
+            raise ImageError("constant image: every slice is of one intensity")
+        slices = []
+        for index in varied if number is None else [number]:
+            placed = affine.copy()
+            placed[:3, 3] += index * affine[:3, 2]
+            cut = tensor[..., index : index + 1].contiguous()
+            slices.append((index, replace(image, tensor=cut, affine=placed)))
+        return slices
 
     def placed(self, image: Image, *, may_be_constant: bool = False) -> tuple[torch.Tensor, Affine]:
         """(C, X, Y, Z) before intensities are scaled, in source units, and its affine.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from synthcube import environment
-from synthcube.data.manifest import Manifest, image_suffix
+from synthcube.data.manifest import Manifest, Row, image_suffix
 from synthcube.errors import ManifestError, first_faults
 from synthcube.evaluation import similarity
 from synthcube.evaluation.arrays import Floats, Ints
@@ -53,8 +53,8 @@ def match_pairs(predictions: Listed, labels: Listed, required: bool | None) -> P
         return None
     by_source = _Matching(
         "the file they were made from (Source)",
-        [row.conditions.get("Source") or None for row in predictions.rows],
-        [[str(path) for path in row.channels] for row in labels.rows],
+        [_source(row) for row in predictions.rows],
+        [[_of_slice(str(path), row.slice) for path in row.channels] for row in labels.rows],
     )
     by_name = _match_names(predictions, labels)
     for matching in (by_source, by_name):
@@ -68,6 +68,16 @@ def match_pairs(predictions: Listed, labels: Listed, required: bool | None) -> P
         f"one (evaluation.pairs: false compares them as two sets); by {best.name}:",
         first_faults(best.faults(predictions, labels)),
     )
+
+
+def _source(row: Row) -> str | None:
+    """The file, and the slice of it, that a prediction was made from."""
+    source = row.conditions.get("Source")
+    return _of_slice(source, row.conditions.get("Slice") or None) if source else None
+
+
+def _of_slice(path: str, number: int | str | None) -> str:
+    return path if number is None else f"{path}, slice {number}"
 
 
 def _match_names(predictions: Listed, labels: Listed) -> _Matching:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -159,15 +159,22 @@ def open_sets(
     return sets, faults
 
 
-Placement = Callable[[Image], tuple[Array, Floats]]
+Placed = tuple[Row, Array, Floats]  # the row, with its slice; (C, *spatial) and its affine
+Placement = Callable[[Row, Image], list[Placed]]
 
 
 def _placement(data: DataConfig, *, may_be_constant: bool) -> Placement:
-    """A function from an image to its voxels on the common grid, (C, *spatial), and its affine."""
+    """A function from a file's image, or the slices of it, to voxels on the common grid."""
     sources = frozenset(data.source_channels)
     preprocessing = Preprocessing(data)
 
-    def place(image: Image) -> tuple[Array, Floats]:
+    def place(row: Row, image: Image) -> list[Placed]:
+        return [
+            (row if number is None else replace(row, slice=number), *place_one(cut))
+            for number, cut in preprocessing.images_of(image, row.slice)
+        ]
+
+    def place_one(image: Image) -> tuple[Array, Floats]:
         count, of_targets = len(image.tensor), preprocessing
         has_sources = bool(sources) and count > len(sources)
         if sources and data.channels and not has_sources:
@@ -192,11 +199,12 @@ def _read_set(
     raster, constant = True, 0
     digest, digests = hashlib.sha256(), []
     samples: list[Array] = []
+    shown_rows: list[Row] = []
     rng = np.random.default_rng(0)
     with append_rows(path) as append:
         rows = told(manifest.rows, len(manifest.rows), "Reading images")
-        placed = read_images(rows, lambda _, image: (image.raster, *place(image)), faults)
-        for _, (is_raster, voxels, affine) in placed:
+        for image_row, voxels, affine, is_raster in _each(rows, place, faults):
+            shown_rows.append(image_row)
             if not shapes:
                 raster = is_raster
                 spacing_mm = tuple(spacing_of(affine).tolist())
@@ -210,6 +218,7 @@ def _read_set(
             if len(samples) < _SAMPLED_IMAGES:
                 flat = voxels.reshape(voxels.shape[0], -1)
                 samples.append(flat[:, rng.integers(flat.shape[1], size=_SAMPLED_VOXELS)])
+    manifest = Manifest(manifest.path, tuple(shown_rows))
     if texts := list(faults.values()) or _shape_faults(manifest, shapes):
         return texts
     bounds = [np.percentile(np.concatenate(v), _PERCENTILES) for v in zip(*samples, strict=True)]
@@ -218,6 +227,19 @@ def _read_set(
         tuple((float(low), float(high)) for low, high in bounds), Float32Rows(path, shapes[0]),
         masks,
     )  # fmt: skip
+
+
+def _each(
+    rows: Iterable[Row], place: Placement, faults: dict[Row, str]
+) -> Iterator[tuple[Row, Array, Floats, bool]]:
+    """Each image that could be read, and whether it is a picture."""
+
+    def use(row: Row, image: Image) -> tuple[bool, list[Placed]]:
+        return image.raster, place(row, image)
+
+    for _, (raster, images) in read_images(rows, use, faults):
+        for row, voxels, affine in images:
+            yield row, voxels, affine, raster
 
 
 def _shape_faults(manifest: Manifest, shapes: list[tuple[int, ...]]) -> list[str]:

@@ -74,10 +74,11 @@ def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:
 
 def _data_lines(data: DataModule) -> list[str]:
     image, rows = data.image, data.manifest.rows
+    volumes = f" (slices of {len(data.files.rows)} volumes)" if data.config.slices else ""
     subjects = len({row.subject for row in rows})
     ranges = data.cache.intensity_ranges  # (N, C, 2)
     lines = [
-        f"images: {len(rows)} of {subjects} subjects, all readable and of one shape",
+        f"images: {len(rows)}{volumes} of {subjects} subjects, all readable and of one shape",
         f"splits: {dict(Counter(data.splits))}",
         f"size: {' x '.join(map(str, image.size))}, {image.channels} channel(s), "
         f"{' x '.join(f'{side:g}' for side in image.spacing_mm)} mm",
@@ -104,9 +105,9 @@ def _data_lines(data: DataModule) -> list[str]:
 
 
 def _data_warnings(data: DataModule) -> list[str]:
-    folder = os.path.commonpath([row.channels[0].parent for row in data.manifest.rows])
+    folder = os.path.commonpath([row.channels[0].parent for row in data.files.rows])
     subjects = {}
-    for row in data.manifest.rows:
+    for row in data.files.rows:
         name = row.channels[0].relative_to(folder).as_posix()
         subjects[name[: -len(image_suffix(row.channels[0]))]] = row.subject
     warnings = [split_warning(subjects), _held_out_warning(data), *_flat_warnings(data)]

@@ -379,7 +379,8 @@ class Job(ABC):
 
     def _source_cells(self, index: int, channel: int = 0) -> dict[str, str]:
         source = self.sources[index]
-        return {"SubjectID": source.subject, "Source": str(source.channels[channel])}
+        cells = {"SubjectID": source.subject, "Source": str(source.channels[channel])}
+        return cells if source.slice is None else cells | {"Slice": str(source.slice)}
 
 
 class Generation(Job):
@@ -417,9 +418,10 @@ class Translation(Job):
         manifest: Manifest, seed: int, *, extrapolate: bool = False,
     ) -> None:  # fmt: skip
         """Read the images; see :func:`requested_values` for `extrapolate`."""
+        self.images = _sized(model, manifest)
+        manifest = self.images.rows_of(manifest)
         super().__init__(model, output, len(manifest.rows), description)
         spec, self.sources = model.image, manifest.rows
-        self.images = _sized(model, manifest)
         self.channels = channels_to_translate(spec, self.images.shape[1], manifest.path)
         # Where all channels are there, as in training, those that are made are the truth.
         others = [c for c in range(self.images.shape[1]) if c not in self.channels]
@@ -493,8 +495,10 @@ class Reconstruction(Job):
         self, model: LoadedModel, output: Path, description: CroissantConfig | None,
         manifest: Manifest,
     ) -> None:  # fmt: skip
+        self.images = _sized(model, manifest)
+        manifest = self.images.rows_of(manifest)
         super().__init__(model, output, len(manifest.rows), description)
-        self.sources, self.images = manifest.rows, _sized(model, manifest)
+        self.sources = manifest.rows
         self.headings = ("Original", "Reconstructed")
         if self.images.shape[1] != model.image.channels:
             raise ImageError(

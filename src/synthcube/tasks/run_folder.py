@@ -219,14 +219,14 @@ def record_run(
             **row.channel_cells,
             **row.conditions,
         }
-        for row, split in zip(data.manifest.rows, data.splits, strict=True)
+        for row, split in zip(data.files.rows, data.file_splits, strict=True)
     ]
     _check_same_split(run / SPLIT, rows)
-    paths = [path for row in data.manifest.rows for path in row.channels]
+    paths = [path for row in data.files.rows for path in row.channels]
     by_path = content_digests(paths, environment.cache_folder())
-    digests = ["-".join(by_path[path] for path in row.channels) for row in data.manifest.rows]
+    digests = ["-".join(by_path[path] for path in row.channels) for row in data.files.rows]
     if continued:
-        _check_same_content(run / IMAGES, data.manifest, digests, accept_changes)
+        _check_same_content(run / IMAGES, data.files, digests, accept_changes)
     storage.write_text(run / CONFIG, reading.dump(settings.dump()))
     write_manifest(run / SPLIT, rows)
     storage.write_json(run / IMAGES, digests)
