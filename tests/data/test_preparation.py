@@ -279,7 +279,10 @@ def test_flat_files_with_a_suffix_for_each_channel(cli: Any, tmp_path: Path) -> 
     root = tree(tmp_path / "data", *names, "p77_t1.png", "notes_page.png")
     code, out, err = cli("prepare", "-d", root, "-o", tmp_path / "out")
     assert code == 0, err
-    assert "10 images of 10 subjects\nChannels: Channel_0 t1, Channel_1 t2, Channel_2 seg\n" in out
+    assert (
+        "10 images of 10 subjects\nChannels: Channel_0 t1, Channel_1 t2, Channel_2 seg (recognised"
+        in out
+    )
     assert f"Left out: {root / 'p77_t1.png'}: channel 't2' has no file; channel 'seg'" in out
     assert channels_of(tmp_path / "out" / "manifest.csv")[0] == (
         "P0_T1.png",
