@@ -292,6 +292,7 @@ def test_flat_files_with_a_suffix_for_each_channel(cli: Any, tmp_path: Path) -> 
     assert table(tmp_path / "out" / "manifest.csv")[0]["SubjectID"] == "P0"
     # What was recognised can be changed, and turned off.
     assert prepare(root, tmp_path / "two", channels=["seg", "t1"]).rows == 10
+    assert prepare(root, tmp_path / "globs", channels=["*_T1*", "p*_se?"]).rows == 10
     code, out, _ = cli("prepare", "-d", root, "-o", tmp_path / "each", "--channels", "")
     assert code == 0
     assert "32 images of 32 subjects\n" in out
