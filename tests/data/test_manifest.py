@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from synthcube.data.manifest import Manifest, Row, image_suffix, read_manifest, write_manifest
+from synthcube.data.manifest import (
+    Manifest,
+    Row,
+    image_suffix,
+    read_manifest,
+    read_table,
+    write_manifest,
+)
 from synthcube.errors import ManifestError, OutputError
 
 
@@ -227,6 +234,22 @@ def test_separators_and_packed_tables(tmp_path: Path, mark: str, name: str) -> N
     row = read_manifest(tmp_path / name).rows[0]
     assert row.channels == (tmp_path / "a.png",)
     assert row.conditions == {"Age, in years; or not": "61", "Site": "A;B,C"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "columns"),
+    [
+        ("all.tsv", "participant_id\tnote (a, b, c)\nx\ty\n", ("participant_id", "note (a, b, c)")),
+        ("all.csv", 'participant_id,"a; b; c"\nx,y\n', ("participant_id", "a; b; c")),
+        ("all.csv", "id;age, years;sex\nx;y;z\n", ("id", "age, years", "sex")),
+        ("all.csv", "Label\nx\n", ("Label",)),
+    ],
+)
+def test_other_marks_in_a_header_separate_nothing(
+    tmp_path: Path, name: str, text: str, columns: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_table(tmp_path / name).header == columns
 
 
 def test_a_packed_table_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

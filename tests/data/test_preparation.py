@@ -275,19 +275,24 @@ def test_medical_segmentation_decathlon(tmp_path: Path) -> None:
 
 
 def test_flat_files_with_a_suffix_for_each_channel(cli: Any, tmp_path: Path) -> None:
-    names = [f"p{n}_{word}.png" for n in range(10) for word in ("T1", "t2", "seg")]
+    names = [f"P{n}_{word}.png" for n in range(10) for word in ("T1", "t2", "seg")]
     root = tree(tmp_path / "data", *names, "p77_t1.png", "notes_page.png")
     code, out, err = cli("prepare", "-d", root, "-o", tmp_path / "out")
     assert code == 0, err
-    assert "10 images of 10 subjects\nChannels: Channel_0 t1, Channel_1 t2, Channel_2 seg\n" in out
+    assert (
+        "10 images of 10 subjects\nChannels: Channel_0 t1, Channel_1 t2, Channel_2 seg (recognised"
+        in out
+    )
     assert f"Left out: {root / 'p77_t1.png'}: channel 't2' has no file; channel 'seg'" in out
     assert channels_of(tmp_path / "out" / "manifest.csv")[0] == (
-        "p0_T1.png",
-        "p0_t2.png",
-        "p0_seg.png",
+        "P0_T1.png",
+        "P0_t2.png",
+        "P0_seg.png",
     )
+    assert table(tmp_path / "out" / "manifest.csv")[0]["SubjectID"] == "P0"
     # What was recognised can be changed, and turned off.
     assert prepare(root, tmp_path / "two", channels=["seg", "t1"]).rows == 10
+    assert prepare(root, tmp_path / "globs", channels=["*_T1*", "p*_se?"]).rows == 10
     code, out, _ = cli("prepare", "-d", root, "-o", tmp_path / "each", "--channels", "")
     assert code == 0
     assert "32 images of 32 subjects\n" in out
@@ -315,6 +320,8 @@ def test_several_samples_of_a_subject(tmp_path: Path) -> None:
         *(f"p1/scan{n}_{word}.png" for n in (1, 2) for word in ("t1", "seg")),
         *(f"p2/visit{n}/{word}.png" for n in (1, 2) for word in ("t1", "seg")),
         *("p3/visit1/t1.png", "p3/visit1/seg.png", "p3/visit2/t1.png", "p3/visit2/map.png"),
+        *("p4/scan1_t1.png", "p4/scan1_seg.png", "p4/scan2_seg.png"),  # two scans
+        *("p5/p5_t1.png", "p5/p5_seg.png", "p5/p5_t1_seg.png"),  # which mask?
     )
     done = prepare(root, tmp_path / "out")
     rows = table(done.manifest_path)
@@ -324,8 +331,14 @@ def test_several_samples_of_a_subject(tmp_path: Path) -> None:
         ("p2", "p2/visit1/t1.png", "p2/visit1/seg.png"),
         ("p2", "p2/visit2/t1.png", "p2/visit2/seg.png"),
         ("p3", "p3/visit1/t1.png", "p3/visit1/seg.png"),
+        ("p4", "p4/scan1_t1.png", "p4/scan1_seg.png"),
     ]
-    assert reasons(done) == {"t1.png": "channel 'seg' has no file", "map.png": "matches no channel"}
+    assert reasons(done) == {
+        "t1.png": "channel 'seg' has no file",
+        "map.png": "matches no channel",
+        "scan2_seg.png": "channel 't1' has no file",
+        "p5": "channel 'seg' has 2 files (p5_seg.png, p5_t1_seg.png)",
+    }
 
 
 def test_bids_with_sessions_and_participants(cli: Any, tmp_path: Path) -> None:
@@ -356,7 +369,12 @@ def test_bids_with_sessions_and_participants(cli: Any, tmp_path: Path) -> None:
         ("sub-02", "pre", "1", "", "CN"),
         ("sub-03", "", "1", "", ""),
     ]
-    assert prepare(root, tmp_path / "same").channels == ("flair", "t1w")
+    # A mask whose name says what it was drawn on, in another folder, is one more channel.
+    for n, when in (("1", "pre"), ("1", "post"), ("2", "pre"), ("2", "post")):
+        tree(root, f"derivatives/m/sub-0{n}/sub-0{n}_ses-{when}_space-T1w_desc-x_dseg.nii.gz")
+    done = prepare(root, tmp_path / "same")
+    assert (done.channels, done.rows) == (("flair", "t1w", "dseg"), 4)
+    assert reasons(done)["sub-03"] == "channel 'dseg' has no file"
     (root / "participants.tsv").write_text("participant_id\nsub-01\nsub-01\n")
     with pytest.raises(ManifestError, match="row 3: sub-01 is there twice"):
         prepare(root, tmp_path / "out")

@@ -283,7 +283,8 @@ def prepare(
     say(f"{prepared.rows} images of {prepared.subjects} subjects")
     if prepared.channels:
         named = (f"Channel_{i} {name}" for i, name in enumerate(prepared.channels))
-        say(f"Channels: {', '.join(named)}")
+        how = " (recognised by their names; --channels names others)" if patterns is None else ""
+        say(f"Channels: {', '.join(named)}{how}")
     if prepared.columns:
         say(f"Columns: {', '.join(prepared.columns)}")
     for title, counts in (("Classes", prepared.labels), ("Splits", prepared.splits)):

@@ -61,6 +61,42 @@ class Item:
     entities: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What the files of a channel have in their names.
+
+    A pattern matches a whole word ("t1" is not in "t1ce") or, with * or ?, all of a name; case
+    does not matter.
+    """
+
+    pattern: str
+    is_last: bool = False
+    """Whether it is the last word of a name only: p01_t1_seg.nii.gz is the channel seg."""
+
+    def matches(self, file: Path) -> bool:
+        stem, folded = _stem(file).casefold(), self.pattern.casefold()
+        if re.search(self._word, stem):
+            return True
+        is_glob = "*" in folded or "?" in folded
+        return is_glob and (fnmatchcase(stem, folded) or fnmatchcase(file.name.casefold(), folded))
+
+    def without(self, file: Path) -> str:
+        """The name of a file that it matches, without what it matches."""
+        stem = _stem(file)
+        rest = re.sub(self._word, "", stem, count=1, flags=re.IGNORECASE)
+        if rest == stem:  # without the words that hold the longest literal of the glob
+            literal = max(re.split(r"[*?]+", self.pattern.casefold()), key=len).strip("_-. ")
+            words = re.split(r"([\W_]+)", stem)
+            rest = "".join(word for word in words if literal not in word.casefold())
+        return rest.strip("_-. ")
+
+    @property
+    def _word(self) -> str:
+        """Of a folded name, with what separates it from the word before."""
+        end = "$" if self.is_last else r"(?![^\W_])"
+        return rf"[\W_]*(?<![^\W_]){re.escape(self.pattern.casefold())}{end}"
+
+
 @dataclass(slots=True)
 class _Unit:
     """Files among which each channel is looked for: of a subject, of a session, of one name."""
@@ -115,7 +151,7 @@ def nnunet_items(
     return items, tuple(wanted)
 
 
-def recognised_channels(images: Sequence[Path], paradigm: Paradigm) -> tuple[str, ...]:
+def recognised_channels(images: Sequence[Path], paradigm: Paradigm) -> tuple[Channel, ...]:
     """Words such as t1 and seg that name the channels of most subjects; masks come last.
 
     Empty where less than two such words are in the names of at least half of the subjects.
@@ -137,14 +173,15 @@ def recognised_channels(images: Sequence[Path], paradigm: Paradigm) -> tuple[str
     complete = sum(common <= unit for unit in words.values())
     if len(common) < 2 or 2 * complete < len(words):
         return ()
-    return tuple(sorted(common, key=lambda word: (word in _MASK_WORDS, natural_key(word))))
+    ordered = sorted(common, key=lambda word: (word in _MASK_WORDS, natural_key(word)))
+    return tuple(Channel(word, is_last=True) for word in ordered)
 
 
 def items_of(
     folder: Path,
     images: Sequence[Path],
     paradigm: Paradigm,
-    channels: Sequence[str],
+    channels: Sequence[Channel],
     left_out: LeftOut,
 ) -> Iterator[Item]:
     """Rows of images, relative to `folder`, in the folders of subjects and classes.
@@ -157,14 +194,14 @@ def items_of(
         rows = [(file,) for file in unit.files] if not channels else _rows(unit, channels, left_out)
         for files in rows:
             name = files[0].relative_to(folder)
-            base = _base(name.name, channels) or _stem(name)
+            base = _base(name, channels) or _stem(name)
             entities = _common_entities(files) if unit.is_bids else {}
             stated = (name.parent / base).as_posix()
             yield Item(unit.subject, unit.label_name, files, stated, entities)
 
 
 def _units(
-    folder: Path, images: Sequence[Path], paradigm: Paradigm, channels: Sequence[str],
+    folder: Path, images: Sequence[Path], paradigm: Paradigm, channels: Sequence[Channel],
     left_out: LeftOut,
 ) -> Iterable[_Unit]:  # fmt: skip
     is_bids = all(bids_subject(image.name) for image in images)
@@ -175,7 +212,7 @@ def _units(
             reason = f"not in a folder of its own (layout: {LAYOUTS[paradigm]})"
             left_out.append((folder / image, reason))
             continue
-        base = _base(image.name, channels) or _stem(image)
+        base = _base(image, channels) or _stem(image)
         if is_bids and (not above or any(part.startswith("sub-") for part in above)):
             subject = bids_subject(_stem(image))
         else:
@@ -202,7 +239,7 @@ def _bids_unit(image: Path) -> str:
     return f"{bids_subject(_stem(image))}/{_entities(image).get('ses', '')}"
 
 
-def _rows(unit: _Unit, channels: Sequence[str], left_out: LeftOut) -> list[tuple[Path, ...]]:
+def _rows(unit: _Unit, channels: Sequence[Channel], left_out: LeftOut) -> list[tuple[Path, ...]]:
     """The rows of a unit: one, or one for each name that has all channels."""
     chosen, faults = _chosen(unit.files, channels)
     if not faults:
@@ -210,12 +247,11 @@ def _rows(unit: _Unit, channels: Sequence[str], left_out: LeftOut) -> list[tuple
         return [chosen]
     samples: dict[tuple[Path, str], list[Path]] = {}
     for file in unit.files:
-        if (base := _base(file.name, channels)) is not None:
+        if (base := _base(file, channels)) is not None:
             samples.setdefault((file.parent, base.casefold()), []).append(file)
     outcomes = {sample: _chosen(files, channels) for sample, files in samples.items()}
     whole = [sample for sample, (_, lacking) in outcomes.items() if not lacking]
-    # t1, t2 and x_t2 in one folder: which t2?
-    is_unclear = len(whole) == 1 and sum(parent == whole[0][0] for parent, _ in samples) > 1
+    is_unclear = len(whole) == 1 and any(_is_rival(whole[0], sample) for sample in samples)
     if not whole or is_unclear:
         left_out.append((unit.place, "; ".join(faults)))
         return []
@@ -227,50 +263,35 @@ def _rows(unit: _Unit, channels: Sequence[str], left_out: LeftOut) -> list[tuple
     return [outcomes[sample][0] for sample in whole]
 
 
-def _chosen(files: Sequence[Path], channels: Sequence[str]) -> tuple[tuple[Path, ...], list[str]]:
+def _is_rival(one: tuple[Path, str], other: tuple[Path, str]) -> bool:
+    """Whether two names in one folder may be the same image: which t2 of t1, t2 and x_t2?"""
+    (folder, base), (other_folder, other_base) = one, other
+    is_similar = base in other_base or other_base in base
+    return folder == other_folder and base != other_base and is_similar
+
+
+def _chosen(
+    files: Sequence[Path], channels: Sequence[Channel]
+) -> tuple[tuple[Path, ...], list[str]]:
     """The file of each channel, and what is wrong with that."""
-    matches = [[file for file in files if _matches(file, pattern)] for pattern in channels]
+    matches = [[file for file in files if channel.matches(file)] for channel in channels]
     faults = []
-    for pattern, found in zip(channels, matches, strict=True):
+    for channel, found in zip(channels, matches, strict=True):
         names = ", ".join(file.name for file in found[:_NAMES_SHOWN])
         names += ", ..." if len(found) > _NAMES_SHOWN else ""
         if len(found) > 1:
-            faults.append(f"channel {pattern!r} has {len(found)} files ({names})")
+            faults.append(f"channel {channel.pattern!r} has {len(found)} files ({names})")
         elif not found:
-            faults.append(f"channel {pattern!r} has no file")
+            faults.append(f"channel {channel.pattern!r} has no file")
     chosen = [found[0] for found in matches if found]
     if not faults and (twice := {file.name for file in chosen if chosen.count(file) > 1}):
         faults.append(f"{min(twice)} matches several channels")
     return tuple(chosen), faults
 
 
-def _matches(file: Path, pattern: str) -> bool:
-    stem, folded = _stem(file).casefold(), pattern.casefold()
-    if re.search(_word(folded), stem):
-        return True
-    is_glob = "*" in folded or "?" in folded
-    return is_glob and (fnmatchcase(stem, folded) or fnmatchcase(file.name.casefold(), folded))
-
-
-def _word(folded: str) -> str:
-    """Matches it as a whole word, together with what separates it from the word before."""
-    return rf"[\W_]*(?<![^\W_]){re.escape(folded)}(?![^\W_])"
-
-
-def _base(name: str, channels: Sequence[str]) -> str | None:
+def _base(file: Path, channels: Sequence[Channel]) -> str | None:
     """A file's name without the word of its channel; None where it has none."""
-    stem = _stem(Path(name))
-    for pattern in channels:
-        if not _matches(Path(name), pattern):
-            continue
-        folded = pattern.casefold()
-        without = re.sub(_word(folded), "", stem, count=1, flags=re.IGNORECASE)
-        if without == stem:  # a glob: without the words that hold its longest literal
-            literal = max(re.split(r"[*?]+", folded), key=len).strip("_-. ")
-            words = re.split(r"([\W_]+)", stem)
-            without = "".join(word for word in words if literal not in word.casefold())
-        return without.strip("_-. ")
-    return None
+    return next((channel.without(file) for channel in channels if channel.matches(file)), None)
 
 
 def _common_entities(files: Sequence[Path]) -> dict[str, str]:

@@ -285,7 +285,9 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
                 f"{path}, line {line_number} holds {visible(control[0])}, a control character: "
                 "remove it."
             )
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
+        reader = csv.reader(
+            io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text, path)
+        )
         for line in reader:
             cells = [from_spreadsheet(cell.strip()) for cell in line]
             if any(cells):
@@ -314,15 +316,18 @@ def _unpacked(path: Path) -> bytes:
     return content
 
 
-def _delimiter(text: str) -> str:
+def _delimiter(text: str, path: Path) -> str:
     """What separates the cells of the first line: the one that leaves a known column, or most."""
     line = next((line for line in io.StringIO(text) if line.strip()), "")
+    if "\t" in line and path.name.lower().endswith((".tsv", ".tsv.gz")):
+        return "\t"
+    bare = re.sub(r'"[^"]*"', "", line)
     cells = {mark: [cell.strip(' "\n') for cell in line.split(mark)] for mark in ",;\t"}
     return max(
         cells,
         key=lambda mark: (
             any(name in KNOWN_COLUMNS or _CHANNEL.fullmatch(name) for name in cells[mark]),
-            len(cells[mark]),
+            bare.count(mark),
         ),
     )
 

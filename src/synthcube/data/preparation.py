@@ -13,6 +13,7 @@ from synthcube.data.channels import Masks, probable_masks
 from synthcube.data.images import read_image
 from synthcube.data.layouts import (
     LAYOUTS,
+    Channel,
     Item,
     LeftOut,
     Paradigm,
@@ -217,8 +218,10 @@ def _found_below(
     if paradigm == "unlabeled" and is_nnunet(images):
         items, names = nnunet_items(folder, images, channels or (), left_out)
     else:
-        names = recognised_channels(images, paradigm) if channels is None else tuple(channels)
-        items = list(items_of(folder, images, paradigm, names, left_out))
+        given = tuple(Channel(pattern) for pattern in channels or ())
+        named = recognised_channels(images, paradigm) if channels is None else given
+        items = list(items_of(folder, images, paradigm, named, left_out))
+        names = tuple(channel.pattern for channel in named)
     participants = _participants(folder / PARTICIPANTS, left_out)
     return _Found(
         _rows(items, csv_path.parent, participants),
@@ -404,7 +407,7 @@ def _rows(
             row["Label"] = str(ids[item.label_name])
             row["LabelMapping"] = item.label_name
         row |= {name: item.entities.get(name, "") for name in columns}
-        stated = participants.get(item.subject, {})
+        stated = participants.get(f"sub-{item.subject.removeprefix('sub-')}", {})
         rows.append(row | {k: v for k, v in stated.items() if k not in row})
     return rows
 
