@@ -42,8 +42,8 @@ _OURS = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|{re.escape(_BUILDING)}[0-9a-f]{{
 _MAPPED_BYTES = 2 << 20
 _SIDE_STEP = 32  # sides that are multiples of it suit the defaults of every family
 _TOO_LARGE = (
-    "The preprocessed images take more than {:g} GB, which data.cache_gb allows: raise it, or lower "
-    "data.size."
+    "The preprocessed images take more than {:g} GB, which data.cache_gb allows: raise it, or "
+    "lower data.size."
 )
 _GREY_LEVEL = 2 / 255  # of a picture of 8 bits, in [-1, 1]
 
