@@ -13,7 +13,8 @@ import yaml
 from PIL import Image as Pillow
 
 import synthcube
-from synthcube import reading
+from synthcube import config, reading
+from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.models import registry
 from synthcube.tasks.infer import InferRequest, infer
@@ -226,9 +227,6 @@ def test_croissant_names_both_files(cli, run: Path, tmp_path: Path) -> None:
 
 
 def test_augmentation_keeps_classes_and_fills_in_background(scans: Path, tmp_path: Path) -> None:
-    from synthcube import config
-    from synthcube.data.manifest import read_manifest
-
     steps = [
         {"name": "RandomAffine", "degrees": 40, "scales": 0.3},
         {"name": "RandomNoise", "std": 0.2},
@@ -267,6 +265,22 @@ def test_prepare_recognises_masks(cli, scans: Path, tmp_path: Path) -> None:
         "Masks: channel 1; add to the config: "
         "data: {channels: {1: {kind: mask, classes: [0, 1, 4]}}}" in told
     )
+
+
+def test_a_healthy_subject_stays(cli, tmp_path: Path) -> None:
+    """Its mask is all background, which --verify took for a fault."""
+    scans = write_scans(tmp_path / "scans")
+    mask = nib.load(scans / "p03_seg.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(mask.shape, np.uint8), mask.affine), scans / "p03_seg.nii.gz")
+    (scans / "manifest.csv").unlink()
+    code, told, err = cli("prepare", "-d", scans, "-o", tmp_path / "out", "--verify")
+    assert code == 0, err
+    assert "12 images of 12 subjects" in told
+    settings = config.build({"data": {"channels": CHANNELS}})
+    data = DataModule(
+        read_manifest(tmp_path / "out"), settings.data, batch_size=4, seed=0, cache=tmp_path / "c"
+    )
+    assert len(data.cache) == 12
 
 
 def test_masks_are_postprocessed_only_by_name(run: Path, tmp_path: Path) -> None:

@@ -102,9 +102,10 @@ def image_fault(path: Path) -> str:
     except ImageError as error:
         return str(error).removeprefix(f"{path} ")
     low, high = float(tensor.min()), float(tensor.max())
-    return f"constant image: every voxel is {low:g}" if low == high else ""
+    return f"{CONSTANT}: every voxel is {low:g}" if low == high else ""
 
 
+CONSTANT = "constant image"
 _UNNAMED = Path("image")
 
 

@@ -151,6 +151,12 @@ def nnunet_items(
     return items, tuple(wanted)
 
 
+def is_mask_name(path: Path) -> bool:
+    """Whether a file's name, or nnU-Net's folder of labels, says that it is a mask."""
+    words = re.split(r"[\W_]+", _stem(path).casefold())
+    return words[-1] in _MASK_WORDS or path.parent.name.casefold().startswith("labelst")
+
+
 def recognised_channels(images: Sequence[Path], paradigm: Paradigm) -> tuple[Channel, ...]:
     """Words such as t1 and seg that name the channels of most subjects; masks come last.
 

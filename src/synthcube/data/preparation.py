@@ -10,13 +10,14 @@ from itertools import chain
 from pathlib import Path
 
 from synthcube.data.channels import Masks, probable_masks
-from synthcube.data.images import read_image
+from synthcube.data.images import CONSTANT, read_image
 from synthcube.data.layouts import (
     LAYOUTS,
     Channel,
     Item,
     LeftOut,
     Paradigm,
+    is_mask_name,
     is_nnunet,
     items_of,
     nnunet_items,
@@ -185,6 +186,8 @@ class _Usable:
 
     def __call__(self, path: Path) -> bool:
         fault = self.fault_of(path) if self.fault_of else ""
+        if fault.startswith(CONSTANT) and is_mask_name(path):
+            fault = ""  # a mask of a healthy subject
         if fault:
             self.left_out.append((path, fault))
         return not fault
