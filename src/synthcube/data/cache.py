@@ -25,9 +25,9 @@ from synthcube import __version__
 from synthcube.data.images import read_images
 from synthcube.data.manifest import Manifest, Row
 from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing
-from synthcube.environment import told
 from synthcube.errors import ImageError, OutputError, first_faults
 from synthcube.storage import make_folder, storage_errors, write_json
+from synthcube.terminal import followed
 
 log = logging.getLogger("synthcube")
 _FORMAT = 3
@@ -211,7 +211,7 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
     shapes: dict[str, tuple[int, ...]] = {}
     contrasts = _Contrasts()
     log.info("Preprocessing %d images (cached for next time) ...", len(manifest.rows))
-    rows = told(manifest.rows, len(manifest.rows), "Preprocessing images")
+    rows = followed(manifest.rows, len(manifest.rows), "Preprocessing")
     for row, prepared in read_images(rows, lambda _, image: preprocessing(image), unusable):
         shapes[str(row.channels[0])] = tuple(prepared.tensor.shape)
         contrasts.add(prepared)

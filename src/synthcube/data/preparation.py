@@ -25,6 +25,7 @@ from synthcube.data.manifest import (
 from synthcube.data.module import split_subjects
 from synthcube.errors import ManifestError, OutputError, first_faults
 from synthcube.storage import make_folder, sha256, write_text
+from synthcube.terminal import followed
 
 Paradigm = Literal["unlabeled", "patient", "custom"]
 
@@ -98,7 +99,8 @@ def prepare(
     left_out: _LeftOut = []
     images = _images(folder.resolve(), csv_path, left_out)
     if fault_of:
-        faults = {image: fault_of(folder.resolve() / image) for image in images}
+        read = followed(images, len(images), "Reading images")
+        faults = {image: fault_of(folder.resolve() / image) for image in read}
         left_out += [(folder.resolve() / image, text) for image, text in faults.items() if text]
         images = [image for image, text in faults.items() if not text]
     subjects = _subjects(folder.resolve(), images, paradigm, left_out)

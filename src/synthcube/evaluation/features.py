@@ -16,6 +16,7 @@ from synthcube.evaluation.arrays import Array, Ints
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.extractors import Extractor
 from synthcube.evaluation.sets import Bounds, ImageSet
+from synthcube.terminal import Progress
 
 log = logging.getLogger("synthcube")
 
@@ -96,7 +97,8 @@ def extract(
         path = folder / f"{images.name}-features-{name}.f32"
         slices = _slices(images.shape[axis - 1], config.slices_per_plane) if axis else [0]
         dimension = 0
-        with torch.inference_mode(), append_rows(path) as append:
+        bar = Progress(f"Features of {images.name}", len(images) * len(slices))
+        with torch.inference_mode(), append_rows(path) as append, bar:
             for batch in _batches(images, bounds, axis, slices):
                 features = extractor(batch.to(device), colour).float().cpu()
                 if not features.isfinite().all():
@@ -106,6 +108,7 @@ def extract(
                     )
                 dimension = features.shape[1]
                 append(features.numpy())
+                bar.advance(len(batch))
         planes[name] = FeatureTable(Float32Rows(path, (dimension,)), len(images), len(slices))
     return Features(images.name, extractor, planes)
 

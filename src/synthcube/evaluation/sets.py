@@ -16,9 +16,9 @@ from synthcube.data.geometry import spacing_of
 from synthcube.data.images import Image, read_images
 from synthcube.data.manifest import Manifest, Row
 from synthcube.data.preprocessing import DataConfig, Preprocessing
-from synthcube.environment import told
 from synthcube.errors import EvaluationError
 from synthcube.evaluation.arrays import Array, Floats, Ints
+from synthcube.terminal import followed
 
 log = logging.getLogger("synthcube")
 Bounds = tuple[tuple[float, float], ...]
@@ -157,7 +157,7 @@ def _read_set(name: str, manifest: Manifest, place: Placement, path: Path) -> Im
     samples: list[Array] = []
     rng = np.random.default_rng(0)
     with append_rows(path) as append:
-        rows = told(manifest.rows, len(manifest.rows), "Reading images")
+        rows = followed(manifest.rows, len(manifest.rows), f"Reading {name}")
         placed = read_images(rows, lambda _, image: (image.raster, *place(image)), faults)
         for _, (is_raster, voxels, affine) in placed:
             if not shapes:
