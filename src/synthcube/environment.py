@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synthcube.escapes import visible
-from synthcube.terminal import LogHandler
+from synthcube.terminal import LogHandler, clear
 
 if TYPE_CHECKING:
     import torch
@@ -336,10 +336,18 @@ def open_log(*, debug: bool = False) -> None:
     log.setLevel(logging.DEBUG if debug else logging.INFO)
 
 
-def show_log() -> None:
-    """Send the package's log to standard error, unless this program has its own logging."""
+@contextmanager
+def show_log() -> Iterator[None]:
+    """Send the package's log to standard error, unless this program has its own logging.
+
+    A bar that is on the screen goes at the end, also after an error.
+    """
     if not log.hasHandlers():
         open_log()
+    try:
+        yield
+    finally:
+        clear()
 
 
 def process_rank(num_devices: int = 1, environment: Mapping[str, str] = os.environ) -> int:

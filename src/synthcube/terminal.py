@@ -65,7 +65,7 @@ class Progress:
         self._next_line = self._start + _FIRST_LINE_S
 
     def __enter__(self) -> Progress:
-        is_first = log.level <= logging.INFO  # other processes log only warnings
+        is_first = log.level <= logging.INFO  # the others log only warnings
         self.draws = is_first and (self._in_notebook or can_draw())
         self._logs = is_first and self._has_lines and not self.draws
         self.begin(self.done, self.total)
@@ -96,14 +96,13 @@ class Progress:
         if not (self.draws and is_innermost) or now - self._start < self._bar_after_s:
             return
         self._last = now
-        facts = "  ".join([self.facts or self.speed, *self.time_left()])
-        if self._bar is None:
-            self._bar = self._opened(facts)
-        self._bar.update(
-            self._bar.task_ids[0], completed=self.done, total=self.total, description=self.title,
-            share=self.share, facts=facts,
+        facts = "  ".join([self.share, self.facts or self.speed, *self.time_left()])
+        bar = self._bar or self._opened(facts)
+        bar.update(
+            bar.task_ids[0], completed=self.done, total=self.total, description=self.title,
+            facts=facts,
         )  # fmt: skip
-        self._bar.refresh()
+        bar.refresh()
 
     def close(self) -> None:
         """Remove the bar from the screen."""
@@ -113,9 +112,9 @@ class Progress:
             _open.remove(self)
 
     def _hide(self) -> None:
-        bar, self._bar = self._bar, None
-        if bar:
-            bar.stop()
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
 
     @property
     def share(self) -> str:
@@ -140,14 +139,15 @@ class Progress:
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        texts = ("{task.description}", "{task.fields[share]}", "{task.fields[facts]}")
-        title, share, rest = (TextColumn(text, markup=False) for text in texts)
+        texts = ("{task.description}", "{task.fields[facts]}")
+        title, right = (TextColumn(text, markup=False) for text in texts)
         console = _console(sys.stderr, is_terminal=self._in_notebook)
         bar = Bar(
-            title, BarColumn(bar_width=None), share, rest,
+            title, BarColumn(bar_width=None), right,
             console=console, auto_refresh=False, transient=True, expand=True,
         )  # fmt: skip
-        bar.add_task(self.title, total=self.total, share=self.share, facts=facts)
+        bar.add_task(self.title, total=self.total, facts=facts)
+        self._bar = bar  # before it is on the screen: Ctrl-C may come in between
         bar.start()
         console.show_cursor(True)  # whatever ends this process, the cursor is there
         return bar
