@@ -49,8 +49,9 @@ _OPTIONAL = "; none where MedPerf mounts none"
 
 def _option(name: str, text: str) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
-        f"--{name}", metavar="PATH", help=text, show_default=True
-    )
+        f"--{name}", metavar="PATH", help=text, show_default=True,
+        rich_help_panel="Optional volumes" if _OPTIONAL in text else None,
+    )  # fmt: skip
     return option
 
 
