@@ -192,7 +192,7 @@ def test_progress_is_for_eyes_and_for_long_work(opened, monkeypatch: pytest.Monk
         model.sample(4, batch_size=2)
         shown[is_terminal, after_s] = terminal.text
     assert "Generating " in shown[True, 0.0]
-    assert " 0 of 4  " in shown[True, 0.0]
+    assert " 0 of 4" in shown[True, 0.0]
     assert shown[True, 60.0] == shown[False, 0.0] == ""
 
 

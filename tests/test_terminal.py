@@ -120,7 +120,7 @@ def test_ctrl_c_leaves_a_clean_screen_and_one_message(
     code, written = forks.watched(*words, ctrl_c_at="images/s")
     lines, is_shown = screen(written)
     assert code == 130
-    assert re.search(rf"Making images.*{BAR}.* of 100,000  ", written)
+    assert re.search(rf"Making images.*{BAR}.* of 100,000", written)
     assert lines[-1].endswith("stopped: Ctrl-C.")
     assert "Traceback" not in written
     assert [line for line in lines if BAR in line] == []
@@ -161,7 +161,7 @@ def test_a_verdict_is_green_and_yellow(data: Path, tmp_path: Path, forks) -> Non
     answers = len(sections & set(reading.read_yaml(tmp_path / "results.yaml", EvaluationError)))
     totals = {"Reading predictions": 12, "Features of labels": 12, "Comparing": answers}
     for title, total in totals.items():
-        assert re.search(rf"{title}.*{BAR}.* of {total}  ", written), title
+        assert re.search(rf"{title}.*{BAR}.* of {total}\b", written), title
     assert [line for line in lines if BAR in line] == []
 
 
@@ -187,7 +187,7 @@ def test_speed_and_time_left_are_of_this_process(monkeypatch: pytest.MonkeyPatch
     now = 0.0
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
     with terminal.Progress("Training", unit="step") as bar:
-        assert (bar.share, bar.time_left()) == ("0", [])
+        assert (bar.share, bar.speed, bar.time_left()) == ("0", "", [])
         bar.begin(900, 1000)
         assert bar.time_left() == []
         now = 40.0

@@ -96,7 +96,7 @@ class Progress:
         if not (self.draws and is_innermost) or now - self._start < self._bar_after_s:
             return
         self._last = now
-        facts = "  ".join([self.share, self.facts or self.speed, *self.time_left()])
+        facts = "  ".join(filter(None, [self.share, self.facts or self.speed, *self.time_left()]))
         bar = self._bar or self._opened(facts)
         bar.update(
             bar.task_ids[0], completed=self.done, total=self.total, description=self.title,
@@ -123,9 +123,11 @@ class Progress:
 
     @property
     def speed(self) -> str:
-        """The mean speed since the beginning."""
+        """The mean speed since the beginning; empty until something is done."""
         per_s = (self.done - self._done_before) / max(time.monotonic() - self._start, 1e-9)
-        return f"{1 / per_s:.1f} s/{self.unit}" if 0 < per_s < 1 else f"{per_s:.1f} {self.unit}s/s"
+        if not per_s:
+            return ""
+        return f"{1 / per_s:.1f} s/{self.unit}" if per_s < 1 else f"{per_s:.1f} {self.unit}s/s"
 
     def time_left(self) -> list[str]:
         """The time that the rest takes at this speed, as in ["0:03:20 left"]; [] if unknown."""
