@@ -84,6 +84,17 @@ def watched(*words: object, ctrl_c_at: str = "", **environment: str) -> tuple[in
     """
     from synthcube.__main__ import main
 
+    def run() -> None:
+        sys.argv = ["synthcube", *map(str, words)]
+        main()
+
+    return on_terminal(run, ctrl_c_at, **environment)
+
+
+def on_terminal(
+    work: Callable[[], object], ctrl_c_at: str = "", **environment: str
+) -> tuple[int, str]:
+    """The same of that work."""
     _import_all()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -93,8 +104,8 @@ def watched(*words: object, ctrl_c_at: str = "", **environment: str) -> tuple[in
         try:
             _as_if_started([1, 2])
             os.environ.update({"TERM": "xterm-256color", "NO_COLOR": "", **environment})
-            sys.argv = ["synthcube", *map(str, words)]
-            main()
+            work()
+            code = 0
         except SystemExit as end:
             code = int(end.code or 0)
         except BaseException:

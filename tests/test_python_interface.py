@@ -194,6 +194,12 @@ def test_progress_is_for_eyes_and_for_long_work(opened, monkeypatch: pytest.Monk
     assert "Generating " in shown[True, 0.0]
     assert " 0 of 4" in shown[True, 0.0]
     assert shown[True, 60.0] == shown[False, 0.0] == ""
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    notebook = _Terminal(False)
+    monkeypatch.setattr(sys, "stderr", notebook)
+    monkeypatch.setattr("synthcube.generator._BAR_AFTER_S", 0.0)
+    model.sample(2)
+    assert "Generating " in notebook.text
 
 
 def test_train_infer_and_evaluate_are_the_commands(trained, cli, tmp_path: Path) -> None:

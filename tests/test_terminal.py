@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import logging
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from synthcube import environment, reading, terminal
+from synthcube import environment, interruption, reading, terminal
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import EvaluationError
 from synthcube.tasks.train import train
@@ -125,6 +126,24 @@ def test_ctrl_c_leaves_a_clean_screen_and_one_message(
     assert "Traceback" not in written
     assert [line for line in lines if BAR in line] == []
     assert is_shown
+
+
+def test_ctrl_c_during_an_import_removes_the_bar(forks, tmp_path: Path) -> None:
+    (tmp_path / "slow_library.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    )
+
+    def work() -> None:
+        interruption.guard_start(["infer"])
+        sys.path.insert(0, str(tmp_path))
+        with terminal.Progress("Making images", 2):
+            importlib.import_module("slow_library")
+
+    code, written = forks.on_terminal(work)
+    lines, is_shown = screen(written)
+    assert (code, is_shown) == (130, True)
+    assert "Making images" in written
+    assert lines == ["stopped: Ctrl-C came while SynthCube was starting."]
 
 
 def test_colours_are_where_the_terminal_has_them(data: Path, tmp_path: Path, forks) -> None:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from synthcube import interruption
+
 if TYPE_CHECKING:
     import rich.console
     import rich.progress
@@ -114,7 +116,7 @@ class Progress:
     def _hide(self) -> None:
         if self._bar:
             self._bar.stop()
-            self._bar = None
+            self._bar, interruption.bar_eraser = None, b""
 
     @property
     def share(self) -> str:
@@ -150,6 +152,7 @@ class Progress:
         )  # fmt: skip
         bar.add_task(self.title, total=self.total, facts=facts)
         self._bar = bar  # before it is on the screen: Ctrl-C may come in between
+        interruption.bar_eraser = b"\r\x1b[2K"
         bar.start()
         console.show_cursor(True)  # whatever ends this process, the cursor is there
         return bar
