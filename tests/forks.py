@@ -8,13 +8,18 @@ that are really started.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import multiprocessing
 import os
+import pty
 import runpy
 import socket
+import struct
 import sys
 import tempfile
+import termios
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,6 +71,59 @@ class Fork:
 def command(*words: object, cwd: Path | None = None, **environment: str) -> CompletedProcess[str]:
     """`synthcube` with these words, ended."""
     return _command(words, cwd, environment).ended()
+
+
+def watched(*words: object, ctrl_c_at: str = "", **environment: str) -> tuple[int, str]:
+    """`synthcube` with these words on a terminal of 100 columns.
+
+    Args:
+        ctrl_c_at: Ctrl-C is pressed as soon as this text appears.
+
+    Returns:
+        The exit code, and all that it wrote, control characters included.
+    """
+    from synthcube.__main__ import main
+
+    def run() -> None:
+        sys.argv = ["synthcube", *map(str, words)]
+        main()
+
+    return on_terminal(run, ctrl_c_at, **environment)
+
+
+def on_terminal(
+    work: Callable[[], object], ctrl_c_at: str = "", **environment: str
+) -> tuple[int, str]:
+    """The same of that work."""
+    _import_all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid, screen = pty.fork()
+    if not pid:
+        code = 1
+        try:
+            _as_if_started([1, 2])
+            os.environ.update({"TERM": "xterm-256color", "NO_COLOR": "", **environment})
+            work()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    written, end = b"", time.monotonic() + LIMIT_S
+    while time.monotonic() < end:
+        try:
+            written += os.read(screen, 4096)
+        except OSError:  # the other end is closed
+            break
+        if ctrl_c_at and ctrl_c_at.encode() in written:
+            os.write(screen, b"\x03")
+            ctrl_c_at = ""
+    os.close(screen)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), written.decode()
 
 
 def commands_together(words: Sequence[object], processes: int = 2) -> list[CompletedProcess[str]]:

@@ -82,8 +82,7 @@ def train(
     from synthcube.plugins import vouching
     from synthcube.tasks.train import train as task
 
-    show_log()
-    with vouching(plugins, trust):
+    with show_log(), vouching(plugins, trust):
         return task(
             Path(config) if isinstance(config, str) else config, Path(data), Path(output),
             overrides=overrides, resume=resume, accept_changes=accept_changes,
@@ -146,8 +145,7 @@ def infer(
     from synthcube.tasks.infer import InferRequest
     from synthcube.tasks.infer import infer as task
 
-    show_log()
-    with vouching(plugins, trust):
+    with show_log(), vouching(plugins, trust):
         task(
             InferRequest(
                 located(model), Path(output), num_images=num_images, seed=seed,
@@ -182,7 +180,7 @@ def evaluate(
         labels: held-out real images; or a run: those that it held out.
         output: the YAML file to write the results to.
         config: a YAML, or its content, with a section `evaluation`; by default that of the run.
-        overrides: keys of that config, as in ["evaluation.num_bootstraps=100"].
+        overrides: keys of that config, as in ["evaluation.num_repeats=100"].
         train_data: training images, to search for copies.
         report: folder for an HTML page with plots.
         model: the model, for membership inference.
@@ -204,8 +202,7 @@ def evaluate(
     from synthcube.sharing.hub import located
     from synthcube.tasks.evaluate import evaluate as task
 
-    show_log()
-    with vouching(plugins, trust):
+    with show_log(), vouching(plugins, trust):
         results = task(
             Path(predictions), Path(labels), Path(output),
             config_path=Path(config) if isinstance(config, str) else config,

@@ -17,15 +17,15 @@ import shutil
 import stat
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from synthcube.escapes import visible
+from synthcube.terminal import LogHandler, clear
 
 if TYPE_CHECKING:
     import torch
@@ -315,9 +315,6 @@ def workers_that_fit(
     return fitting
 
 
-T = TypeVar("T")
-
-
 def is_terminal() -> bool:
     """Whether standard error is a terminal, where progress bars are shown instead of lines."""
     return sys.stderr.isatty()
@@ -330,29 +327,27 @@ class _Visible(logging.Formatter):
         return visible(super().format(record))
 
 
-def told(items: Iterable[T], total: int, doing: str, seconds: float = 5.0) -> Iterator[T]:
-    """The items one by one; every few seconds the log says `doing` and how many are done."""
-    last = time.monotonic()
-    for number, item in enumerate(items):
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            log.info("%s: %d of %d ...", doing, number, total)
-        yield item
-
-
 def open_log(*, debug: bool = False) -> None:
     """Send the package's log to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogHandler(sys.stderr)
     handler.setFormatter(_Visible("%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.DEBUG if debug else logging.INFO)
 
 
-def show_log() -> None:
-    """Send the package's log to standard error, unless this program has its own logging."""
+@contextmanager
+def show_log() -> Iterator[None]:
+    """Send the package's log to standard error, unless this program has its own logging.
+
+    A bar that is on the screen goes at the end, also after an error.
+    """
     if not log.hasHandlers():
         open_log()
+    try:
+        yield
+    finally:
+        clear()
 
 
 def process_rank(num_devices: int = 1, environment: Mapping[str, str] = os.environ) -> int:

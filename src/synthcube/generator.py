@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ import numpy.typing as npt
 import PIL.Image
 import torch
 from PIL.Image import Image as Picture
-from tqdm import tqdm
 
-from synthcube import compute, storage
+from synthcube import compute, storage, terminal
 from synthcube.data.conditions import caption, cell, requested_values
 from synthcube.data.geometry import placed_like
 from synthcube.data.images import nifti_of, picture_of
@@ -397,12 +395,10 @@ def _texts(condition: Conditions, n: int) -> list[dict[str, str]]:
 
 def _with_progress(batches: Sequence[range], title: str) -> Iterator[slice]:
     """The span of each batch; a bar follows them in a terminal or a notebook, not in a log."""
-    is_watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    # tqdm.auto would want ipywidgets in a notebook, and warn where they are not installed.
-    with tqdm(
-        total=sum(map(len, batches)), desc=title, unit="image", delay=_BAR_AFTER_S,
-        disable=not is_watched,
+    with terminal.Progress(
+        title, sum(map(len, batches)),
+        bar_after_s=_BAR_AFTER_S, has_lines=False, in_notebook=True,
     ) as bar:  # fmt: skip
         for batch in batches:
             yield slice(batch.start, batch.stop)
-            bar.update(len(batch))
+            bar.advance(len(batch))

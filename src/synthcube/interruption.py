@@ -18,6 +18,9 @@ from synthcube.errors import PreemptedError
 INTERRUPTED = 128 + signal.SIGINT  # as shells say it
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
 
+bar_eraser = b""
+"""What removes the bar from the terminal, while terminal.py shows one."""
+
 
 def guard_start(words: Sequence[str]) -> None:
     """Take the signals of a command line until its task does; those ignored stay ignored.
@@ -54,7 +57,7 @@ def _preempt(number: int, _: FrameType | None) -> None:
 
 def _leave(code: int, text: str) -> NoReturn:
     with contextlib.suppress(OSError):
-        os.write(2, f"{text}\n".encode())
+        os.write(2, bar_eraser + f"{text}\n".encode())
     os._exit(code)
 
 

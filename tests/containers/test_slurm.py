@@ -223,5 +223,5 @@ def test_the_signal_saves_and_sends_the_job_back_and_it_continues(
     assert time.monotonic() - told < 20
     assert "stopped: SIGUSR1 came in epoch 1, after step" in job.said()
     job.finish()
-    assert "Continuing after epoch 0, step" in job.said()
+    assert "Continuing in epoch 1, after step" in job.said()
     assert (out / "run" / "artifact" / "weights.safetensors").is_file()

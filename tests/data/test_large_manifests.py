@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from synthcube.data.conditions import condition_specs, condition_values
 from synthcube.data.manifest import Manifest, Row, read_manifest
 from synthcube.data.module import split_subjects
 from synthcube.data.preprocessing import DataConfig
-from synthcube.environment import told
 from synthcube.evaluation.pairs import _Matching
 from synthcube.medperf.evaluate import check_anonymous
 from synthcube.medperf.prepare import _report, _Side
@@ -105,13 +103,6 @@ def test_four_times_the_rows_take_about_four_times_as_long(name: str, tmp_path: 
     work = WORK[name](tmp_path)
     few, many = seconds_of(work, FEW), seconds_of(work, MANY)
     assert many < 9 * max(few, 0.005), (few, many)
-
-
-def test_it_is_said_how_far_a_long_work_is(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "synthcube"):
-        assert list(told("abc", 3, "Reading", seconds=0.0)) == ["a", "b", "c"]
-        assert list(told("abc", 3, "Silent", seconds=60.0)) == ["a", "b", "c"]
-    assert caplog.messages == [f"Reading: {number} of 3 ..." for number in range(3)]
 
 
 @pytest.mark.slow

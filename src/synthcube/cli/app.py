@@ -6,78 +6,154 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from synthcube import __version__
+from synthcube import __version__, terminal
 from synthcube.errors import ConfigError, PreemptedError, SynthCubeError
 from synthcube.escapes import hidden_in, visible
 from synthcube.interruption import INTERRUPTED
 
+# The panels of the list of commands, and of a command's help.
+MODELS, DATA, INSTALLATION = "Models", "Data and config", "Installation and containers"
+FILES, SETTINGS, CODE = "Files", "Settings", "Code that may run"
+
+_CONFIG = ("--config", "-c", "--parameters_file")
 Config = Annotated[
-    Path, typer.Option("--config", "-c", "--parameters_file", help="YAML of the run.")
+    Path, typer.Option(*_CONFIG, metavar="FILE", rich_help_panel=FILES, help="YAML of the run.")
 ]
 Configs = Annotated[
     list[Path],
     typer.Option(
-        "--config", "-c", "--parameters_file",
+        *_CONFIG, metavar="FILE", rich_help_panel=FILES,
         help="YAML of the run; with several, each is trained into a subfolder of its name.",
     ),
 ]  # fmt: skip
 OptionalConfig = Annotated[
     Path | None,
-    typer.Option("--config", "-c", "--parameters_file", help="YAML of seed, sampling, compute."),
+    typer.Option(
+        *_CONFIG, metavar="FILE", rich_help_panel=FILES, help="YAML of seed, sampling, compute."
+    ),
 ]
 Data = Annotated[
     Path,
-    typer.Option("--data_path", "-d", help="CSV, folder with manifest.csv, or folder of images."),
-]
+    typer.Option(
+        "--data_path", "-d", metavar="PATH", rich_help_panel=FILES,
+        help="CSV, folder with manifest.csv, or folder of images.",
+    ),
+]  # fmt: skip
 OptionalData = Annotated[
     Path | None,
     typer.Option(
-        "--data_path",
-        "-d",
+        "--data_path", "-d", metavar="PATH", rich_help_panel=FILES,
         help="Images to reconstruct or translate; or a finished run: the ones that it held out.",
     ),
+]  # fmt: skip
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output_path", "-o", metavar="FOLDER", rich_help_panel=FILES, help="Folder to write to."
+    ),
 ]
-Output = Annotated[Path, typer.Option("--output_path", "-o", help="Folder to write to.")]
 Model = Annotated[
     Path,
     typer.Option(
-        "--model_path", "-m",
-        help="Run folder, folder of an artifact, or hf://owner/name[@revision].",
+        "--model_path", "-m", metavar="MODEL", rich_help_panel=FILES,
+        help="Run folder, folder of an artifact, hf://owner/name or hf://owner/name@revision.",
     ),
 ]  # fmt: skip
 Override = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")
-]
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", rich_help_panel=SETTINGS,
+        help="Override a key of the YAML; repeatable.",
+    ),
+]  # fmt: skip
 Plugins = Annotated[
-    list[Path], typer.Option("--plugins", help="Folder whose code a model or a YAML may run.")
-]
+    list[Path],
+    typer.Option(
+        "--plugins", metavar="FOLDER", rich_help_panel=CODE,
+        help="Folder whose code a model or a YAML may run; repeatable.",
+    ),
+]  # fmt: skip
 Trust = Annotated[
     list[str],
-    typer.Option("--trust", help="Installed package whose code a model or a YAML may run."),
-]
+    typer.Option(
+        "--trust", metavar="PACKAGE", rich_help_panel=CODE,
+        help="Installed package whose code a model or a YAML may run; repeatable.",
+    ),
+]  # fmt: skip
 
 _LONGEST_NAME = 200
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as other programs do when `head` closes their output
 
+
+class _Command(TyperCommand):
+    """A command whose help says what a value is (FILE), in place of its type (<list[Path]>)."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)
+        panels = {getattr(parameter, "rich_help_panel", None) for parameter in parameters}
+        for parameter in parameters:
+            _hide_type(parameter)
+            if parameter.name == "help" and SETTINGS in panels:
+                parameter.rich_help_panel = SETTINGS
+        return parameters
+
+
+class Group(TyperGroup):
+    """The list of commands, likewise without types."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)
+        for parameter in parameters:
+            _hide_type(parameter)
+        return parameters
+
+
+def _hide_type(parameter: Any) -> None:
+    if isinstance(parameter, TyperArgument):  # Typer shows its type beside its name
+        vars(parameter)["display_type_rich"] = lambda ctx: ""
+    elif parameter.metavar is None:
+        parameter.metavar = ""  # of a flag
+
+
 app = typer.Typer(
+    cls=Group,
     name="synthcube",
     help="Train, sample, judge and share generative models of medical images.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
+    epilog="Example: synthcube train -c config.yaml -d images -o run",
     # Spelled as MLCube and the YAML spell them; --data-path is --data_path.
     context_settings={
         "token_normalize_func": lambda token: token.replace("-", "_"),
         "help_option_names": ["-h", "--help"],
     },
 )
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def command(
+    panel: str, example: str, name: str | None = None, of: typer.Typer = app
+) -> Callable[[Function], Function]:
+    """A decorator that makes a function a command; its name is that of the function.
+
+    Args:
+        panel: heading in the list of commands.
+        example: words after "synthcube", which the help shows.
+        of: the group that gets the command.
+    """
+    return of.command(
+        name, cls=_Command, rich_help_panel=panel, epilog=f"Example: synthcube {example}"
+    )
 
 
 def _version(is_requested: bool) -> None:
@@ -125,9 +201,19 @@ def located(model: Path) -> Path:
     return hub.located(model)
 
 
-def say(line: str, end: str = "\n") -> None:
-    """Print a line with control characters escaped: it may hold names that others chose."""
-    print(visible(line), end=end, flush=True)
+def say(line: str, style: str = "", end: str = "\n") -> None:
+    """Print a line with control characters escaped: it may hold names that others chose.
+
+    Args:
+        style: its colour on a terminal, as in "green".
+    """
+    terminal.print_line(visible(line), style, end=end)
+
+
+def _complain(text: str, style: str = "red") -> None:
+    """Print a line about what went wrong, once the bar is gone."""
+    terminal.clear()
+    terminal.print_line(visible(text), style, to_stderr=True)
 
 
 def main() -> None:
@@ -136,22 +222,24 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_words(sys.argv[1:], app)
-        app()
+        app(prog_name="synthcube")
     except PreemptedError as stop:
-        print(visible(f"stopped: {stop}"), file=sys.stderr)
+        _complain(f"stopped: {stop}", "yellow")
         raise SystemExit(stop.exit_code) from stop
     except SynthCubeError as error:
-        print(visible(f"error: {error}"), file=sys.stderr)
+        _complain(f"error: {error}")
         raise SystemExit(error.exit_code) from error
     except (OSError, RuntimeError) as error:
         if not (fault := _path_fault(error)):
             raise
-        print(visible(f"error: {fault}."), file=sys.stderr)
+        _complain(f"error: {fault}.")
         raise SystemExit(2) from error
     except KeyboardInterrupt as stop:
         raise SystemExit(INTERRUPTED) from stop
     except SystemExit as end:
         raise SystemExit(_exit_code(end)) from end
+    finally:
+        terminal.clear()
 
 
 def _path_fault(error: OSError | RuntimeError) -> str:
@@ -181,6 +269,7 @@ def _exit_code(end: SystemExit) -> int:
     except BrokenPipeError as error:
         reasons.append(error)
     if any(isinstance(reason, KeyboardInterrupt) for reason in reasons):
+        _complain("stopped: Ctrl-C.", "yellow")
         return INTERRUPTED
     if any(isinstance(reason, BrokenPipeError) for reason in reasons):
         _discard_output()

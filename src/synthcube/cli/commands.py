@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
 from synthcube.cli.app import (
+    DATA,
+    FILES,
+    INSTALLATION,
+    MODELS,
+    SETTINGS,
     Config,
     Configs,
     Data,
@@ -19,7 +24,7 @@ from synthcube.cli.app import (
     Override,
     Plugins,
     Trust,
-    app,
+    command,
     located,
     say,
     setup_process,
@@ -29,21 +34,40 @@ from synthcube.errors import MemoryShortageError
 from synthcube.sharing.runtimes import NAMES as RUNTIMES
 from synthcube.sharing.runtimes import RuntimeOrTorch, Weights
 
+# The panels of single commands.
+_IMAGES, _DESCRIPTION, _SPLIT, _CARD, _HUB = (
+    "Images", "Description of the images", "Split", "Model card", "Hub"
+)  # fmt: skip
 
-@app.command()
+
+@command(MODELS, "train -c config.yaml -d images -o run")
 def train(
     config: Configs,
     data: Data,
     output: Output,
     resume: Annotated[
-        str, typer.Option(help="auto continues a run; never refuses one; or a checkpoint's path.")
+        str,
+        typer.Option(
+            metavar="HOW",
+            rich_help_panel=SETTINGS,
+            help="auto continues a run; never refuses one; or a checkpoint's path.",
+        ),
     ] = "auto",
     debug: Annotated[
-        bool, typer.Option("--debug", help="Only try a few batches of every step; keep nothing.")
+        bool,
+        typer.Option(
+            "--debug",
+            rich_help_panel=SETTINGS,
+            help="Only try a few batches of every step; keep nothing.",
+        ),
     ] = False,
     accept_changes: Annotated[
         bool,
-        typer.Option("--accept_changes", help="Continue a run although keys that matter changed."),
+        typer.Option(
+            "--accept_changes",
+            rich_help_panel=SETTINGS,
+            help="Continue a run although keys that matter changed.",
+        ),
     ] = False,
     overrides: Override = [],  # noqa: B006  # Typer copies it
     plugins: Plugins = [],  # noqa: B006
@@ -84,49 +108,114 @@ def _train_series(
     raise typer.Exit(exit_code(outcomes))
 
 
-@app.command()
+@command(MODELS, "infer -m run -o generated -n 16 --seed 7")
 def infer(
     model: Model,
     output: Output,
     num_images: Annotated[
         str | None,
-        typer.Option("--num_images", "-n", help="Images to generate: 8, or Hand=5,HeadCT=3."),
+        typer.Option(
+            "--num_images",
+            "-n",
+            metavar="NUMBER",
+            rich_help_panel=_IMAGES,
+            help="Images to generate: 8, or Hand=5,HeadCT=3.",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the images.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="NUMBER", rich_help_panel=_IMAGES, help="Seed of the images."),
+    ] = None,
     data: OptionalData = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch_size", min=1, help="Images made at once.")
+        int | None,
+        typer.Option(
+            "--batch_size",
+            min=1,
+            metavar="NUMBER",
+            rich_help_panel=SETTINGS,
+            help="Images made at once.",
+        ),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="How strictly conditions are followed; 1: as learned.")
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            rich_help_panel=SETTINGS,
+            help="How strictly conditions are followed; 1: as learned.",
+        ),
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="How images are drawn: heun, ddim...")] = None,
-    steps: Annotated[int | None, typer.Option(min=2, help="Steps of the sampler.")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", rich_help_panel=SETTINGS, help="How images are drawn: heun, ddim."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=2, metavar="NUMBER", rich_help_panel=SETTINGS, help="Steps of the sampler."
+        ),
+    ] = None,
     animate: Annotated[
         Literal["steps", "slices"] | None,
-        typer.Option(help="Write animation.gif: from noise to images, or through the slices."),
+        typer.Option(
+            metavar="WHAT",
+            rich_help_panel=SETTINGS,
+            help="Write animation.gif: from noise to images, or through the slices.",
+        ),
     ] = None,
     config: OptionalConfig = None,
     overrides: Override = [],  # noqa: B006
     condition: Annotated[
-        list[str], typer.Option(help="Condition of all images, as in Label=Hand; repeatable.")
+        list[str],
+        typer.Option(
+            metavar="NAME=VALUE",
+            rich_help_panel=_IMAGES,
+            help="Condition of all images, as in Label=Hand; repeatable.",
+        ),
     ] = [],  # noqa: B006
     conditions: Annotated[
         Path | None,
-        typer.Option(help="CSV with the conditions of each image, in place of a number."),
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_IMAGES,
+            help="CSV with the conditions of each image, in place of a number.",
+        ),
     ] = None,
     runtime: Annotated[
         RuntimeOrTorch | None,
-        typer.Option(help="What computes the networks, of a model exported for it."),
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=SETTINGS,
+            help="What computes the networks of a model exported for it: "
+            f"{', '.join(('torch', *RUNTIMES))}.",
+        ),
     ] = None,
     croissant: Annotated[
-        bool, typer.Option("--croissant", help="Describe the images in croissant.json.")
+        bool,
+        typer.Option(
+            "--croissant",
+            rich_help_panel=_DESCRIPTION,
+            help="Describe the images in croissant.json.",
+        ),
     ] = False,
     license_id: Annotated[
-        str, typer.Option("--license", help="License of the images, for croissant.json.")
+        str,
+        typer.Option(
+            "--license",
+            metavar="NAME",
+            rich_help_panel=_DESCRIPTION,
+            help="License of the images, for croissant.json.",
+        ),
     ] = "",
     creator: Annotated[
-        list[str], typer.Option(help="Organization responsible for the images; repeatable.")
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_DESCRIPTION,
+            help="Organization responsible for the images; repeatable.",
+        ),
     ] = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -155,31 +244,66 @@ def infer(
         say(f"Description: {output / CROISSANT}")
 
 
-@app.command()
+@command(MODELS, "evaluate -p generated -l run -o results.yaml")
 def evaluate(
     predictions: Annotated[
-        Path, typer.Option("--predictions", "-p", help="Images that infer wrote, or any others.")
+        Path,
+        typer.Option(
+            "--predictions",
+            "-p",
+            metavar="PATH",
+            rich_help_panel=FILES,
+            help="Images that infer wrote, or any others.",
+        ),
     ],
     labels: Annotated[
         Path,
         typer.Option(
-            "--labels", "-l", help="Held-out real images; or a run: those that it held out."
+            "--labels",
+            "-l",
+            metavar="PATH",
+            rich_help_panel=FILES,
+            help="Held-out real images; or a run: those that it held out.",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output_path", "-o", help="YAML file to write the results to.")
+        Path,
+        typer.Option(
+            "--output_path",
+            "-o",
+            metavar="FILE",
+            rich_help_panel=FILES,
+            help="YAML file to write the results to.",
+        ),
     ],
     config: OptionalConfig = None,
     train_data: Annotated[
         Path | None,
-        typer.Option("--train_data", "-t", help="Training images, to search for copies."),
+        typer.Option(
+            "--train_data",
+            "-t",
+            metavar="PATH",
+            rich_help_panel=FILES,
+            help="Training images, to search for copies.",
+        ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Folder for an HTML page with plots, and for a table for the card."),
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=FILES,
+            help="Folder for an HTML page with plots, and for a table for the card.",
+        ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option("--model_path", "-m", help="The model, for membership inference.")
+        Path | None,
+        typer.Option(
+            "--model_path",
+            "-m",
+            metavar="MODEL",
+            rich_help_panel=FILES,
+            help="The model, for membership inference.",
+        ),
     ] = None,
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
@@ -197,26 +321,52 @@ def evaluate(
         config_path=config, overrides=overrides, train_data=train_data, report=report,
         model_path=located(model) if model else None,
     )  # fmt: skip
-    for line in main_lines(reading.read_yaml(written, EvaluationError)):
+    *numbers, good, not_good = main_lines(reading.read_yaml(written, EvaluationError))
+    for line in numbers:
         say(line)
+    say(good, "green")
+    say(not_good, "yellow")
     say(f"Results: {written}")
     if report:
         say(f"Report: {report / 'report.html'}")
 
 
-@app.command("import")
+@command(MODELS, "import old.ckpt --family ddpm -c config.yaml -o model", "import")
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="Weights: .pt, .pth, .ckpt, .safetensors.")],
-    family: Annotated[str, typer.Option(help="Family of the model: ddpm, vqvae, ...")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="Weights: .pt, .pth, .ckpt, .safetensors."),
+    ],
+    family: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=SETTINGS, help="Family of the model: ddpm, vqvae."
+        ),
+    ],
     config: Config,
     output: Output,
-    channels: Annotated[int, typer.Option(min=1, help="Channels of one image.")] = 1,
+    channels: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="NUMBER", rich_help_panel=SETTINGS, help="Channels of one image."
+        ),
+    ] = 1,
     model_range: Annotated[
         tuple[float, float],
-        typer.Option("--model_range", help="Range that intensities were scaled to in training."),
+        typer.Option(
+            "--model_range",
+            metavar="LOW HIGH",
+            rich_help_panel=SETTINGS,
+            help="Range that intensities were scaled to in training.",
+        ),
     ] = (-1.0, 1.0),
     discriminator: Annotated[
-        Path | None, typer.Option(help="Weights of an autoencoder's discriminator.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=FILES,
+            help="Weights of an autoencoder's discriminator.",
+        ),
     ] = None,
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
@@ -234,32 +384,75 @@ def import_(
     say(f"Imported model: {folder}")
 
 
-@app.command()
+@command(DATA, "prepare -d images -o data --validation 0.1")
 def prepare(
-    data: Annotated[Path, typer.Option("--data_path", "-d", help="Folder of images, or a CSV.")],
-    output: Annotated[Path, typer.Option("--output_path", "-o", help="Folder or .csv to write.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data_path",
+            "-d",
+            metavar="PATH",
+            rich_help_panel=FILES,
+            help="Folder of images, or a CSV.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output_path",
+            "-o",
+            metavar="PATH",
+            rich_help_panel=FILES,
+            help="Folder or .csv to write.",
+        ),
+    ],
     paradigm: Annotated[
         Literal["unlabeled", "patient", "custom"],
-        typer.Option(help="Classes: none, one for each patient, or one for each folder."),
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=SETTINGS,
+            help="Classes: unlabeled for none, patient for one for each patient, custom for one "
+            "for each folder.",
+        ),
     ] = "unlabeled",
     channels: Annotated[
         str | None,
         typer.Option(
+            metavar="NAMES",
+            rich_help_panel=SETTINGS,
             help="Words of the channels in the file names, in order: t1,t2,seg. Usual ones are "
-            "recognised; an empty text makes each file an image."
+            "recognised; an empty text makes each file an image.",
         ),
     ] = None,
     column: Annotated[
         list[str],
         typer.Option(
-            metavar="NAME=COLUMN", help="A CSV's own column: Channel_0=t1_path; repeatable."
+            metavar="NAME=COLUMN",
+            rich_help_panel=SETTINGS,
+            help="A CSV's own column: Channel_0=t1_path; repeatable.",
         ),
     ] = [],  # noqa: B006
-    validation: Annotated[float, typer.Option(min=0, max=1, help="Share held out.")] = 0.0,
-    test: Annotated[float, typer.Option(min=0, max=1, help="Share kept for tests.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    validation: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="SHARE", rich_help_panel=_SPLIT, help="Share held out."),
+    ] = 0.0,
+    test: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", rich_help_panel=_SPLIT, help="Share kept for tests."
+        ),
+    ] = 0.0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, metavar="NUMBER", rich_help_panel=_SPLIT, help="Seed of the split."),
+    ] = 0,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read every image, and leave out what cannot be used.")
+        bool,
+        typer.Option(
+            "--verify",
+            rich_help_panel=SETTINGS,
+            help="Read every image, and leave out what cannot be used.",
+        ),
     ] = False,
 ) -> None:
     """Make a manifest CSV from a folder of images, or from a CSV with other columns."""
@@ -298,10 +491,10 @@ def prepare(
         listed = ", ".join(f"channel {channel}" for channel in prepared.masks)
         say(f"Masks: {listed}; add to the config: {mask_settings(prepared.masks)}")
     if prepared.warning:
-        say(f"Warning: {prepared.warning}.")
+        say(f"Warning: {prepared.warning}.", "yellow")
 
 
-@app.command()
+@command(DATA, "check -c config.yaml -d images")
 def check(
     config: Config,
     data: Data,
@@ -317,20 +510,31 @@ def check(
     for line in report.lines:
         say(line)
     for warning in report.warnings:
-        say(f"Warning: {warning}.")
+        say(f"Warning: {warning}.", "yellow")
     if report.shortage:
         raise MemoryShortageError(report.shortage)
     number = len(report.warnings)
     if number:
-        say(f"Ready to train, with {number} warning{'s' if number > 1 else ''} above.")
+        say(f"Ready to train, with {number} warning{'s' if number > 1 else ''} above.", "yellow")
     else:
-        say("Ready to train.")
+        say("Ready to train.", "green")
 
 
-@app.command()
+@command(DATA, "init ddpm --dims 3 > config.yaml")
 def init(
-    family: Annotated[str, typer.Argument(help="Name of a family.")] = "rectified_flow",
-    dims: Annotated[int, typer.Option(min=2, max=3, help="Spatial axes of the images.")] = 2,
+    family: Annotated[
+        str, typer.Argument(metavar="FAMILY", help="Name of a family.")
+    ] = "rectified_flow",
+    dims: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            max=3,
+            metavar="NUMBER",
+            rich_help_panel=SETTINGS,
+            help="Spatial axes of the images.",
+        ),
+    ] = 2,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
@@ -341,7 +545,7 @@ def init(
     say(starting_yaml(family, dims), end="")
 
 
-@app.command()
+@command(DATA, "families")
 def families() -> None:
     """List the families of models."""
     from synthcube.tasks.describe import family_lines
@@ -350,7 +554,7 @@ def families() -> None:
         say(line)
 
 
-@app.command()
+@command(DATA, "schema > schema.json")
 def schema() -> None:
     """Print the JSON Schema of the YAML, for editors."""
     from synthcube.config import json_schema
@@ -358,7 +562,7 @@ def schema() -> None:
     say(json.dumps(json_schema(), indent=2))
 
 
-@app.command()
+@command(INSTALLATION, "self-check")
 def self_check() -> None:
     """Train, infer, evaluate and export in a temporary folder: does this installation work?"""
     setup_process()
@@ -369,10 +573,17 @@ def self_check() -> None:
     say("self-check passed")
 
 
-@app.command()
+@command(INSTALLATION, "specs --write mlcube")
 def specs(
-    write: Annotated[Path, typer.Option(help="Folder to write.")],
-    image: Annotated[str, typer.Option(help="Name of the container's image.")] = IMAGE,
+    write: Annotated[
+        Path, typer.Option(metavar="FOLDER", rich_help_panel=FILES, help="Folder to write.")
+    ],
+    image: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=SETTINGS, help="Name of the container's image."
+        ),
+    ] = IMAGE,
 ) -> None:
     """Write the descriptions of the container that MLCube and MedPerf read."""
     from synthcube.containers import write_specs
@@ -381,53 +592,106 @@ def specs(
         say(f"Written: {path}")
 
 
-@app.command()
+@command(MODELS, "export -m run -o shared --license cc-by-nc-4.0")
 def export(
     model: Model,
     output: Output,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", "--parameters_file", help="YAML with a section `export`."),
+        typer.Option(
+            "--config",
+            "-c",
+            "--parameters_file",
+            metavar="FILE",
+            rich_help_panel=FILES,
+            help="YAML with a section `export`.",
+        ),
     ] = None,
     overrides: Override = [],  # noqa: B006
     evaluation: Annotated[
-        Path | None, typer.Option(help="results.yaml of synthcube evaluate, for the card's table.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_CARD,
+            help="results.yaml of synthcube evaluate, for the card's table.",
+        ),
     ] = None,
     license_id: Annotated[
-        str, typer.Option("--license", help="License of the model: apache-2.0, cc-by-nc-4.0, ...")
+        str,
+        typer.Option(
+            "--license",
+            metavar="NAME",
+            rich_help_panel=_CARD,
+            help="License of the model, as in apache-2.0 or cc-by-nc-4.0.",
+        ),
     ] = "",
     dataset: Annotated[
-        list[str], typer.Option(help="Name on a Hub of what it was trained on; repeatable.")
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_CARD,
+            help="Name on a Hub of what it was trained on; repeatable.",
+        ),
     ] = [],  # noqa: B006
     notes: Annotated[
-        Path | None, typer.Option(help="Markdown to add to the card: authors, data, limits.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_CARD,
+            help="Markdown to add to the card: authors, data, limits.",
+        ),
     ] = None,
     model_version: Annotated[
-        str, typer.Option("--model_version", help="Version of the model, its tag on a Hub: 1.0.0.")
+        str,
+        typer.Option(
+            "--model_version",
+            metavar="VERSION",
+            rich_help_panel=_CARD,
+            help="Version of the model, its tag on a Hub: 1.0.0.",
+        ),
     ] = "",
     runtime: Annotated[
         list[str],
         typer.Option(
-            help=f"Convert the networks for it as well: {', '.join(RUNTIMES)}; repeatable."
+            metavar="NAME",
+            rich_help_panel=SETTINGS,
+            help=f"Convert the networks for it as well: {', '.join(RUNTIMES)}; repeatable.",
         ),
     ] = [],  # noqa: B006
     runtime_weights: Annotated[
         Weights | None,
-        typer.Option("--runtime_weights", help="How converted weights are stored: float32."),
+        typer.Option(
+            "--runtime_weights",
+            metavar="TYPE",
+            rich_help_panel=SETTINGS,
+            help=f"How converted weights are stored: {', '.join(get_args(Weights))}.",
+        ),
     ] = None,
     push_to: Annotated[
         str,
         typer.Option(
-            "--push_to", metavar="OWNER/NAME", help="Publish to this repository of a Hub."
+            "--push_to",
+            metavar="OWNER/NAME",
+            rich_help_panel=_HUB,
+            help="Publish to this repository of a Hub.",
         ),
     ] = "",
     public: Annotated[
         bool | None,
-        typer.Option("--public/--private", help="Visibility on the Hub; private by default."),
+        typer.Option(
+            "--public/--private",
+            rich_help_panel=_HUB,
+            help="Visibility on the Hub; private by default.",
+        ),
     ] = None,
-    revision: Annotated[str, typer.Option(help="Branch to push to: main.")] = "",
+    revision: Annotated[
+        str, typer.Option(metavar="NAME", rich_help_panel=_HUB, help="Branch to push to: main.")
+    ] = "",
     commit_message: Annotated[
-        str, typer.Option("--commit_message", help="Message of the commit.")
+        str,
+        typer.Option(
+            "--commit_message", metavar="TEXT", rich_help_panel=_HUB, help="Message of the commit."
+        ),
     ] = "",
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006

@@ -6,21 +6,40 @@ Without arguments a task finds everything where MedPerf mounts it.
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from synthcube.cli.app import Model, Output, Plugins, Trust, app, located, say, setup_process
+from synthcube.cli.app import (
+    INSTALLATION,
+    MODELS,
+    SETTINGS,
+    Group,
+    Model,
+    Output,
+    Plugins,
+    Trust,
+    app,
+    command,
+    located,
+    say,
+    setup_process,
+)
 from synthcube.containers import IMAGE, mounts
 
 medperf = typer.Typer(
+    cls=Group,
     name="medperf",
     help="The tasks of MedPerf's containers; paths default to where MedPerf mounts them.",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
+    epilog="Example: synthcube medperf demo -o demo.tar.gz",
 )
-app.add_typer(medperf)
+app.add_typer(medperf, rich_help_panel=INSTALLATION)
+
+_task = partial(command, "Tasks", of=medperf)
 
 _PREPARE, _CHECK, _STATISTICS, _INFER, _EVALUATE = map(
     mounts().__getitem__, ("prepare", "sanity_check", "statistics", "infer", "evaluate")
@@ -29,7 +48,10 @@ _OPTIONAL = "; none where MedPerf mounts none"
 
 
 def _option(name: str, text: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(f"--{name}", help=text, show_default=True)
+    option: typer.models.OptionInfo = typer.Option(
+        f"--{name}", metavar="PATH", help=text, show_default=True,
+        rich_help_panel="Optional volumes" if _OPTIONAL in text else None,
+    )  # fmt: skip
     return option
 
 
@@ -45,7 +67,7 @@ _Data = Annotated[Path, _option("data_path", "Images that prepare wrote.")]
 _Labels = Annotated[Path, _option("labels_path", "Reference images that prepare wrote.")]
 
 
-@medperf.command()
+@_task("medperf prepare --data_path raw --labels_path raw")
 def prepare(
     data_path: Annotated[
         Path, _option("data_path", "Images, with or without a manifest.csv.")
@@ -83,7 +105,7 @@ def prepare(
     say(f"Prepared: {counts}")
 
 
-@medperf.command("sanity_check")
+@_task("medperf sanity_check --data_path data --labels_path labels", "sanity_check")
 def sanity_check(
     data_path: _Data = _CHECK["data_path"],
     labels_path: _Labels = _CHECK["labels_path"],
@@ -107,7 +129,7 @@ def sanity_check(
     say(f"Sound: {counts}")
 
 
-@medperf.command()
+@_task("medperf statistics --data_path data --labels_path labels")
 def statistics(
     data_path: _Data = _STATISTICS["data_path"],
     labels_path: _Labels = _STATISTICS["labels_path"],
@@ -129,7 +151,7 @@ def statistics(
     say(f"Statistics: {path}")
 
 
-@medperf.command()
+@_task("medperf infer --data_path data --output_path predictions")
 def infer(
     data_path: _Data = _INFER["data_path"],
     output_path: Annotated[Path, _option("output_path", "Folder for the images.")] = _INFER[
@@ -153,7 +175,7 @@ def infer(
     say(f"Predictions: {output_path}")
 
 
-@medperf.command()
+@_task("medperf evaluate --predictions predictions --labels labels")
 def evaluate(
     predictions: Annotated[Path, _option("predictions", "Images that infer wrote.")] = _EVALUATE[
         "predictions"
@@ -188,12 +210,18 @@ def evaluate(
     say(f"Results: {path}")
 
 
-@medperf.command()
+@_task("medperf demo -o demo.tar.gz --num 12")
 def demo(
-    output: Annotated[Path, typer.Option("--output_path", "-o", help=".tar.gz to write.")],
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Subjects.")] = 12,
-    size: Annotated[str, typer.Option(help="Voxels along each axis: 32x32 or 32x32x32.")] = "32x32",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output_path", "-o", metavar="FILE", help=".tar.gz to write.")
+    ],
+    num: Annotated[
+        int, typer.Option("--num", "-n", min=1, metavar="NUMBER", help="Subjects.")
+    ] = 12,
+    size: Annotated[
+        str, typer.Option(metavar="SIDES", help="Voxels along each axis: 32x32 or 32x32x32.")
+    ] = "32x32",
+    seed: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Seed of the images.")] = 0,
 ) -> None:
     """Write a small data set of drawn shapes to try a benchmark with."""
     setup_process()
@@ -206,12 +234,17 @@ def demo(
     say(f"Demo data: {output}\nSHA-256: {digest}")
 
 
-@app.command()
+@command(MODELS, "package -m run -o container")
 def package(
     model: Model,
     output: Output,
     image: Annotated[
-        str, typer.Option(help="Name of the container's image, in a registry.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=SETTINGS,
+            help="Name of the container's image, in a registry.",
+        ),
     ] = IMAGE,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006

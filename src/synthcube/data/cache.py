@@ -26,10 +26,10 @@ from synthcube import __version__
 from synthcube.data.images import Image, read_images
 from synthcube.data.manifest import Manifest, Row
 from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing
-from synthcube.environment import told
 from synthcube.errors import ImageError, OutputError, first_faults
 from synthcube.schema import near_multiples
 from synthcube.storage import make_folder, storage_errors, write_json
+from synthcube.terminal import followed
 
 log = logging.getLogger("synthcube")
 _FORMAT = 4
@@ -238,7 +238,7 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
     shapes: dict[str, tuple[int, ...]] = {}
     contrasts = _Contrasts()
     log.info("Preprocessing %d images (cached for next time) ...", len(manifest.rows))
-    rows = told(manifest.rows, len(manifest.rows), "Preprocessing images")
+    rows = followed(manifest.rows, len(manifest.rows), "Preprocessing")
 
     def prepare(row: Row, image: Image) -> list[Prepared]:
         cuts = preprocessing.images_of(image, row.slice)

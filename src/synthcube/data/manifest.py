@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synthcube.environment import told
 from synthcube.errors import ManifestError, OutputError, first_faults
 from synthcube.escapes import from_spreadsheet, hidden_in, is_utf8, spreadsheet, visible
 from synthcube.reading import MAX_LIST_BYTES
 from synthcube.storage import recovered_folder, write_text
+from synthcube.terminal import followed
 
 KNOWN_COLUMNS = ("SubjectID", "Label", "LabelMapping", "Split")
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -406,7 +406,8 @@ def manifest_of(path: Path, table: CsvTable) -> Manifest:
     faults = list(table.faults)
     files = _Files(path.absolute().parent)
     rows = []
-    for number, line in told(table.lines.items(), len(table.lines), f"Reading {path}"):
+    lines = followed(table.lines.items(), len(table.lines), "Reading rows", "row", bar_after_s=0.5)
+    for number, line in lines:
         cells = dict(zip(table.header, line, strict=True))
         label, label_name = labels.get(number, _UNLABELLED)
         row = Row(

@@ -40,6 +40,7 @@ from synthcube.data.manifest import (
 from synthcube.data.module import split_subjects
 from synthcube.errors import ImageError, ManifestError, OutputError, first_faults
 from synthcube.storage import make_folder, sha256, write_text
+from synthcube.terminal import followed
 
 PARTICIPANTS = "participants.tsv"
 _PARTICIPANT = "participant_id"
@@ -217,7 +218,10 @@ def _found_below(
 ) -> _Found:
     """The rows of the images below a folder."""
     folder, left_out = data.resolve(), usable.left_out
-    images = [image for image in _images(folder, csv_path, left_out) if usable(folder / image)]
+    images = _images(folder, csv_path, left_out)
+    if usable.fault_of:
+        read = followed(images, len(images), "Reading images")
+        images = [image for image in read if usable(folder / image)]
     if paradigm == "unlabeled" and is_nnunet(images):
         items, names = nnunet_items(folder, images, channels or (), left_out)
     else:

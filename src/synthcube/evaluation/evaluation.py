@@ -83,6 +83,16 @@ class Evaluation:
                 answer = Section("usefulness", {"accuracy_synthetic": missing(answer)})
             yield answer
 
+    @property
+    def num_sections(self) -> int:
+        """How many answers :meth:`sections` gives."""
+        predictions, labels = self.sets["predictions"], self.sets["labels"]
+        optional = (
+            class_column(predictions, labels), self.pairs, self.sets.get("train_data"),
+            self.config.usefulness,
+        )  # fmt: skip
+        return 3 + sum(map(bool, optional))
+
     def gallery(self) -> Picture:
         """Generated images beside real ones."""
         predictions, labels = self.sets["predictions"], self.sets["labels"]

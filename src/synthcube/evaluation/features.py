@@ -16,6 +16,7 @@ from synthcube.evaluation.arrays import Array, Ints
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.extractors import Extractor
 from synthcube.evaluation.sets import Bounds, ImageSet
+from synthcube.terminal import Progress
 
 log = logging.getLogger("synthcube")
 
@@ -111,7 +112,8 @@ def extract(
         path = folder / f"{images.name}-features-{name}.f32"
         slices = _slices(images.shape[axis - 1], config.slices_per_plane) if axis else [0]
         dimension = 0
-        with torch.inference_mode(), append_rows(path) as append:
+        bar = Progress(f"Features of {images.name}", len(images) * len(slices))
+        with torch.inference_mode(), append_rows(path) as append, bar:
             for batch in _batches(images, bounds, axis, slices):
                 features = extractor(batch.to(device), colour).float().cpu()
                 if not features.isfinite().all():
@@ -121,6 +123,7 @@ def extract(
                     )
                 dimension = features.shape[1]
                 append(features.numpy())
+                bar.advance(len(batch))
         channels = 1 if colour or dimension % images.shape[0] else images.shape[0]
         table = Float32Rows(path, (dimension,))
         planes[name] = FeatureTable(table, len(images), len(slices), channels)

@@ -24,9 +24,9 @@ from synthcube.data.geometry import spacing_of
 from synthcube.data.images import Image, read_images
 from synthcube.data.manifest import Manifest, Row
 from synthcube.data.preprocessing import DataConfig, Preprocessing
-from synthcube.environment import told
 from synthcube.errors import EvaluationError
 from synthcube.evaluation.arrays import Array, Floats, Ints
+from synthcube.terminal import followed
 
 log = logging.getLogger("synthcube")
 Bounds = tuple[tuple[float, float], ...]
@@ -202,7 +202,7 @@ def _read_set(
     shown_rows: list[Row] = []
     rng = np.random.default_rng(0)
     with append_rows(path) as append:
-        rows = told(manifest.rows, len(manifest.rows), "Reading images")
+        rows = followed(manifest.rows, len(manifest.rows), f"Reading {name}")
         for image_row, voxels, affine, is_raster in _each(rows, place, faults):
             shown_rows.append(image_row)
             if not shapes:

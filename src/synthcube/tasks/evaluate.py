@@ -27,6 +27,7 @@ from synthcube.models import artifact
 from synthcube.models.artifact import Artifact
 from synthcube.sharing.identities import subjects_of
 from synthcube.tasks.run_folder import CONFIG, HELD_OUT, SPLIT, read_images, rows_of
+from synthcube.terminal import followed
 
 log = logging.getLogger("synthcube")
 
@@ -98,7 +99,10 @@ def evaluate(
             sets, settings.evaluation, settings.seed, folder,
             compute.device(settings.compute.accelerator), trained,
         )  # fmt: skip
-        sections = list(evaluation.sections())
+        questions = followed(
+            evaluation.sections(), evaluation.num_sections, "Comparing", "question"
+        )
+        sections = list(questions)
         header = _header(settings, sets, evaluation, left_out)
         gallery = evaluation.gallery() if report else None
     plain_sections = plain_results(sections)

@@ -30,6 +30,7 @@ from synthcube.sharing.conversion import ConversionRecord, check_request, conver
 from synthcube.sharing.metadata import METADATA, metadata
 from synthcube.sharing.runtimes import NAMES, RuntimeName, Weights, is_part, record_name
 from synthcube.storage import scratch_folder
+from synthcube.terminal import Progress
 
 log = logging.getLogger("synthcube")
 
@@ -129,7 +130,10 @@ def export(
         num_subjects=len(set(subjects)),
     )
     sentences = context.results.prose if context.results else ""
-    with _conversions(trained, request.runtimes, request.runtime_weights) as (records, files):
+    with (
+        Progress("Exporting", len(request.runtimes) + 2, "step") as bar,
+        _conversions(trained, request.runtimes, request.runtime_weights, bar) as (records, files),
+    ):
         context = replace(context, conversions=records)
         texts = _texts(public, context, request.version)
         prose = {**texts, artifact.CARD: f"{context.notes}\n{sentences}"}
@@ -141,7 +145,9 @@ def export(
             )
         _claim(folder)
         _write(folder, trained, family, texts, context, files)
-    artifact.load(folder).build(torch.device("cpu"))
+        bar.advance()
+        artifact.load(folder).build(torch.device("cpu"))
+        bar.advance()
     if _preparation(public) != _preparation(trained):
         log.warning(
             "data.preprocessing names files of this machine, which stay here: others cannot "
@@ -152,7 +158,7 @@ def export(
 
 @contextmanager
 def _conversions(
-    trained: Artifact, requested: Sequence[RuntimeName], weights: Weights
+    trained: Artifact, requested: Sequence[RuntimeName], weights: Weights, bar: Progress
 ) -> Iterator[tuple[list[ConversionRecord], list[Path]]]:
     """The networks converted for the requested runtimes, in a folder that is deleted afterwards.
 
@@ -176,6 +182,7 @@ def _conversions(
                 "most, by %.2g on average.",
                 runtime, weights, records[-1].largest_difference, records[-1].mean_difference,
             )  # fmt: skip
+            bar.advance()
         yield records, [*files, *sorted(folder.iterdir())]
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from synthcube import environment, plugins
+from synthcube import environment, plugins, terminal
 from synthcube.errors import SynthCubeError
 from synthcube.tasks.inference_jobs import Job, WrittenImage
 from synthcube.training.memory import sampling_memory_errors
@@ -37,7 +37,18 @@ _LONG = timedelta(days=30)  # the first waits for the slowest, however long it t
 
 def make_alone(job: Job) -> list[WrittenImage]:
     """Every image, made in this process."""
-    return [image for batch in job.batches() for image in _make_batch(job, batch)]
+    return [image for images in _made(job, job.batches()) for image in images]
+
+
+def _made(job: Job, batches: Sequence[range]) -> Iterator[list[WrittenImage]]:
+    with _progress(batches) as progress:
+        for batch in batches:
+            yield _make_batch(job, batch)
+            progress.advance(len(batch))
+
+
+def _progress(batches: Sequence[range]) -> terminal.Progress:
+    return terminal.Progress("Making images", sum(map(len, batches)))
 
 
 def make_in_pool(
@@ -52,10 +63,12 @@ def make_in_pool(
     arguments = (free_devices, opener, threads, plugins.vouched())
     results: dict[int, list[WrittenImage]] = {}
     with ProcessPoolExecutor(len(devices), context, _setup_worker, arguments) as pool:
-        futures = {pool.submit(_make_in_worker, batch): batch.start for batch in batches}
+        futures = {pool.submit(_make_in_worker, batch): batch for batch in batches}
         try:
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
+            with _progress(batches) as progress:
+                for future in as_completed(futures):
+                    results[futures[future].start] = future.result()
+                    progress.advance(len(futures[future]))
         except BrokenProcessPool as error:
             raise SynthCubeError(
                 "A process that makes images was killed, as happens when memory runs out: lower "
@@ -119,7 +132,7 @@ def make_in_ranks(opener: Opener, device: torch.device) -> Path | None:
     with _connected(rank, processes) as group:
         job: Job = _together(claimed, group)
         mine = job.batches()[rank::processes]
-        images = _together(lambda: [_make_batch(job, batch) for batch in mine], group)
+        images = _together(lambda: list(_made(job, mine)), group)
         gathered: list[Any] | None = [None] * processes if rank == 0 else None
         distributed.gather_object(images, gathered, group=group)
         return _together(finished, group)

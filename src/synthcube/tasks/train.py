@@ -180,7 +180,9 @@ def _fit(
     if checkpoint:
         checkpoints.check_fits(checkpoint, family)
         epochs, steps = checkpoints.reached(checkpoint)
-        log.info("Continuing after epoch %d, step %d, from %s.", epochs, steps, checkpoint)
+        is_within = checkpoints.position(checkpoint)[1]
+        where = f"in epoch {epochs + 1}, after" if is_within else f"after epoch {epochs},"
+        log.info("Continuing %s step %d, from %s.", where, steps, checkpoint)
     family.fit_statistics(data.every_image(), data.rows("train"))
     if not checkpoint:
         # After `fit_statistics`, which it overwrites: the weights belong to their own statistics.

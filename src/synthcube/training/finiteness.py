@@ -172,7 +172,9 @@ class FiniteGuard(Callback):
             values[f"gradient_norm{name}"] = float(squared.sqrt())
         if values:
             for logger in trainer.loggers:
-                logger.log_metrics(values | {"epoch": trainer.current_epoch}, trainer.global_step)
+                logger.log_metrics(
+                    values | {"epoch": trainer.current_epoch + 1}, trainer.global_step
+                )
 
 
 def _position(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> int:

@@ -14,12 +14,13 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.utilities import rank_zero_only
 
+from synthcube import terminal
 from synthcube.compute import ComputeConfig, devices_used
 from synthcube.data.module import DataModule
-from synthcube.environment import derived_seed, is_terminal, quiet_lightning
+from synthcube.environment import derived_seed, quiet_lightning
 from synthcube.errors import ConfigError
 from synthcube.models.family import Family
 from synthcube.models.nets.norm import share_statistics
@@ -88,21 +89,22 @@ def fit(family: Family, run: TrainingRun) -> dict[str, float]:
         content = checkpoints.load(run.checkpoint, mapped=True)
         require_same(content, run.compute, run.num_devices * run.compute.num_nodes)
     frozen = _prepare(family, run)
+    bar = terminal.Progress("Training", unit="step", has_lines=False)  # LogLines has its own
     compute = run.compute
     deterministic = acceleration.determinism(compute.deterministic)
     with quiet_lightning(), deterministic, acceleration.compile_errors(compute):
         trainer = _trainer(
             **_hardware(family, run),
             **_schedule(family, run),
-            callbacks=[*callbacks(family, run, profiler), FreezeCallback(frozen)],
+            callbacks=[*callbacks(family, run, profiler, bar), FreezeCallback(frozen)],
             profiler=profiler,
             logger=table,
-            enable_progress_bar=is_terminal(),
+            enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=run.folder,
         )
-        with _reported(trainer, table, profiler, run), run.preemption.deferred():
+        with _reported(trainer, table, profiler, run), run.preemption.deferred(), bar:
             trainer.fit(family, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
     run.preemption.stop_if_heard()  # a signal after the last step
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -127,7 +129,9 @@ class StepSeeds(Callback):
         torch.manual_seed(derived_seed(self.seed, *parts, *rank))
 
 
-def callbacks(family: Family, run: TrainingRun, profiler: progress.TimeProfiler) -> list[Callback]:
+def callbacks(
+    family: Family, run: TrainingRun, profiler: progress.TimeProfiler, bar: terminal.Progress
+) -> list[Callback]:
     """The callbacks of a training; Lightning moves those that save checkpoints to the end."""
     training, ema = run.training, None
     if training.ema:
@@ -138,7 +142,7 @@ def callbacks(family: Family, run: TrainingRun, profiler: progress.TimeProfiler)
         _guard(run),
         metrics.LogMeans(),
         checkpoints.NewHyperparameters() if run.accept_changes else None,
-        progress.LogLines(training.log_every_n_steps, profiler, quiet=is_terminal()),
+        progress.LogLines(training.log_every_n_steps, profiler, bar),
         progress.SlowestProcess(profiler),
         metrics.MetricGuard(training),
         metrics.best_and_last(run.checkpoints, _monitor(family, run), training),
@@ -165,7 +169,6 @@ def callbacks(family: Family, run: TrainingRun, profiler: progress.TimeProfiler)
         Timer(timedelta(minutes=training.max_minutes), interval="step")
         if training.max_minutes
         else None,
-        TQDMProgressBar() if is_terminal() else None,
     ]
     return [callback for callback in optional if callback]
 

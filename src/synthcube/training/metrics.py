@@ -31,7 +31,10 @@ _FIRST_COLUMNS = ("epoch", "step")
 
 
 class MetricsTable(Logger):
-    """Writes metrics.csv: appends a row of epoch, step and named numbers; new names add columns."""
+    """Writes metrics.csv: appends a row of epoch, step and named numbers; new names add columns.
+
+    Epochs count from 1, as they do for every logger.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -150,7 +153,7 @@ def _log(trainer: pl.Trainer, module: pl.LightningModule, means: EpochMeans) -> 
     # Lightning would write the row after the checkpoint: a kill in between would lose it.
     row = {name: float(value) for name, value in values.items()}
     for logger in trainer.loggers:
-        logger.log_metrics({**row, "epoch": trainer.current_epoch}, trainer.global_step)
+        logger.log_metrics({**row, "epoch": trainer.current_epoch + 1}, trainer.global_step)
 
 
 def best_and_last(folder: Path, monitor: str | None, training: TrainingConfig) -> BestAndLast:

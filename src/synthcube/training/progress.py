@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
 from pydantic import ConfigDict, Field
 
-from synthcube import environment, reading
+from synthcube import environment, reading, terminal
 from synthcube.data.module import DataModule
 from synthcube.environment import resident_bytes
 from synthcube.errors import OutputError
@@ -39,14 +39,15 @@ _DATA_LIMIT, _WRITING_LIMIT, _AIM = 0.05, 0.10, 0.05
 class LogLines(Callback):
     """Logs losses, learning rates and speed every N steps, to the loggers and as a line.
 
-    Nothing is read from a GPU in between.
+    On a terminal they are beside the bar in place of a line. Nothing is read from a GPU in between.
     """
 
-    def __init__(self, interval: int, profiler: TimeProfiler, *, quiet: bool) -> None:
+    def __init__(self, interval: int, profiler: TimeProfiler, bar: terminal.Progress) -> None:
         self.interval = interval
         self.profiler = profiler
-        self.level = logging.DEBUG if quiet else logging.INFO
+        self.bar = bar
         self._images = 0
+        self._values: dict[str, float] = {}  # of the last row
         self._before = (0.0, 0.0)  # seconds of steps and of waiting for data at the last row
         self._rates: dict[str, float] = {}
 
@@ -54,7 +55,11 @@ class LogLines(Callback):
         self._images, self._before = 0, self.profiler.training_seconds()
         if isinstance(module, Family):
             for line in described_optimizers(trainer, module):
-                log.log(self.level, line)
+                log.info(line)
+        batches = int(trainer.num_training_batches)
+        # Lightning counts the steps of every optimizer; a batch is one, whatever is trained on it.
+        self.bar.begin(trainer.fit_loop.total_batch_idx + 1, batches * (trainer.max_epochs or 1))
+        self._show(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any
@@ -67,6 +72,7 @@ class LogLines(Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, _: int
     ) -> None:
         self._images += len(batch["index"]) * trainer.world_size
+        self.bar.advance()
         if (trainer.fit_loop.total_batch_idx + 1) % self.interval or outputs is None:
             return
         terms = module.latest_terms if isinstance(module, Family) else {}
@@ -80,8 +86,19 @@ class LogLines(Callback):
             "memory_gb": memory_gb(trainer.strategy.root_device),
         }
         for logger in trainer.loggers:
-            logger.log_metrics(values | {"epoch": trainer.current_epoch}, trainer.global_step)
-        log.log(self.level, line(trainer, values))
+            logger.log_metrics(values | {"epoch": trainer.current_epoch + 1}, trainer.global_step)
+        self._values = values
+        if self.bar.draws:
+            self._show(trainer)
+        else:
+            log.info("  ".join([line(trainer, values), *self.bar.time_left()]))
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.bar.title = "Validating"
+        self._show(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.bar.title = "Training"
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         shown = [
@@ -89,10 +106,20 @@ class LogLines(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.endswith("/loss")
         ]
-        log.log(
-            self.level, "epoch %d/%s  %s",
-            trainer.current_epoch + 1, trainer.max_epochs, "  ".join(shown),
-        )  # fmt: skip
+        log.info("epoch %d/%s  %s", trainer.current_epoch + 1, trainer.max_epochs, "  ".join(shown))
+
+    def _show(self, trainer: pl.Trainer) -> None:
+        """Draw the bar with the epoch, and with loss and speed of the last row."""
+        facts = [
+            f"epoch {min(trainer.current_epoch + 1, trainer.max_epochs or 1)}/{trainer.max_epochs}"
+        ]
+        if self._values:
+            facts += [
+                f"loss {self._values['train/loss_now']:.4f}",
+                f"{self._values['images_per_second']:.1f} images/s",
+            ]
+        self.bar.facts = "  ".join(facts)
+        self.bar.draw()
 
     def _speed(self) -> dict[str, float]:
         """Training speed since the last row, without validation, pictures and saving."""
