@@ -183,6 +183,34 @@ def test_pairs(low: float, good: bool) -> None:
     assert answer("pairs", paired={"ssim": Measure(0.7, 0.5, low, 0.8)})[0] is good
 
 
+@pytest.mark.parametrize(
+    ("volume", "good", "text"),
+    [
+        (Measure(4.9, 5.0, 4.5, 5.3), True, "masks have the sizes of real ones"),
+        (Measure(5.4, 5.0, 5.3, 5.5), True, "masks have the sizes of real ones"),
+        (
+            Measure(9.0, 5.0, 8.0, 9.9), False,
+            "masks have other sizes (channel 1 class 2: 9, real baseline 5)",
+        ),
+        (missing("none"), None, ""),
+    ],
+)  # fmt: skip
+def test_masks_are_as_large_as_real_ones(volume: Measure, good: bool | None, text: str) -> None:
+    found = answer("masks", masks={"volume_channel_1_class_2": volume})
+    assert found == (good, text)
+
+
+def test_the_terminal_shows_masks() -> None:
+    of_masks = {
+        "dice_channel_1_class_2": Measure(0.8, 0.3, 0.7, 0.9),
+        "volume_channel_1_class_2": Measure(4.9, 5.0, 4.5, 5.3),
+        "present_channel_1_class_2": Measure(1.0, 1.0),
+    }
+    lines = main_lines(results(masks=of_masks))
+    assert lines[1].split("  ")[0] == "Overlap with the label (Dice) (channel 1 class 2)"
+    assert sum("class 2)" in line for line in lines) == 2
+
+
 def test_the_lines_of_a_terminal() -> None:
     lines = main_lines(results(**GOOD))
     assert [*map(str.strip, re.split(r"\s{2,}", lines[0].strip()))] == [

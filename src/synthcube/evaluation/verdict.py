@@ -25,6 +25,8 @@ NEARLY = 0.9
 """Precision and coverage of at least this share of their real baseline are as good as real."""
 ALIKE = 0.05
 """MS-SSIM farther from its real baseline than this is too little variety, or noise."""
+SIZES_ALIKE = 0.1
+"""A class of a mask whose mean size differs by up to this share is as large as in real masks."""
 TEACHES_LESS = 0.05
 """Accuracy lost by training on generated images; up to this it is as good."""
 
@@ -37,6 +39,10 @@ _MAIN = (
     ("usefulness", "accuracy_synthetic"),
 )  # fmt: skip
 """The numbers that a terminal shows."""
+
+
+_OF_MASKS = ("dice", "volume_channel", "area_channel")
+"""How the names of those of masks begin, which end in a channel and a class."""
 
 
 class Finding(NamedTuple):
@@ -76,14 +82,16 @@ def verdict(results: Results) -> Verdict:
 def main_lines(results: Results) -> list[str]:
     """A table for a terminal: the main numbers with their real baselines, then the verdict."""
     rows = [("", "value (95% interval)", "real baseline", "better")]
-    for section, name in _MAIN:
+    masks = results.get("masks") or {}
+    of_masks = [("masks", name) for name in masks if name.startswith(_OF_MASKS)]
+    for section, name in (*_MAIN, *of_masks):
         if measured := _measured(results, section, name):
             label, better = meaning(section, name) or Meaning(name, "")
             value = number(measured.value)
             if measured.low < measured.high:
                 value += f" ({number(measured.low)} to {number(measured.high)})"
             value += " *" if measured.has_reason else ""
-            short = label.partition(":")[0]
+            short = label.partition(":")[0].replace("_", " ")
             rows.append((short, value, number(measured.baseline), ARROWS[better]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -103,6 +111,7 @@ def findings(results: Results) -> list[Finding]:
         _at_least(results, "precision", "realism", "single images look real"),
         _at_least(results, "coverage", "coverage", "they cover the kinds of real images"),
         _variety(results),
+        *([_masks(results)] if "masks" in results else []),
         _copies(results),
         *_membership(results),
         _usefulness(results),
@@ -195,6 +204,26 @@ def _variety(results: Results) -> Finding:
         text = "they vary in ways that real images do not, such as noise"
         text = "they are more alike than real images are" if difference > 0 else text
     return Finding("variety", good, f"{text} (MS-SSIM {measured.text})")
+
+
+def _masks(results: Results) -> Finding:
+    """Good where each class is about as large as in real masks: not beyond chance, or by no more
+    than the share SIZES_ALIKE."""
+    differing, judged = [], False
+    for name in results["masks"]:
+        measured = _measured(results, "masks", name)
+        if not measured or not name.startswith(_OF_MASKS[1:]) or math.isnan(measured.baseline):
+            continue
+        judged = True
+        by_chance = measured.low <= measured.baseline <= measured.high
+        if not by_chance and abs(measured.value / (measured.baseline or 1) - 1) > SIZES_ALIKE:
+            of = name.split("_", 1)[1].replace("_", " ")
+            differing.append(f"{of}: {measured.text}")
+    if not judged:
+        return Finding("masks", None)
+    if differing:
+        return Finding("masks", False, f"masks have other sizes ({'; '.join(differing)})")
+    return Finding("masks", True, "masks have the sizes of real ones")
 
 
 def _copies(results: Results) -> Finding:
