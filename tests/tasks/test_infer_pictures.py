@@ -12,7 +12,7 @@ import torch
 import synthcube
 from synthcube.data.geometry import PICTURE_AFFINE
 from synthcube.data.phantom import write_phantoms
-from synthcube.data.pictures import GAP, LINE, WRITTEN_TILE, tile
+from synthcube.data.pictures import GAP, LINE, MIN_TILE, WRITTEN_TILE, tile
 from synthcube.errors import ConfigError
 from synthcube.models import registry, samplers
 from synthcube.models.families.latent_diffusion import LatentDiffusionConfig
@@ -170,3 +170,22 @@ def test_latents_are_seen_as_images() -> None:
     assert not torch.equal(moments[0][1], images[:2])
     assert torch.equal(generate(*call), images)
     assert len(moments) == 2, "only what is drawn inside is seen"
+
+
+def test_sample_pictures_of_a_training_name_what_they_show(trained) -> None:
+    def sample(kind: str) -> np.ndarray:
+        return pixels(trained(kind)[0] / "samples" / "epoch_0001.png")
+
+    pairs = sample("pairs")  # two rows: source, generated, truth, below a title and headings
+    assert pairs.shape == (2 * LINE + 2 * (MIN_TILE + GAP) - GAP, 3 * (MIN_TILE + GAP) - GAP, 3)
+    dark, light = pairs[2 * LINE :, :MIN_TILE, 0], pairs[2 * LINE :, -MIN_TILE:, 0]
+    assert np.corrcoef(dark[:MIN_TILE].ravel(), light[:MIN_TILE].ravel())[0, 1] < -0.99, (
+        "the truth is the source with dark and bright exchanged"
+    )
+    for start in (0, MIN_TILE + GAP, 2 * (MIN_TILE + GAP)):
+        assert has_text(pairs[LINE : 2 * LINE, start : start + MIN_TILE])
+    classes = sample("classes")
+    assert classes.shape == (LINE + 2 * (SIDE + LINE + GAP) - GAP, SIDE, 3)
+    assert has_text(classes[:LINE]), "the epoch"
+    assert has_text(classes[-LINE:]), "the class"
+    assert sample("volumes").shape[1] == 2 * (3 * MIN_TILE + 2) + GAP
