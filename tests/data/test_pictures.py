@@ -89,7 +89,15 @@ def test_tiles_do_not_touch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num", "columns", "shape"), [(9, None, (3, 3)), (2, 5, (1, 2)), (3, 1, (3, 1))]
+    ("num", "columns", "shape"),
+    [
+        (9, None, (3, 3)),
+        (12, None, (3, 4)),
+        (7, None, (4, 2)),
+        (2, None, (1, 2)),
+        (2, 5, (1, 2)),
+        (3, 1, (3, 1)),
+    ],
 )
 def test_columns(num: int, columns: int | None, shape: tuple[int, int]) -> None:
     picture = shown([torch.zeros(1, 96, 96)] * num, columns)

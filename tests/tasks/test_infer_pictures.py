@@ -86,17 +86,16 @@ def test_steps_begin_with_noise_and_end_with_what_is_saved(trained, tmp_path: Pa
         for number in range(6):
             gif.seek(number)
             frames.append(np.asarray(gif.convert("RGB"))[LINE:])
-    pitch = len(picture) // 2 + 1
-    assert len(picture) == 2 * pitch - GAP
+    assert picture.shape == (SIDE + 4 * LINE, 3 * (SIDE + GAP) - GAP, 3)
     for index in range(3):
         name = f"images/{index:05d}.png"
         assert (out / name).read_bytes() == (plain / name).read_bytes(), "watching changes nothing"
-        top, left = index // 2 * pitch, index % 2 * (SIDE + GAP)
-        place = slice(top, top + SIDE), slice(left, left + SIDE)
+        left = index * (SIDE + GAP)
+        place = slice(SIDE), slice(left, left + SIDE)
         np.testing.assert_array_equal(picture[place], enlarged(out / name))
         np.testing.assert_array_equal(frames[-1][place], picture[place])
         assert (frames[0][place] != picture[place]).mean() > 0.3
-        below = picture[top + SIDE : top + pitch - GAP, left : left + SIDE]
+        below = picture[SIDE:, left : left + SIDE]
         # its name, its class, and a seed of 18 or 19 digits on a line of its own
         assert [has_text(below[n * LINE : (n + 1) * LINE]) for n in range(4)] == [True] * 4
     seed = image_seeds(0, 1)[0]
@@ -185,7 +184,7 @@ def test_sample_pictures_of_a_training_name_what_they_show(trained) -> None:
     for start in (0, MIN_TILE + GAP, 2 * (MIN_TILE + GAP)):
         assert has_text(pairs[LINE : 2 * LINE, start : start + MIN_TILE])
     classes = sample("classes")
-    assert classes.shape == (LINE + 2 * (SIDE + LINE + GAP) - GAP, SIDE, 3)
+    assert classes.shape == (2 * LINE + SIDE, 2 * (SIDE + GAP) - GAP, 3)
     assert has_text(classes[:LINE]), "the epoch"
-    assert has_text(classes[-LINE:]), "the class"
+    assert has_text(classes[-LINE:, :SIDE]), "the class"
     assert sample("volumes").shape[1] == 2 * (3 * MIN_TILE + 2) + GAP

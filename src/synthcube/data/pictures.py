@@ -127,7 +127,10 @@ def arranged(
     if headings:
         columns = len(headings)
     elif columns is None:
-        columns = round(math.sqrt(len(tiles) * pitch / (width + GAP)))
+        about = math.sqrt(len(tiles) * pitch / (width + GAP))
+        # of the two that make it about square, the one that leaves fewer places empty
+        either = [max(1, math.ceil(about - 1e-9)), max(1, math.floor(about))]
+        columns = min(either, key=lambda number: -len(tiles) % number)
     columns = min(max(columns, 1), len(tiles))
     has_volumes = any(tile.parts for tile in tiles)
     full = columns * (width + GAP) - GAP
