@@ -135,12 +135,21 @@ def test_a_translation_is_between_its_source_and_the_truth(trained, tmp_path: Pa
 def test_a_reconstruction_is_beside_its_original_slice_by_slice(trained, tmp_path: Path) -> None:
     run, data = trained("volumes")
     out = synthcube.infer(run, tmp_path / "out", data=data, animate="slices")
+    picture = pixels(out / "grid.png")
+    assert picture.shape[1] == 2 * (3 * SIDE + 2) + GAP
+    assert (len(picture) - 3 * LINE + GAP) % 8 == 0, "headings, planes and a note around rows"
     with PIL.Image.open(out / "animation.gif") as gif:
         assert gif.n_frames == 16
         assert gif.size[0] == 2 * SIDE + GAP, "16 x 8 voxels of 1 x 2 mm are a square"
-    shape = pixels(out / "grid.png").shape
-    assert shape[1] == 2 * (3 * SIDE + 2) + GAP
-    assert (shape[0] - 3 * LINE + GAP) % 8 == 0, "headings, names of planes and a note around rows"
+        gif.seek(8)
+        middle = np.asarray(gif.convert("RGB"))[3 * LINE :]
+    for column in range(2):
+        shown = middle[:SIDE, column * (SIDE + GAP) :][:, :SIDE]
+        axial = picture[2 * LINE :][:SIDE, column * (3 * SIDE + 2 + GAP) :][:, :SIDE]
+        np.testing.assert_array_equal(shown, axial)
+    with PIL.Image.open(out / "animation.gif") as gif:
+        first = np.asarray(gif.convert("RGB"))[3 * LINE :]
+    assert (first[:SIDE, :SIDE] != middle[:SIDE, :SIDE]).any()
 
 
 def test_what_cannot_be_animated_is_refused_before_anything_is_written(
