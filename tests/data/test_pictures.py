@@ -89,7 +89,15 @@ def test_tiles_do_not_touch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num", "columns", "shape"), [(9, None, (3, 3)), (2, 5, (1, 2)), (3, 1, (3, 1))]
+    ("num", "columns", "shape"),
+    [
+        (9, None, (3, 3)),
+        (12, None, (3, 4)),
+        (7, None, (4, 2)),
+        (2, None, (1, 2)),
+        (2, 5, (1, 2)),
+        (3, 1, (3, 1)),
+    ],
 )
 def test_columns(num: int, columns: int | None, shape: tuple[int, int]) -> None:
     picture = shown([torch.zeros(1, 96, 96)] * num, columns)
@@ -223,12 +231,12 @@ def test_an_animation_has_every_frame(tmp_path: Path, channels: int) -> None:
 
 def test_slices_go_from_the_feet_to_the_head() -> None:
     volume = torch.rand(1, 128, 140, 4) * 2 - 1
-    cuts = axial_slices(volume, spacing_mm=(1, 1, 5))
+    cuts = axial_slices(volume, range(4), spacing_mm=(1, 1, 5))
     levels = np.rint((volume[0].numpy() + 1) * 127.5).astype("u1")
     assert len(cuts) == 4
     for z, cut in enumerate(cuts):
         np.testing.assert_array_equal(cut.pixels[..., 0], levels[:, :, z].T[::-1, ::-1])
-    assert axial_slices(volume, spacing_mm=(2, 1, 5))[0].pixels.shape == (140, 256, 3)
+    assert axial_slices(volume, [3], spacing_mm=(2, 1, 5))[0].pixels.shape == (140, 256, 3)
 
 
 def test_values_that_are_not_numbers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,16 @@ def test_without_classes_the_gallery_has_two_rows(sides) -> None:
     picture = gallery(*sides, None, 0)
     assert picture.row_titles == ("Generated", "Real")
     assert [len(row) for row in picture.rows] == [12, 12]
+
+
+def test_the_gallery_shows_volumes_in_proportion_and_says_how_they_are_turned(image_set) -> None:
+    volumes = np.zeros((3, 1, 6, 6, 2), np.float32)
+    volumes[:, :, 5, :, 1] = 1  # at the patient's right, at the head
+    thick = [replace(image_set(name, volumes, raster=False), spacing_mm=(1, 1, 3))
+             for name in ("predictions", "labels")]  # fmt: skip
+    picture = gallery(*thick, None, 0)
+    assert picture.title.endswith("(axial, coronal, sagittal; the patient's right is on the left)")
+    for image in picture.rows[0] + picture.rows[1]:
+        assert image.shape == (6, 18), "slices of 3 mm"
+        assert (image[:, 0] == 1).all(), "axial"
+        assert image[:, 6:12].sum() == 3, "coronal: half of the leftmost column"

@@ -275,8 +275,8 @@ def test_pictures_show_label_prediction_and_difference(image_set) -> None:
     predictions = image_set("predictions", worse(y), raster=False)
     (picture,) = compare_pairs(predictions, labels, [(i, i) for i in range(4)]).pictures
     assert [len(row) for row in picture.rows] == [3] * 6
-    # slices of 20 by 12, 16 by 12 and 16 by 20 voxels (width by height), side by side
-    assert picture.rows[0][0].shape == (20, 20 + 16 + 16)
+    # planes of 16 x 20, 16 x 12 and 20 x 12 voxels (width x height), of one height, side by side
+    assert picture.rows[0][0].shape == (20, 16 + round(16 * 20 / 12) + round(20 * 20 / 12))
     for row in picture.rows:
         for image in row:
             assert image.ndim == 2

@@ -35,9 +35,11 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_infer_writes_as_many_images_as_asked(cli, trained: Path, tmp_path: Path) -> None:
     """GaNDLF-Synth wrote one image a batch, and overwrote them."""
     out = tmp_path / "images"
-    code, printed, _ = cli("infer", "-m", trained, "-o", out, "-n", 5, "--batch-size", 2)
+    words = ("-n", 5, "--batch-size", 2, "--animate", "steps")
+    code, printed, _ = cli("infer", "-m", trained, "-o", out, *words)
     assert code == 0
     assert str(out / "grid.png") in printed
+    assert f"Animation: {out / 'animation.gif'}" in printed
     names = sorted(path.name for path in (out / "images").iterdir())
     assert names == [f"{index:05d}.png" for index in range(5)]
     with (out / "manifest.csv").open(newline="") as file:

@@ -12,7 +12,7 @@ import torch
 import synthcube
 from synthcube.data.geometry import PICTURE_AFFINE
 from synthcube.data.phantom import write_phantoms
-from synthcube.data.pictures import GAP, LINE, WRITTEN_TILE, tile
+from synthcube.data.pictures import GAP, LINE, MIN_TILE, WRITTEN_TILE, tile
 from synthcube.errors import ConfigError
 from synthcube.models import registry, samplers
 from synthcube.models.families.latent_diffusion import LatentDiffusionConfig
@@ -86,17 +86,16 @@ def test_steps_begin_with_noise_and_end_with_what_is_saved(trained, tmp_path: Pa
         for number in range(6):
             gif.seek(number)
             frames.append(np.asarray(gif.convert("RGB"))[LINE:])
-    pitch = len(picture) // 2 + 1
-    assert len(picture) == 2 * pitch - GAP
+    assert picture.shape == (SIDE + 4 * LINE, 3 * (SIDE + GAP) - GAP, 3)
     for index in range(3):
         name = f"images/{index:05d}.png"
         assert (out / name).read_bytes() == (plain / name).read_bytes(), "watching changes nothing"
-        top, left = index // 2 * pitch, index % 2 * (SIDE + GAP)
-        place = slice(top, top + SIDE), slice(left, left + SIDE)
+        left = index * (SIDE + GAP)
+        place = slice(SIDE), slice(left, left + SIDE)
         np.testing.assert_array_equal(picture[place], enlarged(out / name))
         np.testing.assert_array_equal(frames[-1][place], picture[place])
         assert (frames[0][place] != picture[place]).mean() > 0.3
-        below = picture[top + SIDE : top + pitch - GAP, left : left + SIDE]
+        below = picture[SIDE:, left : left + SIDE]
         # its name, its class, and a seed of 18 or 19 digits on a line of its own
         assert [has_text(below[n * LINE : (n + 1) * LINE]) for n in range(4)] == [True] * 4
     seed = image_seeds(0, 1)[0]
@@ -136,12 +135,21 @@ def test_a_translation_is_between_its_source_and_the_truth(trained, tmp_path: Pa
 def test_a_reconstruction_is_beside_its_original_slice_by_slice(trained, tmp_path: Path) -> None:
     run, data = trained("volumes")
     out = synthcube.infer(run, tmp_path / "out", data=data, animate="slices")
+    picture = pixels(out / "grid.png")
+    assert picture.shape[1] == 2 * (3 * SIDE + 2) + GAP
+    assert (len(picture) - 3 * LINE + GAP) % 8 == 0, "headings, planes and a note around rows"
     with PIL.Image.open(out / "animation.gif") as gif:
         assert gif.n_frames == 16
         assert gif.size[0] == 2 * SIDE + GAP, "16 x 8 voxels of 1 x 2 mm are a square"
-    shape = pixels(out / "grid.png").shape
-    assert shape[1] == 2 * (3 * SIDE + 2) + GAP
-    assert (shape[0] - 3 * LINE + GAP) % 8 == 0, "headings, names of planes and a note around rows"
+        gif.seek(8)
+        middle = np.asarray(gif.convert("RGB"))[3 * LINE :]
+    for column in range(2):
+        shown = middle[:SIDE, column * (SIDE + GAP) :][:, :SIDE]
+        axial = picture[2 * LINE :][:SIDE, column * (3 * SIDE + 2 + GAP) :][:, :SIDE]
+        np.testing.assert_array_equal(shown, axial)
+    with PIL.Image.open(out / "animation.gif") as gif:
+        first = np.asarray(gif.convert("RGB"))[3 * LINE :]
+    assert (first[:SIDE, :SIDE] != middle[:SIDE, :SIDE]).any()
 
 
 def test_what_cannot_be_animated_is_refused_before_anything_is_written(
@@ -170,3 +178,22 @@ def test_latents_are_seen_as_images() -> None:
     assert not torch.equal(moments[0][1], images[:2])
     assert torch.equal(generate(*call), images)
     assert len(moments) == 2, "only what is drawn inside is seen"
+
+
+def test_sample_pictures_of_a_training_name_what_they_show(trained) -> None:
+    def sample(kind: str) -> np.ndarray:
+        return pixels(trained(kind)[0] / "samples" / "epoch_0001.png")
+
+    pairs = sample("pairs")  # two rows: source, generated, truth, below a title and headings
+    assert pairs.shape == (2 * LINE + 2 * (MIN_TILE + GAP) - GAP, 3 * (MIN_TILE + GAP) - GAP, 3)
+    dark, light = pairs[2 * LINE :, :MIN_TILE, 0], pairs[2 * LINE :, -MIN_TILE:, 0]
+    assert np.corrcoef(dark[:MIN_TILE].ravel(), light[:MIN_TILE].ravel())[0, 1] < -0.99, (
+        "the truth is the source with dark and bright exchanged"
+    )
+    for start in (0, MIN_TILE + GAP, 2 * (MIN_TILE + GAP)):
+        assert has_text(pairs[LINE : 2 * LINE, start : start + MIN_TILE])
+    classes = sample("classes")
+    assert classes.shape == (2 * LINE + SIDE, 2 * (SIDE + GAP) - GAP, 3)
+    assert has_text(classes[:LINE]), "the epoch"
+    assert has_text(classes[-LINE:, :SIDE]), "the class"
+    assert sample("volumes").shape[1] == 2 * (3 * MIN_TILE + 2) + GAP

@@ -32,7 +32,7 @@ def test_the_run_folder_holds_everything(tiny_config, phantoms: Path, tmp_path: 
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert found == {
         "config.yaml", "split.csv", "images.json", "metrics.csv", "environment.json",
-        "throughput.json", ".synthcube.lock",
+        "throughput.json", ".synthcube.lock", "curve.png",
         "samples/epoch_0001.png", "samples/epoch_0002.png",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt",
         "artifact/artifact.json", "artifact/config.yaml", "artifact/image.json",

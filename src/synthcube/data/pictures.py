@@ -133,7 +133,10 @@ def arranged(
     if headings:
         columns = len(headings)
     elif columns is None:
-        columns = round(math.sqrt(len(tiles) * pitch / (width + GAP)))
+        about = math.sqrt(len(tiles) * pitch / (width + GAP))
+        # of the two that make it about square, the one that leaves fewer places empty
+        either = [max(1, math.ceil(about - 1e-9)), max(1, math.floor(about))]
+        columns = min(either, key=lambda number: -len(tiles) % number)
     columns = min(max(columns, 1), len(tiles))
     has_volumes = any(tile.parts for tile in tiles)
     full = columns * (width + GAP) - GAP
@@ -173,13 +176,12 @@ def save_animation(
     Raises:
         OutputError: `path` cannot be written.
     """
+    pixels = (shown.pixels for tiles in frames for shown in tiles)
+    mode = "L" if all((part == part[..., :1]).all() for part in pixels) else "RGB"
     pictures = [
-        arranged(tiles, columns, headings=headings, title=title)
+        arranged(tiles, columns, headings=headings, title=title).convert(mode)
         for tiles, title in zip(frames, titles, strict=True)
     ]
-    pixels = [shown.pixels for tiles in frames for shown in tiles]
-    if all((part == part[..., :1]).all() for part in pixels):
-        pictures = [picture.convert("L") for picture in pictures]
     durations = [_FRAME_MS] * (len(pictures) - 1) + [_LAST_MS]
 
     def write(temporary: Path) -> None:
@@ -192,11 +194,15 @@ def save_animation(
 
 
 def axial_slices(
-    image: torch.Tensor, *, spacing_mm: Sequence[float] | None = None, caption: str = ""
-) -> list[Tile]:
-    """Every axial slice of a volume, (C, X, Y, Z) in [-1, 1], from the feet to the head.
+    image: torch.Tensor, places: Sequence[int], *, spacing_mm: Sequence[float] | None = None,
+    caption: str = "",
+) -> list[Tile]:  # fmt: skip
+    """Axial slices of a volume, (C, X, Y, Z) in [-1, 1], turned as :func:`grid` turns them.
 
-    Turned and scaled as :func:`grid` shows the axial plane; channels stand side by side.
+    Channels stand side by side.
+
+    Args:
+        places: the slices, from 0 at the feet.
     """
     voxels = image.detach().cpu().float().numpy()
     right, up, step = [*(() if spacing_mm is None else map(float, spacing_mm)), 1.0, 1.0, 1.0][:3]
@@ -206,7 +212,7 @@ def axial_slices(
         Tile(
             _beside(resized(_grey(_turned(cut)), size) for cut in cuts), caption, ((0, PLANES[0]),)
         )
-        for cuts in np.moveaxis(voxels, -1, 0)
+        for cuts in np.moveaxis(voxels[..., list(places)], -1, 0)
     ]
 
 

@@ -52,6 +52,7 @@ def gallery(predictions: ImageSet, labels: ImageSet, column: str | None, seed: i
         title += f", of the first {_MOST_CLASSES} of {len(names)} classes"
     elif column:
         title += " of the same classes"
+    title += ", drawn at random"
     if labels.rank == 3:
         title += f" ({', '.join(PLANES)}; the patient's right is on the left)"
-    return Picture(f"{title}, drawn at random", rows, tuple(titles))
+    return Picture(title, rows, tuple(titles))

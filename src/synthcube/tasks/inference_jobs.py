@@ -61,8 +61,9 @@ ANIMATION = "animation.gif"
 GRID_IMAGES = 64
 """The most images that a picture shows."""
 _GRID_PAIRS = GRID_IMAGES // 8  # images beside what they are made of
-_ANIMATED = 16  # the most images of an animation
+_ANIMATED, _ANIMATED_PAIRS = 9, 4  # the most images of an animation
 _MOMENTS = 24  # of an animation, before the images themselves
+_SLICES = 64  # the most slices of an animation
 
 Pixels = npt.NDArray[np.float32]
 
@@ -347,13 +348,15 @@ class Job(ABC):
         tiles = tuple(as_tile(image, caption=text) for image, text in pairs)
         frames: list[tuple[str, tuple[Tile, ...]]] = []
         if index < self._most_animated and self.animate == "slices":
+            number = images[0].shape[-1]
+            places = np.linspace(0, number - 1, min(number, _SLICES)).round().astype(int).tolist()
             cuts = [
-                axial_slices(image, spacing_mm=spacing_mm, caption=text) for image, text in pairs
+                axial_slices(image, places, spacing_mm=spacing_mm, caption=text)
+                for image, text in pairs
             ]
-            number = len(cuts[0])
             frames = [
-                (f"slice {z} of {number}", shown)
-                for z, shown in enumerate(zip(*cuts, strict=True), start=1)
+                (f"slice {z + 1} of {number}", shown)
+                for z, shown in zip(places, zip(*cuts, strict=True), strict=True)
             ]
         elif index < self._most_animated and self.animate == "steps":
             steps = self.model.family.config.sampling()["steps"]
@@ -367,7 +370,7 @@ class Job(ABC):
 
     @property
     def _most_animated(self) -> int:
-        return _GRID_PAIRS if self.headings else _ANIMATED
+        return _ANIMATED_PAIRS if self.headings else _ANIMATED
 
     def _write(self, stem: str, image: torch.Tensor, spec: ImageSpec) -> dict[str, str]:
         """Write an image; returns the cells of its files."""

@@ -29,7 +29,7 @@ log = logging.getLogger("synthcube")
 
 CONFIG, SPLIT, ENVIRONMENT = "config.yaml", "split.csv", "environment.json"
 LOCK = ".synthcube.lock"
-_WRITTEN = (CONFIG, "artifact", "samples", "metrics.csv", "throughput.json", "logs")
+_WRITTEN = (CONFIG, "artifact", "samples", "metrics.csv", "curve.png", "throughput.json", "logs")
 HELD_OUT = ("test", "validation")
 """The splits that a model has not learned from, the one to judge it by first."""
 IMAGES = "images.json"

@@ -25,7 +25,7 @@ from synthcube.errors import ConfigError
 from synthcube.models.family import Family
 from synthcube.models.nets.norm import share_statistics
 from synthcube.storage import make_folder, sweep
-from synthcube.training import acceleration, checkpoints, loggers, metrics, progress
+from synthcube.training import acceleration, checkpoints, curve, loggers, metrics, progress
 from synthcube.training.config import TrainingConfig
 from synthcube.training.ema import RampedEMA
 from synthcube.training.fine_tuning import FreezeCallback, freeze
@@ -77,8 +77,8 @@ class TrainingRun:
 def fit(family: Family, run: TrainingRun) -> dict[str, float]:
     """Train `family` and return the last value of every metric.
 
-    Writes `checkpoints/`, `samples/`, `metrics.csv`, `throughput.json` and, with loggers, `logs/`
-    under `run.folder`.
+    Writes `checkpoints/`, `samples/`, `metrics.csv`, `curve.png`, `throughput.json` and, with
+    loggers, `logs/` under `run.folder`.
 
     Raises NonFiniteLossError, or PreemptedError once a checkpoint is saved after a signal.
     """
@@ -96,7 +96,11 @@ def fit(family: Family, run: TrainingRun) -> dict[str, float]:
         trainer = _trainer(
             **_hardware(family, run),
             **_schedule(family, run),
-            callbacks=[*callbacks(family, run, profiler, bar), FreezeCallback(frozen)],
+            callbacks=[
+                *callbacks(family, run, profiler, bar),
+                FreezeCallback(frozen),
+                curve.LossCurve(table),
+            ],
             profiler=profiler,
             logger=table,
             enable_progress_bar=False,
@@ -106,6 +110,8 @@ def fit(family: Family, run: TrainingRun) -> dict[str, float]:
         )
         with _reported(trainer, table, profiler, run), run.preemption.deferred(), bar:
             trainer.fit(family, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        curve.write(table)  # also of a training that was killed after its last step
     run.preemption.stop_if_heard()  # a signal after the last step
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 

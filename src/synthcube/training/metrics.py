@@ -60,7 +60,7 @@ class MetricsTable(Logger):
         row |= {"epoch": f"{int(metrics.get('epoch', 0))}", "step": str(step)}
         new = [name for name in row if name not in self.columns]
         if new or not self.path.exists():
-            rows = self._read()
+            rows = self.rows()
             self.columns += new
             self._rewrite(rows)
         with storage_errors(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
@@ -76,12 +76,13 @@ class MetricsTable(Logger):
             last_epoch_row = step - 1 if within_epoch else step
             rows = [
                 row
-                for row in self._read()
+                for row in self.rows()
                 if int(row["step"]) <= (last_epoch_row if _is_of_epoch(row) else step)
             ]
             self._rewrite(rows)
 
-    def _read(self) -> list[dict[str, str]]:
+    def rows(self) -> list[dict[str, str]]:
+        """The complete rows, as text by column."""
         if not self.path.exists():
             return []
         lines = self._lines()
