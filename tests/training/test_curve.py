@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import PIL.Image
 import pytest
+from lightning.fabric.plugins.environments import LightningEnvironment
 
 from synthcube.training import curve
 from synthcube.training.metrics import MetricsTable
@@ -82,3 +84,20 @@ def test_rows_of_the_table_become_epochs_from_one(tmp_path: Path) -> None:
     with PIL.Image.open(tmp_path / "curve.png") as picture:
         assert picture.format == "PNG"
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(curve.drawn(losses)))
+
+
+def test_the_curve_is_drawn_again_while_a_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = MetricsTable(tmp_path / "metrics.csv")
+    drawing = curve.LossCurve(table)
+    trainer = pl.Trainer(
+        logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path,
+        plugins=[LightningEnvironment()],
+    )  # fmt: skip
+    table.log_metrics({"epoch": 0, "train/loss": 1.0}, 1)
+    drawing.on_train_epoch_end(trainer, pl.LightningModule())
+    assert not (tmp_path / "curve.png").exists(), "less than half a minute has passed"
+    monkeypatch.setattr(curve.time, "monotonic", lambda: drawing._last + 31)
+    drawing.on_train_epoch_end(trainer, pl.LightningModule())
+    assert (tmp_path / "curve.png").exists()

@@ -89,7 +89,7 @@ class Evaluation:
         predictions, labels = self.sets["predictions"], self.sets["labels"]
         optional = (
             class_column(predictions, labels), self.pairs, self.sets.get("train_data"),
-            self.config.usefulness,
+            self.config.usefulness, self.whole_sets["labels"].masks,
         )  # fmt: skip
         return 3 + sum(map(bool, optional))
 
