@@ -66,7 +66,7 @@ def test_a_training_on_a_terminal_and_in_a_log(
     lines, is_shown = screen(written)
     assert code == 0
     assert re.search(rf"Preprocessing.*{BAR}.* 0 of 12", written)
-    bar = rf"Training.*{BAR}.* 4 of 6  epoch 2/3  loss \d\.\d{{4}}  [\d.]+ images/s  0:00:0\d left"
+    bar = rf"Training.*{BAR}.* 4 of 6  0:00:0\d left  epoch 2/3  loss \d\.\d{{4}}  [\d.]+ images/s"
     assert re.search(bar, written), written
     assert COLOUR.search(written)
     assert is_shown
@@ -118,7 +118,7 @@ def test_ctrl_c_leaves_a_clean_screen_and_one_message(
     assert is_shown
 
     words = ["infer", "-m", run, "-o", tmp_path / "images", "-n", 100_000, "--batch_size", 2]
-    code, written = forks.watched(*words, ctrl_c_at="images/s")
+    code, written = forks.watched(*words, ctrl_c_at=" left  ")
     lines, is_shown = screen(written)
     assert code == 130
     assert re.search(rf"Making images.*{BAR}.* of 100,000", written)
@@ -226,6 +226,7 @@ def test_only_the_first_process_draws_and_inner_work_takes_the_place_of_outer(
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "")
+    monkeypatch.setenv("COLUMNS", "60")  # a bar that does not fit must stay one line
     log = logging.getLogger("synthcube")
     environment.open_log()
     log.setLevel(logging.WARNING)  # as in every other process
@@ -235,6 +236,7 @@ def test_only_the_first_process_draws_and_inner_work_takes_the_place_of_outer(
         for letter in terminal.followed("abc", 3, "Inner [work]"):
             log.warning("careful with %s", letter)
         outer.advance()
+        outer.facts = "much to say " * 9
         outer.draw()
     lost = terminal.followed("ab", 2, "Left behind")
     next(lost)
@@ -247,6 +249,6 @@ def test_only_the_first_process_draws_and_inner_work_takes_the_place_of_outer(
     assert "Elsewhere" not in written
     titles = re.findall(r"Outer work|Inner \[work\]|Left behind", written)
     assert list(dict.fromkeys(titles)) == ["Outer work", "Inner [work]", "Left behind"]
-    assert re.search(rf"Outer work.*{BAR}.* 1 of 2  ", written)
+    assert re.search(r"1 of 2  0:00:00 left  much", written)
     assert "\x1b[33mcareful with a" in written
     assert "\x1b[31mafter" in written
