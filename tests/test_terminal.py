@@ -73,7 +73,7 @@ def test_a_training_on_a_terminal_and_in_a_log(
     assert not [line for line in lines if BAR in line]
     epochs = [line for line in lines if line.startswith("epoch")]
     assert [line[:11] for line in epochs] == [f"epoch {i}/3  " for i in (1, 2, 3)]
-    assert all(" train/loss " in line for line in epochs)
+    assert all(" train/loss " in line and " left" not in line for line in epochs)
     assert lines[-1].startswith("Trained model: ")
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
 
@@ -83,6 +83,7 @@ def test_a_training_on_a_terminal_and_in_a_log(
     assert "\r" not in done.stderr
     line = r"epoch 2/3  step 4  loss \d.*  [\d.]+ images/s  .* GB  0:00:0\d left\n"
     assert re.search(line, done.stderr), done.stderr
+    assert re.search(r"epoch 2/3  .*train/loss .*  0:00:0\d left\n", done.stderr)
     assert BAR not in done.stderr
 
     for name in ("watched", "logged"):
