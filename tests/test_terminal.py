@@ -66,14 +66,14 @@ def test_a_training_on_a_terminal_and_in_a_log(
     lines, is_shown = screen(written)
     assert code == 0
     assert re.search(rf"Preprocessing.*{BAR}.* 0 of 12", written)
-    bar = rf"Training.*{BAR}.* 4 of 6  epoch 2/3  loss \d\.\d{{4}}  [\d.]+ images/s  0:00:0\d left"
+    bar = rf"Training.*{BAR}.* 4 of 6  0:00:0\d left  epoch 2/3  loss \d\.\d{{4}}  [\d.]+ images/s"
     assert re.search(bar, written), written
     assert COLOUR.search(written)
     assert is_shown
     assert not [line for line in lines if BAR in line]
     epochs = [line for line in lines if line.startswith("epoch")]
     assert [line[:11] for line in epochs] == [f"epoch {i}/3  " for i in (1, 2, 3)]
-    assert all(" train/loss " in line for line in epochs)
+    assert all(" train/loss " in line and " left" not in line for line in epochs)
     assert lines[-1].startswith("Trained model: ")
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
 
@@ -83,6 +83,7 @@ def test_a_training_on_a_terminal_and_in_a_log(
     assert "\r" not in done.stderr
     line = r"epoch 2/3  step 4  loss \d.*  [\d.]+ images/s  .* GB  0:00:0\d left\n"
     assert re.search(line, done.stderr), done.stderr
+    assert re.search(r"epoch 2/3  .*train/loss .*  0:00:0\d left\n", done.stderr)
     assert BAR not in done.stderr
 
     for name in ("watched", "logged"):
@@ -118,7 +119,7 @@ def test_ctrl_c_leaves_a_clean_screen_and_one_message(
     assert is_shown
 
     words = ["infer", "-m", run, "-o", tmp_path / "images", "-n", 100_000, "--batch_size", 2]
-    code, written = forks.watched(*words, ctrl_c_at="images/s")
+    code, written = forks.watched(*words, ctrl_c_at=" left  ")
     lines, is_shown = screen(written)
     assert code == 130
     assert re.search(rf"Making images.*{BAR}.* of 100,000", written)
@@ -226,6 +227,7 @@ def test_only_the_first_process_draws_and_inner_work_takes_the_place_of_outer(
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "")
+    monkeypatch.setenv("COLUMNS", "60")  # a bar that does not fit must stay one line
     log = logging.getLogger("synthcube")
     environment.open_log()
     log.setLevel(logging.WARNING)  # as in every other process
@@ -235,6 +237,7 @@ def test_only_the_first_process_draws_and_inner_work_takes_the_place_of_outer(
         for letter in terminal.followed("abc", 3, "Inner [work]"):
             log.warning("careful with %s", letter)
         outer.advance()
+        outer.facts = "much to say " * 9
         outer.draw()
     lost = terminal.followed("ab", 2, "Left behind")
     next(lost)
@@ -247,6 +250,6 @@ def test_only_the_first_process_draws_and_inner_work_takes_the_place_of_outer(
     assert "Elsewhere" not in written
     titles = re.findall(r"Outer work|Inner \[work\]|Left behind", written)
     assert list(dict.fromkeys(titles)) == ["Outer work", "Inner [work]", "Left behind"]
-    assert re.search(rf"Outer work.*{BAR}.* 1 of 2  ", written)
+    assert re.search(r"1 of 2  0:00:00 left  much", written)
     assert "\x1b[33mcareful with a" in written
     assert "\x1b[31mafter" in written

@@ -98,7 +98,7 @@ class Progress:
         if not (self.draws and is_innermost) or now - self._start < self._bar_after_s:
             return
         self._last = now
-        facts = "  ".join(filter(None, [self.share, self.facts or self.speed, *self.time_left()]))
+        facts = "  ".join(filter(None, [self.share, *self.time_left(), self.facts or self.speed]))
         bar = self._bar or self._opened(facts)
         bar.update(
             bar.task_ids[0], completed=self.done, total=self.total, description=self.title,

@@ -106,6 +106,8 @@ class LogLines(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.endswith("/loss")
         ]
+        if not self.bar.draws:
+            shown += self.bar.time_left()
         log.info("epoch %d/%s  %s", trainer.current_epoch + 1, trainer.max_epochs, "  ".join(shown))
 
     def _show(self, trainer: pl.Trainer) -> None:
