@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from synthcube import config, reading
-from synthcube.data.images import read_image
+from synthcube.data.images import Image, read_image
 from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.preprocessing import Preprocessing
@@ -66,6 +66,23 @@ def test_slices_lie_where_they_lay(volumes: Path, plane: str, count: int, axes: 
             assert image.tensor[0, i, j, 0] == voxels[tuple(np.rint(place[:3]).astype(int))]
         if plane == "sagittal":
             assert 1 <= number <= 5
+
+
+def test_the_range_of_a_slice_is_that_of_its_volume() -> None:
+    """Else a slice without bright voxels would be stretched until it is bright."""
+    tensor = torch.rand(1, 8, 8, 8) * 10 + 100
+    tensor[..., 4:] += 900
+    image = Image(tensor, np.eye(4), "nii.gz", (False,), False)
+    steps = [{"name": "Clamp", "out_min": 0, "out_max": 1005}]
+    settings = config.build(
+        {"data": {"slices": "axial", "percentiles": [0, 100], "preprocessing": steps}}
+    ).data
+    preprocessing = Preprocessing(settings)
+    slices = [preprocessing(cut) for _, cut in preprocessing.images_of(image)]
+    low, high = float(tensor.min()), 1005.0
+    assert all(piece.intensity_range == ((pytest.approx(low), high),) for piece in slices)
+    assert all(piece.tensor.max() < -0.9 for piece in slices[:4])
+    assert all(piece.tensor.min() > 0.9 for piece in slices[4:])
 
 
 def test_slices_of_a_volume_stay_in_its_split(volumes: Path, tmp_path: Path) -> None:

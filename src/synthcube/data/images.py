@@ -47,6 +47,8 @@ class Image:
     file_format: FileFormat  # "png" for a 2D picture of 8 bits (PNG, JPEG, TIFF)
     integers: tuple[bool, ...]  # of each channel: whether the source stores whole numbers
     raster: bool  # a picture: its affine is a convention, not a measurement
+    ranges: tuple[tuple[float, float], ...] = ()
+    """Of a slice of a transformed volume: for each channel, the range of the whole volume."""
 
     @property
     def integer(self) -> bool:

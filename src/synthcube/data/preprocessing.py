@@ -203,9 +203,10 @@ class Preprocessing:
         """`image` in the model's range; an ImageError if it is constant or a transform fails."""
         tensor, affine = self.placed(image)
         low, high = (end.tolist() for end in tensor.flatten(1).aminmax(dim=1))
-        tensor, ranges = self._rescaled(
+        ranges = image.ranges or self._ranges(
             tensor, eight_bit=image.file_format == "png" and self.keeps_intensities
         )
+        tensor = self._rescaled(tensor, ranges)
         if tensor.shape[-1] == 1:
             tensor = tensor[..., 0]
         return Prepared(tensor.contiguous(), affine, ranges, tuple(zip(low, high, strict=True)))
@@ -215,7 +216,9 @@ class Preprocessing:
 
         Slices are numbered from 0 in RAS: from the feet, the back or the left side. Each has two
         axes, in the order of RAS, and lies where it lay in the volume. Slices whose images are
-        constant are left out. A 2D image is a slice already.
+        constant are left out. A 2D image is a slice already. What is done to whole images,
+        orientation and transforms, is done to the volume, and percentiles are those of the volume:
+        a slice without bright voxels stays as dark as it is.
 
         Args:
             number: of the only slice that is needed.
@@ -225,15 +228,14 @@ class Preprocessing:
         """
         if not self.config.slices or image.tensor.shape[-1] == 1:
             return [(None, image)]
-        import torchio as tio
-
-        self._require_channels(len(image.tensor))
-        volume: Any = tio.ScalarImage(tensor=image.tensor, affine=image.affine)
-        volume = tio.ToCanonical()(volume)
+        volume, placed_volume = self._transformed(image)
+        ranges = tuple(
+            self._range_of(i, voxels, eight_bit=False) for i, voxels in enumerate(volume)
+        )
         across = _ACROSS[self.config.slices]
         order = [axis for axis in range(3) if axis != across] + [across]
-        tensor = volume.data.permute(0, *(axis + 1 for axis in order))
-        affine = np.asarray(volume.affine, dtype=float)[:, [*order, 3]]
+        tensor = volume.permute(0, *(axis + 1 for axis in order))
+        affine = placed_volume[:, [*order, 3]]
         compared = [i for i in range(len(tensor)) if i not in self.masks] or [*range(len(tensor))]
         flat = tensor[compared].flatten(0, 2)  # (voxels of a slice, slices)
         varied = (flat.amax(dim=0) > flat.amin(dim=0)).nonzero().flatten().tolist()
@@ -244,7 +246,7 @@ class Preprocessing:
             placed = affine.copy()
             placed[:3, 3] += index * affine[:3, 2]
             cut = tensor[..., index : index + 1].contiguous()
-            slices.append((index, replace(image, tensor=cut, affine=placed)))
+            slices.append((index, replace(image, tensor=cut, affine=placed, ranges=ranges)))
         return slices
 
     def placed(self, image: Image, *, may_be_constant: bool = False) -> tuple[torch.Tensor, Affine]:
@@ -252,6 +254,17 @@ class Preprocessing:
 
         Voxels of masks are of their classes, or an ImageError is raised.
         """
+        if image.ranges:
+            tensor, affine = image.tensor, image.affine
+        else:
+            tensor, affine = self._transformed(image)
+        if not may_be_constant:
+            self._check_contrast(tensor)  # resampling would turn a constant into noise
+        tensor, affine = self._sized(tensor, affine)
+        return require_classes(tensor, self.masks), affine
+
+    def _transformed(self, image: Image) -> tuple[torch.Tensor, Affine]:
+        """(C, X, Y, Z) in RAS and after the user's transforms, in source units; its affine."""
         import torchio as tio
 
         self._require_channels(len(image.tensor))
@@ -268,11 +281,7 @@ class Preprocessing:
                 raise ImageError(f"{settings.name} cannot be applied: {error}") from error
             if not tensor.numel():
                 raise ImageError(f"{settings.name} cannot be applied: it leaves no voxels")
-        tensor, affine = voxels_of(subject, masks)
-        if not may_be_constant:
-            self._check_contrast(tensor)  # resampling would turn a constant into noise
-        tensor, affine = self._sized(tensor, affine)
-        return require_classes(tensor, masks), affine
+        return voxels_of(subject, masks)
 
     def _sized(self, tensor: torch.Tensor, affine: Affine) -> tuple[torch.Tensor, Affine]:
         size, spacing = self.config.size, self.config.spacing_mm
@@ -299,27 +308,30 @@ class Preprocessing:
         steps = [old / new for old, new in zip(shape, target, strict=True)]
         return resampled(tensor, affine, target, steps, [*self.masks])
 
-    def _rescaled(
-        self, tensor: torch.Tensor, *, eight_bit: bool
-    ) -> tuple[torch.Tensor, tuple[tuple[float, float], ...]]:
+    def _ranges(self, tensor: torch.Tensor, *, eight_bit: bool) -> tuple[tuple[float, float], ...]:
         self._check_contrast(tensor)
-        ranges = []
-        for channel, voxels in enumerate(tensor):
-            if classes := self.masks.get(channel):
-                tensor[channel] = class_indices(voxels, classes)
-                ranges.append((0.0, len(classes) - 1.0))
-            else:
-                ranges.append(self._range_of(channel, voxels, eight_bit=eight_bit))
+        return tuple(
+            self._range_of(channel, voxels, eight_bit=eight_bit)
+            for channel, voxels in enumerate(tensor)
+        )
+
+    def _rescaled(
+        self, tensor: torch.Tensor, ranges: tuple[tuple[float, float], ...]
+    ) -> torch.Tensor:
+        for channel, classes in self.masks.items():
+            tensor[channel] = class_indices(tensor[channel], classes)
         # (C, 1, 1, 1)
         low, high = (
             torch.tensor([pair[end] for pair in ranges]).view(-1, 1, 1, 1) for end in (0, 1)
         )
-        return ((tensor - low) / (high - low) * 2 - 1).clamp(-1, 1), tuple(ranges)
+        return ((tensor - low) / (high - low) * 2 - 1).clamp(-1, 1)
 
     def _range_of(
         self, channel: int, voxels: torch.Tensor, *, eight_bit: bool
     ) -> tuple[float, float]:
-        """The intensities of a channel that become -1 and 1."""
+        """The intensities of a channel that become -1 and 1; the places of a mask's classes."""
+        if classes := self.masks.get(channel):
+            return 0.0, len(classes) - 1.0
         stated = self.config.channels.get(channel)
         settings = stated if isinstance(stated, ImageChannel) else ImageChannel()
         _, fixed = self.config.fixed_range(channel)
