@@ -229,9 +229,6 @@ class Preprocessing:
         if not self.config.slices or image.tensor.shape[-1] == 1:
             return [(None, image)]
         volume, placed_volume = self._transformed(image)
-        ranges = tuple(
-            self._range_of(i, voxels, eight_bit=False) for i, voxels in enumerate(volume)
-        )
         across = _ACROSS[self.config.slices]
         order = [axis for axis in range(3) if axis != across] + [across]
         tensor = volume.permute(0, *(axis + 1 for axis in order))
@@ -241,6 +238,9 @@ class Preprocessing:
         varied = (flat.amax(dim=0) > flat.amin(dim=0)).nonzero().flatten().tolist()
         if not varied:
             raise ImageError("constant image: every slice is of one intensity")
+        ranges = tuple(
+            self._range_of(i, voxels, eight_bit=False) for i, voxels in enumerate(volume)
+        )
         slices = []
         for index in varied if number is None else [number]:
             placed = affine.copy()
