@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import mmap
 import os
 import re
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from synthcube import __version__
 from synthcube.data.images import Image, read_images
 from synthcube.data.manifest import Manifest, Row
+from synthcube.data.patches import cut
 from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing
 from synthcube.environment import told
 from synthcube.errors import ImageError, OutputError, first_faults
@@ -107,11 +109,32 @@ class Float32Rows:
     def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """A copy of those rows, (len(rows), *row_shape)."""
         batch: npt.NDArray[np.float32] = self.mapped[np.asarray(rows, np.int64)]
-        self._touched += batch.nbytes
+        self._hand_back(batch.nbytes)
+        return batch
+
+    def read_patches(
+        self, rows: Sequence[int], starts: Sequence[Sequence[int]], size: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """A copy of one patch of each of those rows, (len(rows), C, *size), and of nothing else.
+
+        Args:
+            starts: the first voxel of each patch.
+        """
+        pairs = zip(rows, starts, strict=True)
+        batch = np.stack(
+            [self.mapped[(row, slice(None), *cut(start, size))] for row, start in pairs]
+        )
+        # Pages between the lines of a patch are mapped too.
+        planes = len(rows) * self.row_shape[0] * size[0]
+        self._hand_back(planes * math.prod(self.row_shape[2:]) * 4)
+        return batch
+
+    def _hand_back(self, nbytes: int) -> None:
+        """Give mapped pages back to the system once enough of them were read."""
+        self._touched += nbytes
         if self._touched > _MAPPED_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
-        return batch
 
 
 @contextmanager
@@ -163,6 +186,12 @@ class ImageCache:
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """A copy of those images, (len(rows), C, *spatial)."""
         return self._images.read(rows)
+
+    def read_patches(
+        self, rows: Sequence[int], starts: Sequence[Sequence[int]], size: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """A copy of a patch of each of those images; see :meth:`Float32Rows.read_patches`."""
+        return self._images.read_patches(rows, starts, size)
 
 
 def open_cache(

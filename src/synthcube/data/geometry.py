@@ -46,6 +46,13 @@ def generated_affine(affines: Affine, size: Sequence[int]) -> Affine:
     return centred_affine(np.median(spacing_of(affines), axis=0).tolist(), size)
 
 
+def affine_from(affine: Affine, start: Sequence[int]) -> Affine:
+    """The affine of the part of an image whose first voxel is `start` (two or three numbers)."""
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, : len(start)] @ np.asarray(start)
+    return moved
+
+
 def placed_like(
     image: ImageSpec, affine: Affine, intensity_range: npt.NDArray[np.float64] | None = None
 ) -> ImageSpec:
