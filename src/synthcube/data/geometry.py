@@ -54,10 +54,11 @@ def affine_from(affine: Affine, start: Sequence[int]) -> Affine:
 
 
 def placed_like(
-    image: ImageSpec, affine: Affine, intensity_range: npt.NDArray[np.float64] | None = None
-) -> ImageSpec:
-    """`image` with the affine (and the intensities) of the one source image it is made from."""
-    source = {"affine": affine.tolist()}
+    image: ImageSpec, affine: Affine, size: Sequence[int],
+    intensity_range: npt.NDArray[np.float64] | None = None,
+) -> ImageSpec:  # fmt: skip
+    """`image` with affine and size (and intensities) of the one source image it is made from."""
+    source = {"affine": affine.tolist(), "size": tuple(size)}
     if intensity_range is not None:
         source["intensity_range"] = intensity_range.tolist()
     return image.model_copy(update=source)

@@ -303,6 +303,14 @@ class DataModule(pl.LightningDataModule):
         """Indices into the manifest's rows that are in that split."""
         return [index for index, name in enumerate(self.splits) if name == split]
 
+    @property
+    def sides(self) -> str:
+        """Sides of the images, and of the patches that are taken of them."""
+        whole, part = (
+            " x ".join(map(str, size)) for size in (self.cache.shape[2:], self.image.size)
+        )
+        return f"{whole} in patches of {part}" if self.image.patches else whole
+
     def mask_warning(self) -> str:
         """What to add to the config if a channel looks like a mask and is read as an image."""
         first = self.files.rows[:_LOOKED_AT]

@@ -168,10 +168,32 @@ class LoadedModel:
     def reconstruct(self, originals: torch.Tensor) -> torch.Tensor:
         """One batch of reconstructions, (B, C, *spatial) in [-1, 1] on the CPU."""
         family, masks = self.family, self.image.masks
+        is_whole = originals.shape[2:] == self.image.size
         images = inference.reconstruct(
-            family, encoded(originals, masks), self.precision, family.device
-        )
+            family, encoded(originals, masks), self.precision, family.device,
+            None if is_whole else self.image.size, self.batch_size,
+        )  # fmt: skip
         return decoded(images, masks)
+
+    def require_size(self, size: Sequence[int], where: object) -> None:
+        """Raise ImageError where the model can make nothing of images of that size.
+
+        A model that was trained on patches takes images of any size; `where` begins the message.
+        """
+        name, trained = self.family.config.name, list(self.image.size)
+        if list(size) == trained:
+            return
+        if not self.image.patches or len(size) != len(trained):
+            raise ImageError(
+                f"{where}: the images have size {list(size)}, the model was trained on "
+                f"{'patches of ' if self.image.patches else ''}{trained}."
+            )
+        if self.image.source_channels and not self.family.translates_any_size:
+            raise ImageError(
+                f"{where}: the images have size {list(size)}. This {name} was trained on patches "
+                f"of {trained}, and {name} cannot translate window by window without seams: give "
+                "images of that size, or train ddpm or rectified_flow."
+            )
 
     def load(self, manifest: Manifest) -> ImageCache:
         """The images of a manifest, preprocessed as those of the training."""
@@ -187,7 +209,8 @@ class LoadedModel:
 
     def reconstruction_spec(self, originals: ImageCache, index: int) -> ImageSpec:
         """The geometry and intensities of the reconstruction of an image: those of the original."""
-        return placed_like(self.image, originals.affines[index], originals.intensity_ranges[index])
+        ranges = originals.intensity_ranges[index]
+        return placed_like(self.image, originals.affines[index], originals.shape[2:], ranges)
 
     def intensities(self, image: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
         """An image, (C, *spatial) in [-1, 1], in its own units and postprocessed.
@@ -451,7 +474,7 @@ class Translation(Job):
         with self._watched(indices) as moments:
             images = self.model.generate(self.seeds[span], self.values[span], sources)
         for index, source, image in zip(indices, sources, images, strict=True):
-            placed = placed_like(spec, self.images.affines[index])
+            placed = placed_like(spec, self.images.affines[index], source.shape[1:])
             row = self._write(self.sources[index].name, image, placed)
             row |= self._source_cells(index, self.channels[0])
             row |= _condition_cells(spec, self.values[index])
@@ -572,11 +595,7 @@ def _condition_cells(spec: ImageSpec, values: Pixels) -> dict[str, str]:
 
 
 def _sized(model: LoadedModel, manifest: Manifest) -> ImageCache:
-    """The images of a manifest, which must have the size of those of the training."""
+    """The images of a manifest, which must have a size of which the model can make something."""
     images = model.load(manifest)
-    if images.shape[2:] != model.image.size:
-        raise ImageError(
-            f"{manifest.path}: the images have size {list(images.shape[2:])}, the model was "
-            f"trained on {list(model.image.size)}."
-        )
+    model.require_size(images.shape[2:], manifest.path)
     return images
