@@ -121,9 +121,7 @@ class Float32Rows:
             starts: the first voxel of each patch.
         """
         pairs = zip(rows, starts, strict=True)
-        batch = np.stack(
-            [self.mapped[(row, slice(None), *cut(start, size))] for row, start in pairs]
-        )
+        batch = np.stack([self.mapped[row][cut(start, size)] for row, start in pairs])
         # Pages between the lines of a patch are mapped too.
         planes = len(rows) * self.row_shape[0] * size[0]
         self._hand_back(planes * math.prod(self.row_shape[2:]) * 4)

@@ -48,7 +48,7 @@ def generated_affine(affines: Affine, size: Sequence[int]) -> Affine:
 
 def affine_from(affine: Affine, start: Sequence[int]) -> Affine:
     """The affine of the part of an image whose first voxel is `start` (two or three numbers)."""
-    moved = affine.copy()
+    moved: Affine = affine.copy()
     moved[:3, 3] += affine[:3, : len(start)] @ np.asarray(start)
     return moved
 

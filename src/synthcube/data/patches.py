@@ -25,5 +25,6 @@ def drawn(shape: Sequence[int], size: Sequence[int], seed: int) -> tuple[int, ..
 
 
 def cut(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
-    """The part of the spatial axes of an image that a patch is."""
-    return tuple(slice(first, first + part) for first, part in zip(start, size, strict=True))
+    """The index of a patch in an image, (C, *spatial)."""
+    sides = (slice(first, first + part) for first, part in zip(start, size, strict=True))
+    return (slice(None), *sides)

@@ -204,7 +204,7 @@ def _placement(
         # What a patch does not fit into is left whole: that the shapes differ is told then.
         if patch and not patch_fault(patch, voxels.shape[1:]):
             start = middle(voxels.shape[1:], patch)
-            voxels, affine = voxels[(slice(None), *cut(start, patch))], affine_from(affine, start)
+            voxels, affine = voxels[cut(start, patch)], affine_from(affine, start)
         return np.ascontiguousarray(voxels), affine
 
     return place

@@ -76,4 +76,5 @@ def at_least(image: Tensor, size: Sequence[int]) -> Tensor:
 
 def cropped(image: Tensor, size: Sequence[int]) -> Tensor:
     """The first `size` voxels along each spatial axis of (B, C, *spatial)."""
-    return image[(slice(None), slice(None), *(slice(side) for side in size))]
+    part = (slice(None), slice(None), *map(slice, size))
+    return image[part]
