@@ -93,6 +93,26 @@ def test_whole_images_are_reconstructed_where_they_lie(
     assert not [note for note in results["notes"] if "patch" in note]
 
 
+def test_images_of_several_sizes_are_reconstructed(cli, first_stage: Path, tmp_path: Path) -> None:
+    """Each at its own size and place."""
+    data = tmp_path / "data"
+    data.mkdir()
+    shapes = {"a": (20, 18, 16), "b": (16, 22, 11)}
+    for name, shape in shapes.items():
+        voxels = np.arange(float(np.prod(shape))).reshape(shape)
+        nib.save(nib.Nifti1Image(voxels, AFFINE), data / f"{name}.nii.gz")
+    code, _, err = cli("infer", "-m", first_stage, "-d", data, "-o", tmp_path / "out")
+    assert code == 0, err
+    rows = rows_of(tmp_path / "out")
+    for row, shape in zip(rows, shapes.values(), strict=True):
+        image = nib.load(tmp_path / "out" / row["Channel_0"])
+        assert image.shape == shape
+        assert np.allclose(image.affine, AFFINE)
+    model = synthcube.from_pretrained(first_stage, accelerator="cpu")
+    with pytest.raises(synthcube.errors.ImageError, match="several sizes"):
+        model.reconstruct(data)
+
+
 def test_images_of_any_size_are_reconstructed(first_stage: Path) -> None:
     """In windows that are as large as the patches, blended; short sides are padded and cropped."""
     model = synthcube.from_pretrained(first_stage, accelerator="cpu")

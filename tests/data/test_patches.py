@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -164,10 +165,44 @@ def test_impossible_patches(data: dict, fault: str) -> None:
 
 def test_patches_that_the_images_do_not_have(volumes: Path, tmp_path: Path) -> None:
     fault = (
-        r"data\.patches \[8, 16, 8\]: \S+p0\.nii\.gz is 12 x 12 x 10 as the model sees it, like "
-        r"all others, and a patch cannot be larger: at most \[8, 12, 8\]"
+        r"data\.patches \[8, 16, 8\] cannot be taken of 6 of the images:\n  - \S+p0\.nii\.gz is "
+        r"12 x 12 x 10 as the model sees it, and a patch cannot be larger: at most \[8, 12, 8\]"
     )
     with pytest.raises(ImageError, match=fault):
         opened(volumes, tmp_path, patches=[8, 16, 8])
     with pytest.raises(ImageError, match="which has 3 sides: as many are needed"):
         opened(volumes, tmp_path, patches=[8, 8])
+
+
+def test_patches_of_images_of_several_sizes(volumes: Path, tmp_path: Path) -> None:
+    """They share a cache; without patches it is refused, as before."""
+    for i in range(3):
+        voxels = np.arange(12.0 * (12 + i) * 10).reshape(12, 12 + i, 10)
+        nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / f"p{i}.nii.gz")
+    cache = tmp_path / "cache"
+    settings = config.build({"data": {"patches": [8, 13, 8], "validation_fraction": 0}}).data
+    open_them = partial(DataModule, read_manifest(tmp_path), batch_size=2, seed=0, cache=cache)
+    with pytest.raises(ImageError, match=r"of 1 of the images:\n.*p0.*at most \[8, 12, 8\]"):
+        open_them(settings)
+    settings = settings.model_copy(update={"patches": (8, 12, 8)})
+    data = open_them(settings)
+    assert data.sides == "12 x 12 x 10 to 12 x 14 x 10 in patches of 8 x 12 x 8"
+    assert data.cache.shape == (3, 1, 12, 12, 10)
+    images = data.train_dataloader().dataset
+    places = [(epoch, row) for epoch in range(20) for row in range(3)]
+    starts = np.array([images.start_of(*place) for place in places])
+    assert [starts[row::3, 1].max() for row in range(3)] == [0, 1, 2]
+    for (_, row), image, (x, y, z) in zip(
+        places, images.__getitems__(places)["image"], starts, strict=True
+    ):
+        whole = data.cache.read([row])[0]
+        assert whole.shape == (1, 12, 12 + row, 10)
+        assert np.array_equal(image, whole[:, x : x + 8, y : y + 12, z : z + 8])
+    assert np.allclose(np.array(data.image.affine) @ [3.5, 5.5, 3.5, 1], [0, 0, 0, 1])
+    fault = r"shape \(12, 13, 10\), the others \(12, 12, 10\); data\.size: .* data\.patches"
+    with pytest.raises(ImageError, match=fault):
+        open_them(settings.model_copy(update={"patches": None}))
+    with pytest.raises(
+        ImageError, match=r"several sizes, such as \[12, 12, 10\] and \[12, 13, 10\]"
+    ):
+        data.cache.read([0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ from synthcube.data.manifest import Manifest
 from synthcube.data.preprocessing import DataConfig, Preprocessing, patch_fault
 from synthcube.data.transforms import TransformConfig
 from synthcube.environment import derived_seed, workers_that_fit
-from synthcube.errors import ImageError, ManifestError
+from synthcube.errors import ImageError, ManifestError, first_faults
 from synthcube.schema import Batch, Condition, ImageSpec
 
 TRAIN = "train"
@@ -150,7 +151,8 @@ class CachedImages(Dataset[Batch]):
             random_patches: another one in every epoch; else the middle of each image.
         """
         self.cache, self.size = cache, image.size
-        self.random_patches = random_patches and image.size != cache.shape[2:]
+        is_part = not cache.is_of_one_shape or image.size != cache.shape[2:]
+        self.random_patches = random_patches and is_part
         self.labels = torch.tensor([row.label for row in manifest.rows], dtype=torch.int64)
         self.conditions = torch.from_numpy(condition_values(image.conditions, manifest.rows))
         self.source = list(image.source_channels)
@@ -186,7 +188,7 @@ class CachedImages(Dataset[Batch]):
 
     def start_of(self, epoch: int, row: int) -> tuple[int, ...]:
         """The first voxel of the patch; it depends only on the seed, the epoch and the row."""
-        shape = self.cache.shape[2:]
+        shape = self.cache.shapes[row][1:]
         if not self.random_patches:
             return patches.middle(shape, self.size)
         return patches.drawn(shape, self.size, derived_seed(self.seed, "patch", epoch, row))
@@ -306,9 +308,12 @@ class DataModule(pl.LightningDataModule):
     @property
     def sides(self) -> str:
         """Sides of the images, and of the patches that are taken of them."""
-        whole, part = (
-            " x ".join(map(str, size)) for size in (self.cache.shape[2:], self.image.size)
+        sizes = {shape[1:] for shape in self.cache.shapes}
+        ends = sorted(sizes, key=math.prod)
+        low, high, part = (
+            " x ".join(map(str, size)) for size in (ends[0], ends[-1], self.image.size)
         )
+        whole = low if len(sizes) == 1 else f"{low} to {high}"
         return f"{whole} in patches of {part}" if self.image.patches else whole
 
     def mask_warning(self) -> str:
@@ -427,7 +432,8 @@ class DataModule(pl.LightningDataModule):
         size = self.config.patches or whole
         # A patch may be of any part of an image, so that it lies in none.
         affine = generated_affine(affines, size)
-        affine = affine if size == whole else centred_affine(spacing.tolist(), size)
+        lies_there = size == whole and self.cache.is_of_one_shape
+        affine = affine if lies_there else centred_affine(spacing.tolist(), size)
         return ImageSpec(
             size=size,
             channels=len(target),
@@ -445,13 +451,17 @@ class DataModule(pl.LightningDataModule):
 
 
 def _require_room(size: Sequence[int] | None, cache: ImageCache, manifest: Manifest) -> None:
-    whole = cache.shape[2:]
-    if size and (fault := patch_fault(size, whole)):
-        shown = " x ".join(map(str, whole))
-        path = manifest.rows[cache.source_rows[0]].channels[0]
+    if not size:
+        return
+    faults = {}
+    for place, shape in zip(cache.source_rows, cache.shapes, strict=True):
+        if fault := patch_fault(size, shape[1:]):
+            path, shown = manifest.rows[place].channels[0], " x ".join(map(str, shape[1:]))
+            faults[path] = f"{path} is {shown} as the model sees it, {fault}"
+    if faults:
         raise ImageError(
-            f"data.patches {list(size)}: {path} is {shown} as the model sees it, like all others, "
-            f"{fault}"
+            f"data.patches {list(size)} cannot be taken of {len(faults)} of the images:",
+            first_faults(list(faults.values())),
         )
 
 

@@ -78,7 +78,8 @@ def _data_lines(data: DataModule) -> list[str]:
     subjects = len({row.subject for row in rows})
     ranges = data.cache.intensity_ranges  # (N, C, 2)
     lines = [
-        f"images: {len(rows)}{volumes} of {subjects} subjects, all readable and of one shape",
+        f"images: {len(rows)}{volumes} of {subjects} subjects, all readable and of "
+        f"{'one shape' if data.cache.is_of_one_shape else 'several shapes'}",
         f"splits: {dict(Counter(data.splits))}",
         f"size: {data.sides}, {image.channels} channel(s), "
         f"{' x '.join(f'{side:g}' for side in image.spacing_mm)} mm",
@@ -196,7 +197,7 @@ def _resources(settings: RunConfig, data: DataModule) -> tuple[list[str], str]:
         f"{of_patches}, "
         f"beside about 1 GB of libraries{' for each process' if estimate.processes > 1 else ''}",
         f"disk: about {on_disk / 1e6:.0f} MB for the run, {free / 1e9:.1f} GB free here; the "
-        f"cache holds {np.prod(data.cache.shape) * 4 / 1e6:.0f} MB in {environment.cache_folder()}",
+        f"cache holds {data.cache.nbytes / 1e6:.0f} MB in {environment.cache_folder()}",
         f"length: {steps} steps in {settings.training.max_epochs} epochs",
     ]
     return lines, shortage

@@ -210,7 +210,8 @@ class LoadedModel:
     def reconstruction_spec(self, originals: ImageCache, index: int) -> ImageSpec:
         """The geometry and intensities of the reconstruction of an image: those of the original."""
         ranges = originals.intensity_ranges[index]
-        return placed_like(self.image, originals.affines[index], originals.shape[2:], ranges)
+        size = originals.shapes[index][1:]
+        return placed_like(self.image, originals.affines[index], size, ranges)
 
     def intensities(self, image: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
         """An image, (C, *spatial) in [-1, 1], in its own units and postprocessed.
@@ -273,6 +274,8 @@ class Job(ABC):
     """What stands above the columns of the picture."""
     animate: Animation | None = None
     """What animation.gif shows."""
+    images: ImageCache | None = None
+    """Those to translate or to reconstruct, as the model sees them."""
 
     def __init__(
         self, model: LoadedModel, output: Path, num_images: int, description: CroissantConfig | None
@@ -292,7 +295,8 @@ class Job(ABC):
 
     def batches(self) -> list[range]:
         """The indices of all images, batch by batch."""
-        return self.model.batches(self.num_images)
+        is_uniform = self.images is None or self.images.is_of_one_shape
+        return self.model.batches(self.num_images, None if is_uniform else 1)
 
     def claim(self) -> None:
         """Take the output folder: it is empty, or holds images of the very same request."""
@@ -436,6 +440,8 @@ class Generation(Job):
 class Translation(Job):
     """Images out of other images."""
 
+    images: ImageCache
+
     def __init__(
         self, model: LoadedModel, output: Path, description: CroissantConfig | None,
         manifest: Manifest, seed: int, *, extrapolate: bool = False,
@@ -513,6 +519,8 @@ def channels_to_translate(spec: ImageSpec, channels: int, where: object) -> list
 
 class Reconstruction(Job):
     """Images through the model's bottleneck and back."""
+
+    images: ImageCache
 
     def __init__(
         self, model: LoadedModel, output: Path, description: CroissantConfig | None,
@@ -597,5 +605,6 @@ def _condition_cells(spec: ImageSpec, values: Pixels) -> dict[str, str]:
 def _sized(model: LoadedModel, manifest: Manifest) -> ImageCache:
     """The images of a manifest, which must have a size of which the model can make something."""
     images = model.load(manifest)
-    model.require_size(images.shape[2:], manifest.path)
+    for size in sorted({shape[1:] for shape in images.shapes}):
+        model.require_size(size, manifest.path)
     return images
