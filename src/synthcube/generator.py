@@ -301,7 +301,8 @@ class Generator:
                 cache = self._model.load(manifest)
                 manifest = cache.rows_of(manifest)
             originals = torch.from_numpy(cache.read(range(len(cache.affines))))
-            specs = tuple(placed_like(self.image, affine) for affine in cache.affines)
+            size = cache.shape[2:]
+            specs = tuple(placed_like(self.image, affine, size) for affine in cache.affines)
             names = [spec.name for spec in self.image.conditions]
             texts = [
                 {name: cell(row, name) for name in names} | changed
@@ -350,7 +351,9 @@ class Generator:
 
     def _require_shape(self, originals: torch.Tensor, channels: int) -> None:
         expected = (channels, *self.image.size)
-        if tuple(originals.shape[1:]) != expected:
+        if self.image.patches and originals.shape[1] == channels:
+            self._model.require_size(originals.shape[2:], "The images")
+        elif tuple(originals.shape[1:]) != expected:
             raise ImageError(
                 f"The images are {list(originals.shape[1:])}, the model was trained on "
                 f"{list(expected)} (channels, then size)."

@@ -167,6 +167,10 @@ class ImageSpec(Schema):
         description="Channels that are masks, counted from 0 among `channels`, with the values of "
         "their classes. -1 to 1 stands for their places in this list, evenly spaced.",
     )
+    patches: bool = Field(
+        default=False,
+        description="Whether they are patches of the images of the training, which are larger.",
+    )
 
     @model_validator(mode="after")
     def _can_be_an_image(self) -> Self:

@@ -236,7 +236,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut index": other_index(lambda text: text[:40]),
     "other affine": other_index(lambda text: text.replace("1.5", "1.6", 1)),
     "other range": other_index(lambda text: text.replace("100.0", "900.0", 1)),
-    "no shape": other_index(lambda text: text.replace('"shape"', '"form"')),
+    "no shape": other_index(lambda text: text.replace('"shapes"', '"form"')),
     "no object": other_index(lambda _: "[]"),
     "no text": lambda folder: (folder / "index.json").write_bytes(b"\xff\xfe\x00"),
 }

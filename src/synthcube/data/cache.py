@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import mmap
 import os
 import re
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from synthcube import __version__
 from synthcube.data.images import Image, read_images
 from synthcube.data.manifest import Manifest, Row
+from synthcube.data.patches import cut
 from synthcube.data.preprocessing import DataConfig, Prepared, Preprocessing
 from synthcube.errors import ImageError, OutputError, first_faults
 from synthcube.schema import near_multiples
@@ -32,7 +34,7 @@ from synthcube.storage import make_folder, storage_errors, write_json
 from synthcube.terminal import followed
 
 log = logging.getLogger("synthcube")
-_FORMAT = 4
+_FORMAT = 5
 _ARRAY, _INDEX = "images.f32", "index.json"
 _KEY_LENGTH, _BUILDING = 32, ".building-"
 # Nothing else in the folder is ours to remove.
@@ -58,13 +60,21 @@ def load_images(manifest: Manifest, config: DataConfig, cache: Path) -> ImageCac
     if any(row.slice is not None for row in manifest.rows):
         settings["rows"] = [row.slice for row in manifest.rows]
     key = cache_key(files, settings, cache)
-    return open_cache(
+    images = open_cache(
         cache, key, len(files), lambda: _prepared(manifest, config), config.cache_gb * 1e9
     )
+    if not config.patches and not images.is_of_one_shape:  # patches were taken of them before
+        paths = (str(manifest.rows[place].channels[0]) for place in images.source_rows)
+        raise _unusable(manifest, shape_faults(dict(zip(paths, images.shapes, strict=True))))
+    return images
 
 
-def shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """One line for each image, by its name, whose shape (C, *spatial) is not the usual one."""
+def shape_faults(shapes: dict[str, tuple[int, ...]], *, any_size: bool = False) -> list[str]:
+    """One line for each image, by its name, whose shape (C, *spatial) is not the usual one.
+
+    Args:
+        any_size: only channels, and the number of axes, must agree.
+    """
     if len(set(shapes.values())) <= 1:
         return []
     usual, _ = Counter(shapes.values()).most_common(1)[0]
@@ -80,10 +90,11 @@ def shape_faults(shapes: dict[str, tuple[int, ...]]) -> list[str]:
                 f"{name}: {len(shape) - 1} spatial axes, the others have {len(usual) - 1}; "
                 "leave it out"
             )
-        elif shape != usual:
+        elif shape != usual and not any_size:
             faults.append(
                 f"{name}: shape {shape[1:]}, the others {usual[1:]}; data.size: "
-                f"{near_multiples(usual[1:], _SIDE_STEP)} brings all to one"
+                f"{near_multiples(usual[1:], _SIDE_STEP)} brings all to one, and data.patches "
+                "takes parts of all"
             )
     return faults
 
@@ -107,11 +118,15 @@ class Float32Rows:
     def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """A copy of those rows, (len(rows), *row_shape)."""
         batch: npt.NDArray[np.float32] = self.mapped[np.asarray(rows, np.int64)]
-        self._touched += batch.nbytes
+        self.hand_back(batch.nbytes)
+        return batch
+
+    def hand_back(self, nbytes: int) -> None:
+        """Count what was read of `mapped`; give its pages back to the system once it is enough."""
+        self._touched += nbytes
         if self._touched > _MAPPED_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
-        return batch
 
 
 @contextmanager
@@ -129,20 +144,33 @@ class ImageCache:
     """The images of one manifest under one set of settings, (N, C, *spatial) float32.
 
     Beside them `affines` (N, 4, 4), and `intensity_ranges` (N, C, 2): the source intensities that
-    -1 and 1 stand for.
+    -1 and 1 stand for. Images to take patches of may be of several sizes: `shapes` has (C,
+    *spatial) of each, `shape` the shortest sides.
     """
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        self.shape: tuple[int, ...] = tuple(index["shape"])
+        self.shapes: list[tuple[int, ...]] = [tuple(shape) for shape in index["shapes"]]
+        self.shape: tuple[int, ...] = (len(self.shapes), *map(min, *self.shapes, self.shapes[0]))
         self.affines: npt.NDArray[np.float64] = np.array(index["affines"])
         self.intensity_ranges: npt.NDArray[np.float64] = np.array(index["intensity_ranges"])
         self._sources: list[tuple[int, int | None]] = index["sources"]
         self._folder = folder
-        self._images = Float32Rows(folder / _ARRAY, self.shape[1:])
+        self._voxels = Float32Rows(folder / _ARRAY, ())
+        counts = [math.prod(shape) for shape in self.shapes]
+        self._ends: list[int] = np.cumsum(counts).tolist()
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all images."""
+        return self._ends[-1] * 4
+
+    @property
+    def is_of_one_shape(self) -> bool:
+        return len(set(self.shapes)) == 1
 
     @property
     def source_rows(self) -> list[int]:
@@ -161,8 +189,38 @@ class ImageCache:
         return ImageCache, (self._folder,)  # for loader processes that are not forked
 
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
-        """A copy of those images, (len(rows), C, *spatial)."""
-        return self._images.read(rows)
+        """A copy of those images, which are of one shape: (len(rows), C, *spatial)."""
+        sizes = {self.shapes[row][1:] for row in rows}
+        if len(sizes) > 1:
+            shown = " and ".join(str(list(size)) for size in sorted(sizes)[:2])
+            raise ImageError(
+                f"The images have several sizes, such as {shown}: give those of one size at a time."
+            )
+        batch = np.stack([self._image(row) for row in rows])
+        self._voxels.hand_back(batch.nbytes)
+        return batch
+
+    def read_patches(
+        self, rows: Sequence[int], starts: Sequence[Sequence[int]], size: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """A copy of a patch of each of those images, (len(rows), C, *size), and of nothing else.
+
+        Args:
+            starts: the first voxel of each patch.
+        """
+        pairs = zip(rows, starts, strict=True)
+        batch = np.stack([self._image(row)[cut(start, size)] for row, start in pairs])
+        # Pages between the lines of a patch are mapped too.
+        shapes = [self.shapes[row] for row in rows]
+        planes = (math.prod((shape[0], size[0], *shape[2:])) for shape in shapes)
+        self._voxels.hand_back(sum(planes) * 4)
+        return batch
+
+    def _image(self, row: int) -> npt.NDArray[np.float32]:
+        """(C, *spatial), in the memory map."""
+        shape, end = self.shapes[row], self._ends[row]
+        image = self._voxels.mapped[end - math.prod(shape) : end]
+        return image.reshape(shape)
 
 
 def open_cache(
@@ -254,13 +312,20 @@ def _prepared(manifest: Manifest, config: DataConfig) -> Iterator[Prepared]:
         raise ImageError(
             f"The range of intensities leaves no contrast in any image of {manifest.path}:", lost
         )
-    if faults := [*unusable.values(), *shape_faults(shapes)]:
-        count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
-        raise ImageError(
-            f"{count} of {manifest.path} cannot be used"
-            f"{' (synthcube prepare --verify leaves them out)' if unusable else ''}:",
-            first_faults(faults),
-        )
+    of_shapes = shape_faults(shapes, any_size=config.patches is not None)
+    if faults := [*unusable.values(), *of_shapes]:
+        raise _unusable(manifest, faults, may_be_left_out=bool(unusable))
+
+
+def _unusable(
+    manifest: Manifest, faults: Sequence[str], *, may_be_left_out: bool = False
+) -> ImageError:
+    count = "1 image" if len(faults) == 1 else f"{len(faults)} images"
+    return ImageError(
+        f"{count} of {manifest.path} cannot be used"
+        f"{' (synthcube prepare --verify leaves them out)' if may_be_left_out else ''}:",
+        first_faults(faults),
+    )
 
 
 class _Contrasts:
@@ -307,16 +372,17 @@ def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_byte
         affines: list[list[list[float]]] = []
         sources: list[tuple[int, int | None]] = []
         ranges: list[Sequence[Sequence[float]]] = []
-        checksum = 0
-        shape: tuple[int, ...] = ()
+        checksum, written = 0, 0
+        shapes: list[tuple[int, ...]] = []
         with (staging / _ARRAY).open("wb") as file:
             for image in images:
-                if not shape:
+                if not shapes:
                     _check_room(folder.parent, num_images * image.tensor.nbytes, limit_bytes)
-                if (len(sources) + 1) * image.tensor.nbytes > limit_bytes:  # of slices
+                written += image.tensor.nbytes
+                if written > limit_bytes:  # of slices
                     raise OutputError(_TOO_LARGE.format(limit_bytes / 1e9))
                 sources.append((image.row, image.slice))
-                shape = tuple(image.tensor.shape)
+                shapes.append(tuple(image.tensor.shape))
                 piece = image.tensor.numpy().tobytes()
                 checksum = zlib.crc32(piece, checksum)
                 file.write(piece)
@@ -325,7 +391,7 @@ def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_byte
             file.flush()
             os.fsync(file.fileno())
         index: dict[str, Any] = {
-            "shape": [len(sources), *shape],
+            "shapes": shapes,
             "sources": sources,
             "affines": affines,
             "intensity_ranges": ranges,

@@ -46,11 +46,19 @@ def generated_affine(affines: Affine, size: Sequence[int]) -> Affine:
     return centred_affine(np.median(spacing_of(affines), axis=0).tolist(), size)
 
 
+def affine_from(affine: Affine, start: Sequence[int]) -> Affine:
+    """The affine of the part of an image whose first voxel is `start` (two or three numbers)."""
+    moved: Affine = affine.copy()
+    moved[:3, 3] += affine[:3, : len(start)] @ np.asarray(start)
+    return moved
+
+
 def placed_like(
-    image: ImageSpec, affine: Affine, intensity_range: npt.NDArray[np.float64] | None = None
-) -> ImageSpec:
-    """`image` with the affine (and the intensities) of the one source image it is made from."""
-    source = {"affine": affine.tolist()}
+    image: ImageSpec, affine: Affine, size: Sequence[int],
+    intensity_range: npt.NDArray[np.float64] | None = None,
+) -> ImageSpec:  # fmt: skip
+    """`image` with affine and size (and intensities) of the one source image it is made from."""
+    source = {"affine": affine.tolist(), "size": tuple(size)}
     if intensity_range is not None:
         source["intensity_range"] = intensity_range.tolist()
     return image.model_copy(update=source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from synthcube.data import patches
 from synthcube.data.cache import ImageCache, load_images
 from synthcube.data.channels import (
     Masks,
@@ -23,13 +25,19 @@ from synthcube.data.channels import (
     voxels_of,
 )
 from synthcube.data.conditions import condition_specs, condition_values
-from synthcube.data.geometry import as_rows, generated_affine, spacing_of
+from synthcube.data.geometry import (
+    affine_from,
+    as_rows,
+    centred_affine,
+    generated_affine,
+    spacing_of,
+)
 from synthcube.data.images import read_image
 from synthcube.data.manifest import Manifest
-from synthcube.data.preprocessing import DataConfig, Preprocessing
+from synthcube.data.preprocessing import DataConfig, Preprocessing, patch_fault
 from synthcube.data.transforms import TransformConfig
 from synthcube.environment import derived_seed, workers_that_fit
-from synthcube.errors import ImageError, ManifestError
+from synthcube.errors import ImageError, ManifestError, first_faults
 from synthcube.schema import Batch, Condition, ImageSpec
 
 TRAIN = "train"
@@ -134,8 +142,17 @@ class CachedImages(Dataset[Batch]):
         augmentation: Sequence[TransformConfig],
         seed: int,
         masks: Masks,
+        *,
+        random_patches: bool = False,
     ) -> None:
-        self.cache = cache
+        """Open rows of `cache`: of each, the patch of the size that `image` says.
+
+        Args:
+            random_patches: another one in every epoch; else the middle of each image.
+        """
+        self.cache, self.size = cache, image.size
+        is_part = not cache.is_of_one_shape or image.size != cache.shape[2:]
+        self.random_patches = random_patches and is_part
         self.labels = torch.tensor([row.label for row in manifest.rows], dtype=torch.int64)
         self.conditions = torch.from_numpy(condition_values(image.conditions, manifest.rows))
         self.source = list(image.source_channels)
@@ -150,10 +167,14 @@ class CachedImages(Dataset[Batch]):
     def __getitems__(self, places: Sequence[tuple[int, int]]) -> Batch:
         """The batch at these (epoch, row) pairs."""
         rows = [row for _, row in places]
-        image = torch.from_numpy(self.cache.read(rows))
+        starts = [self.start_of(*place) for place in places]
+        image = torch.from_numpy(self.cache.read_patches(rows, starts, self.size))
         if self.augmentation:
             image = torch.stack(
-                [self._augmented(one, *place) for one, place in zip(image, places, strict=True)]
+                [
+                    self._augmented(one, *place, start)
+                    for one, place, start in zip(image, places, starts, strict=True)
+                ]
             )
         condition = Condition(values=self.conditions[rows], source=image[:, self.source])
         targets = image[:, self.target] if self.source else image
@@ -161,16 +182,26 @@ class CachedImages(Dataset[Batch]):
             image=encoded(targets, self.target_masks),
             label=self.labels[rows],
             index=torch.tensor(rows),
-            augmented=bool(self.augmentation),
+            augmented=bool(self.augmentation) or self.random_patches,
             condition=condition,
         )
 
-    def _augmented(self, image: torch.Tensor, epoch: int, row: int) -> torch.Tensor:
+    def start_of(self, epoch: int, row: int) -> tuple[int, ...]:
+        """The first voxel of the patch; it depends only on the seed, the epoch and the row."""
+        shape = self.cache.shapes[row][1:]
+        if not self.random_patches:
+            return patches.middle(shape, self.size)
+        return patches.drawn(shape, self.size, derived_seed(self.seed, "patch", epoch, row))
+
+    def _augmented(
+        self, image: torch.Tensor, epoch: int, row: int, start: Sequence[int]
+    ) -> torch.Tensor:
         """An augmented image of the same shape; depends only on the seed, the epoch and the row."""
         volume = image if image.ndim == 4 else image[..., None]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.seed, "augmentation", epoch, row))
-            subject = subject_of(self._with_places(volume), self.cache.affines[row], self.masks)
+            affine = affine_from(self.cache.affines[row], start)
+            subject = subject_of(self._with_places(volume), affine, self.masks)
             for transform in self.augmentation:
                 subject = transform(subject)
         augmented, _ = voxels_of(subject, self.masks)
@@ -261,6 +292,7 @@ class DataModule(pl.LightningDataModule):
         self.splits = self.file_splits = self._split()
         self.conditions = condition_specs(manifest, self.rows("train"), config.conditions)
         self.cache = load_images(manifest, config, cache)
+        _require_room(config.patches, self.cache, manifest)
         # From here on, a row for each slice of data.slices; `files` stays as it was given.
         self.manifest = self.cache.rows_of(manifest)
         self.splits = [self.file_splits[place] for place in self.cache.source_rows]
@@ -272,6 +304,17 @@ class DataModule(pl.LightningDataModule):
     def rows(self, split: str) -> list[int]:
         """Indices into the manifest's rows that are in that split."""
         return [index for index, name in enumerate(self.splits) if name == split]
+
+    @property
+    def sides(self) -> str:
+        """Sides of the images, and of the patches that are taken of them."""
+        sizes = {shape[1:] for shape in self.cache.shapes}
+        ends = sorted(sizes, key=math.prod)
+        low, high, part = (
+            " x ".join(map(str, size)) for size in (ends[0], ends[-1], self.image.size)
+        )
+        whole = low if len(sizes) == 1 else f"{low} to {high}"
+        return f"{whole} in patches of {part}" if self.image.patches else whole
 
     def mask_warning(self) -> str:
         """What to add to the config if a channel looks like a mask and is read as an image."""
@@ -326,7 +369,13 @@ class DataModule(pl.LightningDataModule):
             batches.epoch, batches.start = self.position
         return DataLoader(
             CachedImages(
-                self.cache, self.manifest, self.image, augmentation, self.seed, self.config.masks
+                self.cache,
+                self.manifest,
+                self.image,
+                augmentation,
+                self.seed,
+                self.config.masks,
+                random_patches=split == "train",
             ),
             batch_sampler=batches,
             collate_fn=_unchanged,
@@ -341,7 +390,7 @@ class DataModule(pl.LightningDataModule):
     def _batch_bytes(self) -> int:
         """Bytes of a batch in shared memory: images, labels and indices, each in its own pages."""
         pages = 3 * 4096
-        image_bytes = int(np.prod(self.cache.shape[1:])) * 4
+        image_bytes = self.cache.shape[1] * int(np.prod(self.image.size)) * 4
         return min(self.batch_size, len(self.rows("train"))) * image_bytes + pages
 
     def _split(self) -> list[str]:
@@ -379,11 +428,17 @@ class DataModule(pl.LightningDataModule):
             and all(0 <= value < 256 for classes in masks.values() for value in classes)
         )
         spacing = np.median(spacing_of(affines), axis=0)
+        whole = self.cache.shape[2:]
+        size = self.config.patches or whole
+        # A patch may be of any part of an image, so that it lies in none.
+        affine = generated_affine(affines, size)
+        lies_there = size == whole and self.cache.is_of_one_shape
+        affine = affine if lies_there else centred_affine(spacing.tolist(), size)
         return ImageSpec(
-            size=self.cache.shape[2:],
+            size=size,
             channels=len(target),
             spacing_mm=tuple(np.round(spacing, 6).tolist()),
-            affine=as_rows(generated_affine(affines, self.cache.shape[2:])),
+            affine=as_rows(affine),
             intensity_range=tuple(tuple(pair) for pair in ranges.mean(axis=0).tolist()),
             file_format="png" if is_picture else "nii.gz",
             integer=all(source.integers[channel] for channel in images) and keeps,
@@ -391,6 +446,22 @@ class DataModule(pl.LightningDataModule):
             conditions=self.conditions,
             source_channels=self.config.source_channels,
             masks=masks,
+            patches=self.config.patches is not None,
+        )
+
+
+def _require_room(size: Sequence[int] | None, cache: ImageCache, manifest: Manifest) -> None:
+    if not size:
+        return
+    faults = {}
+    for place, shape in zip(cache.source_rows, cache.shapes, strict=True):
+        if fault := patch_fault(size, shape[1:]):
+            path, shown = manifest.rows[place].channels[0], " x ".join(map(str, shape[1:]))
+            faults[path] = f"{path} is {shown} as the model sees it, {fault}"
+    if faults:
+        raise ImageError(
+            f"data.patches {list(size)} cannot be taken of {len(faults)} of the images:",
+            first_faults(list(faults.values())),
         )
 
 

@@ -54,6 +54,11 @@ class DataConfig(ConditionFields):
     fit: Literal["resize", "crop_or_pad"] = Field(
         default="resize", description="How an image is brought to data.size."
     )
+    patches: List[Annotated[int, Field(le=MAX_SIDE)]] | None = Field(
+        default=None,
+        description="Train on patches of so many voxels along each axis, such as [64, 64, 64]: in "
+        "every epoch another random part of each image. null: on whole images.",
+    )
     intensity_range: Pair | None = Field(
         default=None,
         description="Source intensities that become -1 and 1 (clipped beyond), such as "
@@ -105,13 +110,18 @@ class DataConfig(ConditionFields):
                 raise ValueError(f"{name} {list(pair)}: the first must be below the second")
         if min(self.percentiles) < 0 or max(self.percentiles) > 100:
             raise ValueError(f"percentiles {list(self.percentiles)} must lie in 0 to 100")
-        for name, values in (("size", self.size), ("spacing_mm", self.spacing_mm)):
+        sides = {"size": self.size, "spacing_mm": self.spacing_mm, "patches": self.patches}
+        for name, values in sides.items():
             if values is not None and (len(values) not in (2, 3) or min(values) <= 0):
                 raise ValueError(f"{name} {list(values)}: two or three positive values are needed")
             if self.slices and values is not None and len(values) != 2:
                 raise ValueError(f"{name} {list(values)}: a slice has two sides")
         if self.size and (fault := size_fault(self.size)):
             raise ValueError(f"size: {fault}")
+        if self.patches and self.size and (fault := patch_fault(self.patches, self.size)):
+            raise ValueError(
+                f"patches {list(self.patches)}: data.size is {list(self.size)}, {fault}"
+            )
         if self.spacing_mm and min(self.spacing_mm) < SMALLEST_SPACING:
             raise ValueError(
                 f"spacing_mm {list(self.spacing_mm)}: {SMALLEST_SPACING:g} to {LARGEST_SPACING:g} "
@@ -163,6 +173,16 @@ class DataConfig(ConditionFields):
             for channel, classes in self.masks.items()
             if channel not in self.source_channels
         }
+
+
+def patch_fault(patches: Sequence[int], shape: Sequence[int]) -> str:
+    """What keeps images of `shape` (spatial axes) from having such patches; empty if they can."""
+    if len(patches) != len(shape):
+        return f"which has {len(shape)} sides: as many are needed"
+    if all(part <= side for part, side in zip(patches, shape, strict=True)):
+        return ""
+    most = [min(pair) for pair in zip(patches, shape, strict=True)]
+    return f"and a patch cannot be larger: at most {most}"
 
 
 def trained_data_config(config: Mapping[str, Any], folder: Path) -> DataConfig:

@@ -21,7 +21,7 @@ from synthcube.data.cache import load_images
 from synthcube.data.conditions import cell
 from synthcube.data.manifest import Manifest
 from synthcube.data.module import CachedImages
-from synthcube.data.preprocessing import trained_data_config
+from synthcube.data.preprocessing import patch_fault, trained_data_config
 from synthcube.errors import ImageError, ManifestError, SynthCubeError
 from synthcube.evaluation.arrays import Floats, Ints
 from synthcube.evaluation.intervals import auc, auc_interval, share_interval
@@ -185,10 +185,13 @@ def _model_images(trained: Artifact, manifest: Manifest, cache: Path) -> CachedI
     data = trained_data_config(trained.config, trained.folder)
     images = load_images(manifest, data, cache)
     channels = spec.channels + len(spec.source_channels)
-    if images.shape[1:] != (channels, *spec.size):
+    count, *size = images.shape[1:]
+    # Of larger images, a model of patches judges the middle.
+    fits = not patch_fault(spec.size, size) if spec.patches else tuple(size) == spec.size
+    if count != channels or not fits:
         raise ImageError(
-            f"{manifest.path}: the images are {list(images.shape[1:])} (channels first), the "
-            f"model was trained on {[channels, *spec.size]}."
+            f"{manifest.path}: the images are {[count, *size]} (channels first), the model was "
+            f"trained on {'patches of ' if spec.patches else ''}{[channels, *spec.size]}."
         )
     for condition in spec.conditions:
         cells = {cell(row, condition.name) for row in manifest.rows} - {""}

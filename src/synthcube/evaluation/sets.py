@@ -20,10 +20,11 @@ from synthcube.data.channels import (
     mask_settings,
     probable_masks,
 )
-from synthcube.data.geometry import spacing_of
+from synthcube.data.geometry import affine_from, spacing_of
 from synthcube.data.images import Image, read_images
 from synthcube.data.manifest import Manifest, Row
-from synthcube.data.preprocessing import DataConfig, Preprocessing
+from synthcube.data.patches import cut, middle
+from synthcube.data.preprocessing import DataConfig, Preprocessing, patch_fault
 from synthcube.errors import EvaluationError
 from synthcube.evaluation.arrays import Array, Floats, Ints
 from synthcube.terminal import followed
@@ -132,7 +133,8 @@ def open_sets(
     Predictions are taken as they are, but masks among them must hold their classes. The real
     images of the other sets are placed as before training with `data` (orientation, transforms,
     spacing, size; of a model that translates, only the channels that it makes), so that both are on
-    one grid. Intensities are left alone.
+    one grid; where predictions are patches, so is the middle of each that is taken. Intensities are
+    left alone.
 
     Returns:
         The sets that could be read, and all faults of the others.
@@ -150,7 +152,8 @@ def open_sets(
             channel: MaskChannel(classes=classes) for channel, classes in masks.items()
         }
         config = data if is_real else DataConfig(channels=stated)
-        place = _placement(config, may_be_constant=not is_real)
+        patch = patch_of(sets, data) if is_real else None
+        place = _placement(config, patch, may_be_constant=not is_real)
         images = _read_set(name, manifest, place, folder / f"{name}.f32", masks)
         if isinstance(images, ImageSet):
             sets[name] = images
@@ -163,8 +166,21 @@ Placed = tuple[Row, Array, Floats]  # the row, with its slice; (C, *spatial) and
 Placement = Callable[[Row, Image], list[Placed]]
 
 
-def _placement(data: DataConfig, *, may_be_constant: bool) -> Placement:
-    """A function from a file's image, or the slices of it, to voxels on the common grid."""
+def patch_of(sets: Mapping[str, ImageSet], data: DataConfig) -> tuple[int, ...] | None:
+    """The sides of the patches that are compared; None where whole images are."""
+    predictions = sets.get("predictions")
+    is_patch = predictions and data.patches and predictions.shape[1:] == data.patches
+    return data.patches if is_patch else None
+
+
+def _placement(
+    data: DataConfig, patch: Sequence[int] | None, *, may_be_constant: bool
+) -> Placement:
+    """A function from a file's image, or the slices of it, to voxels on the common grid.
+
+    Args:
+        patch: sides of the middle part that is taken of each image; None: all of it.
+    """
     sources = frozenset(data.source_channels)
     preprocessing = Preprocessing(data)
 
@@ -184,7 +200,12 @@ def _placement(data: DataConfig, *, may_be_constant: bool) -> Placement:
         if has_sources:
             tensor = tensor[[i for i in range(count) if i not in sources]]
         voxels = tensor.numpy()
-        return np.ascontiguousarray(voxels[..., 0] if voxels.shape[-1] == 1 else voxels), affine
+        voxels = voxels[..., 0] if voxels.shape[-1] == 1 else voxels
+        # What a patch does not fit into is left whole: that the shapes differ is told then.
+        if patch and not patch_fault(patch, voxels.shape[1:]):
+            start = middle(voxels.shape[1:], patch)
+            voxels, affine = voxels[cut(start, patch)], affine_from(affine, start)
+        return np.ascontiguousarray(voxels), affine
 
     return place
 
@@ -297,9 +318,18 @@ def _differences(predictions: ImageSet, real: ImageSet) -> list[str]:
     return faults
 
 
-def comparability_notes(sets: Mapping[str, ImageSet]) -> list[str]:
-    """What a reader should know of sets that can be compared: duplicates, constants, spacing."""
+def comparability_notes(sets: Mapping[str, ImageSet], data: DataConfig) -> list[str]:
+    """What a reader should know of sets that can be compared: duplicates, constants, spacing.
+
+    Args:
+        data: with which they were opened.
+    """
     notes = []
+    if patch := patch_of(sets, data):
+        notes.append(
+            f"Predictions are patches (data.patches {list(patch)}), of any part of an image. Of "
+            "real images the middle patch of each is compared: copies of other parts are not found."
+        )
     predictions, labels = sets["predictions"], sets.get("labels")
     if labels and (suspected := _probable_masks(labels)):
         notes.append(

@@ -197,6 +197,8 @@ class Family(pl.LightningModule, ABC):
 
     unaveraged: ClassVar[tuple[str, ...]] = ()
     """Submodules that are not needed for sampling, of which no moving average is kept."""
+    translates_any_size: ClassVar[bool] = False
+    """Whether images are made of source images that are larger or smaller than those trained on."""
 
     def __init__(self, config: FamilyConfig, image: ImageSpec) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from synthcube.schema import Batch, ImageSpec
 
 # Compressed images are kept on the device up to this size; above, in the main memory.
 _ON_DEVICE_BYTES = 2**31
+_PATCHES_ADAPT = " (one that is trained with data.patches fits images of other sizes)"
 
 
 class TwoStageConfig(FamilyConfig):
@@ -79,7 +80,11 @@ class TwoStageConfig(FamilyConfig):
         })  # fmt: skip
 
     def build_first_stage(self, image: ImageSpec) -> Any:
-        """The first stage without its trained weights, for images like `image`."""
+        """The first stage without its trained weights, for images like `image`.
+
+        One that was trained on patches compresses images of another size, to as much larger
+        latents.
+        """
         key = "model.first_stage_config"
         if self.first_stage_config is None:
             raise ConfigError(
@@ -89,8 +94,12 @@ class TwoStageConfig(FamilyConfig):
             config = self._first_config()
         except ValidationError as error:
             raise ConfigError(f"{key}: {error}") from error
-        unconditional = image.model_copy(update={"conditions": (), "source_channels": ()})
-        family = config.build(self.first_stage_image or unconditional)
+        trained = self.first_stage_image
+        if trained is None:
+            trained = image.model_copy(update={"conditions": (), "source_channels": ()})
+        elif trained.patches:
+            trained = trained.model_copy(update={"size": image.size})
+        family = config.build(trained)
         if not isinstance(family, self.protocol):
             raise ConfigError(f"{key} is of no {self.needs}.")
         return family
@@ -100,9 +109,14 @@ class TwoStageConfig(FamilyConfig):
         faults = []
         if trained is None:
             faults += self._first_config().faults(image)
+        elif trained.size != image.size and trained.patches and trained.rank == image.rank:
+            larger = trained.model_copy(update={"size": image.size})
+            faults += [f"{key}: {fault}" for fault in self._first_config().faults(larger)]
         elif trained.size != image.size:
+            images = "patches" if trained.patches else "images"
             faults.append(
-                f"data.size {list(image.size)}: {key} was trained on images of {list(trained.size)}"
+                f"data.size {list(image.size)}: {key} was trained on {images} of "
+                f"{list(trained.size)}{'' if trained.patches else _PATCHES_ADAPT}"
             )
         if trained and trained.channels != image.channels:
             faults.append(

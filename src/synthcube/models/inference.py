@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from synthcube import compute, environment
 from synthcube.models.family import Reconstructs, Samples
+from synthcube.models.windows import in_windows
 from synthcube.schema import Condition
 
 
@@ -36,9 +38,20 @@ def generate(
 
 
 def reconstruct(
-    family: Reconstructs, originals: Tensor, precision: str, device: torch.device
-) -> Tensor:
-    """Reconstructions of a batch of images: (B, C, *spatial) in [-1, 1] on the CPU."""
+    family: Reconstructs, originals: Tensor, precision: str, device: torch.device,
+    window: Sequence[int] | None = None, at_once: int = 1,
+) -> Tensor:  # fmt: skip
+    """Reconstructions of a batch of images: (B, C, *spatial) in [-1, 1] on the CPU.
+
+    Args:
+        window: the patch that the model was trained on, `at_once` of which are reconstructed
+            together; None: whole images.
+    """
+    images = originals.to(device)
     with compute.inference(precision, device):
-        images = family.reconstruct(originals.to(device))
+        if window is None:
+            images = family.reconstruct(images)
+        else:
+            windows = partial(in_windows, family.reconstruct, size=window, at_once=at_once)
+            images = torch.cat([windows(image[None]) for image in images])
     return images.float().cpu()

@@ -78,9 +78,10 @@ def _data_lines(data: DataModule) -> list[str]:
     subjects = len({row.subject for row in rows})
     ranges = data.cache.intensity_ranges  # (N, C, 2)
     lines = [
-        f"images: {len(rows)}{volumes} of {subjects} subjects, all readable and of one shape",
+        f"images: {len(rows)}{volumes} of {subjects} subjects, all readable and of "
+        f"{'one shape' if data.cache.is_of_one_shape else 'several shapes'}",
         f"splits: {dict(Counter(data.splits))}",
-        f"size: {' x '.join(map(str, image.size))}, {image.channels} channel(s), "
+        f"size: {data.sides}, {image.channels} channel(s), "
         f"{' x '.join(f'{side:g}' for side in image.spacing_mm)} mm",
     ]
     masks = data.config.masks
@@ -182,6 +183,7 @@ def _resources(settings: RunConfig, data: DataModule) -> tuple[list[str], str]:
     num_devices = compute.devices_used(settings.compute, device)
     compute.require_even_shares(settings.compute, num_devices, settings.training.batch_size)
     estimate = train.need_of(settings, data.image, precision, device)
+    of_patches = " of patches" if data.image.patches else ""
     weights, needed = estimate.estimate().weights, estimate.bytes_needed()
     shortage = memory.warning(estimate, needed, estimate.bytes_free())
     # Two checkpoints of weights, average and two moments, and a third one while it is written.
@@ -191,10 +193,11 @@ def _resources(settings: RunConfig, data: DataModule) -> tuple[list[str], str]:
     lines = [
         f"model: {settings.model.name}, {weights / 1e6:.1f} MB of weights",
         f"precision: {precision} on {device.type} ({reason})",
-        f"memory: about {needed / 1e9:.2f} GB at batch size {settings.training.batch_size}, "
+        f"memory: about {needed / 1e9:.2f} GB at batch size {settings.training.batch_size}"
+        f"{of_patches}, "
         f"beside about 1 GB of libraries{' for each process' if estimate.processes > 1 else ''}",
         f"disk: about {on_disk / 1e6:.0f} MB for the run, {free / 1e9:.1f} GB free here; the "
-        f"cache holds {np.prod(data.cache.shape) * 4 / 1e6:.0f} MB in {environment.cache_folder()}",
+        f"cache holds {data.cache.nbytes / 1e6:.0f} MB in {environment.cache_folder()}",
         f"length: {steps} steps in {settings.training.max_epochs} epochs",
     ]
     return lines, shortage

@@ -187,7 +187,7 @@ def _header(
             "evaluation": settings.evaluation.model_dump(mode="json", exclude={"extractor"}),
             "data": plain(settings.data.preprocessing_key),
         },
-        "notes": ([left_out] if left_out else []) + comparability_notes(sets),
+        "notes": ([left_out] if left_out else []) + comparability_notes(sets, settings.data),
         "versions": environment.versions(),
     }
 

@@ -169,10 +169,32 @@ class LoadedModel:
     def reconstruct(self, originals: torch.Tensor) -> torch.Tensor:
         """One batch of reconstructions, (B, C, *spatial) in [-1, 1] on the CPU."""
         family, masks = self.family, self.image.masks
+        is_whole = originals.shape[2:] == self.image.size
         images = inference.reconstruct(
-            family, encoded(originals, masks), self.precision, family.device
-        )
+            family, encoded(originals, masks), self.precision, family.device,
+            None if is_whole else self.image.size, self.batch_size,
+        )  # fmt: skip
         return decoded(images, masks)
+
+    def require_size(self, size: Sequence[int], where: object) -> None:
+        """Raise ImageError where the model can make nothing of images of that size.
+
+        A model that was trained on patches takes images of any size; `where` begins the message.
+        """
+        name, trained = self.family.config.name, list(self.image.size)
+        if list(size) == trained:
+            return
+        if not self.image.patches or len(size) != len(trained):
+            raise ImageError(
+                f"{where}: the images have size {list(size)}, the model was trained on "
+                f"{'patches of ' if self.image.patches else ''}{trained}."
+            )
+        if self.image.source_channels and not self.family.translates_any_size:
+            raise ImageError(
+                f"{where}: the images have size {list(size)}. This {name} was trained on patches "
+                f"of {trained}, and {name} cannot translate window by window without seams: give "
+                "images of that size, or train ddpm or rectified_flow."
+            )
 
     def load(self, manifest: Manifest) -> ImageCache:
         """The images of a manifest, preprocessed as those of the training."""
@@ -188,7 +210,9 @@ class LoadedModel:
 
     def reconstruction_spec(self, originals: ImageCache, index: int) -> ImageSpec:
         """The geometry and intensities of the reconstruction of an image: those of the original."""
-        return placed_like(self.image, originals.affines[index], originals.intensity_ranges[index])
+        ranges = originals.intensity_ranges[index]
+        size = originals.shapes[index][1:]
+        return placed_like(self.image, originals.affines[index], size, ranges)
 
     def intensities(self, image: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
         """An image, (C, *spatial) in [-1, 1], in its own units and postprocessed.
@@ -251,6 +275,8 @@ class Job(ABC):
     """What stands above the columns of the picture."""
     animate: Animation | None = None
     """What animation.gif shows."""
+    images: ImageCache | None = None
+    """Those to translate or to reconstruct, as the model sees them."""
 
     def __init__(
         self, model: LoadedModel, output: Path, num_images: int, description: CroissantConfig | None
@@ -270,7 +296,8 @@ class Job(ABC):
 
     def batches(self) -> list[range]:
         """The indices of all images, batch by batch."""
-        return self.model.batches(self.num_images)
+        is_uniform = self.images is None or self.images.is_of_one_shape
+        return self.model.batches(self.num_images, None if is_uniform else 1)
 
     def claim(self) -> None:
         """Take the output folder: it is empty, or holds images of the very same request."""
@@ -416,6 +443,8 @@ class Generation(Job):
 class Translation(Job):
     """Images out of other images."""
 
+    images: ImageCache
+
     def __init__(
         self, model: LoadedModel, output: Path, description: CroissantConfig | None,
         manifest: Manifest, seed: int, *, extrapolate: bool = False,
@@ -454,7 +483,7 @@ class Translation(Job):
         with self._watched(indices) as moments:
             images = self.model.generate(self.seeds[span], self.values[span], sources)
         for index, source, image in zip(indices, sources, images, strict=True):
-            placed = placed_like(spec, self.images.affines[index])
+            placed = placed_like(spec, self.images.affines[index], source.shape[1:])
             row = self._write(self.sources[index].name, image, placed)
             row |= self._source_cells(index, self.channels[0])
             row |= _condition_cells(spec, self.values[index])
@@ -493,6 +522,8 @@ def channels_to_translate(spec: ImageSpec, channels: int, where: object) -> list
 
 class Reconstruction(Job):
     """Images through the model's bottleneck and back."""
+
+    images: ImageCache
 
     def __init__(
         self, model: LoadedModel, output: Path, description: CroissantConfig | None,
@@ -575,11 +606,8 @@ def _condition_cells(spec: ImageSpec, values: Pixels) -> dict[str, str]:
 
 
 def _sized(model: LoadedModel, manifest: Manifest) -> ImageCache:
-    """The images of a manifest, which must have the size of those of the training."""
+    """The images of a manifest, which must have a size of which the model can make something."""
     images = model.load(manifest)
-    if images.shape[2:] != model.image.size:
-        raise ImageError(
-            f"{manifest.path}: the images have size {list(images.shape[2:])}, the model was "
-            f"trained on {list(model.image.size)}."
-        )
+    for size in sorted({shape[1:] for shape in images.shapes}):
+        model.require_size(size, manifest.path)
     return images

@@ -112,6 +112,8 @@ def open_data(settings: RunConfig, manifest: Manifest) -> DataModule:
     if faults := settings.model.faults(data.image.encoded):
         if fitting := _fitting_size(settings, data.image.encoded):
             faults = [*faults, f"data.size: {fitting} fits"]
+        if settings.data.patches:
+            faults = [fault.replace("data.size", "data.patches") for fault in faults]
         raise ImageError("The images do not fit the model:", faults)
     # checked here, not by infer after all the training
     Postprocessing(settings.sampling.postprocessing, data.image)
@@ -172,7 +174,7 @@ def _fit(
     log.info(
         "%d training and %d validation images of size %s, %d channel(s).",
         len(data.rows("train")), len(data.rows("validation")),
-        "x".join(map(str, data.image.size)), data.image.channels,
+        data.sides.replace(" x ", "x"), data.image.channels,
     )  # fmt: skip
     torch.manual_seed(environment.derived_seed(settings.seed, "weights"))
     sampled = settings.model.with_sampling(settings.sampling.of_model())

@@ -377,7 +377,7 @@ def _source_advice(data: DataModule) -> list[str]:
             f"- cheaper data.augmentation: it takes {sum(costs.values()):.1f} ms per image, of "
             f"which {slowest} takes {costs[slowest]:.1f} ms: remove it, or lower its p"
         ]
-    size_gb = math.prod(data.cache.shape) * 4 / 1e9
+    size_gb = data.cache.nbytes / 1e9
     return [
         f"- a faster disk for the cache of {size_gb:.2f} GB (SYNTHCUBE_CACHE is now "
         f"{environment.cache_folder()}), or enough free memory for the system to keep it there"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from synthcube import schema
+from synthcube.models import samplers, windows
 from synthcube.models.family import Family, FamilyConfig, size_faults
 from synthcube.models.losses import loss_faults
 from synthcube.models.nets import conditioning
@@ -125,6 +127,7 @@ class PixelFamily(Family):
     """Trains a U-Net and samples images with it, by the process of its config."""
 
     config: Any
+    translates_any_size = True
 
     def __init__(self, config: PixelConfig, image: ImageSpec) -> None:
         super().__init__(config, image)
@@ -140,11 +143,20 @@ class PixelFamily(Family):
         return terms
 
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
-        start = noise(generators, (self.image.channels, *self.image.size)).to(self.device)
+        trained = tuple(self.image.size)
+        size = tuple(condition["source"].shape[2:]) or trained  # there may be no source
+        network: Any = self.network
+        if size != trained:
+            network = windows.windowed(network, trained)
+            source = windows.at_least(condition["source"], trained)
+            condition = Condition(values=condition["values"], source=source)
+        sides = map(max, size, trained)
+        start = noise(generators, (self.image.channels, *sides)).to(self.device)
         channels, guidance = self.image.channels, self.config.guidance
-        predict = conditioning.guided(self.network, condition, guidance, channels)
-        images: Tensor = self.config.draw(predict, start, generators, bounded=True)
-        return images.clamp(-1, 1)
+        predict = conditioning.guided(network, condition, guidance, channels)
+        with samplers.seen_through(partial(windows.cropped, size=size)):
+            images: Tensor = self.config.draw(predict, start, generators, bounded=True)
+        return windows.cropped(images, size).clamp(-1, 1)
 
 
 def outputs_of(
