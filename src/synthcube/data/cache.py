@@ -157,6 +157,7 @@ class ImageCache:
         self._sources: list[tuple[int, int | None]] = index["sources"]
         self._folder = folder
         self._voxels = Float32Rows(folder / _ARRAY, ())
+        self.is_of_one_shape = len(set(self.shapes)) == 1
         counts = [math.prod(shape) for shape in self.shapes]
         self._ends: list[int] = np.cumsum(counts).tolist()
 
@@ -167,10 +168,6 @@ class ImageCache:
     def nbytes(self) -> int:
         """Size of all images."""
         return self._ends[-1] * 4
-
-    @property
-    def is_of_one_shape(self) -> bool:
-        return len(set(self.shapes)) == 1
 
     @property
     def source_rows(self) -> list[int]:
@@ -190,6 +187,12 @@ class ImageCache:
 
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """A copy of those images, which are of one shape: (len(rows), C, *spatial)."""
+        if self.is_of_one_shape:
+            batch: npt.NDArray[np.float32] = self._voxels.mapped.reshape(self.shape)[
+                np.asarray(rows, np.int64)
+            ]
+            self._voxels.hand_back(batch.nbytes)
+            return batch
         sizes = {self.shapes[row][1:] for row in rows}
         if len(sizes) > 1:
             shown = " and ".join(str(list(size)) for size in sorted(sizes)[:2])

@@ -151,8 +151,8 @@ class CachedImages(Dataset[Batch]):
             random_patches: another one in every epoch; else the middle of each image.
         """
         self.cache, self.size = cache, image.size
-        is_part = not cache.is_of_one_shape or image.size != cache.shape[2:]
-        self.random_patches = random_patches and is_part
+        self.is_part = not cache.is_of_one_shape or image.size != cache.shape[2:]
+        self.random_patches = random_patches and self.is_part
         self.labels = torch.tensor([row.label for row in manifest.rows], dtype=torch.int64)
         self.conditions = torch.from_numpy(condition_values(image.conditions, manifest.rows))
         self.source = list(image.source_channels)
@@ -168,7 +168,11 @@ class CachedImages(Dataset[Batch]):
         """The batch at these (epoch, row) pairs."""
         rows = [row for _, row in places]
         starts = [self.start_of(*place) for place in places]
-        image = torch.from_numpy(self.cache.read_patches(rows, starts, self.size))
+        image = torch.from_numpy(
+            self.cache.read_patches(rows, starts, self.size)
+            if self.is_part
+            else self.cache.read(rows)
+        )
         if self.augmentation:
             image = torch.stack(
                 [
