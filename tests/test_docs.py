@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -21,7 +22,10 @@ from synthcube.models import losses, optimizers
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # What a command that is not ours may begin with; none of them needs a test of ours.
-OTHERS = ("make ", "git ", "cd ", "pip ", ".venv/bin/pre-commit", "python -m bench", "python docs/")
+OTHERS = (
+    "make ", "git ", "cd ", "pip ", ".venv/bin/pre-commit", "python -m bench", "python docs/",
+    "python examples/",
+)  # fmt: skip
 
 
 def commands(page: Path) -> list[str]:
@@ -44,6 +48,16 @@ def newcomer(tmp_path: Path) -> Path:
     (tmp_path / "cohort.csv").write_text("\n".join(["t1_path;mask;patient", *lines]))
     _write_old_weights(tmp_path)
     return tmp_path
+
+
+def _write_brats(folder: Path) -> None:
+    """What docs/image-and-mask.md has its reader write: fewer cases, and the YAML of the page."""
+    path = ROOT / "examples" / "brats_like.py"
+    module = runpy.run_path(str(path))
+    module["write"](folder / "my-brats", cases=8)
+    page = (ROOT / "docs" / "image-and-mask.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (folder / "brats.yaml").write_text(block, encoding="utf-8")
 
 
 def _write_old_weights(folder: Path) -> None:
@@ -83,6 +97,8 @@ def _marked(page: Path) -> Any:
 @pytest.mark.parametrize("page", [_marked(page) for page in PAGES])
 def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> None:
     """As written, but for the length of a training, which is cut to one epoch."""
+    if page.name == "image-and-mask.md":
+        _write_brats(newcomer)
     for line in commands(page):
         if line.startswith(OTHERS):
             continue
