@@ -84,6 +84,15 @@ def test_whole_images_are_reconstructed_where_they_lie(
         image = nib.load(tmp_path / "out" / row["Channel_0"])
         assert image.shape == SIZE
         assert np.allclose(image.affine, AFFINE)
+    # its export says what it was trained on, and makes the same images
+    code, _, err = cli("export", "-m", first_stage, "-o", tmp_path / "shared")
+    assert code == 0, err
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "16 x 16 x 16 (patches of larger images)" in card
+    code, _, err = cli("infer", "-m", tmp_path / "shared", "-d", first_stage, "-o", tmp_path / "2")
+    assert code == 0, err
+    for path in (tmp_path / "out" / "images").iterdir():
+        assert (tmp_path / "2" / "images" / path.name).read_bytes() == path.read_bytes()
     # evaluated as whole images, beside whole images
     words = ("-l", first_stage, "-m", first_stage, "-o", tmp_path / "r.yaml")
     code, _, err = cli("evaluate", "-p", tmp_path / "out", *words)
@@ -169,6 +178,8 @@ def test_check_speaks_of_patches(cli, volumes: Path, tmp_path: Path) -> None:
     assert code == 2
     assert "data.patches [16, 15, 8]: every side must be a multiple of 2" in err
     assert "data.patches: [16, 16, 8] fits" in err
+    config = config_of(tmp_path, tiny("autoencoder_kl"), size=[31, 31, 31], patches=[31, 31, 8])
+    assert "data.patches: [28, 28, 8] fits" in cli("check", "-c", config, "-d", volumes)[2]
 
 
 def test_patches_are_judged_beside_the_middle_of_images(cli, volumes: Path, tmp_path: Path) -> None:

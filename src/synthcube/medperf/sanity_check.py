@@ -91,7 +91,11 @@ def _image_faults(manifest: Manifest, config: DataConfig, owners: Owners) -> lis
             )
         if not image.raster:
             faults += [f"{where}: {text}" for text in _spacing_faults(image.affine, config)]
-    return [*unreadable.values(), *faults, *shape_faults(shapes)]
+    return [
+        *unreadable.values(),
+        *faults,
+        *shape_faults(shapes, any_size=config.patches is not None),
+    ]
 
 
 def _spacing_faults(affine: npt.ArrayLike, config: DataConfig) -> list[str]:

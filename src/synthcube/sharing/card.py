@@ -222,7 +222,7 @@ def _images(trained: Artifact) -> str:
         for spec in image.conditions
     )
     rows = {
-        "size": size,
+        "size": f"{size} (patches of larger images)" if image.patches else size,
         "channels": image.channels,
         "voxel size (mm)": spacing,
         "intensities": ranges,

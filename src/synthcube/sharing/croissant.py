@@ -232,11 +232,13 @@ def description(images: MadeImages, config: CroissantConfig) -> dict[str, Any]:
 
 def _summary(images: MadeImages) -> str:
     image = images.image
-    size = " x ".join(map(str, image.size))
+    size = f"{' x '.join(map(str, image.size))} voxels"
+    if image.patches and images.is_derived:
+        size = "the size of their sources"
     spacing = " x ".join(f"{length:g}" for length in image.spacing_mm[: image.rank])
     warning = " They are personal data wherever the originals are." if images.is_derived else ""
     return (
-        f"{_origin(images)}{warning} {images.number} image(s) of {size} voxels with "
+        f"{_origin(images)}{warning} {images.number} image(s) of {size} with "
         f"{image.channels} channel(s), {spacing} mm. For research only: not a medical device, "
         "not for diagnosis."
     )

@@ -110,7 +110,7 @@ def open_data(settings: RunConfig, manifest: Manifest) -> DataModule:
         seed=settings.seed, cache=environment.cache_folder(),
     )  # fmt: skip
     if faults := settings.model.faults(data.image.encoded):
-        if fitting := _fitting_size(settings, data.image.encoded):
+        if fitting := _fitting_size(settings, data):
             faults = [*faults, f"data.size: {fitting} fits"]
         if settings.data.patches:
             faults = [fault.replace("data.size", "data.patches") for fault in faults]
@@ -120,11 +120,19 @@ def open_data(settings: RunConfig, manifest: Manifest) -> DataModule:
     return data
 
 
-def _fitting_size(settings: RunConfig, image: ImageSpec) -> list[int]:
-    """A size near that of the images that the model can make; empty where none is near."""
+def _fitting_size(settings: RunConfig, data: DataModule) -> list[int]:
+    """A size near that of the images that the model can make; empty where none is near.
+
+    Patches are no larger than the images.
+    """
+    image = data.image.encoded
     for step in (4, 8, 16, 32, 64, 128):
         size = near_multiples(image.size, step)
-        if not settings.model.faults(image.model_copy(update={"size": tuple(size)})):
+        if image.patches:
+            room = data.cache.shape[2:]
+            size = [min(side, most // step * step) for side, most in zip(size, room, strict=True)]
+        fitting = image.model_copy(update={"size": tuple(size)})
+        if min(size) > 0 and not settings.model.faults(fitting):
             return size
     return []
 
