@@ -157,7 +157,10 @@ def test_mixed_shapes_name_every_file_and_the_cure(tmp_path: Path, cache: Path) 
     headline, lines = faults(listed(tmp_path, *rows), cache)
     assert headline.startswith("2 images of ")
     assert "--verify" not in headline  # it would not leave them out
-    cure = "the others (6, 7, 8); data.size: [32, 32, 32] brings all to one"
+    cure = (
+        "the others (6, 7, 8); data.size: [32, 32, 32] brings all to one, and data.patches takes "
+    )
+    cure += "parts of all"
     assert lines == (f"{wide}: shape (9, 7, 8), {cure}", f"{long}: shape (6, 7, 9), {cure}")
     cured = load_images(listed(tmp_path, *rows), DataConfig(size=[32, 32, 32]), cache)
     assert cured.shape == (5, 1, 32, 32, 32)
@@ -170,7 +173,8 @@ def test_the_size_that_is_suggested_suits_the_families(
     shape: tuple[int, int], size: list[int]
 ) -> None:
     lines = shape_faults({"a": (1, *shape), "b": (1, *shape), "c": (1, 7, 7)})
-    assert lines == [f"c: shape (7, 7), the others {shape}; data.size: {size} brings all to one"]
+    cure = f"data.size: {size} brings all to one, and data.patches takes parts of all"
+    assert lines == [f"c: shape (7, 7), the others {shape}; {cure}"]
     for name in ("ddpm", "dcgan", "stylegan", "vqvae", "autoencoder_kl", "rectified_flow"):
         image = ImageSpec(
             size=size, channels=1, spacing_mm=(1, 1, 1), affine=as_rows(np.eye(4)),
