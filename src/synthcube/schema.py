@@ -60,8 +60,8 @@ Intensity = Annotated[float, Field(ge=-LARGEST_INTENSITY, le=LARGEST_INTENSITY)]
 Pair = Annotated[tuple[Intensity, Intensity], Strict(False)]
 ChannelIndex = Annotated[
     int,
+    Field(ge=0, lt=4096),  # first, or the JSON Schema would lack it
     BeforeValidator(lambda key: int(key) if isinstance(key, str) and key.isdecimal() else key),
-    Field(ge=0, lt=4096),
 ]
 """JSON has the keys of a mapping as text."""
 
