@@ -29,8 +29,8 @@ from synthcube.plugins import vouching as vouch_for_a_while
 from synthcube.schema import MAX_IMAGES, ImageSpec
 from synthcube.sharing.hub import located
 from synthcube.sharing.runtimes import RuntimeOrTorch
-from synthcube.tasks.inference_jobs import (
-    GRID_IMAGES,
+from synthcube.tasks.inference_jobs import GRID_IMAGES
+from synthcube.tasks.loaded_model import (
     LoadedModel,
     channels_to_translate,
     inference_settings,

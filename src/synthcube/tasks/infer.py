@@ -23,14 +23,8 @@ from synthcube.schema import flattened
 from synthcube.sharing.config import CroissantConfig
 from synthcube.sharing.croissant import wished
 from synthcube.sharing.runtimes import RuntimeOrTorch
-from synthcube.tasks.inference_jobs import (
-    Generation,
-    Job,
-    LoadedModel,
-    Reconstruction,
-    Translation,
-    inference_settings,
-)
+from synthcube.tasks.inference_jobs import Generation, Job, Reconstruction, Translation
+from synthcube.tasks.loaded_model import LoadedModel, inference_settings
 from synthcube.tasks.parallel_inference import make_alone, make_in_pool, make_in_ranks
 from synthcube.tasks.run_folder import HELD_OUT, SPLIT, read_images, rows_of
 
