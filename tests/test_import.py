@@ -21,7 +21,8 @@ from generative.networks.nets import (
 from synthcube.models import artifact, legacy
 
 UNET = {"channels": [8, 16], "num_res_blocks": 1, "attention_from": 1, "num_head_channels": 4,
-        "num_norm_groups": 4, "num_sampling_steps": 3}  # fmt: skip
+        "num_norm_groups": 4, "num_sampling_steps": 3, "schedule": "linear",
+        "prediction": "epsilon"}  # fmt: skip
 VQ = {"channels": [8, 8], "num_res_layers": 1, "num_embeddings": 8, "embedding_dim": 4}
 IDENTITY = ((2, 4, 1, 1), (2, 4, 1, 1, 0))
 
