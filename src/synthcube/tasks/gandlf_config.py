@@ -22,7 +22,7 @@ class OldConfig:
     """An old YAML in SynthCube's words."""
 
     values: dict[str, Any]
-    """Sections `model` and `data` of a config."""
+    """Sections `model`, `data` and `compute` of a config."""
     channels: int
     """Of one image."""
     seen: tuple[float, float] | None
@@ -59,7 +59,10 @@ def read(path: Path) -> OldConfig | None:
     seen, source, unknown = _intensities(transforms, faults)
     if faults:
         raise ConfigError(f"{path} cannot be imported, {len(faults)} fault(s):", faults)
-    return OldConfig({"model": model, "data": {"size": size}}, channels, seen, source, unknown)
+    # GaNDLF-Synth computed in full precision where nothing else was asked for.
+    compute = {"precision": 32}
+    sections = {"model": model, "data": {"size": size}, "compute": compute}
+    return OldConfig(sections, channels, seen, source, unknown)
 
 
 def _ddpm(values: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:

@@ -68,8 +68,6 @@ def import_weights(
         {"output_path": out},
         {"checkpoint": checkpoint, "discriminator": discriminator, "config": config_path},
     )
-    old = gandlf_config.read(config_path)
-    values = _checked(old, config_path, family_name, channels) if old else None
     path = _file_of(checkpoint)
     weights = legacy.read_weights(path)
     kind = gandlf.kind_of(weights)
@@ -77,25 +75,12 @@ def import_weights(
         raise ArtifactError(f"{path}: {reason}")
     if kind not in (None, family_name):
         raise ConfigError(f"{path} holds a {kind} of GaNDLF-Synth: give --family {kind}.")
-    if old and values:
-        channels = old.channels
-        model_range, values["data"]["intensity_range"] = _intensities(
-            old, config_path, family_name, model_range
-        )
-    channels, model_range = channels or 1, model_range or (-1.0, 1.0)
-    overrides = [*overrides, f"model.name={family_name}", *_scaling(family_name, model_range)]
-    settings = config.load_any(values or config_path, overrides)
-    if isinstance(settings.model, DiffusionFields) and (
-        missing := _unwritten(settings.model, kind)
-    ):
-        settings = config.load_any(values or config_path, [*missing, *overrides])
-        log.info("As GaNDLF-Synth trained every DDPM: %s", ", ".join(missing))
+    settings, image = _described(config_path, family_name, kind, channels, model_range, overrides)
     if out.is_dir():
         settle(out)
     is_taken = out.exists() and bool(contents(out))
     if is_taken and not (out / artifact.INDEX).is_file():
         raise OutputError(f"output_path {out} is not empty: give another one.")
-    image = _image_spec(settings, channels, model_range)
     if faults := settings.model.faults(image):
         raise ConfigError("The config does not describe a network:", faults)
     torch.manual_seed(environment.derived_seed(settings.seed, "weights"))
@@ -124,9 +109,34 @@ def import_weights(
     return out
 
 
-def _checked(
-    old: OldConfig, path: Path, family_name: str, channels: int | None
-) -> dict[str, Any]:
+def _described(
+    path: Path,
+    family_name: str,
+    kind: str | None,
+    channels: int | None,
+    model_range: tuple[float, float] | None,
+    overrides: Sequence[str],
+) -> tuple[RunConfig, ImageSpec]:
+    """The config and the images of the model, by the YAML at `path`, an old one or ours."""
+    source: Path | dict[str, Any] = path
+    if old := gandlf_config.read(path):
+        source = _checked(old, path, family_name, channels)
+        channels = old.channels
+        model_range, source["data"]["intensity_range"] = _intensities(
+            old, path, family_name, model_range
+        )
+    channels, model_range = channels or 1, model_range or (-1.0, 1.0)
+    overrides = [*_scaling(family_name, model_range), *overrides, f"model.name={family_name}"]
+    settings = config.load_any(source, overrides)
+    if isinstance(settings.model, DiffusionFields) and (
+        missing := _unwritten(settings.model, kind)
+    ):
+        settings = config.load_any(source, [*missing, *overrides])
+        log.info("As GaNDLF-Synth trained every DDPM: %s", ", ".join(missing))
+    return settings, _image_spec(settings, channels, model_range)
+
+
+def _checked(old: OldConfig, path: Path, family_name: str, channels: int | None) -> dict[str, Any]:
     """Sections of an old YAML, which must be of the family and of images with these channels."""
     if (name := old.values["model"]["name"]) != family_name:
         raise ConfigError(f"{path} describes a {name} of GaNDLF-Synth: give --family {name}.")
@@ -189,7 +199,7 @@ def _intensities(
 
 
 def _is_within(model_range: tuple[float, float]) -> bool:
-    return -1 <= model_range[0] and model_range[1] <= 1
+    return model_range[0] >= -1 and model_range[1] <= 1
 
 
 def _is_scalable(family_name: str) -> bool:
@@ -198,7 +208,7 @@ def _is_scalable(family_name: str) -> bool:
 
 
 def _scaling(family_name: str, model_range: tuple[float, float]) -> list[str]:
-    """The override that lets the network see values outside -1 to 1."""
+    """Overrides that let the network see values outside -1 to 1."""
     low, high = model_range
     if not low < high:
         raise ConfigError(f"model_range {low:g},{high:g}: two numbers are needed, the lower first.")
@@ -209,7 +219,8 @@ def _scaling(family_name: str, model_range: tuple[float, float]) -> list[str]:
             f"model_range {low:g},{high:g}: two numbers from -1 to 1, in order; a {family_name} "
             "makes no others."
         )
-    return [f"model.network_range=[{low:.10g}, {high:.10g}]"]
+    # Half precision has too few digits for raw intensities.
+    return [f"model.network_range=[{low!r}, {high!r}]", "compute.precision=32"]
 
 
 def _unwritten(model: DiffusionFields, kind: str | None) -> list[str]:
