@@ -7,6 +7,8 @@ blocks, every weight of a VQVAE in the checkpoint twice.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from torch import nn
 
 from synthcube.data import images
 from synthcube.models import artifact, gandlf
+from synthcube.models.families.dcgan import DCGANConfig
+from synthcube.schema import ImageSpec
 
 NUM_STEPS = 20
 CHANNELS = (8, 16)
@@ -440,7 +444,7 @@ def test_what_does_not_belong_together_is_refused(cli, tmp_path: Path) -> None:
         ("vqvae", "vqvae", (), "holds a ddpm of GaNDLF-Synth: give --family"),
         ("ddpm", "ddpm", ("--channels", 3), "--channels 3: "),
         ("ddpm", "stylegan", (), "model_name stylegan: GaNDLF-Synth's StyleGAN is another network"),
-        ("ddpm", "wgan", (), "model_name wgan: ddpm or vqvae can be imported"),
+        ("ddpm", "wgan", (), "model_name wgan: ddpm, vqvae, dcgan can be imported"),
     ):
         config = old_yaml(tmp_path / "old.yaml", of_yaml)
         code, _, err = cli(
@@ -451,24 +455,117 @@ def test_what_does_not_belong_together_is_refused(cli, tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize(
-    ("weight", "family", "said"),
-    [
-        ("generator.starting_cte", "stylegan", "StyleGAN is another network than SynthCube's"),
-        ("generator.feature_extractor.conv1t.weight", "dcgan", "enlarges and smooths its images"),
-    ],
-)
-def test_gans_are_refused_with_the_reason(
-    cli, weight: str, family: str, said: str, tmp_path: Path
+class OldDCGAN(nn.Module):
+    """Generator and discriminator with few channels."""
+
+    def __init__(self, rank: int, side: int) -> None:
+        super().__init__()
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
+        up = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[rank]
+        norm = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[rank]
+        layers: dict[str, nn.Module] = {"conv1t": up(6, 16, 4, bias=False)}
+        for number, (wide, narrow) in enumerate(((16, 8), (8, 4), (4, 2), (2, 1)), start=1):
+            layers |= {f"norm{number}": norm(wide), f"relu{number}": nn.ReLU()}
+            layers[f"conv{number + 1}t"] = up(wide, narrow, 4, 2, 1, bias=False)
+        mode = {2: "bilinear", 3: "trilinear"}[rank]
+        layers |= {
+            "upsample": nn.Upsample([side] * rank, mode=mode, align_corners=True),
+            "conv1_smooth": conv(1, 128, 4, padding="same", bias=False),
+            "norm1_smooth": norm(128), "relu1_smooth": nn.ReLU(),
+            "conv2_smooth": conv(128, 1, 3, padding="same", bias=False), "tanh": nn.Tanh(),
+        }  # fmt: skip
+        self.generator = nn.Module()
+        self.generator.feature_extractor = nn.Sequential(OrderedDict(layers))
+        layers = {"conv1": conv(1, 2, 4, 2, 1, bias=False), "leaky_relu1": nn.LeakyReLU(0.2)}
+        for number, (narrow, wide) in enumerate(((2, 4), (4, 8), (8, 16)), start=2):
+            layers[f"conv{number}"] = conv(narrow, wide, 4, 2, 1, bias=False)
+            layers |= {f"norm{number}": norm(wide), f"leaky_relu{number}": nn.LeakyReLU(0.2)}
+        layers |= {"conv5": conv(16, 1, 4, bias=False), "flatten": nn.Flatten()}
+        self.discriminator = nn.Module()
+        self.discriminator.feature_extractor = nn.Sequential(OrderedDict(layers))
+        linear = {"linear1": nn.Linear((side // 16 - 3) ** rank, 1), "sigmoid": nn.Sigmoid()}
+        self.discriminator.classifier = nn.Sequential(OrderedDict(linear))
+
+
+def old_dcgan(rank: int, side: int = 80) -> nn.Module:
+    """With statistics that were followed, and images that are neither black nor white."""
+    network = scrambled(OldDCGAN(rank, side)).train()
+    generate = network.generator.feature_extractor
+    with torch.no_grad():
+        for _ in range(2):
+            generate(torch.randn(2, 6, *[1] * rank))
+        generate.conv2_smooth.weight.mul_(0.4)
+    return network.eval()
+
+
+NETWORKS["dcgan"] = old_dcgan
+ARCHITECTURES["dcgan"] = {
+    "latent_vector_size": 6, "init_channels_generator": 16, "init_channels_discriminator": 2,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize(("rank", "side"), [(2, 80), pytest.param(3, 64, marks=pytest.mark.slow)])
+def test_an_imported_dcgan_makes_and_judges_images_as_gandlf_did(
+    imported, rank: int, side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.save({"state_dict": {f"model.{weight}": torch.ones(1)}}, tmp_path / "old.ckpt")
+    monkeypatch.setitem(NETWORKS, "dcgan", partial(old_dcgan, side=side))
+    code, err, model = imported("dcgan", rank, transforms={"resize": [side] * rank})
+    assert code == 0, err
+    assert "Same output as GaNDLF-Synth within" in err
+    assert model.image.intensity_range == ((0.0, 1.0),), "as its files had them"
+    family, network = model.build(torch.device("cpu")), old_dcgan(rank, side)
+    latent = torch.randn(1, 6, generator=torch.Generator().manual_seed(3))
+    images_of_two = torch.randn(2, 1, *[side] * rank, generator=torch.Generator().manual_seed(4))
+    empty = {"values": torch.zeros(1, 0), "source": torch.zeros(1, 0, *[side] * rank)}
+    with torch.inference_mode():
+        ours = family.sample([torch.Generator().manual_seed(3)], empty)
+        theirs = network.generator.feature_extractor(latent.view(1, 6, *[1] * rank))
+        logits = family.discriminator(images_of_two, torch.zeros(2, 0))
+        judged = network.discriminator.train()
+        features = judged.feature_extractor(images_of_two)
+        expected = judged.classifier.linear1(features).squeeze(1)
+    assert 0.02 < theirs.std() < 0.9
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_a_dcgan_that_does_not_fit_is_refused(cli, imported, tmp_path: Path) -> None:
+    code, err, _ = imported("dcgan", transforms={"resize": [96, 96]})
+    assert code == 2
+    assert "discriminator.head.weight: (1, 4) in the checkpoint, (1, 576) in the config" in err
+    state = torch.load(tmp_path / "old.ckpt", weights_only=True)["state_dict"]
+    del state["model.generator.feature_extractor.norm1_smooth.bias"]
+    torch.save({"state_dict": {**state, "model.extra": torch.ones(1)}}, tmp_path / "old.ckpt")
+    old_yaml(tmp_path / "old.yaml", "dcgan", transforms={"resize": [80, 80]})
+    command = ("--family", "dcgan", "-c", tmp_path / "old.yaml", "-o", tmp_path / "model")
+    code, _, err = cli("import", tmp_path / "old.ckpt", *command)
+    assert code == 2
+    assert "generator.smooth.2.bias: not in the checkpoint" in err
+    assert "extra: our network has no such weight" in err
+
+
+def test_a_generator_that_smooths_makes_other_sizes_than_its_levels() -> None:
+    config = DCGANConfig.model_validate({**DCGANConfig.tiny().model_dump(), "smoothing": True})
+    image = ImageSpec(
+        size=(24, 36), channels=1, spacing_mm=(1, 1, 1), affine=torch.eye(4).tolist(),
+        intensity_range=((0, 1),), file_format="nii.gz",
+    )  # fmt: skip
+    assert not config.faults(image)
+    assert config.build(image).generator(torch.randn(2, 8), torch.zeros(2, 0)).shape[2:] == (24, 36)
+
+
+def test_a_stylegan_is_refused_with_the_reason(cli, tmp_path: Path) -> None:
+    state = {"model.generator.starting_cte": torch.ones(1)}
+    torch.save({"state_dict": state}, tmp_path / "old.ckpt")
     (tmp_path / "c.yaml").write_text("data: {size: [16, 16]}\n")
     code, _, err = cli(
-        "import", tmp_path / "old.ckpt", "--family", family, "-c", tmp_path / "c.yaml",
+        "import", tmp_path / "old.ckpt", "--family", "stylegan", "-c", tmp_path / "c.yaml",
         "-o", tmp_path / "model",
     )  # fmt: skip
     assert code == 2
-    assert said in err
+    assert "StyleGAN is another network than SynthCube's" in err
 
 
 class Trained:

@@ -49,9 +49,6 @@ REFUSED = {
     "stylegan": "GaNDLF-Synth's StyleGAN is another network than SynthCube's: it has adaptive "
     "instance norms and adds noise at full strength. Its weights cannot be imported; train "
     "--family stylegan on the same images instead.",
-    "dcgan": "GaNDLF-Synth's DCGAN enlarges and smooths its images with two more layers, which "
-    "SynthCube's has not, so that its images would differ. Its weights cannot be imported; train "
-    "--family dcgan on the same images instead.",
 }
 """Models of GaNDLF-Synth that are not imported, with the reason."""
 
@@ -61,6 +58,12 @@ def kind_of(weights: _Weights) -> str | None:
     return next((kind for kind, mark in _MARKS.items() if _prefix(weights, mark) is not None), None)
 
 
+def without_prefix(weights: _Weights, kind: str) -> dict[str, torch.Tensor]:
+    """The weights of that kind of model without the "model." before their names."""
+    prefix = _prefix(weights, _MARKS[kind]) or ""
+    return {key.removeprefix(prefix): value for key, value in weights.items()}
+
+
 def as_monai_generative(weights: _Weights) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The weights of a DDPM or VQVAE under monai-generative's names, and what was left out.
 
@@ -68,10 +71,9 @@ def as_monai_generative(weights: _Weights) -> tuple[dict[str, torch.Tensor], lis
     weight differ.
     """
     kind = kind_of(weights)
-    if kind is None:
+    if kind not in ("ddpm", "vqvae"):
         return dict(weights), []
-    prefix = _prefix(weights, _MARKS[kind]) or ""
-    inner = {key.removeprefix(prefix): value for key, value in weights.items()}
+    inner = without_prefix(weights, kind)
     if kind == "ddpm":
         return {_with_convolution(name): value for name, value in inner.items()}, []
     places = _places(inner)

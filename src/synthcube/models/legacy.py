@@ -125,7 +125,7 @@ def converted(weights: _Weights, network: torch.nn.Module) -> Converted:
     for name, value in wanted.items():
         if name not in state and (match := _IDENTITY.search(name)):
             state[name] = torch.eye(len(value)) if match[1] == "weight" else torch.zeros_like(value)
-    _check(state, wanted, strange)
+    check(state, wanted, strange)
     return Converted(state, source, tuple(dropped))
 
 
@@ -174,7 +174,8 @@ def _refuse_control(weights: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def _check(state: _Weights, wanted: _Weights, strange: list[str]) -> None:
+def check(state: _Weights, wanted: _Weights, strange: list[str]) -> None:
+    """ArtifactError where weights are left over (`strange`), missing, or of another shape."""
     faults = [f"{name}: our network has no such weight" for name in strange]
     faults += [f"{name}: not in the checkpoint" for name in wanted if name not in state]
     faults += [

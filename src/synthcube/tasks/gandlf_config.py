@@ -49,7 +49,7 @@ def read(path: Path) -> OldConfig | None:
         raise ConfigError(f"{path}: model_config.model_name {kind}: {reason}")
     if kind not in _NETWORKS:
         raise ConfigError(
-            f"{path}: model_config.model_name {kind}: {' or '.join(_NETWORKS)} can be imported."
+            f"{path}: model_config.model_name {kind}: {', '.join(_NETWORKS)} can be imported."
         )
     preprocessing = _mapping(values, "data_preprocessing", faults)
     transforms = _mapping(preprocessing, "train", faults, "data_preprocessing.")
@@ -123,7 +123,21 @@ def _vqvae(values: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
     }
 
 
-_NETWORKS = {"ddpm": _ddpm, "vqvae": _vqvae}
+def _dcgan(values: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
+    widest = _integer(values, "init_channels_generator", 512, faults)
+    shrink = _integer(values, "growth_rate_generator", 2, faults)
+    finest = _integer(values, "init_channels_discriminator", 64, faults)
+    growth = _integer(values, "growth_rate_discriminator", 2, faults)
+    return {
+        "latent_dim": _integer(values, "latent_vector_size", 100, faults),
+        "channels": [widest // shrink**level for level in (3, 2, 1, 0)],
+        "discriminator_channels": [finest * growth**level for level in range(4)],
+        "negative_slope": values.get("leaky_relu_slope", 0.2),
+        "smoothing": True,
+    }
+
+
+_NETWORKS = {"ddpm": _ddpm, "vqvae": _vqvae, "dcgan": _dcgan}
 
 
 def _size(

@@ -16,8 +16,9 @@ from synthcube import config, environment
 from synthcube.config import RunConfig
 from synthcube.data.geometry import as_rows, centred_affine
 from synthcube.errors import ArtifactError, ConfigError, FamilyError, OutputError
-from synthcube.models import artifact, gandlf, legacy, registry
+from synthcube.models import artifact, gandlf, gandlf_dcgan, legacy, registry
 from synthcube.models.diffusion import DiffusionFields
+from synthcube.models.family import Family
 from synthcube.schema import ImageSpec
 from synthcube.storage import contents, require_separate, settle
 from synthcube.tasks import gandlf_config
@@ -85,16 +86,7 @@ def import_weights(
         raise ConfigError("The config does not describe a network:", faults)
     torch.manual_seed(environment.derived_seed(settings.seed, "weights"))
     family = settings.model.build(image).eval()
-    if not isinstance(family, legacy.Imports):
-        raise FamilyError(f"{family_name} has no counterpart in monai-generative 0.2.3.")
-    critic = _discriminator(family, discriminator)
-    differences = {"imported_difference": _load(path, weights, family)}
-    if critic and discriminator:
-        critic_weights = legacy.read_weights(discriminator)
-        _check_norm(discriminator, critic_weights, critic)
-        differences["imported_discriminator_difference"] = _load(
-            discriminator, critic_weights, critic
-        )
+    differences = _loaded(path, weights, family, discriminator)
     if is_taken:
         if not _holds(out, settings, image, family.state_dict()):
             raise OutputError(f"output_path {out} holds another model: give another one.")
@@ -189,12 +181,14 @@ def _intensities(
             )
         return old.seen, list(old.source or old.seen)
     if old.seen is None or not _is_within(old.seen):
+        ends = [0.0, 1.0] if family_name == "dcgan" else [-1.0, 1.0]
         log.warning(
-            "%s: %s. Images come out from -1 to 1, as GaNDLF-Synth's did; --set "
+            "%s: %s. Images come out from %g to 1, as GaNDLF-Synth's did; --set "
             "data.intensity_range=[LOW,HIGH] gives other units.",
             path, old.unknown or f"the network saw values from {old.seen}, outside -1 to 1",
+            ends[0],
         )  # fmt: skip
-        return (-1.0, 1.0), [-1.0, 1.0]
+        return (-1.0, 1.0), ends
     return old.seen, list(old.source or old.seen)
 
 
@@ -257,6 +251,55 @@ def _holds(
     return saved.keys() == weights.keys() and all(
         torch.equal(saved[name], weights[name]) for name in saved
     )
+
+
+def _loaded(
+    path: Path, weights: Mapping[str, torch.Tensor], family: Family, discriminator: Path | None
+) -> dict[str, float]:
+    """Load all weights into `family`; returns the largest differences to the old outputs."""
+    if gandlf.kind_of(weights) == "dcgan":
+        if discriminator:
+            raise ConfigError(f"discriminator {discriminator}: that of a DCGAN is in {path}.")
+        return {"imported_difference": _load_dcgan(path, weights, family)}
+    if not isinstance(family, legacy.Imports):
+        raise FamilyError(f"{family.config.name} has no counterpart in monai-generative 0.2.3.")
+    critic = _discriminator(family, discriminator)
+    differences = {"imported_difference": _load(path, weights, family)}
+    if critic and discriminator:
+        critic_weights = legacy.read_weights(discriminator)
+        _check_norm(discriminator, critic_weights, critic)
+        differences["imported_discriminator_difference"] = _load(
+            discriminator, critic_weights, critic
+        )
+    return differences
+
+
+def _load_dcgan(path: Path, weights: Mapping[str, torch.Tensor], family: Any) -> float:
+    """Load weights of GaNDLF-Synth; returns the largest difference to what it computes."""
+    state, strange = gandlf_dcgan.converted(weights, family.image.size)
+    legacy.check(state, family.state_dict(), strange)
+    family.load_state_dict(state, strict=True)
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(1, family.config.latent_dim, generator=generator)
+    image = torch.randn(2, family.image.channels, *family.image.size, generator=generator)
+    with torch.inference_mode():
+        images, logits = gandlf_dcgan.outputs(weights, latent, image, family.config.negative_slope)
+        ours = (
+            family.generator(latent, torch.zeros(1, 0)),
+            family.discriminator(image, torch.zeros(2, 0)),
+        )
+    # Logits have no bounds, so they are compared by their size.
+    logits_size = max(1.0, float(logits.abs().max()))
+    difference = max(
+        float((ours[0] - images).abs().max()), float((ours[1] - logits).abs().max()) / logits_size
+    )
+    if not difference < legacy.TOLERANCE:
+        raise ArtifactError(
+            f"{path}: with these weights our networks differ from GaNDLF-Synth's by "
+            f"{difference:.2g} (allowed: {legacy.TOLERANCE:g}), so it is not imported."
+        )
+    log.info("Same output as GaNDLF-Synth within %.1e: %s", difference, path)
+    return difference
 
 
 def _load(path: Path, weights: Mapping[str, torch.Tensor], model: legacy.Imports) -> float:
