@@ -186,6 +186,16 @@ def test_names_are_those_of_real_checkpoints() -> None:
         "full_module.0.encoder_blocks.0.weight", "full_module.1.quantizer.embedding.weight",
     } <= vqvae  # fmt: skip
     assert not any(".conv.conv." in name for name in ddpm)
+    default = DiffusionModelUNet(
+        2,
+        1,
+        1,
+        num_channels=(32, 64, 64, 64),
+        num_head_channels=8,
+        num_res_blocks=2,
+        attention_levels=(False, False, True, True),
+    )
+    assert len(plain(default).state_dict()) == 378, "as counted in a real checkpoint"
 
 
 @pytest.mark.parametrize("rank", [2, 3])
@@ -544,6 +554,11 @@ def test_a_dcgan_that_does_not_fit_is_refused(cli, imported, tmp_path: Path) -> 
     assert code == 2
     assert "generator.smooth.2.bias: not in the checkpoint" in err
     assert "extra: our network has no such weight" in err
+    plain_config = {"model": {"name": "dcgan"}, "data": {"size": [80, 80]}}
+    (tmp_path / "old.yaml").write_text(json.dumps(plain_config))
+    code, _, err = cli("import", tmp_path / "old.ckpt", *command)
+    assert code == 2
+    assert "generator.smooth.1.weight: our network has no such weight" in err
 
 
 def test_a_generator_that_smooths_makes_other_sizes_than_its_levels() -> None:
