@@ -85,6 +85,17 @@ def _write_old_weights(folder: Path) -> None:
         "data: {size: [16, 16]}\nmodel: {name: ddpm, channels: [8, 8], num_res_blocks: 1, "
         "attention_from: 1, num_sampling_steps: 2}\n"
     )
+    # GaNDLF-Synth has no `.conv` in its names.
+    bare = re.compile(r"\.conv(?=\.(weight|bias)$)")
+    state = {f"model.{bare.sub('', name)}": v for name, v in network.state_dict().items()}
+    (folder / "old-run" / "checkpoints").mkdir(parents=True)
+    torch.save({"state_dict": state}, folder / "old-run" / "checkpoints" / "last.ckpt")
+    (folder / "gandlf.yaml").write_text(
+        "modality: rad\nmodel_config: {model_name: ddpm, n_dimensions: 2, n_channels: 1, "
+        "tensor_shape: [16, 16], architecture: {num_channels: [8, 8], num_res_blocks: [1, 1], "
+        "attention_levels: [false, true], norm_num_groups: 8, num_train_timesteps: 2, "
+        "num_eval_timesteps: 2}}\n"
+    )
 
 
 def _marked(page: Path) -> Any:

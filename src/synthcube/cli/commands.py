@@ -335,7 +335,10 @@ def evaluate(
 def import_(
     checkpoint: Annotated[
         Path,
-        typer.Argument(metavar="CHECKPOINT", help="Weights: .pt, .pth, .ckpt, .safetensors."),
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Weights: .pt, .pth, .ckpt, .safetensors, or a model folder of GaNDLF-Synth.",
+        ),
     ],
     family: Annotated[
         str,
@@ -346,20 +349,24 @@ def import_(
     config: Config,
     output: Output,
     channels: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, metavar="NUMBER", rich_help_panel=SETTINGS, help="Channels of one image."
+            min=1,
+            metavar="NUMBER",
+            rich_help_panel=SETTINGS,
+            help="Channels of one image: 1, or those of GaNDLF-Synth's YAML.",
         ),
-    ] = 1,
+    ] = None,
     model_range: Annotated[
-        tuple[float, float],
+        tuple[float, float] | None,
         typer.Option(
             "--model_range",
             metavar="LOW HIGH",
             rich_help_panel=SETTINGS,
-            help="Range that intensities were scaled to in training.",
+            help="Range that intensities were scaled to in training: -1 1, or that of "
+            "GaNDLF-Synth's YAML.",
         ),
-    ] = (-1.0, 1.0),
+    ] = None,
     discriminator: Annotated[
         Path | None,
         typer.Option(

@@ -1,4 +1,4 @@
-"""Weights of monai-generative 0.2.3, and of GaNDLF-Synth, whose networks are copies of it.
+"""Weights of monai-generative 0.2.3, and of GaNDLF-Synth, whose networks compute the same.
 
 Strict, because a loader that is not makes wrong images without a word: every weight of the
 checkpoint is used or named as dropped, every weight of our network is filled, and both networks
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from synthcube import reading
 from synthcube.errors import ArtifactError, first_faults
+from synthcube.models import gandlf
 
 TOLERANCE = 1e-5
 _Weights = Mapping[str, torch.Tensor]
@@ -94,17 +95,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def converted(weights: _Weights, network: torch.nn.Module) -> Converted:
-    """Weights of monai-generative under the names of `network`.
+    """Weights of monai-generative or GaNDLF-Synth under the names of `network`.
 
     Raises ArtifactError where weights are left over, missing, or of another shape, which names all;
     or where they are of a network that we do not have.
     """
     _refuse_control(weights)
+    weights, dropped = gandlf.as_monai_generative(weights)
     wanted = network.state_dict()
     prefix = _prefix(weights, wanted)
     source: dict[str, torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
-    dropped: list[str] = []
     strange: list[str] = []
     for key, value in weights.items():
         name = key.removeprefix(prefix)
@@ -119,15 +120,12 @@ def converted(weights: _Weights, network: torch.nn.Module) -> Converted:
             dropped.append(key)
         elif target in wanted:
             state[target] = value
-        elif _is_repeated(name, value, weights, prefix, wanted):
-            dropped.append(key)
-            del source[name]
         else:
             strange.append(key)
     for name, value in wanted.items():
         if name not in state and (match := _IDENTITY.search(name)):
             state[name] = torch.eye(len(value)) if match[1] == "weight" else torch.zeros_like(value)
-    _check(state, wanted, strange)
+    check(state, wanted, strange)
     return Converted(state, source, tuple(dropped))
 
 
@@ -166,18 +164,6 @@ def _prefix(weights: _Weights, wanted: _Weights) -> str:
     return max(sorted(candidates, key=lambda prefix: (len(prefix), prefix)), key=matches)
 
 
-def _is_repeated(
-    name: str, value: torch.Tensor, weights: _Weights, prefix: str, wanted: _Weights
-) -> bool:
-    """GaNDLF-Synth lists every weight of its VQ-VAE twice, under two names."""
-    parts = name.split(".")
-    for shorter in (".".join(parts[n:]) for n in range(1, len(parts))):
-        other = weights.get(prefix + shorter)
-        if shorter in wanted and other is not None and torch.equal(other, value):
-            return True
-    return False
-
-
 def _refuse_control(weights: Mapping[str, torch.Tensor]) -> None:
     if any(part.startswith("controlnet_") for key in weights for part in key.split(".")):
         raise ArtifactError(
@@ -188,7 +174,8 @@ def _refuse_control(weights: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def _check(state: _Weights, wanted: _Weights, strange: list[str]) -> None:
+def check(state: _Weights, wanted: _Weights, strange: list[str]) -> None:
+    """ArtifactError where weights are left over (`strange`), missing, or of another shape."""
     faults = [f"{name}: our network has no such weight" for name in strange]
     faults += [f"{name}: not in the checkpoint" for name in wanted if name not in state]
     faults += [

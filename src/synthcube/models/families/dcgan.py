@@ -34,6 +34,7 @@ _ADAM = OptimizerConfig.model_validate({"name": "Adam", "lr": 2e-4, "betas": [0.
 # Kernel, stride and padding that halve every side exactly, or double it.
 _HALVE: Any = {"kernel_size": 4, "stride": 2, "padding": 1}
 _EMBEDDING = 128
+_SMOOTHED_START, _SMOOTHED_WIDTH = 4, 128
 
 
 class DCGANConfig(GANConfig):
@@ -69,6 +70,11 @@ class DCGANConfig(GANConfig):
     negative_slope: float = Field(
         default=0.2, ge=0, lt=1, description="Slope of the discriminator's leaky ReLU below 0."
     )
+    smoothing: bool = Field(
+        default=False,
+        description="The levels double 4 voxels a side, whatever the size; then the image is "
+        "enlarged to its size and smoothed by two convolutions, as in GaNDLF-Synth.",
+    )
     condition_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1,
         description="Share of the images that are learned without their conditions, so that a "
@@ -84,7 +90,8 @@ class DCGANConfig(GANConfig):
 
     def faults(self, image: ImageSpec) -> list[str]:
         faults = []
-        for key in ("channels", "discriminator_channels"):
+        keys = ("channels", "discriminator_channels")
+        for key in keys[1:] if self.smoothing else keys:
             levels = len(getattr(self, key))
             faults += size_faults(image, 2**levels, levels, key=f"model.{key}", least=2)
         return faults + self.source_faults(image)
@@ -141,7 +148,9 @@ class Generator(nn.Module):
     def __init__(self, config: DCGANConfig, image: ImageSpec) -> None:
         super().__init__()
         widths = config.channels[::-1]
-        self.start = tuple(side >> len(widths) for side in image.size)
+        self.start = tuple(
+            _SMOOTHED_START if config.smoothing else side >> len(widths) for side in image.size
+        )
         self.project = nn.Linear(config.latent_dim, widths[0] * math.prod(self.start), bias=False)
         self.embed = _embedding(image)
         transposed = Conv["convtrans", image.rank]
@@ -157,6 +166,20 @@ class Generator(nn.Module):
             + [transposed(widths[-1], image.channels, **_HALVE)]
         )
         _initialise(self.project, *self.doublings)
+        self.size = image.size
+        self.smooth: nn.Sequential | None = None
+        if config.smoothing:
+            convolution, channels = Conv["conv", image.rank], image.channels
+            pad: Any = nn.ConstantPad2d if image.rank == 2 else nn.ConstantPad3d
+            # An even kernel keeps the size with one voxel more at the end.
+            self.smooth = nn.Sequential(
+                pad((1, 2) * image.rank, 0.0),
+                convolution(channels, _SMOOTHED_WIDTH, 4, bias=False),
+                build_norm("batch", _SMOOTHED_WIDTH),
+                nn.ReLU(),
+                convolution(_SMOOTHED_WIDTH, channels, 3, padding=1, bias=False),
+            )
+            _initialise(self.smooth[1], self.smooth[4])
 
     def forward(self, latent: Tensor, values: Tensor) -> Tensor:
         """(B, latent_dim) under conditions (B, K) to (B, C, *spatial) in [-1, 1], float32."""
@@ -164,6 +187,9 @@ class Generator(nn.Module):
         embedded = (self.embed(values),) if self.embed else ()
         for norm, double in zip(self.norms, self.doublings, strict=True):
             x = double(functional.relu(norm(x, *embedded)))
+        if self.smooth is not None:
+            mode = "bilinear" if x.ndim == 4 else "trilinear"
+            x = self.smooth(functional.interpolate(x, self.size, mode=mode, align_corners=True))
         images: Tensor = at_least_float32(x).tanh()
         return images
 

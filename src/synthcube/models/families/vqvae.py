@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from monai.networks import nets
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
@@ -18,7 +18,7 @@ from synthcube.models.autoencoder import Autoencoder, AutoencoderConfig
 from synthcube.models.family import size_faults
 from synthcube.models.losses import at_least_float32
 from synthcube.models.optimizers import OptimizerConfig
-from synthcube.schema import Depth, ImageSpec, Levels, Weight, Width
+from synthcube.schema import Depth, ImageSpec, Levels, Pair, Weight, Width
 
 # (stride, kernel, dilation, padding): halves every side exactly, and doubles it back.
 _HALVE = (2, 4, 1, 1)
@@ -48,6 +48,18 @@ class VQVAEConfig(AutoencoderConfig):
         description="A code used less often than this in a step, on average, is replaced by a "
         "random encoder output.",
     )
+    network_range: Pair = Field(
+        default=(-1.0, 1.0),
+        description="What the network gets and gives for -1 and 1 of the images; other than that "
+        "only in imported models, which import sets from --model_range.",
+    )
+
+    @model_validator(mode="after")
+    def _network_range_rises(self) -> Self:
+        low, high = self.network_range
+        if not low < high:
+            raise ValueError(f"network_range {low:g}, {high:g}: the first must be the smaller")
+        return self
 
     def build(self, image: ImageSpec) -> VQVAE:
         return VQVAE(self, image)
@@ -92,13 +104,13 @@ class VQVAE(Autoencoder):
         self.network = nets.VQVAE(**config.network_settings(image))
 
     def autoencode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        z = self.network.encode(image)
+        z = self.network.encode(self._to_network(image))
         if self.network.quantizer.training:  # which a frozen one is not
             self._revive_codes(z.detach())
         # MONAI leaves autocast on for the CPU here, and a codebook averaged in bfloat16 drifts.
         with torch.autocast(z.device.type, enabled=False):
             quantized, commitment, codes = self.network.quantizer.quantizer(z.float())
-        reconstruction = at_least_float32(self.network.decode(quantized))
+        reconstruction = self._from_network(self.network.decode(quantized))
         error = self.criterion(reconstruction, image)
         terms = {"loss": error + commitment, "reconstruction": error, "commitment": commitment}
         perplexity, codes_used = codebook_usage(codes, self.config.num_embeddings)
@@ -118,7 +130,7 @@ class VQVAE(Autoencoder):
 
     def encode(self, image: Tensor) -> Tensor:
         """The latent before it is quantised."""
-        return self.network.encode(image).float()
+        return self.network.encode(self._to_network(image)).float()
 
     def decode(self, latent: Tensor) -> Tensor:
         """The image of the codes that are nearest to the latent."""
@@ -134,8 +146,17 @@ class VQVAE(Autoencoder):
         return self._nearest(self.encode(image))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        image: Tensor = self.network.decode(self.network.quantizer.embed(codes))
+        image = self._from_network(self.network.decode(self.network.quantizer.embed(codes)))
         return image.float().clamp(-1, 1)
+
+    # Exactly the identity for -1 to 1, and not folded into the outer layers: they pad with zeros.
+    def _to_network(self, image: Tensor) -> Tensor:
+        low, high = self.config.network_range
+        return image * ((high - low) / 2) + (high + low) / 2
+
+    def _from_network(self, output: Tensor) -> Tensor:
+        low, high = self.config.network_range
+        return (at_least_float32(output) - (high + low) / 2) / ((high - low) / 2)
 
     def _nearest(self, z: Tensor) -> Tensor:
         # MONAI's index_quantize would move the codebook too.
