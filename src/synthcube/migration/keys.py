@@ -225,8 +225,9 @@ def keys_of(model: str) -> dict[tuple[str, ...], Key]:
     left_out = _OF_OTHERS if model in ("dcgan", "stylegan") else _OF_GANS
     paths = {tuple(name.split(".")): key for name, key in TOP.items()}
     for name, key in MODEL.items():
+        path = ("model_config", *name.split("."))
         if name not in left_out:
-            paths[("model_config", *name.split("."))] = key
+            paths[path] = key
     for stage in ("data_preprocessing", "data_augmentations"):  # each transform is told of
         paths[stage, "train", "*"] = TOP[f"{stage}.train"]
     for name, key in ARCHITECTURE.get(model, {}).items():
