@@ -110,7 +110,9 @@ def vqvae(project: Project) -> None:
     for key, (here, default) in fixed.items():
         there = project.architecture(key, default)
         if there != here:
-            project.refuse((*_ARCHITECTURE, key), f"{there}: here they are {here}")
+            is_default = project.architecture(key) is None
+            text = f"the default of there is {there}" if is_default else f"{there}"
+            project.refuse((*_ARCHITECTURE, key), f"{text}: here they are {here}")
     take(project, "num_embeddings", "model.num_embeddings", 32)
     take(project, "embedding_dim", "model.embedding_dim", 64)
     take(project, "loss_scaling_commitment_cost", "model.commitment_cost", 0.25)
