@@ -246,7 +246,7 @@ def test_modern_leaves_our_defaults_and_says_what_they_change() -> None:
         ("ddpm", {"model_config__losses__name": "plain_mean"}, "cannot work there either"),
         ("ddpm", {"model_config__schedulers": {"name": "exp"}}, "stops with a KeyError without"),
         ("ddpm", {"model_config__schedulers": {"type": "wcs"}}, "wcs: GaNDLF-Synth stops at it"),
-        ("ddpm", {"model_config__schedulers": {"type": "step"}}, "needs a number, not None"),
+        ("ddpm", {"model_config__schedulers": {"type": "step"}}, "a number above 0, not None"),
         ("ddpm", {"model_config__gradient_clip_val": 1.0,
                   "model_config__gradient_clip_algorithm": "value"}, "by their norm alone"),
         ("ddpm", {"data_postprocessing": {"cca": {}}}, "all four steps raised"),
@@ -512,3 +512,42 @@ def test_the_subject_is_the_folder_of_a_patient(
     assert [row["SubjectID"] for row in new.rows] == expected
     assert ("Label" in new.rows[0]) == ("ill" in text)
     assert bool(new.changes) == ("SubjectID" not in text)
+
+
+ODD: tuple[Any, ...] = (None, [], {}, "x", -1, 0, True, [1], 2**63, {"a": 1}, float("inf"), [[0]])
+
+
+@pytest.mark.parametrize("model", ["ddpm", "vqvae", "dcgan"])
+def test_odd_values_are_faults_and_never_crash(model: str) -> None:
+    extra: dict[str, Any] = {
+        "schedulers": {"type": "triangle_modified", "step_size": 2},
+        "early_stopping_config": {"monitor_value": "loss", "patience": 2},
+        "train": {"resize": [32, 32], "clip": {"min": 0, "max": 4}, "crop": [1, 1, 1],
+                  "rescale": {"out_min_max": [0, 1]}},
+        "augmented": {"elastic": {"patch_size": [8, 8], "probability": 1},
+                      "noise": {"std": 1, "mean": 0, "probability": 1},
+                      "swap": {"patch_size": [4, 4], "probability": 1},
+                      "rotate_90": {"axis": 1, "probability": 1}},
+    }  # fmt: skip
+    values = old(
+        model, data_preprocessing={"train": extra["train"]}, save_model_every_n_epochs=2,
+        data_augmentations={"train": extra["augmented"]}, model_config__n_dimensions=2,
+        early_stopping_config=extra["early_stopping_config"], metrics=["a"],
+        model_config__schedulers=extra["schedulers"], inference_parameters={"batch_size": 1},
+        dataloader_config={"train": {"num_workers": 0}}, compute={"strategy": "ddp"},
+    )  # fmt: skip
+    _, lines = reading.parse(reading.dump(values), "old.yaml")
+    places = [place for place in lines if place and isinstance(place[-1], str)]
+    refused = 0
+    for turn, place in enumerate(places):
+        for odd in ODD[turn % 3 :: 3]:  # each place a third of them
+            changed = deepcopy(values)
+            around: Any = changed
+            for name in place[:-1]:
+                around = around[name]
+            around[place[-1]] = odd
+            try:
+                translated(changed, lines, "old.yaml")
+            except ConfigError:
+                refused += 1
+    assert refused > len(places)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from synthcube.migration.project import Path, Project
+from synthcube.migration.project import Path, Project, is_number
 from synthcube.plugins import did_you_mean
 
 # What GaNDLF set where nothing was written, and torch or MONAI would not.
@@ -72,7 +72,7 @@ def optimizer(project: Project, path: Path, target: str) -> float:
     """Write the optimizer of the section at `path` as `target`; its learning rate."""
     section = project.section(*path)
     name, lr = section.get("name"), section.get("lr")
-    if not isinstance(lr, int | float) or isinstance(lr, bool):
+    if lr is None or not is_number(lr):
         project.refuse((*path, "lr"), f"a learning rate is needed, not {lr!r}")
         lr = 1.0
     if name not in OPTIMIZERS:
@@ -89,7 +89,7 @@ def optimizer(project: Project, path: Path, target: str) -> float:
             project.drop((*path, key), f"ignored there: {name} takes {', '.join(taken)}")
             continue
         given[key] = value
-        if key in _PAIRS and isinstance(value, list) and all(map(_is_number, value)):
+        if key in _PAIRS and isinstance(value, list) and all(map(is_number, value)):
             given[key] = [float(number) for number in value]
     defaults = {key: value for key, value in _DEFAULTS[name].items() if key not in given}
     values = {"name": name, "lr": float(lr), **given}
@@ -113,6 +113,7 @@ def schedule(project: Project, lr: float) -> None:
         return
     if isinstance(section, str):
         section = {"type": section}
+        project.note(path, "model.scheduler: stepped once an epoch")
     if not isinstance(section, Mapping) or not isinstance(section.get("type"), str):
         at = (*path, "name") if isinstance(section, Mapping) and "name" in section else path
         project.refuse(at, "GaNDLF-Synth reads `type`, and stops with a KeyError without it")
@@ -126,8 +127,10 @@ def schedule(project: Project, lr: float) -> None:
     arguments = {}
     for key, default in _OF_SCHEDULE[name].items():
         arguments[key] = section.get(key, default)
-        if not _is_number(arguments[key]):
-            project.refuse((*path, key), f"{name} needs a number, not {arguments[key]!r}")
+        value, is_rate = arguments[key], key == "min_lr"
+        if not is_number(value) or value < 0 or (value == 0 and not is_rate):
+            text = f"{name} needs a number {'of 0 or more' if is_rate else 'above 0'}"
+            project.refuse((*path, key), f"{text}, not {value!r}")
             return
     for key in section:
         if key not in ("type", *arguments):
@@ -191,7 +194,3 @@ def adversarial_loss(project: Project) -> None:
     elif names["generator"] in _ADVERSARIAL:
         value, text = _ADVERSARIAL[names["generator"]]
         project.state("model.adversarial_loss", value, f"losses: {text}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

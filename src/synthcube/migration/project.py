@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,11 @@ from synthcube.migration.keys import CHANGED, CRASHES, NO_EFFECT, NONE_HERE, SAM
 from synthcube.plugins import did_you_mean
 
 Path = tuple[Any, ...]
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, and not true or false."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from synthcube.migration.project import Path, Project
+from synthcube.migration.project import Path, Project, is_number
 from synthcube.plugins import did_you_mean
 
 Pair = tuple[float, float]
@@ -37,7 +37,7 @@ class Stage:
 
     def three(self, name: str, value: Any, last: float) -> list[Any] | None:
         """Three numbers; a picture's third is `last`. A fault where it is no list of them."""
-        if isinstance(value, list) and len(value) in (2, 3) and all(map(_is_number, value)):
+        if isinstance(value, list) and len(value) in (2, 3) and all(map(is_number, value)):
             return value if len(value) == 3 else [*value, last]
         self.refuse(name, f"a list of two or three numbers is needed, not {value!r}")
         return None
@@ -68,7 +68,7 @@ def _resize(stage: Stage, name: str, value: Any) -> None:
         stage.size = [int(side) for side in shape[: stage.dims]]
         if not stage.project.is_modern:
             stage.steps.append({"name": "resize", "target_shape": [int(side) for side in shape]})
-        stage.note(name, "without anti-aliasing, as there; data.size alone would smooth first")
+            stage.note(name, "without anti-aliasing, as there; data.size alone would smooth first")
 
 
 def _resample(stage: Stage, name: str, value: Any) -> None:
@@ -117,7 +117,7 @@ def _clip(stage: Stage, name: str, value: Any) -> None:
 
 def _bound(stage: Stage, name: str, value: Any, key: str) -> float | None:
     bound = value.get(key) if isinstance(value, Mapping) else None
-    if bound is None or _is_number(bound):
+    if bound is None or is_number(bound):
         return None if bound is None else float(bound)
     stage.refuse(name, f"{key} {bound!r} is not a number")
     return None
@@ -217,13 +217,9 @@ def _write(stage: Stage) -> None:
 
 
 def _pair(value: Any) -> Pair | None:
-    if isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
+    if isinstance(value, list) and len(value) == 2 and all(map(is_number, value)):
         return float(value[0]), float(value[1])
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _SAME_NAMES = {
@@ -253,7 +249,7 @@ def augmentation(project: Project, stage: Stage) -> None:
         path = (*_AUGMENTED, name)
         if name not in _SAME_NAMES:
             _refuse_augmentation(project, path)
-        elif not isinstance(value, Mapping) or not _is_number(value.get("probability")):
+        elif not isinstance(value, Mapping) or not is_number(value.get("probability")):
             project.refuse(path, "GaNDLF-Synth stops where `probability` is not given")
         else:
             steps += _augmented(project, path, dict(value), stage)
@@ -326,7 +322,7 @@ def _noisy(project: Project, path: Path, given: dict[str, Any], stage: Stage) ->
 
 
 def _times(value: Any, scale: float) -> Any:
-    if _is_number(value):
+    if is_number(value):
         return value * scale
     pair = _pair(value)
     return [number * scale for number in pair] if pair else None
@@ -335,7 +331,7 @@ def _times(value: Any, scale: float) -> Any:
 def _elastic(project: Project, path: Path, given: dict[str, Any], stage: Stage) -> Any:
     """Control points and displacement followed from the size of a patch."""
     patch = given.pop("patch_size", None)
-    if not isinstance(patch, list) or not patch or not all(map(_is_number, patch)):
+    if not isinstance(patch, list) or not patch or not all(map(is_number, patch)):
         project.refuse(path, f"patch_size must be a list of numbers, not {patch!r}")
         return None
     sides = [*patch, 1, 1][:3]

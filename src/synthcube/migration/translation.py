@@ -123,6 +123,9 @@ def _num_dimensions(project: Project, dims: int | None) -> int:
 
 def _translate(project: Project, dims: int) -> None:
     project.state("model.name", project.model, "model_config.model_name")
+    if project.model == "dcgan":
+        text = "the generator starts at a 16th of each side, and no smoothing layers follow it"
+        project.note((_MODEL, "model_name"), f"model.name: {text}")
     _MODELS[project.model](project)
     _optimizers_and_losses(project)
     stage = transforms.preprocessing(project, dims)
@@ -254,7 +257,7 @@ def _early_stop(project: Project) -> None:
     given = project.section(*section)
     if not given:
         return
-    monitored = given.get("monitor_value")
+    monitored = str(given.get("monitor_value"))
     if monitored not in _METRICS:
         known = ", ".join(_METRICS)
         project.refuse(
@@ -365,4 +368,4 @@ def _line(text: str) -> str:
 
 def _inline(value: Any) -> str:
     """JSON is YAML."""
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
