@@ -15,6 +15,7 @@ from synthcube import config, reading
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError
 from synthcube.migration import keys, optimizers, transforms
+from synthcube.migration.project import Project, outcomes
 from synthcube.migration.translation import Translation, translated
 from synthcube.schema import ImageSpec
 
@@ -155,6 +156,27 @@ def test_every_key_of_the_predecessor_is_known() -> None:
     assert all(key.text for key in said), "a reason, where it is not the same"
 
 
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_every_key_of_a_file_is_told_with_its_line(model: str) -> None:
+    """A file with all keys that there are, and one that nobody knows."""
+    values: dict[str, Any] = {"model_config": {"model_name": model}, "novel": 1}
+    paths = [tuple("any" if part == "*" else part for part in path) for path in keys.keys_of(model)]
+    deepest = [path for path in paths if not any(path == other[:-1] for other in paths)]
+    for path in deepest:
+        place = values
+        for name in path[:-1]:
+            place = place.setdefault(name, {})
+        place.setdefault(path[-1], 1)
+    parsed, lines = reading.parse(reading.dump(values), "old.yaml")
+    told = {one.key: one for one in outcomes(Project(parsed, lines))}
+    for path in deepest:
+        if path not in (("model_config",), ("model_config", "architecture")):
+            assert f"{'.'.join(path)} (line {lines[path]})" in told
+    assert told[f"novel (line {lines[('novel',)]})"].text == "GaNDLF-Synth never read it"
+    assert {one.kind for one in told.values()} == {"same", "changed", "no effect", "refused"}
+    assert all(one.text for one in told.values())
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("model", ["ddpm", "vqvae", "dcgan"])
 def test_the_new_config_loads_and_builds_the_model(model: str, dims: int, tmp_path: Path) -> None:
@@ -205,6 +227,7 @@ def test_the_defaults_of_there_are_written_out() -> None:
     gan = migrated(old("dcgan")).values
     assert gan["training"]["sample_every_n_epochs"] == 10
     assert gan["training"]["num_sample_images"] == 4
+    assert migrated(old("dcgan", 3)).values["training"]["sample_every_n_epochs"] == 0
     assert "scheduler" not in gan["model"], "it was never stepped, and none is the default"
     assert {
         "channels": [8, 16, 32, 64], "discriminator_channels": [8, 24, 72, 216],

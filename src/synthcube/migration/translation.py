@@ -133,7 +133,7 @@ def _translate(project: Project, dims: int) -> None:
     transforms.augmentation(project, stage)
     _data(project)
     _training(project)
-    _pictures(project)
+    _pictures(project, dims)
     _early_stop(project)
     _sampling(project)
     _compute(project)
@@ -237,13 +237,13 @@ def _num_devices(project: Project) -> int | None:
     return None
 
 
-def _pictures(project: Project) -> None:
+def _pictures(project: Project, dims: int) -> None:
     every = (_MODEL, "save_eval_images_every_n_epochs")
     number = project.get(*every, default=-1)
-    if not project.is_gan or number == -1:
+    if not project.is_gan or dims == 3 or number == -1:
         project.imply("training.sample_every_n_epochs", 0, "no pictures were made while training")
-        if not project.is_gan and number != -1:
-            project.drop(every, f"{project.model} never made such pictures")
+        if number != -1:
+            project.drop(every, f"{dims}D images of {project.model} were never pictured")
     else:
         wanted = project.whole(every, 1)
         project.state("training.sample_every_n_epochs", wanted, ".".join(every))
