@@ -228,6 +228,7 @@ def test_the_defaults_of_there_are_written_out() -> None:
     assert gan["training"]["sample_every_n_epochs"] == 10
     assert gan["training"]["num_sample_images"] == 4
     assert migrated(old("dcgan", 3)).values["training"]["sample_every_n_epochs"] == 0
+    assert "no smoothing layers follow it" in migrated(old("dcgan")).text
     assert "scheduler" not in gan["model"], "it was never stepped, and none is the default"
     assert {
         "channels": [8, 16, 32, 64], "discriminator_channels": [8, 24, 72, 216],

@@ -60,7 +60,9 @@ _OF_SCHEDULE: Mapping[str, Mapping[str, Any]] = {
 
 LOSSES = ("cel", "l1", "bce", "bcelogits", "mse")
 _ADVERSARIAL = {
-    "bce": ("non_saturating", "the same, but the discriminator's loss is not halved"),
+    "bce": (
+        "non_saturating", "the discriminator's loss was halved there: with sgd, halve its lr"
+    ),
     "bcelogits": (
         "non_saturating", "GaNDLF-Synth applied a sigmoid twice, a fault that is not repeated"
     ),

@@ -122,10 +122,12 @@ def _num_dimensions(project: Project, dims: int | None) -> int:
 
 
 def _translate(project: Project, dims: int) -> None:
-    project.state("model.name", project.model, "model_config.model_name")
+    comment = "model_config.model_name"
     if project.model == "dcgan":
         text = "the generator starts at a 16th of each side, and no smoothing layers follow it"
-        project.note((_MODEL, "model_name"), f"model.name: {text}")
+        project.note((_MODEL, "model_name"), text)
+        comment += f": {text}"
+    project.state("model.name", project.model, comment)
     _MODELS[project.model](project)
     _optimizers_and_losses(project)
     stage = transforms.preprocessing(project, dims)
