@@ -47,6 +47,7 @@ def newcomer(tmp_path: Path) -> Path:
     lines = [";".join(map(str, (*row.channels, row.subject))) for row in read_manifest(pairs).rows]
     (tmp_path / "cohort.csv").write_text("\n".join(["t1_path;mask;patient", *lines]))
     _write_old_weights(tmp_path)
+    _write_old_project(tmp_path)
     return tmp_path
 
 
@@ -58,6 +59,18 @@ def _write_brats(folder: Path) -> None:
     page = (ROOT / "docs" / "image-and-mask.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (folder / "brats.yaml").write_text(block, encoding="utf-8")
+
+
+def _write_old_project(folder: Path) -> None:
+    rows = read_manifest(folder / "pictures").rows
+    lines = [str(channel.resolve()) for row in rows for channel in row.channels]
+    (folder / "gandlf.csv").write_text("\n".join(["Channel_0", *lines]))
+    (folder / "gandlf.yaml").write_text(
+        "modality: rad\nnum_epochs: 1\nbatch_size: 4\nmodel_config:\n  model_name: vqvae\n"
+        "  n_dimensions: 2\n  n_channels: 1\n  tensor_shape: [32, 32]\n  losses: {name: mse}\n"
+        "  optimizers: {name: adam, lr: 0.001}\n  architecture: {num_residual_layers: 3, "
+        "num_channels_upsample_downsample_layers: [8, 8, 8], num_residual_channels: [8, 8, 8]}\n"
+    )
 
 
 def _write_old_weights(folder: Path) -> None:

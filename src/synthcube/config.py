@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -216,6 +217,11 @@ def build(
     """Validate plain values, with `key=value` overrides applied. `trained` as for :func:`load`."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: a mapping of sections is needed, not {type(values).__name__}.")
+    if "model_config" in values:
+        raise ConfigError(
+            f"{where} is a config of GaNDLF-Synth (it has the key model_config). Translate it: "
+            f"synthcube migrate {shlex.quote(where)} -o NEW.yaml"
+        )
     for override in overrides:
         _apply(values, override)
     faults: list[str] = []

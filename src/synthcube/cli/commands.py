@@ -552,6 +552,53 @@ def init(
     say(starting_yaml(family, dims), end="")
 
 
+@command(DATA, "migrate old.yaml -o config.yaml --csv old.csv")
+def migrate(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="YAML of GaNDLF-Synth.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output_path", "-o", metavar="FILE", rich_help_panel=FILES, help="YAML to write."
+        ),
+    ],
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=FILES,
+            help="Its list of images: a manifest is written beside the YAML.",
+        ),
+    ] = None,
+    dims: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=3,
+            metavar="NUMBER",
+            rich_help_panel=SETTINGS,
+            help="Spatial axes of the images, where the YAML does not say it.",
+        ),
+    ] = None,
+    modern: Annotated[
+        bool,
+        typer.Option(
+            "--modern",
+            rich_help_panel=SETTINGS,
+            help="Leave the defaults of SynthCube where the YAML says nothing.",
+        ),
+    ] = False,
+) -> None:
+    """Translate a config of GaNDLF-Synth: the same training, and what became of every key."""
+    setup_process()
+    from synthcube.tasks.migrate import migrate as task
+
+    done = task(old, output, csv=csv, dims=dims, modern=modern)
+    for line in done.lines:
+        say(line)
+    data = done.manifest or csv or "DATA"
+    say(f"Next: synthcube check -c {done.config} -d {data}", "green")
+
+
 @command(DATA, "families")
 def families() -> None:
     """List the families of models."""
