@@ -216,13 +216,23 @@ def _complain(text: str, style: str = "red") -> None:
     terminal.print_line(visible(text), style, to_stderr=True)
 
 
+# The base of typer.BadParameter, which Typer does not name.
+_UsageFault: Any = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
+
 def main() -> None:
     """Run the command line and exit with the code of its outcome; see errors.py."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal can print every name
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_words(sys.argv[1:], app)
-        app(prog_name="synthcube")
+        # Typer would draw a box around its errors, which breaks paths in two.
+        raise SystemExit(app(prog_name="synthcube", standalone_mode=False) or 0)
+    except _UsageFault as fault:
+        _explain(fault)
+        raise SystemExit(fault.exit_code) from fault
     except PreemptedError as stop:
         _complain(f"stopped: {stop}", "yellow")
         raise SystemExit(stop.exit_code) from stop
@@ -230,9 +240,9 @@ def main() -> None:
         _complain(f"error: {error}")
         raise SystemExit(error.exit_code) from error
     except (OSError, RuntimeError) as error:
-        if not (fault := _path_fault(error)):
+        if not (path_fault := _path_fault(error)):
             raise
-        _complain(f"error: {fault}.")
+        _complain(f"error: {path_fault}.")
         raise SystemExit(2) from error
     except KeyboardInterrupt as stop:
         raise SystemExit(INTERRUPTED) from stop
@@ -240,6 +250,15 @@ def main() -> None:
         raise SystemExit(_exit_code(end)) from end
     finally:
         terminal.clear()
+
+
+def _explain(fault: Any) -> None:
+    """Print the usage that an error of the command line comes with, and the error in red."""
+    text = io.StringIO()
+    fault.show(file=text)
+    usage, error, message = text.getvalue().rstrip("\n").rpartition("Error: ")
+    sys.stderr.write(usage)
+    _complain(f"{error}{message}")
 
 
 def _path_fault(error: OSError | RuntimeError) -> str:
@@ -268,7 +287,7 @@ def _exit_code(end: SystemExit) -> int:
             sys.stdout.flush()
     except BrokenPipeError as error:
         reasons.append(error)
-    if any(isinstance(reason, KeyboardInterrupt) for reason in reasons):
+    if end.code == INTERRUPTED or any(isinstance(reason, KeyboardInterrupt) for reason in reasons):
         _complain("stopped: Ctrl-C.", "yellow")
         return INTERRUPTED
     if any(isinstance(reason, BrokenPipeError) for reason in reasons):
