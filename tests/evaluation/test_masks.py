@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
+from synthcube.evaluation.gallery import gallery
 from synthcube.evaluation.masks import compare_masks
 
 CLASSES = {1: (0, 1, 3)}
@@ -82,3 +83,16 @@ def test_images_are_judged_without_their_masks(image_set) -> None:
     assert image_set("labels", masks([(4, 1)])).without_masks().shape == (2, 8, 8)
     only_mask = replace(image_set("labels", masks([(4, 1)])[:, 1:]), masks={0: (0, 1, 3)})
     assert only_mask.without_masks() is only_mask
+
+
+def test_masks_stand_beside_their_image_in_the_gallery(image_set) -> None:
+    """Three channels, one of them a mask, are no colours; of a colour picture it stands beside."""
+    images = np.concatenate([masks([(4, 1), (6, 1)])[:, :1], masks([(4, 1), (6, 1)])], axis=1)
+    labels = replace(image_set("labels", images), masks={2: (0, 1, 3)})
+    picture = gallery(labels, labels, None, seed=0)
+    shown = picture.rows[0][0]
+    assert shown.shape == (8, 24)
+    assert np.allclose(np.unique(shown[:, 16:]), [0, 1 / 3, 1])
+    colours = np.concatenate([images[:, :1]] * 3 + [images[:, 2:]], axis=1)
+    labels = replace(image_set("coloured", colours), masks={3: (0, 1, 3)})
+    assert gallery(labels, labels, None, seed=0).rows[0][0].shape == (8, 16, 3)

@@ -95,7 +95,7 @@ class Evaluation:
 
     def gallery(self) -> Picture:
         """Generated images beside real ones."""
-        predictions, labels = self.sets["predictions"], self.sets["labels"]
+        predictions, labels = self.whole_sets["predictions"], self.whole_sets["labels"]
         return gallery(predictions, labels, class_column(predictions, labels), self.seed)
 
     @cached_property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from synthcube.data.conditions import cell
@@ -19,11 +21,15 @@ def gallery(predictions: ImageSet, labels: ImageSet, column: str | None, seed: i
     """A row of generated and a row of real images for each class; of all where there are none.
 
     Both sides are drawn at random, so that nothing is picked for its looks, and both are shown in
-    the range of the real images.
+    the range of the real images. Masks stand beside the image.
 
     Args:
         column: of the classes, in both manifests.
     """
+    show = partial(
+        upright, bounds=_bounds(labels), raster=labels.raster, spacing_mm=labels.spacing_mm,
+        masks=tuple(labels.masks),
+    )  # fmt: skip
     names = sorted({cell(row, column) for row in labels.rows}) if column else [""]
     rows, titles = [], []
     for name in names[:_MOST_CLASSES]:
@@ -38,14 +44,7 @@ def gallery(predictions: ImageSet, labels: ImageSet, column: str | None, seed: i
             chosen = np.sort(rng.permutation(places)[:most]).astype(int).tolist()
             if chosen:
                 shown = images.read(chosen)
-                rows.append(
-                    [
-                        upright(
-                            v, labels.bounds, raster=labels.raster, spacing_mm=labels.spacing_mm
-                        )
-                        for v in shown
-                    ]
-                )
+                rows.append([show(image) for image in shown])
                 titles.append(f"{name}: {side}" if column else side.capitalize())
     title = "Generated beside held-out real images"
     if len(names) > _MOST_CLASSES:
@@ -56,3 +55,11 @@ def gallery(predictions: ImageSet, labels: ImageSet, column: str | None, seed: i
     if labels.rank == 3:
         title += f" ({', '.join(PLANES)}; the patient's right is on the left)"
     return Picture(title, rows, tuple(titles))
+
+
+def _bounds(images: ImageSet) -> list[tuple[float, float]]:
+    """What is shown black and white: of a mask, its lowest and highest class."""
+    bounds = list(images.bounds)
+    for channel, classes in images.masks.items():
+        bounds[channel] = float(min(classes)), float(max(classes))
+    return bounds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,9 +76,9 @@ class Picture:
 
 def upright(
     image: Array, bounds: Sequence[tuple[float, float]], *, raster: bool,
-    spacing_mm: Sequence[float] = (),
+    spacing_mm: Sequence[float] = (), masks: Collection[int] = (),
 ) -> Array:  # fmt: skip
-    """(H, W), or (H, W, 3) where a 2D image has three channels; the first axis runs down.
+    """(H, W), or (H, W, 3) of a 2D image of three channels and masks; the first axis runs down.
 
     A volume becomes its middle axial, coronal and sagittal slice, left to right, in millimetres
     and of one height, with the patient's right on the left; channels that are not colours stand
@@ -89,6 +89,7 @@ def upright(
         bounds: intensities shown as 0 and 1, for each channel; the rest is clipped.
         raster: a picture, whose second axis runs down; in others it runs up, as in RAS.
         spacing_mm: voxel size along each axis; 1 mm where there is none.
+        masks: channels that are no colours.
     """
     low, high = (np.array([pair[end] for pair in bounds], np.float32) for end in (0, 1))
     shape = (-1, *[1] * (image.ndim - 1))
@@ -99,7 +100,11 @@ def upright(
         cuts = [zip(middle_planes(channel), sizes, strict=True) for channel in unit]
         return _side_by_side([resized(plane, size) for pairs in cuts for plane, size in pairs])
     turned = unit.transpose(0, 2, 1) if raster else unit.transpose(0, 2, 1)[:, ::-1]
-    return np.moveaxis(turned, 0, -1) if len(turned) == 3 else _side_by_side(list(turned))
+    colours = [channel for channel in range(len(turned)) if channel not in masks]
+    if len(colours) != 3:
+        return _side_by_side(list(turned))
+    grey = [np.stack([turned[mask]] * 3) for mask in masks]
+    return np.moveaxis(np.concatenate([turned[colours], *grey], axis=2), 0, -1)
 
 
 def _side_by_side(planes: list[Array]) -> Array:
