@@ -4,7 +4,11 @@ Nothing heavy is imported before a command runs. A user's fault prints its messa
 code 2; anything else is a bug of SynthCube, with its traceback and code 1.
 """
 
-from synthcube.cli import commands, medperf
+from synthcube.cli import models
+
+# isort: split
+# The list of commands has the order of the imports.
+from synthcube.cli import data, installation, medperf
 from synthcube.cli.app import app, main
 
-__all__ = ["app", "commands", "main", "medperf"]
+__all__ = ["app", "data", "installation", "main", "medperf", "models"]

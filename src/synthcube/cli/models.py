@@ -1,17 +1,14 @@
-"""The commands of the command line, except those of MedPerf's containers."""
+"""The commands for models: train, infer, evaluate, import and export."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
 
 from synthcube.cli.app import (
-    DATA,
     FILES,
-    INSTALLATION,
     MODELS,
     SETTINGS,
     Config,
@@ -29,8 +26,6 @@ from synthcube.cli.app import (
     say,
     setup_process,
 )
-from synthcube.containers import IMAGE
-from synthcube.errors import MemoryShortageError
 from synthcube.sharing.runtimes import NAMES as RUNTIMES
 from synthcube.sharing.runtimes import RuntimeOrTorch, Weights
 
@@ -389,261 +384,6 @@ def import_(
         overrides=overrides,
     )  # fmt: skip
     say(f"Imported model: {folder}")
-
-
-@command(DATA, "prepare -d images -o data --validation 0.1")
-def prepare(
-    data: Annotated[
-        Path,
-        typer.Option(
-            "--data_path",
-            "-d",
-            metavar="PATH",
-            rich_help_panel=FILES,
-            help="Folder of images, or a CSV.",
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output_path",
-            "-o",
-            metavar="PATH",
-            rich_help_panel=FILES,
-            help="Folder or .csv to write.",
-        ),
-    ],
-    paradigm: Annotated[
-        Literal["unlabeled", "patient", "custom"],
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=SETTINGS,
-            help="Classes: unlabeled for none, patient for one for each patient, custom for one "
-            "for each folder.",
-        ),
-    ] = "unlabeled",
-    channels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            rich_help_panel=SETTINGS,
-            help="Words of the channels in the file names, in order: t1,t2,seg. Usual ones are "
-            "recognised; an empty text makes each file an image.",
-        ),
-    ] = None,
-    column: Annotated[
-        list[str],
-        typer.Option(
-            metavar="NAME=COLUMN",
-            rich_help_panel=SETTINGS,
-            help="A CSV's own column: Channel_0=t1_path; repeatable.",
-        ),
-    ] = [],  # noqa: B006
-    validation: Annotated[
-        float,
-        typer.Option(min=0, max=1, metavar="SHARE", rich_help_panel=_SPLIT, help="Share held out."),
-    ] = 0.0,
-    test: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, metavar="SHARE", rich_help_panel=_SPLIT, help="Share kept for tests."
-        ),
-    ] = 0.0,
-    seed: Annotated[
-        int,
-        typer.Option(min=0, metavar="NUMBER", rich_help_panel=_SPLIT, help="Seed of the split."),
-    ] = 0,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify",
-            rich_help_panel=SETTINGS,
-            help="Read every image, and leave out what cannot be used.",
-        ),
-    ] = False,
-) -> None:
-    """Make a manifest CSV from a folder of images, or from a CSV with other columns."""
-    setup_process()
-    from synthcube.data.preparation import column_names
-    from synthcube.data.preparation import prepare as task
-
-    fault_of = None
-    if verify:
-        from synthcube.data.images import image_fault
-
-        fault_of = image_fault
-    patterns = None
-    if channels is not None:
-        patterns = [pattern.strip() for pattern in channels.split(",") if pattern.strip()]
-    prepared = task(
-        data, output, paradigm=paradigm, channels=patterns, columns=column_names(column),
-        validation=validation, test=test, seed=seed, fault_of=fault_of,
-    )  # fmt: skip
-    say(f"Manifest: {prepared.manifest_path}")
-    say(f"{prepared.rows} images of {prepared.subjects} subjects")
-    if prepared.channels:
-        named = (f"Channel_{i} {name}" for i, name in enumerate(prepared.channels))
-        how = " (recognised by their names; --channels names others)" if patterns is None else ""
-        say(f"Channels: {', '.join(named)}{how}")
-    if prepared.columns:
-        say(f"Columns: {', '.join(prepared.columns)}")
-    for title, counts in (("Classes", prepared.labels), ("Splits", prepared.splits)):
-        if counts:
-            say(f"{title}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
-    for line in prepared.left_out_lines:
-        say(f"Left out: {line}")
-    if prepared.masks:
-        from synthcube.data.channels import mask_settings
-
-        listed = ", ".join(f"channel {channel}" for channel in prepared.masks)
-        say(f"Masks: {listed}; add to the config: {mask_settings(prepared.masks)}")
-    if prepared.warning:
-        say(f"Warning: {prepared.warning}.", "yellow")
-
-
-@command(DATA, "check -c config.yaml -d images")
-def check(
-    config: Config,
-    data: Data,
-    overrides: Override = [],  # noqa: B006
-    plugins: Plugins = [],  # noqa: B006
-    trust: Trust = [],  # noqa: B006
-) -> None:
-    """Find everything that could fail later, before any training."""
-    setup_process(plugins, trust)
-    from synthcube.tasks.check import check as task
-
-    report = task(config, data, overrides=overrides)
-    for line in report.lines:
-        say(line)
-    for warning in report.warnings:
-        say(f"Warning: {warning}.", "yellow")
-    if report.shortage:
-        raise MemoryShortageError(report.shortage)
-    number = len(report.warnings)
-    if number:
-        say(f"Ready to train, with {number} warning{'s' if number > 1 else ''} above.", "yellow")
-    else:
-        say("Ready to train.", "green")
-
-
-@command(DATA, "init ddpm --dims 3 > config.yaml")
-def init(
-    family: Annotated[
-        str, typer.Argument(metavar="FAMILY", help="Name of a family.")
-    ] = "rectified_flow",
-    dims: Annotated[
-        int,
-        typer.Option(
-            min=2,
-            max=3,
-            metavar="NUMBER",
-            rich_help_panel=SETTINGS,
-            help="Spatial axes of the images.",
-        ),
-    ] = 2,
-    plugins: Plugins = [],  # noqa: B006
-    trust: Trust = [],  # noqa: B006
-) -> None:
-    """Print a commented YAML with every key and its default."""
-    setup_process(plugins, trust)
-    from synthcube.tasks.describe import starting_yaml
-
-    say(starting_yaml(family, dims), end="")
-
-
-@command(DATA, "migrate old.yaml -o config.yaml --csv old.csv")
-def migrate(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="YAML of GaNDLF-Synth.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output_path", "-o", metavar="FILE", rich_help_panel=FILES, help="YAML to write."
-        ),
-    ],
-    csv: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=FILES,
-            help="Its list of images: a manifest is written beside the YAML.",
-        ),
-    ] = None,
-    dims: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            max=3,
-            metavar="NUMBER",
-            rich_help_panel=SETTINGS,
-            help="Spatial axes of the images, where the YAML does not say it.",
-        ),
-    ] = None,
-    modern: Annotated[
-        bool,
-        typer.Option(
-            "--modern",
-            rich_help_panel=SETTINGS,
-            help="Leave the defaults of SynthCube where the YAML says nothing.",
-        ),
-    ] = False,
-) -> None:
-    """Translate a config of GaNDLF-Synth: the same training, and what became of every key."""
-    setup_process()
-    from synthcube.tasks.migrate import migrate as task
-
-    done = task(old, output, csv=csv, dims=dims, modern=modern)
-    for line in done.lines:
-        say(line)
-    data = done.manifest or csv or "DATA"
-    say(f"Next: synthcube check -c {done.config} -d {data}", "green")
-
-
-@command(DATA, "families")
-def families() -> None:
-    """List the families of models."""
-    from synthcube.tasks.describe import family_lines
-
-    for line in family_lines():
-        say(line)
-
-
-@command(DATA, "schema > schema.json")
-def schema() -> None:
-    """Print the JSON Schema of the YAML, for editors."""
-    from synthcube.config import json_schema
-
-    say(json.dumps(json_schema(), indent=2))
-
-
-@command(INSTALLATION, "self-check")
-def self_check() -> None:
-    """Train, infer, evaluate and export in a temporary folder: does this installation work?"""
-    setup_process()
-    from synthcube.tasks.self_check import self_check as task
-
-    for line in task():
-        say(line)
-    say("self-check passed")
-
-
-@command(INSTALLATION, "specs --write mlcube")
-def specs(
-    write: Annotated[
-        Path, typer.Option(metavar="FOLDER", rich_help_panel=FILES, help="Folder to write.")
-    ],
-    image: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", rich_help_panel=SETTINGS, help="Name of the container's image."
-        ),
-    ] = IMAGE,
-) -> None:
-    """Write the descriptions of the container that MLCube and MedPerf read."""
-    from synthcube.containers import write_specs
-
-    for path in write_specs(write, image):
-        say(f"Written: {path}")
 
 
 @command(MODELS, "export -m run -o shared --license cc-by-nc-4.0")

@@ -1,0 +1,53 @@
+"""The commands for an installation and its containers: self-check and specs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synthcube.cli.app import (
+    FILES,
+    INSTALLATION,
+    SETTINGS,
+    command,
+    say,
+    setup_process,
+)
+from synthcube.containers import IMAGE
+
+# The panels of single commands.
+_IMAGES, _DESCRIPTION, _SPLIT, _CARD, _HUB = (
+    "Images", "Description of the images", "Split", "Model card", "Hub"
+)  # fmt: skip
+
+
+@command(INSTALLATION, "self-check")
+def self_check() -> None:
+    """Train, infer, evaluate and export in a temporary folder: does this installation work?"""
+    setup_process()
+    from synthcube.tasks.self_check import self_check as task
+
+    for line in task():
+        say(line)
+    say("self-check passed")
+
+
+@command(INSTALLATION, "specs --write mlcube")
+def specs(
+    write: Annotated[
+        Path, typer.Option(metavar="FOLDER", rich_help_panel=FILES, help="Folder to write.")
+    ],
+    image: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=SETTINGS, help="Name of the container's image."
+        ),
+    ] = IMAGE,
+) -> None:
+    """Write the descriptions of the container that MLCube and MedPerf read."""
+    from synthcube.containers import write_specs
+
+    for path in write_specs(write, image):
+        say(f"Written: {path}")
