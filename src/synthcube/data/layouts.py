@@ -289,7 +289,7 @@ def _chosen(
             faults.append(f"channel {channel.pattern!r} has {len(found)} files ({names})")
         elif not found:
             faults.append(f"channel {channel.pattern!r} has no file")
-    chosen = [found[0] for found in matches if found]
+    chosen = [files[0] for files in matches if files]
     if not faults and (twice := {file.name for file in chosen if chosen.count(file) > 1}):
         faults.append(f"{min(twice)} matches several channels")
     return tuple(chosen), faults

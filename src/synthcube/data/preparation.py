@@ -107,16 +107,16 @@ def prepare(
     left_out: LeftOut = []
     usable = _Usable(fault_of, left_out)
     if data.is_file():
-        found = _Found(_table_rows(data, columns or {}, csv_path, usable))
+        listing = _Listing(_table_rows(data, columns or {}, csv_path, usable))
     else:
-        found = _found_below(data, csv_path, paradigm, channels, usable)
-    if not found.rows:
+        listing = _listed_below(data, csv_path, paradigm, channels, usable)
+    if not listing.rows:
         raise ManifestError(
             f"{data} holds no image that can be used (layout: {LAYOUTS[paradigm]}; "
             f"names end in {', '.join(SUFFIXES)}).",
             _left_out_lines(left_out),
         )
-    rows = _split(found.rows, {"validation": validation, "test": test}, seed)
+    rows = _split(listing.rows, {"validation": validation, "test": test}, seed)
     make_folder(csv_path.parent, "output_path")
     _write_anew(csv_path, rows)
     known = {*KNOWN_COLUMNS, *(name for name in rows[0] if name.startswith("Channel_"))}
@@ -127,8 +127,8 @@ def prepare(
         labels=_tally(rows, "LabelMapping"),
         splits=_tally(rows, "Split"),
         left_out=tuple(left_out),
-        warning=found.warning,
-        channels=found.channels,
+        warning=listing.warning,
+        channels=listing.channels,
         columns=tuple(dict.fromkeys(name for row in rows for name in row if name not in known)),
         masks=_masks_among(rows, csv_path.parent),
     )
@@ -145,8 +145,8 @@ def _masks_among(rows: Sequence[Mapping[str, str]], folder: Path) -> Masks:
             images = (read_image([file]).tensor for file in files)
             first = next(images)
             if probable_masks([first]):
-                found = probable_masks(chain([first], images))
-                masks |= {start + channel: classes for channel, classes in found.items()}
+                probable = probable_masks(chain([first], images))
+                masks |= {start + channel: classes for channel, classes in probable.items()}
             start += len(first)
     except ImageError:  # which --verify and check explain
         return {}
@@ -170,7 +170,7 @@ def column_names(options: Sequence[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Listing:
     """The rows without a split, what names the channels, and a warning."""
 
     rows: list[dict[str, str]]
@@ -213,9 +213,9 @@ def _check_request(
     _check_patterns(channels or ())
 
 
-def _found_below(
+def _listed_below(
     data: Path, csv_path: Path, paradigm: Paradigm, channels: Sequence[str] | None, usable: _Usable
-) -> _Found:
+) -> _Listing:
     """The rows of the images below a folder."""
     folder, left_out = data.resolve(), usable.left_out
     images = _images(folder, csv_path, left_out)
@@ -225,12 +225,12 @@ def _found_below(
     if paradigm == "unlabeled" and is_nnunet(images):
         items, names = nnunet_items(folder, images, channels or (), left_out)
     else:
-        given = tuple(Channel(pattern) for pattern in channels or ())
-        named = recognised_channels(images, paradigm) if channels is None else given
+        patterns = tuple(Channel(pattern) for pattern in channels or ())
+        named = recognised_channels(images, paradigm) if channels is None else patterns
         items = list(items_of(folder, images, paradigm, named, left_out))
         names = tuple(channel.pattern for channel in named)
     participants = _participants(folder / PARTICIPANTS, left_out)
-    return _Found(
+    return _Listing(
         _rows(items, csv_path.parent, participants),
         names,
         split_warning({item.name: item.subject for item in items}),

@@ -123,9 +123,9 @@ def outcomes(project: Project) -> list[Outcome]:
     table = keys_of(project.model)
     paths = list(_leaves(project.values, (), table))
     listed = dict.fromkeys([*paths, *project.refused, *project.dropped])
-    found = [_outcome(project, path, table) for path in listed]
+    told = [_outcome(project, path, table) for path in listed]
     kinds = ("same", "changed", "no effect", "refused")
-    return sorted(found, key=lambda outcome: kinds.index(outcome.kind))
+    return sorted(told, key=lambda outcome: kinds.index(outcome.kind))
 
 
 def _leaves(value: Any, path: Path, table: Mapping[Path, Key]) -> Iterator[Path]:

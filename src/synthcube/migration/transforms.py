@@ -177,8 +177,8 @@ def preprocessing(project: Project, dims: int) -> Stage:
     for name, value in project.section(*_TRAIN).items():
         _translate(stage, str(name), value)
     for other in ("val", "test", "inference"):
-        given = project.get("data_preprocessing", other)
-        if given is not None and given != project.get(*_TRAIN):
+        steps = project.get("data_preprocessing", other)
+        if steps is not None and steps != project.get(*_TRAIN):
             project.refuse(
                 ("data_preprocessing", other),
                 "it differs from data_preprocessing.train, and one preparation serves all images "

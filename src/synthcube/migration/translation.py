@@ -64,15 +64,15 @@ def translated(
     else:
         known = ", ".join([*_MODELS, "stylegan"])
         project.refuse((_MODEL, "model_name"), f"{project.model!r} is none of {known}")
-    found = tuple(outcomes(project))
-    refused = [f"{outcome.key}: {outcome.text}" for outcome in found if outcome.kind == "refused"]
+    told = tuple(outcomes(project))
+    refused = [f"{outcome.key}: {outcome.text}" for outcome in told if outcome.kind == "refused"]
     new = _nested(project.new)
     refused += _faults_here(project, new)
     if refused:
-        counts = _summary(found)
+        counts = _summary(told)
         raise ConfigError(f"{where} cannot be migrated ({counts}):", map(visible, refused))
     left = tuple(_left(project, config.build(_copied(new)).dump()))
-    return Translation(new, _text(project, where, found, left), found, left)
+    return Translation(new, _text(project, where, told, left), told, left)
 
 
 def _left(project: Project, ours: Any) -> Iterator[str]:
@@ -205,13 +205,13 @@ def _training(project: Project) -> None:
 
 def _batch_size(project: Project) -> None:
     path = ("batch_size",)
-    each = project.whole(path, 1)
+    size = project.whole(path, 1)
     devices, nodes = _num_devices(project), project.get("compute", "num_nodes", default=1)
-    total = each * (devices or 1) * (nodes if isinstance(nodes, int) else 1)
-    text = f"batch_size: {each} of each process"
+    total = size * (devices or 1) * (nodes if isinstance(nodes, int) else 1)
+    text = f"batch_size: {size} of each process"
     if devices is None:
         text += "; with several GPUs write that number times theirs"
-    elif total != each:
+    elif total != size:
         text += f" times {devices} device(s) and {nodes} node(s)"
     if project.get(*path) is None:
         project.imply("training.batch_size", total, f"the default of {text}")
@@ -256,10 +256,10 @@ def _pictures(project: Project, dims: int) -> None:
 
 def _early_stop(project: Project) -> None:
     section = ("early_stopping_config",)
-    given = project.section(*section)
-    if not given:
+    stated = project.section(*section)
+    if not stated:
         return
-    monitored = str(given.get("monitor_value"))
+    monitored = str(stated.get("monitor_value"))
     if monitored not in _METRICS:
         known = ", ".join(_METRICS)
         project.refuse(
@@ -270,7 +270,7 @@ def _early_stop(project: Project) -> None:
     every = every if isinstance(every, int) and every > 0 else 1
     patience = project.whole((*section, "patience"), 1)
     stop = {
-        "metric": _METRICS[monitored], "mode": given.get("monitor_mode", "min"),
+        "metric": _METRICS[monitored], "mode": stated.get("monitor_mode", "min"),
         "patience": -(-patience // every),
     }  # fmt: skip
     text = "early_stopping_config; with validation, validation/... in place of train/..."
@@ -279,11 +279,11 @@ def _early_stop(project: Project) -> None:
 
 def _sampling(project: Project) -> None:
     section = ("inference_parameters",)
-    given = project.section(*section)
-    if given.get("batch_size") is not None:
+    stated = project.section(*section)
+    if stated.get("batch_size") is not None:
         number = project.whole((*section, "batch_size"), 1)
         project.state("sampling.batch_size", number, "inference_parameters.batch_size")
-    wanted = given.get("n_images_to_generate")
+    wanted = stated.get("n_images_to_generate")
     if isinstance(wanted, Mapping):
         text = "a number for each class is for models with classes, which did not exist there"
         project.refuse((*section, "n_images_to_generate"), f"{text}: write one number")

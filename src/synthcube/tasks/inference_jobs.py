@@ -249,8 +249,8 @@ class Generation(Job):
             row |= {"SubjectID": stem, "Seed": str(self.seeds[index])}
             row |= _condition_cells(spec, self.values[index])
             text = caption(spec.conditions, self.values[index], self.seeds[index])
-            own = _of_image(moments, index - indices.start)
-            written.append(self._shown(row, index, [image], [f"{stem}\n{text}"], own))
+            seen = _of_image(moments, index - indices.start)
+            written.append(self._shown(row, index, [image], [f"{stem}\n{text}"], seen))
         return written
 
 
@@ -311,8 +311,8 @@ class Translation(Job):
                 *[""] * len(true),
             ]
             shown = [*source.split(1), image, *true]
-            own = _of_image(moments, number)
-            written.append(self._shown(row, index, shown, texts, own, place=len(source)))
+            seen = _of_image(moments, number)
+            written.append(self._shown(row, index, shown, texts, seen, place=len(source)))
         return written
 
 
