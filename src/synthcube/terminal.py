@@ -200,6 +200,8 @@ class LogHandler(logging.StreamHandler[IO[str]]):
     """Writes the log to standard error: warnings yellow, errors red, above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.stream.closed:
+            return
         if not self.stream.isatty():
             super().emit(record)
             return

@@ -70,6 +70,8 @@ def import_weights(
         {"checkpoint": checkpoint, "discriminator": discriminator, "config": config_path},
     )
     path = _file_of(checkpoint)
+    if not gandlf_config.read(config_path):  # its faults come before those of the weights
+        config.load_any(config_path, [*overrides, f"model.name={family_name}"])
     weights = legacy.read_weights(path)
     kind = gandlf.kind_of(weights)
     if reason := gandlf.REFUSED.get(kind or ""):
