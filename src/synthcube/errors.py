@@ -17,8 +17,8 @@ SynthCubeError          a user's fault: shown without a traceback, exit code 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 
 def first_faults(faults: Sequence[str], limit: int = 20) -> list[str]:
@@ -90,3 +90,16 @@ class NonFiniteLossError(SynthCubeError):
 
 class MemoryShortageError(SynthCubeError):
     """The memory of the GPU or of the machine is used up."""
+
+
+def results_or_faults(*steps: Callable[[], Any]) -> list[Any]:
+    """The results of all steps; the user's faults in all of them are raised together."""
+    results, faults = [], []
+    for step in steps:
+        try:
+            results.append(step())
+        except SynthCubeError as error:
+            faults.append(error)
+    if faults:
+        raise faults[0] if len(faults) == 1 else ConfigError("\n".join(map(str, faults)))
+    return results

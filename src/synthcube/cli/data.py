@@ -23,10 +23,7 @@ from synthcube.cli.app import (
 )
 from synthcube.errors import MemoryShortageError
 
-# The panels of single commands.
-_IMAGES, _DESCRIPTION, _SPLIT, _CARD, _HUB = (
-    "Images", "Description of the images", "Split", "Model card", "Hub"
-)  # fmt: skip
+_SPLIT = "Split"  # a panel of prepare
 
 
 @command(DATA, "prepare -d images -o data --validation 0.1")

@@ -17,11 +17,6 @@ from synthcube.cli.app import (
 )
 from synthcube.containers import IMAGE
 
-# The panels of single commands.
-_IMAGES, _DESCRIPTION, _SPLIT, _CARD, _HUB = (
-    "Images", "Description of the images", "Split", "Model card", "Hub"
-)  # fmt: skip
-
 
 @command(INSTALLATION, "self-check")
 def self_check() -> None:

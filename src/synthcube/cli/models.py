@@ -30,9 +30,7 @@ from synthcube.sharing.runtimes import NAMES as RUNTIMES
 from synthcube.sharing.runtimes import RuntimeOrTorch, Weights
 
 # The panels of single commands.
-_IMAGES, _DESCRIPTION, _SPLIT, _CARD, _HUB = (
-    "Images", "Description of the images", "Split", "Model card", "Hub"
-)  # fmt: skip
+_IMAGES, _DESCRIPTION, _CARD, _HUB = "Images", "Description of the images", "Model card", "Hub"
 
 
 @command(MODELS, "train -c config.yaml -d images -o run")

@@ -282,14 +282,14 @@ def _chosen(
     """The file of each channel, and what is wrong with that."""
     matches = [[file for file in files if channel.matches(file)] for channel in channels]
     faults = []
-    for channel, found in zip(channels, matches, strict=True):
-        names = ", ".join(file.name for file in found[:_NAMES_SHOWN])
-        names += ", ..." if len(found) > _NAMES_SHOWN else ""
-        if len(found) > 1:
-            faults.append(f"channel {channel.pattern!r} has {len(found)} files ({names})")
-        elif not found:
+    for channel, matching in zip(channels, matches, strict=True):
+        names = ", ".join(file.name for file in matching[:_NAMES_SHOWN])
+        names += ", ..." if len(matching) > _NAMES_SHOWN else ""
+        if len(matching) > 1:
+            faults.append(f"channel {channel.pattern!r} has {len(matching)} files ({names})")
+        elif not matching:
             faults.append(f"channel {channel.pattern!r} has no file")
-    chosen = [files[0] for files in matches if files]
+    chosen = [matching[0] for matching in matches if matching]
     if not faults and (twice := {file.name for file in chosen if chosen.count(file) > 1}):
         faults.append(f"{min(twice)} matches several channels")
     return tuple(chosen), faults

@@ -83,18 +83,18 @@ def optimizer(project: Project, path: Path, target: str) -> float:
         project.refuse((*path, "name"), known)
         return float(lr)
     taken = _ARGUMENTS[name].split()
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for key, value in section.items():
         if key in ("name", "lr"):
             continue
         if key not in taken:
             project.drop((*path, key), f"ignored there: {name} takes {', '.join(taken)}")
             continue
-        given[key] = value
+        arguments[key] = value
         if key in _PAIRS and isinstance(value, list) and all(map(is_number, value)):
-            given[key] = [float(number) for number in value]
-    defaults = {key: value for key, value in _DEFAULTS[name].items() if key not in given}
-    values = {"name": name, "lr": float(lr), **given}
+            arguments[key] = [float(number) for number in value]
+    defaults = {key: value for key, value in _DEFAULTS[name].items() if key not in arguments}
+    values = {"name": name, "lr": float(lr), **arguments}
     comment = f"{'.'.join(map(str, path))}"
     if project.is_modern or not defaults:
         project.state(target, values, comment)
@@ -143,22 +143,22 @@ def schedule(project: Project, lr: float) -> None:
     )
 
 
-def translated_schedule(name: str, lr: float, given: Mapping[str, Any]) -> dict[str, Any]:
+def translated_schedule(name: str, lr: float, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The schedule that gives the learning rates of there, epoch by epoch."""
     if name == "triangle":
         return {
-            "name": name, "interval": "epoch", "step_size_up": float(given["step_size"]),
-            "base_lr": lr * given["max_lr"], "max_lr": lr * given["min_lr"],
+            "name": name, "interval": "epoch", "step_size_up": float(arguments["step_size"]),
+            "base_lr": lr * arguments["max_lr"], "max_lr": lr * arguments["min_lr"],
         }  # fmt: skip
     if name == "triangle_modified":
         return {
-            "name": name, "interval": "epoch", "step_size_up": given["step_size"] / 2,
-            "base_lr": lr, "max_lr": lr * given["min_lr"] / given["max_lr"],
+            "name": name, "interval": "epoch", "step_size_up": arguments["step_size"] / 2,
+            "base_lr": lr, "max_lr": lr * arguments["min_lr"] / arguments["max_lr"],
         }  # fmt: skip
     if name == "cosineannealing":
-        return {"name": name, "T_0": given["T_0"], "T_mult": given["T_mult"],
-                "eta_min": given["min_lr"]}  # fmt: skip
-    return {"name": name, **given}
+        return {"name": name, "T_0": arguments["T_0"], "T_mult": arguments["T_mult"],
+                "eta_min": arguments["min_lr"]}  # fmt: skip
+    return {"name": name, **arguments}
 
 
 def loss(project: Project) -> None:

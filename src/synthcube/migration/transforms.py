@@ -134,8 +134,8 @@ def _rescale(stage: Stage, name: str, value: Any) -> None:
         if pair is None:
             stage.refuse(name, f"{key} {section[key]!r}: two numbers are needed, low and high")
     stage.units = out = pairs.get("out_min_max") or (0.0, 1.0)
-    if given := pairs.get("in_min_max"):
-        stage.image_range = given
+    if ends := pairs.get("in_min_max"):
+        stage.image_range = ends
     stage.percentiles = pairs.get("percentiles") or (0.0, 100.0)
     stage.note(
         name, "data.percentiles and data.intensity_range, each channel by itself; weights of there "
@@ -268,26 +268,26 @@ def _refuse_augmentation(project: Project, path: Path) -> None:
 
 
 def _augmented(
-    project: Project, path: Path, given: dict[str, Any], stage: Stage
+    project: Project, path: Path, arguments: dict[str, Any], stage: Stage
 ) -> list[dict[str, Any]]:
     name = str(path[-1])
-    probability = float(given.pop("probability"))
-    for key in [key for key in given if key not in _SAME_NAMES[name]]:
+    probability = float(arguments.pop("probability"))
+    for key in [key for key in arguments if key not in _SAME_NAMES[name]]:
         project.drop((*path, key), f"{name} does not read it")
-        del given[key]
+        del arguments[key]
     special = _SPECIAL.get(name)
     if special is None:
-        settings: dict[str, Any] | None = {_RENAMED.get(k, k): v for k, v in given.items()}
+        settings: dict[str, Any] | None = {_RENAMED.get(k, k): v for k, v in arguments.items()}
     else:
-        settings = special(project, path, given, stage)
+        settings = special(project, path, arguments, stage)
     if settings is None:
         return []
     return [{"name": settings.pop("name", name), **settings, "p": probability}]
 
 
-def _turned(project: Project, path: Path, given: dict[str, Any], stage: Stage) -> Any:
+def _turned(project: Project, path: Path, arguments: dict[str, Any], stage: Stage) -> Any:
     """Axes counted from 1 there; if 0 was among them, all were raised by 1."""
-    axis = given.get("axis", 3)
+    axis = arguments.get("axis", 3)
     axes = axis if isinstance(axis, list) else [axis]
     if len(axes) != 1 or axes[0] not in (0, 1, 2, 3) or isinstance(axes[0], bool):
         text = "one axis at a time is turned about here; several made a mirror image, or nothing"
@@ -296,9 +296,9 @@ def _turned(project: Project, path: Path, given: dict[str, Any], stage: Stage) -
     return {"axis": max(axes[0] - 1, 0)}
 
 
-def _noisy(project: Project, path: Path, given: dict[str, Any], stage: Stage) -> Any:
+def _noisy(project: Project, path: Path, arguments: dict[str, Any], stage: Stage) -> Any:
     """Mean and deviation in the image's units there, in [-1, 1] here."""
-    std = given.get("std")
+    std = arguments.get("std")
     if std is None and path[-1] == "noise_var":
         project.note(path, "std is a share of the image's deviation: 0 to 1.5 %, as there")
         return {"std": [0.0, 0.015]}
@@ -314,7 +314,7 @@ def _noisy(project: Project, path: Path, given: dict[str, Any], stage: Stage) ->
         )  # fmt: skip
         return None
     scale = 2 / (units[1] - units[0])
-    values = {key: _times(given[key], scale) for key in ("mean", "std") if key in given}
+    values = {key: _times(arguments[key], scale) for key in ("mean", "std") if key in arguments}
     if None in values.values():
         project.refuse(path, "mean and std are numbers, or lists of two")
         return None
@@ -328,29 +328,29 @@ def _times(value: Any, scale: float) -> Any:
     return [number * scale for number in pair] if pair else None
 
 
-def _elastic(project: Project, path: Path, given: dict[str, Any], stage: Stage) -> Any:
+def _elastic(project: Project, path: Path, arguments: dict[str, Any], stage: Stage) -> Any:
     """Control points and displacement followed from the size of a patch."""
-    patch = given.pop("patch_size", None)
+    patch = arguments.pop("patch_size", None)
     if not isinstance(patch, list) or not patch or not all(map(is_number, patch)):
         project.refuse(path, f"patch_size must be a list of numbers, not {patch!r}")
         return None
     sides = [*patch, 1, 1][:3]
     points = [max(int(side), 5) for side in sides]
     defaults = {"num_control_points": points, "max_displacement": [side / 10 for side in sides]}
-    return defaults | {"locked_borders": 2} | given
+    return defaults | {"locked_borders": 2} | arguments
 
 
-def _blurred(project: Project, path: Path, given: dict[str, Any], stage: Stage) -> Any:
-    if given.get("std") is None:
+def _blurred(project: Project, path: Path, arguments: dict[str, Any], stage: Stage) -> Any:
+    if arguments.get("std") is None:
         project.refuse(path, "std was a share of the image's deviation there: give it in mm")
         return None
-    return given
+    return arguments
 
 
-def _swapped(project: Project, path: Path, given: dict[str, Any], stage: Stage) -> Any:
-    patch = given.get("patch_size")
+def _swapped(project: Project, path: Path, arguments: dict[str, Any], stage: Stage) -> Any:
+    patch = arguments.get("patch_size")
     sides = [*patch, 1][:3] if isinstance(patch, list) else patch
-    return {"num_iterations": 100} | given | ({"patch_size": sides} if sides else {})
+    return {"num_iterations": 100} | arguments | ({"patch_size": sides} if sides else {})
 
 
 _SPECIAL: Mapping[str, Callable[[Project, Path, dict[str, Any], Stage], Any]] = {

@@ -85,8 +85,8 @@ def _left(project: Project, ours: Any) -> Iterator[str]:
             yield f"{target}: {here} here, {_inline(entry.value)} there: {entry.comment}"
 
 
-def _summary(found: Sequence[Outcome]) -> str:
-    numbers = Counter(outcome.kind for outcome in found)
+def _summary(told: Sequence[Outcome]) -> str:
+    numbers = Counter(outcome.kind for outcome in told)
     kinds = {"same": "the same", "changed": "changed", "no effect": "without effect there",
              "refused": "refused"}  # fmt: skip
     return ", ".join(f"{numbers[kind]} {text}" for kind, text in kinds.items())
@@ -336,7 +336,7 @@ def _nested(entries: Mapping[str, Entry]) -> dict[str, Any]:
     return values
 
 
-def _text(project: Project, where: str, found: Sequence[Outcome], left: Sequence[str]) -> str:
+def _text(project: Project, where: str, told: Sequence[Outcome], left: Sequence[str]) -> str:
     lines = [
         f"# What {_line(where)} trained, for SynthCube.",
         "# synthcube check -c THIS_FILE -d DATA, then train -c THIS_FILE -d DATA -o RUN",
@@ -358,7 +358,7 @@ def _text(project: Project, where: str, found: Sequence[Outcome], left: Sequence
         lines += ["", "# Left at the defaults of SynthCube, which were otherwise there:"]
         lines += [f"# {_line(text)}" for text in left]
     dropped = [f"# {_line(outcome.key)}: {_line(outcome.text)}"
-               for outcome in found if outcome.kind == "no effect"]  # fmt: skip
+               for outcome in told if outcome.kind == "no effect"]  # fmt: skip
     if dropped:
         lines += ["", "# Without effect in GaNDLF-Synth, and left out:", *dropped]
     return "\n".join(lines) + "\n"

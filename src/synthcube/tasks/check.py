@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from synthcube import compute, config, environment
 from synthcube.config import RunConfig
 from synthcube.data.manifest import image_suffix, read_manifest, split_warning
 from synthcube.data.module import DataModule
-from synthcube.errors import ConfigError, SynthCubeError
+from synthcube.errors import results_or_faults
 from synthcube.tasks import hub_pins, train
 from synthcube.training import deepspeed, fine_tuning, memory
 
@@ -46,19 +45,6 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
     lines = [*_data_lines(data), *_start_lines(settings, data)]
     resources, shortage = _resources(settings, data)
     return CheckReport([*lines, *resources], _data_warnings(data), shortage)
-
-
-def results_or_faults(*steps: Callable[[], Any]) -> list[Any]:
-    """The results of all steps; the user's faults in all of them are raised together."""
-    results, faults = [], []
-    for step in steps:
-        try:
-            results.append(step())
-        except SynthCubeError as error:
-            faults.append(error)
-    if faults:
-        raise faults[0] if len(faults) == 1 else ConfigError("\n".join(map(str, faults)))
-    return results
 
 
 def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from synthcube import reading, storage
 from synthcube.data.manifest import manifest_text, read_table
-from synthcube.errors import ConfigError, OutputError, SynthCubeError
+from synthcube.errors import ConfigError, OutputError, results_or_faults
 from synthcube.migration import rows as csv_rows
 from synthcube.migration.project import Outcome
 from synthcube.migration.translation import Translation, translated
@@ -54,7 +53,7 @@ def migrate(
         {"OLD": old, "--csv": csv},
     )
     storage.require_separate(outputs, inputs)
-    new, images = _results_or_faults(
+    new, images = results_or_faults(
         lambda: _translation(old, dims, modern),
         lambda: csv_rows.translated(csv, read_table(csv), Path.cwd()) if csv else None,
     )
@@ -67,18 +66,6 @@ def migrate(
         storage.write_text(path, text)
     written = manifest if manifest in texts else None
     return Migration(output, written, tuple(_report(new, images, texts, csv)))
-
-
-def _results_or_faults(*steps: Callable[[], Any]) -> list[Any]:
-    results, faults = [], []
-    for step in steps:
-        try:
-            results.append(step())
-        except SynthCubeError as error:
-            faults.append(error)
-    if faults:
-        raise faults[0] if len(faults) == 1 else ConfigError("\n".join(map(str, faults)))
-    return results
 
 
 def _translation(old: Path, dims: int | None, modern: bool) -> Translation:

@@ -16,9 +16,8 @@ from typing import Any
 
 from synthcube import config, environment
 from synthcube.data.manifest import read_manifest
-from synthcube.errors import ConfigError, PreemptedError, SynthCubeError
+from synthcube.errors import ConfigError, PreemptedError, SynthCubeError, results_or_faults
 from synthcube.storage import make_folder, require_separate
-from synthcube.tasks.check import results_or_faults
 
 log = logging.getLogger("synthcube")
 
