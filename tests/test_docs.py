@@ -64,8 +64,8 @@ def _write_brats(folder: Path) -> None:
 def _write_old_project(folder: Path) -> None:
     rows = read_manifest(folder / "pictures").rows
     lines = [str(channel.resolve()) for row in rows for channel in row.channels]
-    (folder / "gandlf.csv").write_text("\n".join(["Channel_0", *lines]))
-    (folder / "gandlf.yaml").write_text(
+    (folder / "old-project.csv").write_text("\n".join(["Channel_0", *lines]))
+    (folder / "old-project.yaml").write_text(
         "modality: rad\nnum_epochs: 1\nbatch_size: 4\nmodel_config:\n  model_name: vqvae\n"
         "  n_dimensions: 2\n  n_channels: 1\n  tensor_shape: [32, 32]\n  losses: {name: mse}\n"
         "  optimizers: {name: adam, lr: 0.001}\n  architecture: {num_residual_layers: 3, "
