@@ -72,7 +72,7 @@ def test_any_training_can_be_drawn(epochs: int, scale: float) -> None:
 
 def test_rows_of_the_table_become_epochs_from_one(tmp_path: Path) -> None:
     table = MetricsTable(tmp_path / "metrics.csv")
-    curve.write(table)
+    curve.draw_losses(table)
     assert not (tmp_path / "curve.png").exists(), "nothing to draw yet"
     table.log_metrics({"train/loss_now": 9.0}, 1)
     for epoch, loss in enumerate((0.5, math.nan, 0.25)):
@@ -80,7 +80,7 @@ def test_rows_of_the_table_become_epochs_from_one(tmp_path: Path) -> None:
         table.log_metrics({"epoch": epoch, "train/loss": loss}, epoch + 1)
     losses = curve.read_losses(table.rows())
     assert losses == {"train": [(1, 0.5), (3, 0.25)], "validation": [(1, 1.5), (3, 1.25)]}
-    curve.write(table)
+    curve.draw_losses(table)
     with PIL.Image.open(tmp_path / "curve.png") as picture:
         assert picture.format == "PNG"
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(curve.drawn(losses)))

@@ -21,9 +21,10 @@ from synthcube.schema import ImageSpec, near_multiples
 from synthcube.tasks import hub_pins, run_folder
 from synthcube.training import checkpoints, deepspeed, fine_tuning, memory
 from synthcube.training.config import TrainingConfig
+from synthcube.training.curve import draw_losses
 from synthcube.training.fit import TrainingRun, fit
 from synthcube.training.memory import MemoryEstimate
-from synthcube.training.metrics import stopped_early
+from synthcube.training.metrics import MetricsTable, stopped_early
 from synthcube.training.preemption import Preemption
 
 log = logging.getLogger("synthcube")
@@ -99,6 +100,8 @@ def _train(
                     log.warning("%s.", warning[:1].upper() + warning[1:])
             _fit(run, settings, data, precision, device, checkpoint, preemption, accept_changes)
         if rank == 0 and not (end and run_folder.has_current_artifact(run, settings)):
+            # Before the artifact, whose presence says that the run needs nothing more.
+            draw_losses(MetricsTable(run / "metrics.csv"))
             run_folder.save_artifact(run, settings, data)
     return None if rank else run / "artifact"
 

@@ -37,11 +37,11 @@ class LossCurve(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and time.monotonic() - self._last > _EVERY_S:
-            write(self.table)
+            draw_losses(self.table)
             self._last = time.monotonic()
 
 
-def write(table: MetricsTable) -> None:
+def draw_losses(table: MetricsTable) -> None:
     """Draw the losses in metrics.csv to curve.png beside it, where there are any."""
     losses = read_losses(table.rows())
     if any(losses.values()):

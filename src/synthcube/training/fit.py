@@ -77,8 +77,8 @@ class TrainingRun:
 def fit(family: Family, run: TrainingRun) -> dict[str, float]:
     """Train `family` and return the last value of every metric.
 
-    Writes `checkpoints/`, `samples/`, `metrics.csv`, `curve.png`, `throughput.json` and, with
-    loggers, `logs/` under `run.folder`.
+    Writes `checkpoints/`, `samples/`, `metrics.csv`, `throughput.json` and, with loggers, `logs/`
+    under `run.folder`, and `curve.png` from time to time.
 
     Raises NonFiniteLossError, or PreemptedError once a checkpoint is saved after a signal.
     """
@@ -110,8 +110,6 @@ def fit(family: Family, run: TrainingRun) -> dict[str, float]:
         )
         with _reported(trainer, table, profiler, run), run.preemption.deferred(), bar:
             trainer.fit(family, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True)
-    if trainer.is_global_zero:
-        curve.write(table)  # also of a training that was killed after its last step
     run.preemption.stop_if_heard()  # a signal after the last step
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
