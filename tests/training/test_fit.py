@@ -283,7 +283,10 @@ def test_a_plateau_is_seen_where_there_is_a_loss(
     assert rates == pytest.approx(expected)
 
 
-def test_when_the_time_is_up_nothing_learned_is_lost(tiny_config, phantoms, tmp_path: Path) -> None:
+def test_when_the_time_is_up_nothing_learned_is_lost(
+    tiny_config, phantoms, tmp_path: Path, caplog
+) -> None:
+    caplog.set_level("INFO", "synthcube")
     run = tmp_path / "run"
     overrides = [
         "training.max_epochs=10000", "training.max_minutes=0.02",
@@ -293,6 +296,12 @@ def test_when_the_time_is_up_nothing_learned_is_lost(tiny_config, phantoms, tmp_
     epochs, steps = checkpoints.reached(run / "checkpoints" / "last.ckpt")
     assert 1 <= epochs < 9999
     assert steps > 0
+    said = f"Stopped by training.max_minutes (0.02) after {epochs} of 10000 epochs, {steps} steps."
+    assert said in caplog.text
+    losses = [row["validation/loss"] for row in rows(run) if row["validation/loss"]]
+    assert len(losses) == 1, "the last weights are validated, although the epoch was none for it"
+    assert (run / "checkpoints" / "best.ckpt").exists()
+    assert checkpoints.reached(run / "checkpoints" / "best.ckpt")[1] == steps
     before = (run / "artifact" / "artifact.json").read_text()
     train(tiny_config(), phantoms, run, overrides=overrides)
     assert (run / "artifact" / "artifact.json").read_text() == before

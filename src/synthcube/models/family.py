@@ -197,6 +197,8 @@ class Family(pl.LightningModule, ABC):
 
     unaveraged: ClassVar[tuple[str, ...]] = ()
     """Submodules that are not needed for sampling, of which no moving average is kept."""
+    predicts_noise: ClassVar[bool] = False
+    """Whether `loss` is that of a prediction of noise, which is large until images are drawn."""
     translates_any_size: ClassVar[bool] = False
     """Whether images are made of source images that are larger or smaller than those trained on."""
 
@@ -208,6 +210,8 @@ class Family(pl.LightningModule, ABC):
         # largest norm of a gradient.
         self.accumulate = 1
         self.gradient_clip_norm: float | None = None
+        self.time_share: Callable[[], float] = lambda: 0.0
+        """The share of the training's time limit that is spent, if there is one."""
         self.means = {"train": EpochMeans(), "validation": EpochMeans()}
         self.latest_terms: dict[str, Tensor] = {}
         """The losses that the last training step logged, by train/name."""
@@ -255,7 +259,7 @@ class Family(pl.LightningModule, ABC):
         # The rest of an epoch is a step too.
         batches = self.trainer.estimated_stepping_batches / num_epochs
         num_steps = math.ceil(batches / self.accumulate) * num_epochs
-        schedule = rate.build(optimizer, num_steps, num_epochs)
+        schedule = rate.build(optimizer, num_steps, num_epochs, self.time_share)
         if "monitor" in schedule:
             validates = bool(self.trainer.limit_val_batches)
             schedule["monitor"] = "validation/loss" if validates else "train/loss"

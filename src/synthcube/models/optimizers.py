@@ -207,6 +207,8 @@ _WARMED = {
     "polynomial": "polynomial",
     **dict.fromkeys(("warmupcosineschedule", "wcs"), "cosine"),
 }
+# Longest warm-up, as a share of the training.
+_WARMUP_SHARE = 0.1
 # What GaNDLF calls schedules of torch.optim.lr_scheduler.
 _INHERITED = {
     **dict.fromkeys(("triangle", "triangle_modified", "triangular", "exp_range"), "CyclicLR"),
@@ -303,18 +305,30 @@ class SchedulerConfig(Schema):
             plugins.attempt(lambda: self._torch_schedule(optimizer, 100), plugins.called(kind))
         return self
 
-    def build(self, optimizer: Optimizer, num_steps: int, num_epochs: int) -> dict[str, Any]:
+    def build(
+        self, optimizer: Optimizer, num_steps: int, num_epochs: int,
+        time_share: Callable[[], float] = lambda: 0.0,
+    ) -> dict[str, Any]:  # fmt: skip
         """Lightning's dictionary with the schedule for a training of that length.
 
         Raises ConfigError where it does not work with that optimizer, or is no schedule.
+
+        Args:
+            time_share: the share of a time limit that is spent, in [0, 1]. Schedules with a warm-up
+                are as far as the steps or the time, whichever is further.
         """
         if warmed := _WARMED.get(self.name.lower()):
             from diffusers.optimization import get_scheduler
 
-            warmup = min(self.warmup_steps, num_steps // 10)
+            warmup = min(self.warmup_steps, int(num_steps * _WARMUP_SHARE))
             schedule: Any = get_scheduler(
                 warmed, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps
             )
+            by_step = schedule.lr_lambdas[0]
+            schedule.lr_lambdas = [
+                lambda step: by_step(_position(step, time_share(), warmup, num_steps))
+                for _ in optimizer.param_groups
+            ]
             return {"scheduler": schedule, "interval": "step"}
         by_step = self.interval == "step" or (
             self.interval == "auto" and plugins.called(self._kind()) in _STEPPED
@@ -348,6 +362,19 @@ class SchedulerConfig(Schema):
             **fitted.get(plugins.called(kind), {}),
             **fitted.get(self.name.lower(), {}),
         }
+
+
+def _position(step: int, time_share: float, warmup: int, num_steps: int) -> float:
+    """The step at which a schedule of `num_steps` is, after `step` steps and a share of the time.
+
+    The warm-up is over after `warmup` steps, or after the same tenth of the time at most.
+    """
+    if time_share == 0.0:
+        return step
+    warmed = max(step / warmup, time_share / _WARMUP_SHARE) if warmup else 1.0
+    if warmed < 1:
+        return warmed * warmup
+    return min(max(step, time_share * num_steps, warmup), num_steps)
 
 
 def known_optimizers() -> dict[str, Any]:

@@ -147,7 +147,8 @@ class BestAndLast(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Unlike Lightning's, which saves the last only together with the best.
         epoch = trainer.current_epoch + 1
-        is_validated = epoch % (self.every_n_epochs or 1) == 0
+        # A time limit sets Lightning's interval to 1 for its last epoch.
+        is_validated = epoch % (trainer.check_val_every_n_epoch or 1) == 0
         saved = self._last_checkpoint_saved, self._last_global_step_saved
         if is_validated:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from synthcube import terminal
@@ -33,6 +33,7 @@ from synthcube.training.finiteness import FiniteGuard
 from synthcube.training.pictures import SamplePictures
 from synthcube.training.preemption import Preemption
 from synthcube.training.strategies import require_same, strategy
+from synthcube.training.time_limit import NoiseWarning, TimeLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,10 @@ def callbacks(
     family: Family, run: TrainingRun, profiler: progress.TimeProfiler, bar: terminal.Progress
 ) -> list[Callback]:
     """The callbacks of a training; Lightning moves those that save checkpoints to the end."""
-    training, ema = run.training, None
+    training, ema, time_limit = run.training, None, None
+    if training.max_minutes:
+        time_limit = TimeLimit(training.max_minutes)
+        family.time_share = partial(getattr, time_limit, "share")
     if training.ema:
         halved = run.precision in acceleration.HALF_PRECISIONS
         ema = RampedEMA(training.ema.decay, halved=halved)
@@ -170,9 +174,8 @@ def callbacks(
         metrics.EarlyStop(training.early_stop, training.validate_every_n_epochs)
         if training.early_stop
         else None,
-        Timer(timedelta(minutes=training.max_minutes), interval="step")
-        if training.max_minutes
-        else None,
+        time_limit,
+        NoiseWarning() if family.predicts_noise else None,
     ]
     return [callback for callback in optional if callback]
 

@@ -88,6 +88,7 @@ class LatentDiffusion(TwoStageFamily):
     """ddpm or rectified_flow among latents that are scaled to mean 0 and standard deviation 1."""
 
     config: LatentDiffusionConfig
+    predicts_noise = True
 
     def __init__(self, config: LatentDiffusionConfig, image: ImageSpec) -> None:
         super().__init__(config, image)

@@ -127,6 +127,7 @@ class PixelFamily(Family):
     """Trains a U-Net and samples images with it, by the process of its config."""
 
     config: Any
+    predicts_noise = True
     translates_any_size = True
 
     def __init__(self, config: PixelConfig, image: ImageSpec) -> None:
