@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def test_the_rate_never_rises_again() -> None:
     shares = [*(i / 200 for i in range(60)), *([0.3] * 700), *(0.3 + i / 400 for i in range(280))]
     values = rates(shares)
     warm = values.index(max(values))
-    assert all(after <= before for before, after in zip(values[warm:], values[warm + 1 :]))
+    assert all(after <= before for before, after in itertools.pairwise(values[warm:]))
 
 
 def learning_rates(run: Path) -> list[float]:
