@@ -1,0 +1,255 @@
+"""Which recipe makes the better images of the same CPU-seconds? Trials, a table and pictures.
+
+    python -m bench quality --data MedNIST/Hand --work trials \\
+        --recipe "default" --recipe "fast: model.optimizer.lr=2e-3 training.batch_size=8"
+
+Each recipe is a name and the keys in which it differs from the tool's defaults. It is trained by
+the tool itself on one thread until the process has used --seconds of CPU, draws --images images,
+and is judged against real images of other subjects that no recipe trains on. A trial that is done
+is kept in --work and not repeated; the same command goes on after a kill.
+
+The features are those of EfficientNet-Lite0; beside each value stands that of real images against
+real ones, and with several --seed values the range over the trials. `spectrum` is the mean absolute
+difference of the logarithms (base 10) of the radial power spectra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from bench.process import one_thread
+
+MEASURES = ("kernel_distance", "precision", "recall", "coverage")
+_HELD_BACK = 0.2  # share of the subjects that judge, and that no recipe sees
+_SHEET_IMAGES = 12
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A name, and the keys of the YAML that differ from the defaults."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Recipe:
+        name, _, words = text.partition(":")
+        return cls(name.strip(), tuple(words.split()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the trials that are not done yet, and print the table of all."""
+    parser = argparse.ArgumentParser(prog="python -m bench quality", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of images, or a CSV")
+    parser.add_argument("--paradigm", default="unlabeled", help="as of synthcube prepare")
+    parser.add_argument("--recipe", action="append", default=[], help="NAME: KEY=VALUE ...")
+    parser.add_argument("--seconds", type=float, default=300.0, help="CPU-seconds of a training")
+    parser.add_argument("--images", type=int, default=500, help="images to draw and to judge")
+    parser.add_argument("--seed", type=int, action="append", help="repeatable (0)")
+    parser.add_argument("--size", type=int, nargs="+", default=[64, 64])
+    parser.add_argument("--work", type=Path, required=True, help="folder of the trials")
+    parser.add_argument("--trial", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    recipes = [Recipe.parse(text) for text in options.recipe or ["default"]]
+    if options.trial:
+        run_trial(options, recipes[0], int(options.trial))
+        return 0
+    options.work.mkdir(parents=True, exist_ok=True)
+    split(options)
+    results: dict[str, list[dict[str, Any]]] = {recipe.name: [] for recipe in recipes}
+    for seed in options.seed or [0]:  # recipes take turns, so that all see the same machine
+        for recipe in recipes:
+            folder = trial_folder(options, recipe, seed)
+            if not (folder / "result.json").exists():
+                words = [*(arguments or sys.argv[2:]), "--trial", str(seed)]
+                chosen = ["--recipe", f"{recipe.name}: {' '.join(recipe.overrides)}"]
+                command = [sys.executable, "-m", "bench.quality", *_without(words), *chosen]
+                subprocess.run(command, check=True, env=one_thread())
+            results[recipe.name].append(json.loads((folder / "result.json").read_text()))
+    print(table(results))
+    sheet([trial_folder(options, recipe, 0) for recipe in recipes], options.work / "sheet.png")
+    return 0
+
+
+def _without(words: Sequence[str]) -> list[str]:
+    """The command line without its recipes."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word != "--recipe":
+            kept.append(word)
+        skip = word == "--recipe"
+    return kept
+
+
+def trial_folder(options: argparse.Namespace, recipe: Recipe, seed: int) -> Path:
+    return Path(options.work) / f"{recipe.name}-{options.seconds:g}s-seed{seed}"
+
+
+def split(options: argparse.Namespace) -> None:
+    """Write train.csv and judge.csv into the work folder: other subjects, the same for all."""
+    from synthcube.data.images import image_fault
+    from synthcube.data.preparation import prepare
+
+    if (options.work / "judge.csv").exists():
+        return
+    prepared = prepare(
+        options.data, options.work / "all.csv", paradigm=options.paradigm, test=_HELD_BACK,
+        fault_of=image_fault,
+    )  # fmt: skip
+    with prepared.manifest_path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("train", "judge"):  # the judge last: its file says that both are there
+        chosen = [row for row in rows if (row["Split"] == "test") == (name == "judge")]
+        with (options.work / f"{name}.csv").open("w", newline="") as file:
+            columns = [column for column in rows[0] if column != "Split"]
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(chosen)
+
+
+def run_trial(options: argparse.Namespace, recipe: Recipe, seed: int) -> None:
+    """Train, draw and judge once, in this process; its last act is to write result.json."""
+    from lightning.pytorch.callbacks import timer
+
+    from synthcube.tasks.evaluate import evaluate
+    from synthcube.tasks.infer import InferRequest, infer
+    from synthcube.tasks.train import train
+    from synthcube.training import checkpoints
+
+    # CPU-seconds in place of a clock: other work on the machine changes nothing.
+    timer.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[attr-defined]
+    folder = trial_folder(options, recipe, seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    run, drawn = folder / "run", folder / "drawn"
+    config = {
+        "seed": seed,
+        "data": {"size": options.size, "num_workers": 0},
+        "training": {
+            "max_epochs": 100_000, "max_minutes": options.seconds / 60,
+            "validate_every_n_epochs": 10, "sample_every_n_epochs": 0,
+            "checkpoint_every_n_minutes": None,
+        },
+    }  # fmt: skip
+    if options.paradigm == "custom":
+        config["data"] |= {"conditions": {"Label": "class"}}  # type: ignore[operator]
+    train(config, options.work / "train.csv", run, overrides=recipe.overrides)
+    begun = time.process_time()
+    infer(InferRequest(run, drawn, num_images=options.images))
+    sampling = (time.process_time() - begun) / options.images
+    evaluate(
+        drawn, options.work / "judge.csv", folder / "results.yaml",
+        config_path={"evaluation": {"usefulness": False}}, train_data=options.work / "train.csv",
+    )  # fmt: skip
+    results = yaml.safe_load((folder / "results.yaml").read_text())
+    judge = pictures(options.work / "judge.csv", options.size)
+    half = len(judge) // 2
+    result = {
+        "recipe": recipe.name, "overrides": recipe.overrides, "seed": seed,
+        "cpu_seconds": options.seconds,
+        "steps": checkpoints.reached(run / "checkpoints" / "last.ckpt")[1],
+        "loss": last_loss(run),
+        "seconds_per_image": sampling,
+        **{name: results["fidelity"][name] for name in MEASURES},
+        "spectrum": {
+            "value": spectrum_error(pictures(drawn / "manifest.csv", options.size), judge),
+            "real_baseline": spectrum_error(judge[:half], judge[half:]),
+        },
+        "copies": {
+            name: {"value": entry["value"], "real_baseline": entry.get("real_baseline")}
+            for name, entry in results.get("memorisation", {}).items()
+            if isinstance(entry, dict) and "value" in entry
+        },
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result, indent=1))
+
+
+def last_loss(run: Path) -> float:
+    """The validation loss of the last epoch, of the averaged weights."""
+    with (run / "metrics.csv").open(newline="") as file:
+        losses = [row["validation/loss"] for row in csv.DictReader(file) if row["validation/loss"]]
+    return float(losses[-1])
+
+
+def pictures(manifest: Path, size: Sequence[int]) -> np.ndarray:
+    """(N, H, W), grey values from 0 to 1, of a manifest of 2D pictures."""
+    with manifest.open(newline="") as file:
+        paths = [manifest.parent / row["Channel_0"] for row in csv.DictReader(file)]
+    shape = (size[1], size[0])
+    grey = [np.asarray(Image.open(path).convert("L").resize(shape)) for path in paths]
+    return np.stack(grey).astype(np.float64) / 255
+
+
+def spectrum_error(images: np.ndarray, others: np.ndarray) -> float:
+    """Mean absolute difference of log10 of the radial power spectra of two sets (N, H, W)."""
+    return float(np.abs(_radial_power(images) - _radial_power(others)).mean())
+
+
+def _radial_power(images: np.ndarray) -> np.ndarray:
+    height, width = images.shape[1:]
+    centred = images - images.mean(axis=(1, 2), keepdims=True)
+    power = (np.abs(np.fft.fft2(centred)) ** 2).mean(axis=0)
+    radius = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.fftfreq(width) * width)
+    rings = np.rint(radius).astype(int)
+    highest = min(height, width) // 2
+    sums = np.bincount(rings.ravel(), power.ravel())[1 : highest + 1]
+    counts = np.bincount(rings.ravel())[1 : highest + 1]
+    return np.log10(sums / counts + 1e-12)
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """A Markdown table: a row for each recipe, means over its seeds, then the real baseline."""
+    names = [*MEASURES, "spectrum"]
+    lines = [
+        "| recipe | steps | loss | " + " | ".join(name.replace("_", " ") for name in names)
+        + " | images per CPU-s |",
+        "| --- " * (len(names) + 4) + "|",
+    ]  # fmt: skip
+    for name, trials in results.items():
+        cells = [_mean([trial["steps"] for trial in trials], ".0f")]
+        cells += [_mean([trial["loss"] for trial in trials], ".4f")]
+        cells += [_mean([trial[key]["value"] for trial in trials], ".3g") for key in names]
+        cells += [_mean([1 / trial["seconds_per_image"] for trial in trials], ".2f")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    real = next(iter(results.values()))[0]
+    cells = [f"{real[key]['real_baseline']:.3g}" for key in names]
+    lines.append(f"| real images | | | {' | '.join(cells)} | |")
+    return "\n".join(lines)
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    mean = format(float(np.mean(values)), form)
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({format(min(values), form)} to {format(max(values), form)})"
+
+
+def sheet(folders: Sequence[Path], path: Path) -> None:
+    """Draw the first images of each trial, a row for each, all of the same seeds."""
+    rows = []
+    for folder in folders:
+        if (folder / "drawn" / "manifest.csv").exists():
+            with (folder / "drawn" / "manifest.csv").open(newline="") as file:
+                names = [row["Channel_0"] for row in csv.DictReader(file)][:_SHEET_IMAGES]
+            images = [Image.open(folder / "drawn" / name).convert("L") for name in names]
+            rows.append(np.hstack([np.asarray(image) for image in images]))
+    if rows:
+        Image.fromarray(np.vstack(rows)).save(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
