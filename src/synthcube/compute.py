@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
+from synthcube import environment
 from synthcube.errors import ConfigError
 from synthcube.schema import Schema
 
@@ -150,9 +151,14 @@ class ComputeConfig(Schema):
 
 
 def device(accelerator: str) -> torch.device:
-    """The device that `accelerator` ("auto", "cpu" or "gpu") stands for on this machine."""
+    """The device that `accelerator` ("auto", "cpu" or "gpu") stands for on this machine.
+
+    Torch gets no more threads than this process has cores: it does not know the processor quota
+    of a container or job, beyond which all of its threads would wait.
+    """
     import torch
 
+    torch.set_num_threads(min(torch.get_num_threads(), environment.num_cores()))
     has_gpu = torch.cuda.is_available()
     if accelerator == "gpu" and not has_gpu:
         raise ConfigError(

@@ -172,6 +172,11 @@ def calm_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def has_chosen_threads(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the user, or a launcher, has set the number of threads."""
+    return "OMP_NUM_THREADS" in environment
+
+
 def fix_cublas() -> None:
     """Make cuBLAS reproducible; to be called before its first matrix product."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -253,9 +258,27 @@ _CGROUP_FILES = (
 )
 
 
-def num_cores() -> int:
-    """The number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Microseconds of processor time in each period; version 2 has both in one file.
+_QUOTA_FILES = (
+    ("sys/fs/cgroup/cpu.max",),
+    ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
+
+
+def num_cores(root: Path = Path("/")) -> int:
+    """The number of processor cores that this process may use.
+
+    The least of its affinity and of the quota of the container or job (cgroup), rounded up.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    for names in _QUOTA_FILES:
+        with contextlib.suppress(OSError, ValueError):  # "max" and -1 are no limit
+            words = " ".join((root / name).read_text() for name in names).split()
+            quota, period = int(words[0]), int(words[1])
+            if quota > 0 and period > 0:
+                cores = min(cores, -(-quota // period))
+    return cores
 
 
 def resident_bytes() -> int:

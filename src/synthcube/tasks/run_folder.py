@@ -233,6 +233,14 @@ def record_run(
     storage.write_json(run / ENVIRONMENT, machine)
 
 
+def recorded_threads(run: Path) -> int | None:
+    """The threads that a run was last trained with; None if that is not recorded."""
+    path = run / ENVIRONMENT
+    recorded = reading.read_json(path, OutputError) if path.exists() else {}
+    threads = recorded.get("threads") if isinstance(recorded, dict) else None
+    return threads if isinstance(threads, int) and threads > 0 else None
+
+
 def _check_same_split(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Refuse another split than the run's: subjects must not move from validation to training."""
     if not path.exists():

@@ -19,7 +19,7 @@ from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError
 from synthcube.schema import ImageSpec, near_multiples
 from synthcube.tasks import hub_pins, run_folder
-from synthcube.training import checkpoints, deepspeed, fine_tuning, memory
+from synthcube.training import checkpoints, deepspeed, fine_tuning, memory, threads
 from synthcube.training.config import TrainingConfig
 from synthcube.training.curve import draw_losses
 from synthcube.training.fit import TrainingRun, fit
@@ -84,6 +84,12 @@ def _train(
         run_folder.check_unchanged(run, before, settings, accept_changes)
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
     data = open_data(settings, manifest)
+    if device.type == "cpu" and settings.compute.num_devices in (None, 1) and not end:
+        threads.choose_threads(
+            settings.model, data.image.encoded, settings.training.batch_size,
+            mixed=precision == "bf16-mixed", deterministic=settings.compute.deterministic,
+            recorded=run_folder.recorded_threads(run) if has_trained else None,
+        )  # fmt: skip
     if rank == 0:
         run_folder.record_run(
             run, settings, data, environment.environment_record(device, precision),

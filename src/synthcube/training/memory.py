@@ -143,24 +143,29 @@ def _measured(family: Family, image: ImageSpec, batch_size: int, *, mixed: bool)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
     counter = _PeakCounter()
     with torch.random.fork_rng(devices=[]), counter, autocast:
-        batch = _blank(image, batch_size)
-        if not isinstance(family, AdversarialFamily) or family.discriminator is None:
-            _differentiate(family.loss(batch), family.parameters())
-            return counter.peak
-        terms, images = family.generator_loss(batch)
-        _differentiate(terms, _generator(family))
-        images = images.detach()
-        del terms
-        terms = family.discriminator_loss(batch, images)
-        _differentiate(terms, family.discriminator.parameters())
+        differentiate(family, blank_batch(image, batch_size))
     return counter.peak
 
 
-def _differentiate(terms: dict[str, torch.Tensor], weights: Iterable[torch.nn.Parameter]) -> None:
+def differentiate(family: Family, batch: Batch) -> None:
+    """The forward and backward passes of every trained network; the gradients are dropped."""
+    if not isinstance(family, AdversarialFamily) or family.discriminator is None:
+        _backward(family.loss(batch), family.parameters())
+        return
+    terms, images = family.generator_loss(batch)
+    _backward(terms, _generator(family))
+    images = images.detach()
+    del terms
+    terms = family.discriminator_loss(batch, images)
+    _backward(terms, family.discriminator.parameters())
+
+
+def _backward(terms: dict[str, torch.Tensor], weights: Iterable[torch.nn.Parameter]) -> None:
     torch.autograd.grad(terms["loss"], _trained(weights), allow_unused=True)
 
 
-def _blank(image: ImageSpec, number: int) -> Batch:
+def blank_batch(image: ImageSpec, number: int) -> Batch:
+    """A batch of zeros of the shapes that a network for these images takes."""
     return Batch(
         image=torch.zeros(number, image.channels, *image.size),
         label=torch.zeros(number, dtype=torch.int64),
