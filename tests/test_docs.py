@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from generative.networks.nets import VQVAE, DiffusionModelUNet, PatchDiscriminator
@@ -43,6 +45,11 @@ def newcomer(tmp_path: Path) -> Path:
         write_phantoms(tmp_path / "MedNIST" / name, num=8, size=(64, 64))
     write_phantoms(tmp_path / "volumes", num=4, size=(32, 32, 32), spacing_mm=(1, 1, 2))
     write_phantoms(tmp_path / "pictures", num=8, size=(32, 32))
+    for name in ("sub-1_task-rest_bold", "sub-2_task-rest_bold"):
+        (tmp_path / "fmri").mkdir(exist_ok=True)
+        nib.Nifti1Image(np.arange(8**4, dtype="i2").reshape(8, 8, 8, 8), np.eye(4)).to_filename(
+            tmp_path / "fmri" / f"{name}.nii.gz"
+        )
     pairs = write_phantoms(tmp_path / "pairs", num=8, size=(32, 32), channels=2)
     lines = [";".join(map(str, (*row.channels, row.subject))) for row in read_manifest(pairs).rows]
     (tmp_path / "cohort.csv").write_text("\n".join(["t1_path;mask;patient", *lines]))

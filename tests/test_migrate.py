@@ -7,8 +7,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from synthcube import config, reading
@@ -18,6 +21,7 @@ from synthcube.migration import keys, optimizers, transforms
 from synthcube.migration.project import Project, outcomes
 from synthcube.migration.translation import Translation, translated
 from synthcube.schema import ImageSpec
+from synthcube.tasks import gandlf_config
 
 # The keys that its code reads, sets, documents or ships in a YAML; "x.{a,b}" is x.a and x.b.
 TOP = {
@@ -61,9 +65,10 @@ ARCHITECTURES = {
         "out_channels",
     },
     "vqvae": {
-        "same": "num_channels_upsample_downsample_layers num_residual_layers num_embeddings "
-        "embedding_dim loss_scaling_commitment_cost EMA_decay",
-        "changed": "num_residual_channels downsample_conv_parameters upsample_conv_parameters",
+        "same": "num_channels_upsample_downsample_layers num_embeddings embedding_dim "
+        "loss_scaling_commitment_cost EMA_decay",
+        "changed": "num_residual_layers num_residual_channels downsample_conv_parameters "
+        "upsample_conv_parameters",
         "none here": "dropout epsilon",
     },
     "dcgan": {
@@ -150,7 +155,7 @@ def test_every_key_of_the_predecessor_is_known() -> None:
         expected = {name: kind for kind, text in listed.items() for name in text.split()}
         assert {name: key.kind for name, key in table.items()} == expected
         counted.update(expected.values())
-    assert counted == {"same": 26, "changed": 47, "none here": 7, "no effect": 42, "crashes": 8}
+    assert counted == {"same": 25, "changed": 48, "none here": 7, "no effect": 42, "crashes": 8}
     assert counted.total() == 130
     said = [key for _, table in tables for key in table.values() if key.kind != "same"]
     assert all(key.text for key in said), "a reason, where it is not the same"
@@ -228,11 +233,12 @@ def test_the_defaults_of_there_are_written_out() -> None:
     assert gan["training"]["sample_every_n_epochs"] == 10
     assert gan["training"]["num_sample_images"] == 4
     assert migrated(old("dcgan", 3)).values["training"]["sample_every_n_epochs"] == 0
-    assert "no smoothing layers follow it" in migrated(old("dcgan")).text
+    assert "weights start from N(0, 0.02) here" in migrated(old("dcgan")).text
     assert "scheduler" not in gan["model"], "it was never stepped, and none is the default"
     assert {
         "channels": [8, 16, 32, 64], "discriminator_channels": [8, 24, 72, 216],
         "latent_dim": 16, "negative_slope": 0.2, "adversarial_loss": "non_saturating",
+        "smoothing": True,
         "optimizer": {"name": "adam", "lr": 0.0002, "betas": [0.0, 0.99], "weight_decay": 5e-5},
         "discriminator_optimizer": {"name": "sgd", "lr": 0.001, "momentum": 0.99,
                                     "nesterov": True, "weight_decay": 3e-5},
@@ -536,6 +542,100 @@ def test_the_subject_is_the_folder_of_a_patient(
     assert [row["SubjectID"] for row in new.rows] == expected
     assert ("Label" in new.rows[0]) == ("ill" in text)
     assert bool(new.changes) == ("SubjectID" not in text)
+
+
+def test_volumes_that_are_turned_are_told_of(cli: Any, tmp_path: Path) -> None:
+    turned = {"RAS": [0, 1, 2], "LPS": [0, 1, 2], "PIR": [1, 2, 0]}
+    lines = ["Channel_0"]
+    for axes, order in turned.items():
+        signs = [1 if axis in "RAS" else -1 for axis in axes]
+        affine = np.zeros((4, 4))
+        affine[order, range(3)], affine[3, 3] = signs, 1
+        assert "".join(nib.orientations.aff2axcodes(affine)) == axes
+        path = tmp_path / axes / "a.nii.gz"
+        path.parent.mkdir()
+        nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), "i2"), affine), path)
+        lines.append(str(path))
+    (tmp_path / "old.csv").write_text("\n".join([*lines, str(tmp_path / "gone.nii.gz")]))
+    (tmp_path / "old.yaml").write_text(reading.dump(old("vqvae", 3)))
+    words = ("migrate", tmp_path / "old.yaml", "-o", tmp_path / "new.yaml")
+    code, out, err = cli(*words, "--csv", tmp_path / "old.csv")
+    assert code == 0, err
+    assert "1 of 3 volumes are stored as LPS, and turned to RAS: they are mirrored here" in out
+    assert "1 of 3 volumes are stored as PIR, and turned to RAS: data.size is in the order" in out
+    assert "along the axes of RAS+" in (tmp_path / "new.yaml").read_text()
+
+
+REPEATED = """
+modality: rad
+batch_size: &size 2
+num_epochs: 7
+compute: {num_devices: 1}
+data_preprocessing:
+  train: &steps
+    resize: [32, 32]
+    rescale: {in_min_max: [0, 255], out_min_max: [-1, 1]}
+  val: *steps
+  test: {<<: *steps}
+dataloader_config:
+  train: &loader {num_workers: 0, pin_memory: yes}
+  validation: {<<: *loader, shuffle: off}
+inference_parameters: {batch_size: *size, n_images_to_generate: 4}
+model_config:
+  model_name: ddpm
+  n_dimensions: 2
+  n_channels: 1
+  tensor_shape: [32, 32]
+  losses: {name: mse}
+  optimizers: {name: adam, lr: 0.0001}
+  architecture: {num_channels: [32, 32], num_res_blocks: 1, attention_levels: [no, yes]}
+"""
+
+
+def test_anchors_aliases_and_merge_keys_of_old_files_are_read(cli: Any, tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(REPEATED)
+    assert reading.parse(REPEATED, "f", as_pyyaml=True)[0] == yaml.safe_load(REPEATED)
+    code, out, err = cli("migrate", path, "-o", tmp_path / "new.yaml")
+    assert code == 0, err
+    assert "data_preprocessing.val (line 10)" in out
+    new = config.load(tmp_path / "new.yaml")
+    assert new.data.intensity_range == (0, 255)
+    assert new.model.model_dump()["attention_from"] == 1
+    read_by_import = gandlf_config.read(path)
+    assert read_by_import
+    assert read_by_import.values["model"]["attention_from"] == 1
+    for words in (("check",), ("train", "-o", tmp_path / "run")):
+        code, _, err = cli(*words, "-c", path, "-d", tmp_path)
+        assert code == 2
+        assert f"synthcube migrate {path} -o NEW.yaml" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [z]\n" + "".join(f"b{i}: &b{i} [{','.join([f'*b{i - 1}'] * 9)}]\n"
+                                 for i in range(1, 12)).replace("*b0", "*a"), "more than 10000"),
+        ("a: &a [1]\nb: [" + "*a, " * 6000 + "]\n", "line 2: aliases stand for more than 10000"),
+        ("a: &a {b: *a}", r"line 1: \*a stands for nothing above it"),
+        ("a: *b", r"\*b stands for nothing above it"),
+        ("<<: 3", "a merge key .* needs a mapping"),
+        ("a: &a [" * 15 + "1" + "]" * 15 + "\n" + "b: [[[[[[[[*a]]]]]]]]", "more than 20 deep"),
+    ],
+)  # fmt: skip
+def test_aliases_have_a_bound(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        reading.parse(text, "old.yaml", as_pyyaml=True)
+
+
+def test_merge_keys_give_way_as_in_pyyaml() -> None:
+    text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nc: {z: 3, <<: [*a, *b], w: 3}\nd: {<<: *a}\n"
+    value, lines = reading.parse(text, "f", as_pyyaml=True)
+    assert value == yaml.safe_load(text)
+    assert list(value["c"]) == list(yaml.safe_load(text)["c"]), "the order counts for transforms"
+    assert lines["c", "x"] == 3
+    value["d"]["x"] = 9
+    assert value["a"]["x"] == 1, "a copy"
 
 
 ODD: tuple[Any, ...] = (None, [], {}, "x", -1, 0, True, [1], 2**63, {"a": 1}, float("inf"), [[0]])

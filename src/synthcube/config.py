@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,7 @@ from synthcube.training import strategies
 from synthcube.training.config import TrainingConfig
 
 _WIDTH = 96
+_OLD_SECTION = re.compile(r"^model_config[ ]*:", re.MULTILINE)  # of GaNDLF-Synth
 
 
 def template(config: BaseModel, indent: int = 0) -> str:
@@ -218,10 +220,7 @@ def build(
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: a mapping of sections is needed, not {type(values).__name__}.")
     if "model_config" in values:
-        raise ConfigError(
-            f"{where} is a config of GaNDLF-Synth (it has the key model_config). Translate it: "
-            f"synthcube migrate {shlex.quote(where)} -o NEW.yaml"
-        )
+        raise _old_config(where)
     for override in overrides:
         _apply(values, override)
     faults: list[str] = []
@@ -289,10 +288,22 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
+def _old_config(where: str) -> ConfigError:
+    return ConfigError(
+        f"{where} is a config of GaNDLF-Synth (it has the key model_config). Translate it: "
+        f"synthcube migrate {shlex.quote(where)} -o NEW.yaml"
+    )
+
+
 def _parsed(path: Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
     """The values of a YAML file, and the lines that they are on."""
     text = reading.read_text(path, ConfigError, name="parameters_file (--config)")
-    return reading.parse(text, str(path))
+    try:
+        return reading.parse(text, str(path))
+    except ConfigError:
+        if _OLD_SECTION.search(text):
+            raise _old_config(str(path)) from None
+        raise
 
 
 def _apply(values: dict[Any, Any], override: str) -> None:

@@ -1,7 +1,8 @@
 """Strict reading of files from others: regular files, within limits, as checked data only.
 
-YAML is read as data on which all YAML readers agree: no tags, anchors, aliases or merge keys. JSON
-and CSV are read likewise, without duplicate keys, huge numbers or control characters.
+YAML is read as data on which all YAML readers agree: no tags, anchors, aliases or merge keys (but
+in old files of GaNDLF-Synth). JSON and CSV are read likewise, without duplicate keys, huge numbers
+or control characters.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ MAX_LIST_BYTES = 1 << 28
 """Largest size of a file with an entry for each image."""
 _MAX_CHARACTERS = 1 << 20  # of YAML
 _MAX_DEPTH = 20  # of YAML
+_MAX_REPEATED = 10_000  # values that the aliases of a YAML stand for
 _MAX_JSON_DEPTH = 40
 _LARGEST_INTEGER = 2**64 - 1
 _FAULTS_SHOWN = 10
@@ -121,11 +123,13 @@ def read_object(
     return value
 
 
-def read_yaml(path: Path, error: type[SynthCubeError], *, name: str = "") -> dict[Any, Any]:
+def read_yaml(
+    path: Path, error: type[SynthCubeError], *, name: str = "", as_pyyaml: bool = False
+) -> dict[Any, Any]:
     """The mapping in a YAML file, read as by :func:`parse`."""
     text = read_text(path, error, name=name)
     try:
-        value, _ = parse(text, _shown(path, name))
+        value, _ = parse(text, _shown(path, name), as_pyyaml=as_pyyaml)
         _check_plain(value)
     except ConfigError as fault:
         raise error(str(fault)) from fault
@@ -180,14 +184,22 @@ def faults_of(error: ValidationError) -> list[str]:
     return first_faults(lines, _FAULTS_SHOWN)
 
 
-def parse(text: str, where: str) -> tuple[Any, dict[tuple[Any, ...], int]]:
-    """The plain values in `text`, and the line (from 1) of every key path. Raises ConfigError."""
+def parse(
+    text: str, where: str, *, as_pyyaml: bool = False
+) -> tuple[Any, dict[tuple[Any, ...], int]]:
+    """The plain values in `text`, and the line (from 1) of every key path. Raises ConfigError.
+
+    Args:
+        where: name of the file.
+        as_pyyaml: allow what files for PyYAML hold as well: aliases and merge keys, which may stand
+            for no more than 10,000 values, and yes, no, on and off for true and false.
+    """
     if len(text) > _MAX_CHARACTERS:
         raise ConfigError(
             f"{where}: {len(text)} characters are too many, at most {_MAX_CHARACTERS} are read."
         )
     try:
-        reader = _YamlReader(text, where)
+        reader = _YamlReader(text, where, as_pyyaml=as_pyyaml)
         return reader.document(), reader.lines
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # of an escape such as \UFFFFFFFF
         mark = getattr(error, "problem_mark", None)
@@ -210,6 +222,7 @@ def checked_text(text: str, at: str) -> str:
 
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+_OLD_BOOL = re.compile(r"yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF")  # of YAML 1.1
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -220,10 +233,13 @@ _AMBIGUOUS = re.compile(r"[-+]?(0[0-9_]+|0b[01_]+|[1-9][0-9_]*(:[0-5]?[0-9])+(\.
 class _YamlReader:
     """Turns the events of PyYAML's parser into plain values."""
 
-    def __init__(self, text: str, where: str) -> None:
+    def __init__(self, text: str, where: str, *, as_pyyaml: bool = False) -> None:
         self.events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
         self.where = where
+        self.as_pyyaml = as_pyyaml
         self.lines: dict[tuple[Any, ...], int] = {}
+        self.anchors: dict[str, Any] = {}
+        self.num_repeated = 0
 
     def document(self) -> Any:
         value = None
@@ -239,13 +255,23 @@ class _YamlReader:
 
     def _value(self, event: Any, path: tuple[Any, ...]) -> Any:
         at = self._at(event)
-        if isinstance(event, yaml.AliasEvent) or event.anchor:
+        if not self.as_pyyaml and (isinstance(event, yaml.AliasEvent) or event.anchor):
             raise ConfigError(f"{at}: anchors and aliases (& and *) are not allowed.")
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self.anchors:
+                raise ConfigError(f"{at}: *{event.anchor} stands for nothing above it.")
+            return self._repeated(self.anchors[event.anchor], path, event)
         if event.tag:
             raise ConfigError(f"{at}: tags ({event.tag}) are not allowed: this is data only.")
         if len(path) > _MAX_DEPTH:
             raise ConfigError(f"{at}: nested more than {_MAX_DEPTH} deep.")
         self.lines.setdefault(path, event.start_mark.line + 1)
+        value = self._new_value(event, path, at)
+        if event.anchor:
+            self.anchors[event.anchor] = value
+        return value
+
+    def _new_value(self, event: Any, path: tuple[Any, ...], at: str) -> Any:
         if isinstance(event, yaml.SequenceStartEvent):
             values: list[Any] = []
             while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
@@ -253,26 +279,64 @@ class _YamlReader:
             return values
         if isinstance(event, yaml.MappingStartEvent):
             mapping: dict[Any, Any] = {}
+            merged: dict[Any, Any] = {}
             while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+                if self.as_pyyaml and _is_merge(event):
+                    merged = self._merged(event, path)
+                    continue
                 key = self._key(event, path)
                 if key in mapping:
                     raise ConfigError(f"{self._at(event)}: the key {key!r} is there twice.")
                 place = (*path, key)
                 self.lines[place] = event.start_mark.line + 1
                 mapping[key] = self._value(next(self.events), place)
-            return mapping
+            return merged | mapping  # what is merged comes first, and is overwritten
+        if self.as_pyyaml and event.implicit[0] and _OLD_BOOL.fullmatch(event.value):
+            return event.value.lower() in ("yes", "on")
         return _scalar(event, at)
+
+    def _merged(self, event: Any, path: tuple[Any, ...]) -> dict[Any, Any]:
+        """What a merge key (<<) brings: a mapping, or several, of which the first one counts."""
+        value = self._value(next(self.events), (*path, "<<"))
+        mappings = value if isinstance(value, list) else [value]
+        if not all(isinstance(mapping, dict) for mapping in mappings):
+            raise ConfigError(f"{self._at(event)}: a merge key (<<) needs a mapping.")
+        merged: dict[Any, Any] = {}
+        for mapping in reversed(mappings):
+            merged |= mapping
+        copied: dict[Any, Any] = self._repeated(merged, path, event)
+        return copied
+
+    def _repeated(self, value: Any, path: tuple[Any, ...], event: Any) -> Any:
+        """A copy of the value, whose keys are where the alias is. Small files may say much."""
+        self.num_repeated += 1
+        if self.num_repeated > _MAX_REPEATED:
+            text = f"aliases stand for more than {_MAX_REPEATED} values: write the file in full."
+            raise ConfigError(f"{self._at(event)}: {text}")
+        if len(path) > _MAX_DEPTH:
+            raise ConfigError(f"{self._at(event)}: nested more than {_MAX_DEPTH} deep.")
+        self.lines.setdefault(path, event.start_mark.line + 1)
+        if isinstance(value, dict):
+            return {key: self._repeated(inner, (*path, key), event) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._repeated(v, (*path, place), event) for place, v in enumerate(value)]
+        return value
 
     def _key(self, event: Any, path: tuple[Any, ...]) -> Any:
         at = self._at(event)
         if isinstance(event, yaml.CollectionStartEvent):
             raise ConfigError(f"{at}: a key must be a word or a number, not a list or a mapping.")
-        if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
+        if _is_merge(event):
             raise ConfigError(f"{at}: merge keys (<<) are not allowed.")
         key = self._value(event, path)
         if key is None:
             raise ConfigError(f"{at}: a key is missing before the colon.")
         return key
+
+
+def _is_merge(event: Any) -> bool:
+    is_plain = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
+    return is_plain and event.value == "<<"
 
 
 def _scalar(event: Any, at: str) -> str | int | float | bool | None:

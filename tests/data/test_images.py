@@ -412,7 +412,7 @@ def test_values_beyond_float32(tmp_path: Path, capfd: Captured) -> None:
 @pytest.mark.parametrize("shape", [(3, 3, 3, 5), (3, 3, 3, 2, 2)])
 def test_time_series(tmp_path: Path, shape: tuple[int, ...], capfd: Captured) -> None:
     path = nifti(tmp_path / "a.nii.gz", np.zeros(shape, "f4"))
-    bad(path, r"has the shape .* a time series, .* split it into 3D files", capfd)
+    bad(path, r"has the shape .*volumes in time, .*prepare --volume mean", capfd)
 
 
 def test_complex_and_singular(tmp_path: Path, capfd: Captured) -> None:

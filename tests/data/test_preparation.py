@@ -72,6 +72,13 @@ def test_channels_keep_their_order_whatever_the_names(tmp_path: Path) -> None:
         ("*.nii.gz", "a.nii.gz", True),
         ("t?", "sub_t1.png", False),
         ("nii", "a.nii.gz", False),
+        # as GaNDLF-Synth's -ch: the end of a name, with its suffix
+        ("t1.nii.gz", "sub_T1.nii.gz", True),
+        ("_t1.nii.gz", "sub_t1.nii.gz", True),
+        ("t1.nii.gz", "sub_t1ce.nii.gz", False),
+        ("t1.nii.gz", "t1.nii", False),
+        ("_t1", "sub_t1.png", True),
+        ("_t1", "sub_t1ce.png", False),
     ],
 )
 def test_patterns(tmp_path: Path, pattern: str, name: str, fits: bool) -> None:
@@ -373,6 +380,8 @@ def test_bids_with_sessions_and_participants(cli: Any, tmp_path: Path) -> None:
     for n, when in (("1", "pre"), ("1", "post"), ("2", "pre"), ("2", "post")):
         tree(root, f"derivatives/m/sub-0{n}/sub-0{n}_ses-{when}_space-T1w_desc-x_dseg.nii.gz")
     done = prepare(root, tmp_path / "same")
+    assert (done.channels, done.rows) == (("flair", "t1w"), 5)
+    done = prepare(root, tmp_path / "same", derivatives=True)
     assert (done.channels, done.rows) == (("flair", "t1w", "dseg"), 4)
     assert reasons(done)["sub-03"] == "channel 'dseg' has no file"
     (root / "participants.tsv").write_text("participant_id\nsub-01\nsub-01\n")

@@ -96,6 +96,21 @@ def prepare(
             help="Read every image, and leave out what cannot be used.",
         ),
     ] = False,
+    volume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            rich_help_panel=SETTINGS,
+            help="Of NIfTI files with volumes in time: mean, first, each or a number from 0, "
+            "written as 3D files.",
+        ),
+    ] = None,
+    derivatives: Annotated[
+        bool,
+        typer.Option(
+            "--derivatives", rich_help_panel=SETTINGS, help="Of BIDS data, list derivatives/ too."
+        ),
+    ] = False,
 ) -> None:
     """Make a manifest CSV from a folder of images, or from a CSV with other columns."""
     setup_process()
@@ -112,7 +127,8 @@ def prepare(
         patterns = [pattern.strip() for pattern in channels.split(",") if pattern.strip()]
     prepared = task(
         data, output, paradigm=paradigm, channels=patterns, columns=column_names(column),
-        validation=validation, test=test, seed=seed, fault_of=fault_of,
+        validation=validation, test=test, seed=seed, fault_of=fault_of, volume=volume,
+        derivatives=derivatives,
     )  # fmt: skip
     say(f"Manifest: {prepared.manifest_path}")
     say(f"{prepared.rows} images of {prepared.subjects} subjects")

@@ -9,6 +9,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -112,7 +113,12 @@ _UNNAMED = Path("image")
 
 
 def write_image(
-    path: Path, tensor: torch.Tensor, affine: npt.ArrayLike, *, integer: bool = False
+    path: Path,
+    tensor: torch.Tensor,
+    affine: npt.ArrayLike,
+    *,
+    integer: bool = False,
+    description: str = "",
 ) -> None:
     """Write an image in source intensities so that every reader gets the same voxels back.
 
@@ -128,13 +134,16 @@ def write_image(
         tensor: (C, X, Y) or (C, X, Y, Z); 2D becomes (X, Y, 1) in NIfTI.
         affine: (4, 4), voxel index to RAS+ millimetres.
         integer: whether intensities are whole numbers; they are rounded.
+        description: of at most 79 bytes, in the header of a .nii.gz.
     """
     suffix = image_suffix(path)
     if suffix == ".png":
         picture = picture_of(tensor, path)
         write_with(path, lambda temporary: picture.save(temporary, format="PNG"))
     elif suffix == ".nii.gz":
-        raw = bytes(nifti_of(tensor, affine, integer=integer, path=path).to_bytes())
+        image = nifti_of(tensor, affine, integer=integer, path=path)
+        image.header["descrip"] = description.encode()
+        raw = bytes(image.to_bytes())
         write_with(path, lambda temporary: _write_gzip(temporary, raw))
     else:
         raise ImageError(f"{path.name}: images are written as .png or .nii.gz only.")
@@ -149,7 +158,7 @@ def _voxels_of(path: Path, tensor: torch.Tensor) -> Array:
             f"{path.name}: an image of shape {tuple(tensor.shape)} cannot be written; "
             "(C, X, Y) or (C, X, Y, Z) is needed."
         )
-    _check_finite(path, voxels)
+    check_finite(path, voxels)
     return voxels
 
 
@@ -171,12 +180,21 @@ def _read_file(path: Path) -> _FileImage:
         raise ImageError(f"{path} is missing.")
     if path.is_file() and not path.stat().st_size:
         raise ImageError(f"{path} is empty (0 bytes); copy or export it again.")
+    with decoding(path, suffix):
+        file = _read_nifti(path) if suffix.startswith(".nii") else _read_raster(path)
+    check_finite(path, file.voxels)
+    return file
+
+
+@contextmanager
+def decoding(path: Path, suffix: str) -> Iterator[None]:
+    """Within this context what a decoder raises at a damaged file is an :class:`ImageError`."""
     try:
         # decoders warn and log in their own words; whatever matters is said below, once
         with warnings.catch_warnings(), LoggingOutputSuppressor(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            file = _read_nifti(path) if suffix.startswith(".nii") else _read_raster(path)
+            yield
     except _BOMBS as error:
         raise ImageError(
             f"{path} has more than {PIL.Image.MAX_IMAGE_PIXELS} pixels, as a file would that is "
@@ -184,8 +202,6 @@ def _read_file(path: Path) -> _FileImage:
         ) from error
     except _DAMAGE as error:
         raise ImageError(f"{path} {_reason(error, suffix)}; copy or export it again.") from error
-    _check_finite(path, file.voxels)
-    return file
 
 
 def _reason(error: Exception, suffix: str) -> str:
@@ -226,7 +242,8 @@ def _difference(file: _FileImage, other: _FileImage) -> str:
     return "the axes point in other directions"
 
 
-def _check_finite(path: Path, voxels: Array) -> None:
+def check_finite(path: Path, voxels: Array) -> None:
+    """Raise an ImageError if a voxel is NaN or infinite."""
     if np.isfinite(voxels).all():
         return
     undefined, infinite = int(np.isnan(voxels).sum()), int(np.isinf(voxels).sum())
@@ -260,7 +277,7 @@ _SMALL_BYTES = 1 << 26  # what every machine has
 _BYTES_BESIDE = 8  # of a voxel, beside the file's own: float32, and a copy of it
 
 
-def _check_declared(path: Path, shape: Sequence[int], itemsize: int) -> None:
+def check_declared(path: Path, shape: Sequence[int], itemsize: int) -> None:
     """Raise an ImageError if an image is too large by its header, before its voxels are read.
 
     `itemsize` is the number of bytes of a voxel in the file.
@@ -278,7 +295,7 @@ def _check_declared(path: Path, shape: Sequence[int], itemsize: int) -> None:
         )
 
 
-_MAX_CHANNELS_4D = 4
+MAX_CHANNELS_4D = 4
 """A fourth axis that is longer is taken for a time series, not for channels."""
 _HEADER_SIZES = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # the first field of the file
 _MAX_EXTENSIONS = 1 << 26  # bytes before the voxels
@@ -309,21 +326,13 @@ def _read_nifti(path: Path) -> _FileImage:
 
 def _unpacked(path: Path, file: BinaryIO | gzip.GzipFile) -> Any:
     """The image in an unpacked file, of which no more is read than its header says."""
-    start = file.read(max(_HEADER_SIZES))
-    sizes = (int.from_bytes(start[:4], order) for order in ("little", "big"))
-    size, kind = next(
-        ((size, _HEADER_SIZES[size]) for size in sizes if size in _HEADER_SIZES), (0, None)
-    )
-    if kind is None:
-        raise ImageError(f"{path} is not a NIfTI image, whatever its name says.")
-    header = kind.header_class.from_fileobj(io.BytesIO(start[:size]))
+    kind, header, start = nifti_header(path, file)
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
-    if min(shape, default=0) < 0:
-        raise ImageError(f"{path} has a damaged header: its shape is {shape}.")
+    _check_axes(path, shape)
     offset = float(header["vox_offset"])
     if not 0 <= offset <= _MAX_EXTENSIONS:
         raise ImageError(f"{path} has a damaged header: its voxels begin at byte {offset:g}.")
-    _check_declared(path, shape, dtype.itemsize)
+    check_declared(path, shape, dtype.itemsize)
     expected = int(offset) + math.prod(shape) * dtype.itemsize
     raw = start + file.read(max(0, expected - len(start)))
     rest = _MAX_TRAILING
@@ -337,25 +346,55 @@ def _unpacked(path: Path, file: BinaryIO | gzip.GzipFile) -> Any:
     return kind.from_bytes(raw)
 
 
+def nifti_header(path: Path, file: BinaryIO | gzip.GzipFile) -> tuple[Any, Any, bytes]:
+    """The kind of a NIfTI image, its header, and the bytes that were read from the unpacked file.
+
+    Raises ImageError unless it is a NIfTI image with a possible shape.
+    """
+    start = file.read(max(_HEADER_SIZES))
+    sizes = (int.from_bytes(start[:4], order) for order in ("little", "big"))
+    size, kind = next(
+        ((size, _HEADER_SIZES[size]) for size in sizes if size in _HEADER_SIZES), (0, None)
+    )
+    if kind is None:
+        raise ImageError(f"{path} is not a NIfTI image, whatever its name says.")
+    header = kind.header_class.from_fileobj(io.BytesIO(start[:size]))
+    if min(shape := header.get_data_shape(), default=0) < 0:
+        raise ImageError(f"{path} has a damaged header: its shape is {shape}.")
+    return kind, header, start
+
+
 def _channels_first(path: Path, data: Array) -> Array:
     """Any array that a NIfTI file can hold, as (C, X, Y, Z)."""
     if data.dtype.names:  # RGB24 or RGBA32: a record for each voxel; alpha is dropped
         return np.concatenate([_channels_first(path, data[n]) for n in data.dtype.names[:3]])
-    shape = data.shape
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim < 2 or not data.size:
-        raise ImageError(f"{path} has the shape {shape}; two or three spatial axes are needed.")
+    data = data.reshape(axes_of(data.shape))
     if data.ndim <= 3:
         return data.reshape(1, *data.shape[:2], -1)
-    if data.ndim == 5 and data.shape[3] == 1:  # the standard's place for vectors
+    if data.ndim == 5:  # the standard's place for vectors
         return np.moveaxis(data[:, :, :, 0], -1, 0)
-    if data.ndim == 4 and data.shape[3] <= _MAX_CHANNELS_4D:
-        return np.moveaxis(data, -1, 0)
-    raise ImageError(
-        f"{path} has the shape {shape}: a time series, or more than {_MAX_CHANNELS_4D} channels; "
-        "split it into 3D files, one per time point (a row each) or per channel (a column each)."
-    )
+    return np.moveaxis(data, -1, 0)
+
+
+def axes_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape of a NIfTI file without the axes of length 1 at its end, beyond the third."""
+    axes = tuple(shape)
+    while len(axes) > 3 and axes[-1] == 1:
+        axes = axes[:-1]
+    return axes
+
+
+def _check_axes(path: Path, shape: Sequence[int]) -> None:
+    axes = axes_of(shape)
+    if len(axes) < 2 or not math.prod(axes):
+        raise ImageError(f"{path} has the shape {shape}; two or three spatial axes are needed.")
+    is_vector = len(axes) == 5 and axes[3] == 1
+    if len(axes) > 3 and not is_vector and (len(axes) > 4 or axes[3] > MAX_CHANNELS_4D):
+        raise ImageError(
+            f"{path} has the shape {shape}: volumes in time, or more than {MAX_CHANNELS_4D} "
+            "channels. Of volumes in time, synthcube prepare --volume mean (or first, a number, "
+            "each) writes 3D files; channels go into a 3D file each (a column each)."
+        )
 
 
 def nifti_of(
@@ -419,7 +458,7 @@ def _read_raster(path: Path) -> _FileImage:
         if picture.format == "PNG" and pages > 1:
             raise ImageError(f"{path} is an animation of {pages} pictures; store one per file.")
         channels = len(picture.getbands())
-        _check_declared(path, (*picture.size, pages, channels), 1)
+        check_declared(path, (*picture.size, pages, channels), 1)
         if _has_deep_colour(picture):
             picture.load()  # finds out if it was cut short
             stack = _deep_colour(path)
@@ -438,7 +477,7 @@ def _stack(path: Path, picture: PIL.Image.Image, pages: int) -> Array:
     frames = []
     for page in range(pages):
         picture.seek(page)
-        _check_declared(path, (*picture.size, pages, len(picture.getbands())), 1)
+        check_declared(path, (*picture.size, pages, len(picture.getbands())), 1)
         mode = _MODES.get(picture.mode)
         if mode is None:
             raise ImageError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from synthcube.data.manifest import KNOWN_COLUMNS, bids_subject, image_suffix, natural_key
+from synthcube.data import bids
+from synthcube.data.manifest import bids_subject, image_suffix, natural_key
 
 Paradigm = Literal["unlabeled", "patient", "custom"]
 LeftOut = list[tuple[Path, str]]
@@ -45,7 +46,6 @@ _IMAGE_WORDS = {
 }
 _NNUNET_FOLDERS = {"imagestr", "imagests", "labelstr", "labelsts"}
 _NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
-_ENTITY = re.compile(r"(?:^|_)([a-z]+)-([A-Za-z0-9+]+)(?=_|$)")
 _NAMES_SHOWN = 3
 
 
@@ -65,8 +65,8 @@ class Item:
 class Channel:
     """What the files of a channel have in their names.
 
-    A pattern matches a whole word ("t1" is not in "t1ce") or, with * or ?, all of a name; case
-    does not matter.
+    A pattern matches a whole word ("t1" is not in "t1ce"), with * or ? all of a name, and with the
+    suffix of a file the end of a name ("t1.nii.gz"); case does not matter.
     """
 
     pattern: str
@@ -75,6 +75,8 @@ class Channel:
 
     def matches(self, file: Path) -> bool:
         stem, folded = _stem(file).casefold(), self.pattern.casefold()
+        if self._is_end:
+            return file.name.casefold().endswith(folded)
         if re.search(self._word, stem):
             return True
         is_glob = "*" in folded or "?" in folded
@@ -83,6 +85,8 @@ class Channel:
     def without(self, file: Path) -> str:
         """The name of a file that it matches, without what it matches."""
         stem = _stem(file)
+        if self._is_end:
+            return file.name[: -len(self.pattern)].strip("_-. ")
         rest = re.sub(self._word, "", stem, count=1, flags=re.IGNORECASE)
         if rest == stem:  # without the words that hold the longest literal of the glob
             literal = max(re.split(r"[*?]+", self.pattern.casefold()), key=len).strip("_-. ")
@@ -91,10 +95,16 @@ class Channel:
         return rest.strip("_-. ")
 
     @property
+    def _is_end(self) -> bool:
+        """Whether it is the end of a name with its suffix, as GaNDLF-Synth's -ch usually is."""
+        return bool(image_suffix(Path(self.pattern))) and not set("*?") & set(self.pattern)
+
+    @property
     def _word(self) -> str:
         """Of a folded name, with what separates it from the word before."""
         end = "$" if self.is_last else r"(?![^\W_])"
-        return rf"[\W_]*(?<![^\W_]){re.escape(self.pattern.casefold())}{end}"
+        word = self.pattern.casefold()
+        return rf"[\W_]*(?<![^\W_]){re.escape(word.strip('_-. ') or word)}{end}"
 
 
 @dataclass(slots=True)
@@ -168,7 +178,7 @@ def recognised_channels(images: Sequence[Path], paradigm: Paradigm) -> tuple[Cha
         label, above = _folders(image, paradigm)
         *before, word = re.split(r"[\W_]+", _stem(image).casefold())
         base = "_".join(before)
-        unit = _bids_unit(image) if is_bids else f"{label}/{above[0] if above else base}"
+        unit = bids.visit(image) if is_bids else f"{label}/{above[0] if above else base}"
         known = {word} & (_IMAGE_WORDS | _MASK_WORDS)
         words.setdefault(unit, set()).update(known)
     common = {
@@ -196,12 +206,21 @@ def items_of(
     the images whose names differ only in the channel; where all names have BIDS subjects, a loose
     image belongs to that subject.
     """
+    suffixes = {bids.suffix_of(image).casefold() for image in images}
+    has_suffixes = not channels and len(suffixes) > 1
+    if all(bids_subject(image.name) for image in images):  # sub-1_space-T1w_dseg is no T1w
+        channels = [
+            replace(channel, is_last=channel.is_last or channel.pattern.casefold() in suffixes)
+            for channel in channels
+        ]
     for unit in _units(folder, images, paradigm, channels, left_out):
         rows = [(file,) for file in unit.files] if not channels else _rows(unit, channels, left_out)
         for files in rows:
             name = files[0].relative_to(folder)
             base = _base(name, channels) or _stem(name)
-            entities = _common_entities(files) if unit.is_bids else {}
+            entities = bids.common_entities(files) if unit.is_bids else {}
+            if has_suffixes and unit.is_bids:
+                entities[bids.SUFFIX] = bids.suffix_of(name)
             stated = (name.parent / base).as_posix()
             yield Item(unit.subject, unit.label_name, files, stated, entities)
 
@@ -224,7 +243,7 @@ def _units(
         else:
             subject = above[0] if above else "/".join(filter(None, (label, base)))
         # without channels, loose images of one stem (a.png, a.jpg) are rows apart all the same
-        part = _bids_unit(image) if is_bids else "" if above else base if channels else str(image)
+        part = bids.visit(image) if is_bids else "" if above else base if channels else str(image)
         label = subject if paradigm == "patient" else label
         place = folder / Path(*image.parts[: -len(above)]) if above else folder / image
         units.setdefault(
@@ -240,17 +259,21 @@ def _folders(image: Path, paradigm: Paradigm) -> tuple[str, list[str]]:
     return label, above
 
 
-def _bids_unit(image: Path) -> str:
-    """Subject and session, within which each channel is looked for."""
-    return f"{bids_subject(_stem(image))}/{_entities(image).get('ses', '')}"
-
-
 def _rows(unit: _Unit, channels: Sequence[Channel], left_out: LeftOut) -> list[tuple[Path, ...]]:
     """The rows of a unit: one, or one for each name that has all channels."""
     chosen, faults = _chosen(unit.files, channels)
     if not faults:
         left_out += [(f, "matches no channel") for f in unit.files if f not in chosen]
         return [chosen]
+    named = [file for file in unit.files if any(channel.matches(file) for channel in channels)]
+    runs = bids.by_run(named) if unit.is_bids else {}
+    if len(runs) > 1:
+        left_out += [(file, "matches no channel") for file in unit.files if file not in named]
+        return [
+            row
+            for files in runs.values()
+            for row in _rows(replace(unit, files=files, place=files[0]), channels, left_out)
+        ]
     samples: dict[tuple[Path, str], list[Path]] = {}
     for file in unit.files:
         if (base := _base(file, channels)) is not None:
@@ -298,21 +321,6 @@ def _chosen(
 def _base(file: Path, channels: Sequence[Channel]) -> str | None:
     """A file's name without the word of its channel; None where it has none."""
     return next((channel.without(file) for channel in channels if channel.matches(file)), None)
-
-
-def _common_entities(files: Sequence[Path]) -> dict[str, str]:
-    """The BIDS entities that all files of a row share, without the subject."""
-    first, *others = (_entities(file) for file in files)
-    known = {"sub", *(name.casefold() for name in KNOWN_COLUMNS)}
-    return {
-        name: value
-        for name, value in first.items()
-        if name not in known and all(other.get(name) == value for other in others)
-    }
-
-
-def _entities(file: Path) -> dict[str, str]:
-    return dict(_ENTITY.findall(_stem(file)))
 
 
 def _stem(path: Path) -> str:

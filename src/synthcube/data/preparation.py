@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
+from synthcube.data import bids
 from synthcube.data.channels import Masks, probable_masks
 from synthcube.data.images import CONSTANT, read_image
 from synthcube.data.layouts import (
@@ -38,8 +39,9 @@ from synthcube.data.manifest import (
     write_manifest,
 )
 from synthcube.data.module import split_subjects
+from synthcube.data.time_series import FOLDER, Volumes, check_choice, num_volumes
 from synthcube.errors import ImageError, ManifestError, OutputError, first_faults
-from synthcube.storage import make_folder, sha256, write_text
+from synthcube.storage import make_folder, require_separate, sha256, write_text
 from synthcube.terminal import followed
 
 PARTICIPANTS = "participants.tsv"
@@ -82,8 +84,10 @@ def prepare(
     test: float = 0.0,
     seed: int = 0,
     fault_of: Callable[[Path], str] | None = None,
+    volume: str | None = None,
+    derivatives: bool = False,
 ) -> Preparation:
-    """List the images of `data` in a manifest; nothing else is written or moved.
+    """List the images of `data` in a manifest; nothing is moved, and little else is written.
 
     Args:
         data: a folder laid out as LAYOUTS says, or as nnU-Net or BIDS have it; folders deeper than
@@ -100,23 +104,31 @@ def prepare(
         test: share of the subjects for the test.
         seed: of the split.
         fault_of: says why a file cannot be used, or nothing; such files are left out. Without
-            it no more files are opened than it takes to tell masks from images.
+            it no more of the files is read than it takes to tell masks from images.
+        volume: of NIfTI files with volumes in time: mean, first, each, or a number from 0. The
+            chosen ones are written as 3D files to the folder `volumes` beside the manifest; None
+            leaves such files out, unless their fourth axis is short enough to be channels.
+        derivatives: of a BIDS data set, list the images below derivatives/ too.
     """
     csv_path = (out if out.suffix.lower() == ".csv" else out / FILE_NAME).resolve()
     _check_request(data, paradigm, channels, columns or {})
+    if volume is not None:
+        check_choice(volume)
+        require_separate({"output_path": csv_path.parent / FOLDER}, {"data_path": data})
     left_out: LeftOut = []
-    usable = _Usable(fault_of, left_out)
+    usable = _Usable(fault_of, left_out, takes_volumes=volume is not None)
     if data.is_file():
         listing = _Listing(_table_rows(data, columns or {}, csv_path, usable))
     else:
-        listing = _listed_below(data, csv_path, paradigm, channels, usable)
-    if not listing.rows:
+        listing = _listed_below(data, csv_path, paradigm, channels, usable, derivatives)
+    listed = Volumes(volume, data, csv_path.parent, left_out, usable).rows(listing.rows)
+    if not listed:
         raise ManifestError(
             f"{data} holds no image that can be used (layout: {LAYOUTS[paradigm]}; "
             f"names end in {', '.join(SUFFIXES)}).",
             _left_out_lines(left_out),
         )
-    rows = _split(listing.rows, {"validation": validation, "test": test}, seed)
+    rows = _split(listed, {"validation": validation, "test": test}, seed)
     make_folder(csv_path.parent, "output_path")
     _write_anew(csv_path, rows)
     known = {*KNOWN_COLUMNS, *(name for name in rows[0] if name.startswith("Channel_"))}
@@ -184,8 +196,12 @@ class _Usable:
 
     fault_of: Callable[[Path], str] | None
     left_out: LeftOut
+    takes_volumes: bool = False
+    """Whether volumes are taken out of a series, so that it is judged by them."""
 
     def __call__(self, path: Path) -> bool:
+        if self.fault_of and self.takes_volumes and num_volumes(path) > 1:
+            return True
         fault = self.fault_of(path) if self.fault_of else ""
         if fault.startswith(CONSTANT) and is_mask_name(path):
             fault = ""  # a mask of a healthy subject
@@ -214,11 +230,13 @@ def _check_request(
 
 
 def _listed_below(
-    data: Path, csv_path: Path, paradigm: Paradigm, channels: Sequence[str] | None, usable: _Usable
-) -> _Listing:
+    data: Path, csv_path: Path, paradigm: Paradigm, channels: Sequence[str] | None, usable: _Usable,
+    derivatives: bool,
+) -> _Listing:  # fmt: skip
     """The rows of the images below a folder."""
     folder, left_out = data.resolve(), usable.left_out
     images = _images(folder, csv_path, left_out)
+    images = bids.raw_images(folder, images, left_out, derivatives=derivatives)
     if usable.fault_of:
         read = followed(images, len(images), "Reading images")
         images = [image for image in read if usable(folder / image)]

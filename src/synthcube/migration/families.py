@@ -126,6 +126,8 @@ def dcgan(project: Project) -> None:
     _levels(project, "generator", "model.channels", 512)
     _levels(project, "discriminator", "model.discriminator_channels", 64)
     take(project, "leaky_relu_slope", "model.negative_slope", 0.2)
+    text = "the generator doubled 4 voxels a side to 64, enlarged the image and smoothed it"
+    project.imply("model.smoothing", True, text)
     given, shown = ("model_config", "tensor_shape"), ("model_config", "output_shape")
     if project.get(*shown) not in (None, project.get(*given)):
         project.refuse(shown, "it must equal tensor_shape, or the discriminator does not fit")

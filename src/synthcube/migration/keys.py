@@ -174,7 +174,8 @@ _DDPM: Mapping[str, Key] = {
 }  # fmt: skip
 _VQVAE: Mapping[str, Key] = {
     "num_channels_upsample_downsample_layers": Key(SAME, "model.channels"),
-    "num_residual_layers": Key(SAME, "model.num_res_layers"),
+    "num_residual_layers": Key(CHANGED, "model.num_res_layers", "any number works here; there it "
+                               "had to be that of the levels"),
     "num_residual_channels": Key(CHANGED, "", "residual units have the channels of their level"),
     "downsample_conv_parameters": Key(CHANGED, "", "fixed at [2, 4, 1, 1]: halves every side"),
     "upsample_conv_parameters": Key(CHANGED, "", "fixed at [2, 4, 1, 1, 0]: doubles every side"),
@@ -184,7 +185,7 @@ _VQVAE: Mapping[str, Key] = {
     "loss_scaling_commitment_cost": Key(SAME, "model.commitment_cost"),
     "EMA_decay": Key(SAME, "model.codebook_decay"),
     "epsilon": Key(NONE_HERE, "", "fixed at 1e-5", (1e-5,)),
-}
+}  # fmt: skip
 _FINEST_FIRST = "a list here, finest level first"
 _DCGAN: Mapping[str, Key] = {
     "latent_vector_size": Key(SAME, "model.latent_dim"),

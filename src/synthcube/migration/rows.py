@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from synthcube.data.manifest import CsvTable
-from synthcube.errors import ManifestError, first_faults
+import nibabel as nib
+
+from synthcube.data.images import decoding, nifti_header
+from synthcube.data.manifest import CsvTable, image_suffix
+from synthcube.errors import ImageError, ManifestError, first_faults
+from synthcube.reading import open_file
 
 _CHANNEL = re.compile(r"Channel_\d+")
 _LABELS = ("Label", "LabelMapping")
+_ENDS = ("RL", "AP", "SI")  # of each axis
 
 
 @dataclass(frozen=True)
@@ -123,3 +131,39 @@ def _changes(
             "become part of a model with data.conditions"
         )
     return changes
+
+
+def orientation_lines(rows: Sequence[dict[str, str]]) -> Iterator[str]:
+    """A line for each orientation of the first channels' volumes that is not RAS.
+
+    GaNDLF-Synth trained volumes as they are stored; here they are turned to RAS+.
+    """
+    stored = Counter(filter(None, (_orientation(Path(row["Channel_0"])) for row in rows)))
+    for axes, count in stored.items():
+        if axes == "RAS":
+            continue
+        is_permuted = any(axis not in pair for axis, pair in zip(axes, _ENDS, strict=True))
+        effect = (
+            "data.size is in the order of R, A, S here, and was in that of the file: change it"
+            if is_permuted
+            else "they are mirrored here, compared with what GaNDLF-Synth saw"
+        )
+        share = f"{count} of {stored.total()} volumes"
+        yield f"{share} are stored as {axes}, and turned to RAS: {effect}"
+
+
+def _orientation(path: Path) -> str:
+    """The axes of a volume as they are stored, such as LPS; empty where it is none, or damaged."""
+    if not image_suffix(path).startswith(".nii"):
+        return ""
+    try:
+        with open_file(path, ImageError) as file, decoding(path, image_suffix(path)):
+            is_packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            unpacked: Any = gzip.GzipFile(fileobj=file) if is_packed else file
+            _, header, _ = nifti_header(path, unpacked)
+            is_volume = min([*header.get_data_shape()[:3], 1, 1][:3]) > 1
+            axes = nib.orientations.aff2axcodes(header.get_best_affine())
+            return "".join(map(str, axes)) if is_volume else ""
+    except ImageError:  # which `synthcube check` explains
+        return ""

@@ -124,7 +124,7 @@ def _num_dimensions(project: Project, dims: int | None) -> int:
 def _translate(project: Project, dims: int) -> None:
     comment = "model_config.model_name"
     if project.model == "dcgan":
-        text = "the generator starts at a 16th of each side, and no smoothing layers follow it"
+        text = "the same generator; weights start from N(0, 0.02) here, from torch's default there"
         project.note((_MODEL, "model_name"), text)
         comment += f": {text}"
     project.state("model.name", project.model, comment)
@@ -170,6 +170,8 @@ def _size(project: Project, made: list[int] | None, dims: int) -> None:
         project.note(path, f"images are trained at the size of the preprocessing, {size}, and are "
                      "made at that size here")  # fmt: skip
     comment = "data_preprocessing.train" if made else "model_config.tensor_shape"
+    if dims == 3:
+        comment += "; along the axes of RAS+, to which volumes are turned here"
     project.state("data.size", list(size), comment)
     if project.model == "dcgan" and any(side % 16 or side < 32 for side in size):
         project.refuse(path, f"sides of {size}: here they are multiples of 16, 32 or more")

@@ -38,7 +38,8 @@ def read(path: Path) -> OldConfig | None:
 
     A file with `model_config` at top level is an old one.
     """
-    values = reading.read_yaml(path, ConfigError, name="parameters_file (--config)")
+    name = "parameters_file (--config)"
+    values = reading.read_yaml(path, ConfigError, name=name, as_pyyaml=True)
     if "model_config" not in values:
         return None
     faults: list[str] = []

@@ -70,7 +70,7 @@ def migrate(
 
 def _translation(old: Path, dims: int | None, modern: bool) -> Translation:
     text = reading.read_text(old, ConfigError, name="OLD")
-    values, lines = reading.parse(text, str(old))
+    values, lines = reading.parse(text, str(old), as_pyyaml=True)
     if not isinstance(values, dict):
         raise ConfigError(f"{old}: a mapping of keys is needed, not {type(values).__name__}.")
     return translated(values, lines, str(old), dims=dims, modern=modern)
@@ -114,6 +114,7 @@ def _report(
         yield from (f"  {text}" for text in new.left)
     if images:
         yield from images.changes or (f"{csv} is read as it is: no manifest is needed",)
+        yield from csv_rows.orientation_lines(images.rows)
     for path in texts:
         yield f"Written: {path}"
 
