@@ -260,7 +260,7 @@ _SMALL_BYTES = 1 << 26  # what every machine has
 _BYTES_BESIDE = 8  # of a voxel, beside the file's own: float32, and a copy of it
 
 
-def _check_declared(path: Path, shape: Sequence[int], itemsize: int) -> None:
+def check_declared(path: Path, shape: Sequence[int], itemsize: int) -> None:
     """Raise an ImageError if an image is too large by its header, before its voxels are read.
 
     `itemsize` is the number of bytes of a voxel in the file.
@@ -323,7 +323,7 @@ def _unpacked(path: Path, file: BinaryIO | gzip.GzipFile) -> Any:
     offset = float(header["vox_offset"])
     if not 0 <= offset <= _MAX_EXTENSIONS:
         raise ImageError(f"{path} has a damaged header: its voxels begin at byte {offset:g}.")
-    _check_declared(path, shape, dtype.itemsize)
+    check_declared(path, shape, dtype.itemsize)
     expected = int(offset) + math.prod(shape) * dtype.itemsize
     raw = start + file.read(max(0, expected - len(start)))
     rest = _MAX_TRAILING
@@ -419,7 +419,7 @@ def _read_raster(path: Path) -> _FileImage:
         if picture.format == "PNG" and pages > 1:
             raise ImageError(f"{path} is an animation of {pages} pictures; store one per file.")
         channels = len(picture.getbands())
-        _check_declared(path, (*picture.size, pages, channels), 1)
+        check_declared(path, (*picture.size, pages, channels), 1)
         if _has_deep_colour(picture):
             picture.load()  # finds out if it was cut short
             stack = _deep_colour(path)
@@ -438,7 +438,7 @@ def _stack(path: Path, picture: PIL.Image.Image, pages: int) -> Array:
     frames = []
     for page in range(pages):
         picture.seek(page)
-        _check_declared(path, (*picture.size, pages, len(picture.getbands())), 1)
+        check_declared(path, (*picture.size, pages, len(picture.getbands())), 1)
         mode = _MODES.get(picture.mode)
         if mode is None:
             raise ImageError(
