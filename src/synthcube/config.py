@@ -75,6 +75,7 @@ NumImages = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
 
 
 Animation = Literal["steps", "slices"]
+OutputFormat = Literal["native", "dicom"]
 
 
 class SamplingConfig(Schema):
@@ -106,6 +107,11 @@ class SamplingConfig(Schema):
         default=None,
         description="Write animation.gif too: steps, from noise to images, of a model that draws "
         "with a sampler; or slices, through volumes from the feet to the head.",
+    )
+    format: OutputFormat = Field(
+        default="native",
+        description="native: PNG or NIfTI, as the images of the training; dicom: a DICOM series of "
+        "each image too.",
     )
     postprocessing: List[PostprocessingConfig] = Field(
         default=(),

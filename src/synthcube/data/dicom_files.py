@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synthcube.data.dicom_geometry import Plane
+from synthcube.data.manifest import dicom_start
 from synthcube.errors import ImageError
 from synthcube.reading import open_file
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 NEEDS_EXTRA = "reading DICOM needs pydicom: pip install 'synthcube[dicom]'"
-_SUFFIXES = (".dcm", ".dicom")
-_START = 4096  # bytes that hold the magic word and the transfer syntax
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
@@ -90,26 +89,9 @@ def quiet() -> Iterator[None]:
         logger.disabled = was_disabled
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does, whatever its name, or is named so."""
-    return path.suffix.lower() in _SUFFIXES or _is_magic(_start(path))
-
-
 def is_readable() -> bool:
     """Whether pydicom is installed."""
     return find_spec("pydicom") is not None
-
-
-def _is_magic(start: bytes) -> bool:
-    return start[128:132] == b"DICM"
-
-
-def _start(path: Path) -> bytes:
-    try:
-        with open_file(path, ImageError) as file:
-            return file.read(_START)
-    except (ImageError, OSError):
-        return b""
 
 
 def read_header(path: Path) -> Header:
@@ -118,8 +100,8 @@ def read_header(path: Path) -> Header:
     Raises:
         ImageError: it is none; the text says why, without a path.
     """
-    start = _start(path)
-    if not _is_magic(start):
+    start = dicom_start(path)
+    if not start:
         raise ImageError("it does not begin as DICOM does (DICM after 128 bytes); export it again")
     if _DEFLATED in start:  # it would be unpacked to any size at once
         raise ImageError("its header is packed (deflated); export it uncompressed")

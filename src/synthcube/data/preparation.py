@@ -12,7 +12,6 @@ from pathlib import Path
 from synthcube.data import dicom
 from synthcube.data.channels import Masks, probable_masks
 from synthcube.data.dicom_columns import check_columns
-from synthcube.data.dicom_files import is_dicom
 from synthcube.data.images import CONSTANT, read_image
 from synthcube.data.layouts import (
     LAYOUTS,
@@ -32,6 +31,7 @@ from synthcube.data.manifest import (
     SUFFIXES,
     files_below,
     image_suffix,
+    is_dicom,
     manifest_of,
     manifest_text,
     name_fault,
