@@ -20,7 +20,6 @@ from synthcube.data.dicom_files import (
     Array,
     Header,
     Pixels,
-    group_thickness,
     is_readable,
     quiet,
     read_header,
@@ -235,7 +234,7 @@ def _volume_of_frames(header: Header, pixels: Pixels) -> tuple[Array, Affine, bo
     planes: list[Plane] = [plane for plane in pixels.planes if plane]
     order = [0]
     if len(planes) == len(pixels.values):
-        order, affine = stacked(planes, header.thickness or group_thickness(pixels))
+        order, affine = stacked(planes, pixels.thickness)
     elif len(pixels.values) > 1:
         raise ImageError(
             f"its {len(pixels.values)} frames have no place in space, as those of a film"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from synthcube import plugins
-from synthcube.data.dicom_files import NEEDS_EXTRA, is_readable
+from synthcube.data.dicom_files import NEEDS_EXTRA, damage, is_readable
 from synthcube.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -55,11 +55,17 @@ def _fault(name: str) -> str:
 
 
 def cells_of(dataset: Dataset, names: Sequence[str]) -> dict[str, str]:
-    """The cells of the columns `names`; empty where a header does not have them.
+    """The cells of the columns `names`; empty where a header does not have them, or damaged.
 
     An age is a number of years, 90 at most. What differs between slices is that of the first.
     """
-    return {name: _cell(_value(dataset, name), name) for name in names}
+    cells = {}
+    for name in names:
+        try:
+            cells[name] = _cell(_value(dataset, name), name)
+        except damage():
+            cells[name] = ""
+    return cells
 
 
 def _value(dataset: Dataset, name: str) -> Any:
@@ -85,11 +91,8 @@ def _cell(value: Any, name: str) -> str:
     values = list(value) if isinstance(value, (MultiValue, list, tuple)) else [value]
     if kind == "AS":
         return _years(str(values[0]))
-    try:
-        is_text = kind in ("CS", "LO", "SH")
-        texts = [" ".join(str(v).split()) if is_text else f"{float(v):.6g}" for v in values]
-    except (ValueError, TypeError):
-        return ""
+    is_text = kind in ("CS", "LO", "SH")
+    texts = [" ".join(str(v).split()) if is_text else f"{float(v):.6g}" for v in values]
     return texts[0] if len(set(texts)) == 1 else " ".join(texts)
 
 

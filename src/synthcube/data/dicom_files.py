@@ -38,7 +38,7 @@ _TAGS = [
     "ImagerPixelSpacing", "SliceThickness", "SpacingBetweenSlices", "BitsStored",
     "BurnedInAnnotation",
 ]  # fmt: skip
-_JPEG_12_BITS = "1.2.840.10008.1.2.4.51"
+_JPEG_12_BITS, _RLE = "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.5"
 # Objects that hold pixels which are no image of the body.
 _NO_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
@@ -46,12 +46,6 @@ _NO_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.481.2": "a dose of radiotherapy",
     "1.2.840.10008.5.1.4.1.1.77.1.6": "a whole-slide image",
 }
-# What pydicom and its decoders raise at damaged files. A bug of ours must not pass for damage, so
-# nothing but their calls and the conversions of their values are tried.
-_DAMAGE = (
-    *(OSError, EOFError, ValueError, ArithmeticError, LookupError, RuntimeError, TypeError),
-    *(AttributeError, AssertionError, zlib.error, struct.error),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +102,31 @@ def read_header(path: Path) -> Header:
     dataset = _read(path, "its header", specific_tags=[*_TAGS], stop_before_pixels=True)
     try:
         return _header(path, dataset)
-    except _DAMAGE as error:
+    except damage() as error:
         raise ImageError("cut short or damaged: its header holds impossible values") from error
+
+
+def damage() -> tuple[type[Exception], ...]:
+    """What pydicom and its decoders raise at damaged files.
+
+    Not Exception: a bug of ours must not pass for damage.
+    """
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    return (
+        *(OSError, EOFError, ValueError, ArithmeticError, LookupError, RuntimeError, TypeError),
+        *(AttributeError, AssertionError, zlib.error, struct.error),
+        *(BytesLengthException, InvalidDicomError),
+    )
 
 
 def _read(path: Path, what: str, **options: Any) -> Dataset:
     from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
 
     try:
         with open_file(path, ImageError) as file:
             return dcmread(file, **options)
-    except (*_DAMAGE, InvalidDicomError) as error:
+    except damage() as error:
         raise ImageError(f"cut short or damaged: {what} cannot be read") from error
 
 
@@ -199,6 +206,7 @@ class Pixels:
     values: Array  # (frames, rows, columns, channels)
     integer: bool  # they are whole numbers
     planes: tuple[Plane | None, ...]  # of each frame
+    thickness: float  # 0: not known
     dataset: Dataset  # without the pixels
 
 
@@ -218,20 +226,24 @@ def read_pixels(header: Header) -> Pixels:
         else:
             values, integer = _read_by_gdcm(dataset, header)
         planes = _planes(dataset, header.frames)
+        measures = _frame_groups(dataset, "PixelMeasuresSequence", header.frames)
+        thickness = header.thickness or _thickness(measures[0])
     except ImageError:
         raise
-    except _DAMAGE as error:
+    except damage() as error:
         raise ImageError(
             f"cut short or damaged: its pixels ({_syntax(dataset)}) cannot be decoded"
         ) from error
     dataset.pop("PixelData", None)
-    return Pixels(values, integer, planes, dataset)
+    return Pixels(values, integer, planes, thickness, dataset)
 
 
 def _syntax(dataset: Dataset) -> str:
     """The name of a file's transfer syntax; one that is not of the standard is not shown."""
-    uid = dataset.file_meta.get("TransferSyntaxUID")
-    return str(uid.name) if uid is not None and uid.is_transfer_syntax else "unknown compression"
+    from pydicom.uid import UID
+
+    uid = UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
+    return str(uid.name) if uid.is_transfer_syntax else "unknown compression"
 
 
 def _has_decoder(dataset: Dataset) -> bool:
@@ -259,6 +271,7 @@ def _read_by_gdcm(dataset: Dataset, header: Header) -> tuple[Array, bool]:
     if header.frames > 1 or not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
         raise ImageError(f"its compression ({_syntax(dataset)}) cannot be read here")
     reader = sitk.ImageFileReader()
+    warns = reader.GetGlobalWarningDisplay()
     reader.SetGlobalWarningDisplay(False)  # they would quote the header
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(header.path))
@@ -268,6 +281,8 @@ def _read_by_gdcm(dataset: Dataset, header: Header) -> tuple[Array, bool]:
         raise ImageError(
             f"its compression ({_syntax(dataset)}) cannot be read here, or it is damaged"
         ) from error
+    finally:
+        reader.SetGlobalWarningDisplay(warns)
     return np.reshape(values, (1, *header.size, -1)), values.dtype.kind in "iu"
 
 
@@ -275,6 +290,8 @@ def _decoded(dataset: Dataset, header: Header) -> Array:
     """Stored values, (frames, rows, columns, channels); colour is RGB of 8 bits."""
     from pydicom.pixels import apply_color_lut
 
+    if dataset.file_meta.TransferSyntaxUID == _RLE:  # pylibjpeg-rle panics at damaged files
+        dataset.pixel_array_options(decoding_plugin="pydicom")
     pixels = dataset.pixel_array
     if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
@@ -330,8 +347,3 @@ def _frame_groups(dataset: Dataset, name: str, frames: int) -> Sequence[Dataset]
     if len(own) != frames:
         raise ImageError(f"it has {frames} frames, and its header describes {len(own)}")
     return [(item.get(name) or [common])[0] for item in own]
-
-
-def group_thickness(pixels: Pixels) -> float:
-    """Size in mm of a voxel across the slices of a multi-frame file; 0 where it is not known."""
-    return _thickness(_frame_groups(pixels.dataset, "PixelMeasuresSequence", len(pixels.values))[0])
