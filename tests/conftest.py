@@ -98,6 +98,12 @@ def kills() -> ModuleType:
     return _module("kills")
 
 
+@pytest.fixture(scope="session")
+def dicom() -> ModuleType:
+    """tests/dicom_maker.py: DICOM files."""
+    return _module("dicom_maker")
+
+
 TRAINING = """
 training:
   max_epochs: 2

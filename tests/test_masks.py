@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 import yaml
 from PIL import Image as Pillow
@@ -301,3 +302,16 @@ def test_masks_are_postprocessed_only_by_name(run: Path, tmp_path: Path) -> None
     steps = [{"name": "rescale", "low": 0, "high": 9, "channels": [1]}]
     with pytest.raises(synthcube.errors.ConfigError, match="channel 1 is a mask and holds"):
         infer(InferRequest(run, tmp_path / "no", config={"sampling": {"postprocessing": steps}}))
+
+
+def test_masks_are_dicom_series_of_whole_numbers(run: Path, tmp_path: Path) -> None:
+    infer(InferRequest(run, tmp_path / "out", num_images=1, format="dicom"))
+    with (tmp_path / "out" / "manifest.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["DICOM"] == "dicom/00000_image_0 dicom/00000_mask_1"
+    for channel, folder in enumerate(row["DICOM"].split()):
+        files = sorted((tmp_path / "out" / folder).iterdir())
+        voxels = sitk.GetArrayFromImage(sitk.ReadImage([str(path) for path in files]))
+        expected = nib.load(tmp_path / "out" / row[f"Channel_{channel}"]).get_fdata()
+        tolerance = 0 if channel else np.ptp(expected) / 131070 * 1.1
+        np.testing.assert_allclose(voxels.transpose(2, 1, 0), expected, rtol=0, atol=tolerance)

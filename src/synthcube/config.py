@@ -77,6 +77,7 @@ NumImages = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
 
 
 Animation = Literal["steps", "slices"]
+OutputFormat = Literal["native", "dicom"]
 
 
 class SamplingConfig(Schema):
@@ -108,6 +109,11 @@ class SamplingConfig(Schema):
         default=None,
         description="Write animation.gif too: steps, from noise to images, of a model that draws "
         "with a sampler; or slices, through volumes from the feet to the head.",
+    )
+    format: OutputFormat = Field(
+        default="native",
+        description="native: PNG or NIfTI, as the images of the training; dicom: a DICOM series of "
+        "each image too.",
     )
     postprocessing: List[PostprocessingConfig] = Field(
         default=(),

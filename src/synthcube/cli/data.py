@@ -74,6 +74,15 @@ def prepare(
             help="A CSV's own column: Channel_0=t1_path; repeatable.",
         ),
     ] = [],  # noqa: B006
+    dicom_columns: Annotated[
+        str,
+        typer.Option(
+            "--dicom_columns",
+            metavar="NAMES",
+            rich_help_panel=SETTINGS,
+            help="Columns out of DICOM headers: Modality,PatientAge.",
+        ),
+    ] = "",
     validation: Annotated[
         float,
         typer.Option(min=0, max=1, metavar="SHARE", rich_help_panel=_SPLIT, help="Share held out."),
@@ -129,6 +138,7 @@ def prepare(
         data, output, paradigm=paradigm, channels=patterns, columns=column_names(column),
         validation=validation, test=test, seed=seed, fault_of=fault_of, volume=volume,
         derivatives=derivatives,
+        dicom_columns=[name.strip() for name in dicom_columns.split(",") if name.strip()],
     )  # fmt: skip
     say(f"Manifest: {prepared.manifest_path}")
     say(f"{prepared.rows} images of {prepared.subjects} subjects")

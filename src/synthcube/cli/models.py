@@ -158,6 +158,15 @@ def infer(
             help="Write animation.gif: from noise to images, or through the slices.",
         ),
     ] = None,
+    output_format: Annotated[
+        Literal["native", "dicom"] | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            rich_help_panel=SETTINGS,
+            help="dicom: write a DICOM series of each image too.",
+        ),
+    ] = None,
     config: OptionalConfig = None,
     overrides: Override = [],  # noqa: B006
     condition: Annotated[
@@ -218,19 +227,21 @@ def infer(
     from synthcube.sharing.croissant import CROISSANT, stated
     from synthcube.tasks.infer import InferRequest
     from synthcube.tasks.infer import infer as task
-    from synthcube.tasks.inference_jobs import ANIMATION
+    from synthcube.tasks.inference_jobs import ANIMATION, DICOM
 
     picture = task(
         InferRequest(
             located(model), output, num_images=num_images, seed=seed, data=data,
             batch_size=batch_size, guidance=guidance, sampler=sampler, steps=steps,
-            animate=animate, config=config, overrides=overrides, conditions=condition,
-            conditions_table=conditions,
+            animate=animate, format=output_format, config=config, overrides=overrides,
+            conditions=condition, conditions_table=conditions,
             croissant=stated(croissant, license_id, creator), runtime=runtime,
         )
     )  # fmt: skip
     if picture:
         say(f"Images: {output / 'images'}\nPicture: {picture}")
+    if picture and (output / DICOM).exists():
+        say(f"DICOM: {output / DICOM}")
     if picture and (output / ANIMATION).exists():
         say(f"Animation: {output / ANIMATION}")
     if picture and (output / CROISSANT).exists():

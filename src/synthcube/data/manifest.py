@@ -14,13 +14,15 @@ from pathlib import Path
 
 from synthcube.errors import ManifestError, OutputError, first_faults
 from synthcube.escapes import from_spreadsheet, hidden_in, is_utf8, spreadsheet, visible
-from synthcube.reading import MAX_LIST_BYTES
+from synthcube.reading import MAX_LIST_BYTES, open_file
 from synthcube.storage import recovered_folder, write_text
 from synthcube.terminal import followed
 
 KNOWN_COLUMNS = ("SubjectID", "Label", "LabelMapping", "Split")
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_DICOM_SUFFIXES = (".dcm", ".dicom")
+_DICOM_START = 4096  # bytes that hold the magic word and the transfer syntax
 SPLITS = ("train", "validation", "test")
 FILE_NAME = "manifest.csv"
 MAX_CLASSES = 10_000
@@ -159,6 +161,21 @@ def image_suffix(path: Path) -> str:
     """The known image suffix that a file's name ends in, in lower case, or an empty string."""
     name = path.name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does, whatever its name, or is named so."""
+    return path.suffix.lower() in _DICOM_SUFFIXES or bool(dicom_start(path))
+
+
+def dicom_start(path: Path) -> bytes:
+    """The first bytes of a DICOM file; nothing of any other file."""
+    try:
+        with open_file(path, ManifestError) as file:
+            start = file.read(_DICOM_START)
+    except (ManifestError, OSError):
+        return b""
+    return start if start[128:132] == b"DICM" else b""
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -376,6 +393,11 @@ def _read_folder(folder: Path) -> Manifest:
         key=natural_key,
     )
     if not names:
+        if any(is_dicom(file) for file in files_below(base)):
+            raise ManifestError(
+                f"data_path {folder} holds DICOM files; synthcube prepare -d {folder} "
+                "-o NEW_FOLDER makes images of them. Then give NEW_FOLDER."
+            )
         raise ManifestError(
             f"data_path {folder} holds no {FILE_NAME} and no image; "
             f"an image's name ends in one of {', '.join(SUFFIXES)}."

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from synthcube.data import bids
+from synthcube.data import bids, dicom
 from synthcube.data.channels import Masks, probable_masks
+from synthcube.data.dicom_columns import check_columns
 from synthcube.data.images import CONSTANT, read_image
 from synthcube.data.layouts import (
     LAYOUTS,
@@ -30,6 +31,7 @@ from synthcube.data.manifest import (
     SUFFIXES,
     files_below,
     image_suffix,
+    is_dicom,
     manifest_of,
     manifest_text,
     name_fault,
@@ -86,8 +88,12 @@ def prepare(
     fault_of: Callable[[Path], str] | None = None,
     volume: str | None = None,
     derivatives: bool = False,
+    dicom_columns: Sequence[str] = (),
 ) -> Preparation:
-    """List the images of `data` in a manifest; nothing is moved, and little else is written.
+    """List the images of `data` in a manifest; nothing is moved.
+
+    DICOM series and chosen volumes of 4D files are written as images beside the manifest, see
+    :mod:`synthcube.data.dicom` and :mod:`synthcube.data.volumes`; nothing else is written.
 
     Args:
         data: a folder laid out as LAYOUTS says, or as nnU-Net or BIDS have it; folders deeper than
@@ -109,9 +115,10 @@ def prepare(
             chosen ones are written as 3D files to the folder `volumes` beside the manifest; None
             leaves such files out, unless their fourth axis is short enough to be channels.
         derivatives: of a BIDS data set, list the images below derivatives/ too.
+        dicom_columns: keywords of DICOM that become columns.
     """
     csv_path = (out if out.suffix.lower() == ".csv" else out / FILE_NAME).resolve()
-    _check_request(data, paradigm, channels, columns or {})
+    _check_request(data, paradigm, channels, columns or {}, dicom_columns)
     if volume is not None:
         check_choice(volume)
         require_separate({"output_path": csv_path.parent / FOLDER}, {"data_path": data})
@@ -120,7 +127,9 @@ def prepare(
     if data.is_file():
         listing = _Listing(_table_rows(data, columns or {}, csv_path, usable))
     else:
-        listing = _listed_below(data, csv_path, paradigm, channels, usable, derivatives)
+        listing = _listed_below(
+            data, csv_path, paradigm, channels, usable, derivatives, dicom_columns
+        )
     listed = Volumes(volume, data, csv_path.parent, left_out, usable).rows(listing.rows)
     if not listed:
         raise ManifestError(
@@ -211,8 +220,9 @@ class _Usable:
 
 
 def _check_request(
-    data: Path, paradigm: str, channels: Sequence[str] | None, columns: Mapping[str, str]
-) -> None:
+    data: Path, paradigm: str, channels: Sequence[str] | None, columns: Mapping[str, str],
+    dicom_columns: Sequence[str],
+) -> None:  # fmt: skip
     if not data.exists():
         raise ManifestError(
             f"data_path {data} does not exist; a folder of images, or a CSV of them, is needed."
@@ -226,16 +236,21 @@ def _check_request(
             f"--channels and --paradigm are for folders of images, but data_path {data} is a file: "
             "name its columns, as in --column Channel_0=t1_path."
         )
+    if not data.is_dir() and dicom_columns:
+        raise ManifestError(
+            f"--dicom_columns is for folders with DICOM files, but data_path {data} is a file."
+        )
+    check_columns(dicom_columns)
     _check_patterns(channels or ())
 
 
 def _listed_below(
     data: Path, csv_path: Path, paradigm: Paradigm, channels: Sequence[str] | None, usable: _Usable,
-    derivatives: bool,
+    derivatives: bool, dicom_columns: Sequence[str],
 ) -> _Listing:  # fmt: skip
     """The rows of the images below a folder."""
     folder, left_out = data.resolve(), usable.left_out
-    images = _images(folder, csv_path, left_out)
+    images, dicom_files = _images(folder, csv_path, left_out)
     images = bids.raw_images(folder, images, left_out, derivatives=derivatives)
     if usable.fault_of:
         read = followed(images, len(images), "Reading images")
@@ -247,6 +262,17 @@ def _listed_below(
         named = recognised_channels(images, paradigm) if channels is None else patterns
         items = list(items_of(folder, images, paradigm, named, left_out))
         names = tuple(channel.pattern for channel in named)
+    if dicom_files:
+        if len(names) > 1:
+            raise ManifestError(
+                f"data_path {data} holds DICOM files, and images with the channels "
+                f"{', '.join(names)}; a DICOM series is one channel: prepare them apart."
+            )
+        series = dicom.converted(
+            folder, dicom_files, csv_path.parent, left_out,
+            paradigm=paradigm, columns=dicom_columns,
+        )  # fmt: skip
+        items = [*items, *(item for item in series if all(map(usable, item.files)))]
     participants = _participants(folder / PARTICIPANTS, left_out)
     return _Listing(
         _rows(items, csv_path.parent, participants),
@@ -391,10 +417,10 @@ def _check_patterns(channels: Sequence[str]) -> None:
         raise ManifestError("The channel patterns cannot be used.", faults)
 
 
-def _images(folder: Path, csv_path: Path, left_out: LeftOut) -> list[Path]:
-    """Image files below `folder`, relative to it, in natural order."""
+def _images(folder: Path, csv_path: Path, left_out: LeftOut) -> tuple[list[Path], list[Path]]:
+    """Image files below `folder`, relative to it, in natural order; and DICOM files."""
     files = (path.relative_to(folder) for path in files_below(folder))
-    images = []
+    images, dicom_files = [], []
     for file in sorted(files, key=lambda file: natural_key(file.as_posix())):
         if folder / file in (csv_path, _record(csv_path), folder / PARTICIPANTS):
             continue
@@ -402,6 +428,9 @@ def _images(folder: Path, csv_path: Path, left_out: LeftOut) -> list[Path]:
         if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in file.parts):
             reason = "hidden or of the system"
         elif not image_suffix(file):
+            if is_dicom(folder / file):
+                dicom_files.append(folder / file)
+                continue
             reason = f"not a known image; names end in {', '.join(SUFFIXES)}"
         elif not reason and not (folder / file).stat().st_size:
             reason = "empty (0 bytes)"
@@ -409,7 +438,7 @@ def _images(folder: Path, csv_path: Path, left_out: LeftOut) -> list[Path]:
             left_out.append((folder / file, reason))
         else:
             images.append(file)
-    return images
+    return images, dicom_files
 
 
 def _rows(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from synthcube import compute, config, environment, storage
-from synthcube.config import Animation
+from synthcube.config import Animation, OutputFormat
 from synthcube.data.conditions import parse_counts, read_condition_requests
 from synthcube.data.manifest import require_outside
 from synthcube.errors import ConfigError, FamilyError
@@ -56,6 +56,8 @@ class InferRequest:
     """Steps of the sampler."""
     animate: Animation | None = None
     """Write animation.gif: of the steps of the sampler, or of the slices of volumes."""
+    format: OutputFormat | None = None
+    """Write a DICOM series of each image too; over sampling.format."""
     config: Path | Mapping[str, Any] | None = None
     """A YAML, or its content: seed, sampling and compute, over those of the training."""
     overrides: Sequence[str] = ()
@@ -122,6 +124,8 @@ def open_job(
     job = _job(request, settings, precision, device)
     job.animate = settings["sampling"]["animate"]
     job.require_animation()
+    job.format = settings["sampling"]["format"]
+    job.require_format()
     return job
 
 
@@ -186,7 +190,7 @@ def _changes(request: InferRequest, trained: Artifact) -> dict[str, Any]:
     _require_same_training(changes, trained)
     options = {
         "guidance": request.guidance, "sampler": request.sampler, "steps": request.steps,
-        "animate": request.animate,
+        "animate": request.animate, "format": request.format,
     }  # fmt: skip
     stated = {key: value for key, value in options.items() if value is not None}
     return changes | {"sampling": {**changes.get("sampling", {}), **stated}}

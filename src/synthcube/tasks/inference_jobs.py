@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from synthcube import __version__, environment, reading, storage
-from synthcube.config import Animation
+from synthcube.config import Animation, OutputFormat
 from synthcube.data.cache import ImageCache
 from synthcube.data.channels import decoded
 from synthcube.data.conditions import (
@@ -27,6 +27,7 @@ from synthcube.data.conditions import (
     requested_values,
     shown,
 )
+from synthcube.data.dicom_writing import require_dicom
 from synthcube.data.geometry import placed_like
 from synthcube.data.manifest import Manifest, Row, write_manifest
 from synthcube.data.pictures import (
@@ -54,7 +55,7 @@ from synthcube.tasks.loaded_model import (
 log = logging.getLogger("synthcube")
 
 IMAGES, MANIFEST, GRID, PROVENANCE = "images", "manifest.csv", "grid.png", "provenance.json"
-ANIMATION = "animation.gif"
+ANIMATION, DICOM = "animation.gif", "dicom"
 GRID_IMAGES = 64
 """The most images that a picture shows."""
 _GRID_PAIRS = GRID_IMAGES // 8  # images beside what they are made of
@@ -89,6 +90,8 @@ class Job(ABC):
     """What stands above the columns of the picture."""
     animate: Animation | None = None
     """What animation.gif shows."""
+    format: OutputFormat = "native"
+    """Whether a DICOM series of each image is written too."""
     images: ImageCache | None = None
     """Those to translate or to reconstruct, as the model sees them."""
 
@@ -106,6 +109,7 @@ class Job(ABC):
         others: dict[str, Any] = {} if runtime == "torch" else {"runtime": runtime}
         drawn = {} if self.task["task"] == "reconstruct" else self.model.family.config.sampling()
         others |= {"sampling": drawn} if drawn else {}
+        others |= {} if self.format == "native" else {"format": self.format}
         return self.task | {"postprocessing": self.model.postprocessing.record} | others
 
     def batches(self) -> list[range]:
@@ -141,6 +145,12 @@ class Job(ABC):
                 self.output, self.model.trained, self.record, self.num_images, self.description
             )
         return picture
+
+    def require_format(self) -> None:
+        """Raise ConfigError where the images cannot be written as `format` says."""
+        if self.format == "dicom":
+            spec = self.model.image
+            require_dicom(None if spec.file_format == "png" else spec.affine)
 
     def require_animation(self) -> None:
         """Raise ConfigError where the images cannot be animated as `animate` says."""
@@ -216,10 +226,14 @@ class Job(ABC):
     def _write(self, stem: str, image: torch.Tensor, spec: ImageSpec) -> dict[str, str]:
         """Write an image; returns the cells of its files."""
         paths = self.model.write(self.output / IMAGES, stem, image, spec)
-        return {
+        cells = {
             f"Channel_{index}": str(path.relative_to(self.output))
             for index, path in enumerate(paths)
         }
+        if self.format == "dicom":
+            series = self.model.write_dicom(self.output / DICOM, stem, image, spec)
+            cells["DICOM"] = " ".join(str(path.relative_to(self.output)) for path in series)
+        return cells
 
     def _source_cells(self, index: int, channel: int = 0) -> dict[str, str]:
         source = self.sources[index]
@@ -383,7 +397,7 @@ def _claim(output: Path, trained: Artifact, request: dict[str, Any], precision: 
                 f"the model {str(before.get('artifact_sha256'))[:12]}: give another one, or empty "
                 "it."
             )
-    elif any((output / name).exists() for name in (IMAGES, MANIFEST, GRID)):
+    elif any((output / name).exists() for name in (IMAGES, DICOM, MANIFEST, GRID)):
         raise OutputError(f"output_path {output} already holds images: give another, or empty it.")
     storage.write_json(existing, provenance)
     storage.make_folder(output / IMAGES)

@@ -18,6 +18,7 @@ from synthcube.data.conditions import (
     draw_missing_conditions,
     requested_values,
 )
+from synthcube.data.dicom_writing import Study, write_dicom
 from synthcube.data.geometry import placed_like
 from synthcube.data.images import read_image, write_image
 from synthcube.data.manifest import Manifest
@@ -204,6 +205,26 @@ class LoadedModel:
             paths.append(folder / f"{stem}{ending}.{spec.file_format}")
             write_image(paths[-1], voxels, spec.affine, integer=integer)
         return paths
+
+    def write_dicom(
+        self, folder: Path, stem: str, image: torch.Tensor, spec: ImageSpec
+    ) -> list[Path]:
+        """Write an image, (C, *spatial) in [-1, 1], as DICOM; returns the folder of each volume.
+
+        See :func:`synthcube.data.dicom_writing.write_dicom`.
+        """
+        affine = None if spec.file_format == "png" else spec.affine
+        study = Study.of(self.trained.sha256, image)
+        return [
+            path
+            for (channels, _), (ending, voxels, integer) in zip(
+                files_of(spec), self.files(image, spec), strict=True
+            )
+            for path in write_dicom(
+                folder / f"{stem}{ending}", voxels, affine, study, integer=integer,
+                must_be_exact=channels[0] in spec.masks, number=channels[0] + 1,
+            )
+        ]  # fmt: skip
 
     def files(
         self, image: torch.Tensor, spec: ImageSpec
