@@ -316,4 +316,5 @@ def _entities(file: Path) -> dict[str, str]:
 
 
 def _stem(path: Path) -> str:
-    return path.name[: -len(image_suffix(path))]
+    suffix = image_suffix(path) or path.suffix  # of an image, or of a slide
+    return path.name[: len(path.name) - len(suffix)]

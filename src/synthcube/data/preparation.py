@@ -38,6 +38,8 @@ from synthcube.data.manifest import (
     write_manifest,
 )
 from synthcube.data.module import split_subjects
+from synthcube.data.slide_patches import PatchOptions
+from synthcube.data.slides import is_slide, patch_items, split_off_slides
 from synthcube.errors import ImageError, ManifestError, OutputError, first_faults
 from synthcube.storage import make_folder, sha256, write_text
 from synthcube.terminal import followed
@@ -82,8 +84,9 @@ def prepare(
     test: float = 0.0,
     seed: int = 0,
     fault_of: Callable[[Path], str] | None = None,
+    patches: PatchOptions | None = None,
 ) -> Preparation:
-    """List the images of `data` in a manifest; nothing else is written or moved.
+    """List the images of `data` in a manifest; nothing is moved, and only patches are written too.
 
     Args:
         data: a folder laid out as LAYOUTS says, or as nnU-Net or BIDS have it; folders deeper than
@@ -101,15 +104,20 @@ def prepare(
         seed: of the split.
         fault_of: says why a file cannot be used, or nothing; such files are left out. Without
             it no more files are opened than it takes to tell masks from images.
+        patches: how whole slides are cut; the patches are written beside the manifest.
     """
     csv_path = (out if out.suffix.lower() == ".csv" else out / FILE_NAME).resolve()
     _check_request(data, paradigm, channels, columns or {})
+    if patches and not data.is_dir():
+        raise ManifestError(
+            f"--patch_size is for folders of slides, but data_path {data} is a file."
+        )
     left_out: LeftOut = []
     usable = _Usable(fault_of, left_out)
     if data.is_file():
         listing = _Listing(_table_rows(data, columns or {}, csv_path, usable))
     else:
-        listing = _listed_below(data, csv_path, paradigm, channels, usable)
+        listing = _listed_below(data, csv_path, paradigm, channels, usable, patches)
     if not listing.rows:
         raise ManifestError(
             f"{data} holds no image that can be used (layout: {LAYOUTS[paradigm]}; "
@@ -214,11 +222,14 @@ def _check_request(
 
 
 def _listed_below(
-    data: Path, csv_path: Path, paradigm: Paradigm, channels: Sequence[str] | None, usable: _Usable
-) -> _Listing:
-    """The rows of the images below a folder."""
+    data: Path, csv_path: Path, paradigm: Paradigm, channels: Sequence[str] | None, usable: _Usable,
+    patches: PatchOptions | None,
+) -> _Listing:  # fmt: skip
+    """The rows of the images, or of the patches of slides, below a folder."""
     folder, left_out = data.resolve(), usable.left_out
-    images = _images(folder, csv_path, left_out)
+    images, slides = split_off_slides(
+        folder, _images(folder, csv_path, left_out), patches, left_out
+    )
     if usable.fault_of:
         read = followed(images, len(images), "Reading images")
         images = [image for image in read if usable(folder / image)]
@@ -229,6 +240,8 @@ def _listed_below(
         named = recognised_channels(images, paradigm) if channels is None else patterns
         items = list(items_of(folder, images, paradigm, named, left_out))
         names = tuple(channel.pattern for channel in named)
+    if patches:
+        items += patch_items(folder, slides, csv_path.parent, patches, left_out, paradigm)
     participants = _participants(folder / PARTICIPANTS, left_out)
     return _Listing(
         _rows(items, csv_path.parent, participants),
@@ -383,7 +396,7 @@ def _images(folder: Path, csv_path: Path, left_out: LeftOut) -> list[Path]:
         reason = name_fault(file.as_posix())
         if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in file.parts):
             reason = "hidden or of the system"
-        elif not image_suffix(file):
+        elif not image_suffix(file) and not is_slide(folder / file):
             reason = f"not a known image; names end in {', '.join(SUFFIXES)}"
         elif not reason and not (folder / file).stat().st_size:
             reason = "empty (0 bytes)"
