@@ -283,7 +283,8 @@ def thumbnail_of(slide: openslide.OpenSlide, longest: int = _MASK_SIDE) -> PIL.I
     factor = max(1, int(downsample / slide.level_downsamples[level]))
     canvas = _reduced(slide, level, (0, 0), (width, height), factor, _background(slide))
     size = tuple(max(1, round(side / downsample)) for side in slide.dimensions)
-    return canvas.resize((size[0], size[1]), PIL.Image.Resampling.BOX)
+    box = (0.0, 0.0, width / factor, height / factor)
+    return canvas.resize((size[0], size[1]), PIL.Image.Resampling.BOX, box)
 
 
 def patch_corners(
