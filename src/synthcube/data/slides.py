@@ -235,7 +235,7 @@ def _patches_of(path: Path, place: Path, options: PatchOptions) -> _Patches:
                 patch = cut.patch(slide, x, y)
                 if patch.getcolors(1):
                     continue  # of one colour, which no training can use
-                patch.save(staging / _file_name(path, x, y), format="PNG")
+                patch.save(staging / _file_name(path, x, y), format="PNG", compress_level=3)
                 kept.append((x, y))
             if not kept:
                 raise ImageError("has only patches of one colour")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageFilter
 import SimpleITK as sitk
+from scipy import ndimage
 
 Mask = npt.NDArray[np.bool_]
 
@@ -31,6 +32,7 @@ def tissue_mask(thumbnail: PIL.Image.Image) -> Mask:
     blurred = thumbnail.convert("RGB").filter(PIL.ImageFilter.BoxBlur(1)).convert("HSV")
     hue, saturation, value = np.moveaxis(np.asarray(blurred), -1, 0)
     is_ink = (hue >= _INK_HUES[0]) & (hue <= _INK_HUES[1]) & (saturation > _INK_SATURATION)
+    is_ink = ndimage.maximum_filter(is_ink, 5)  # with its pale borders
     is_usable = (value >= _DARKEST) & ~is_ink
     threshold: float = HIGHEST_SATURATION
     if is_usable.any():
