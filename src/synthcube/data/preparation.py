@@ -41,6 +41,8 @@ from synthcube.data.manifest import (
     write_manifest,
 )
 from synthcube.data.module import split_subjects
+from synthcube.data.slide_patches import PatchOptions
+from synthcube.data.slides import is_slide, patch_items, split_off_slides
 from synthcube.data.time_series import FOLDER, Volumes, check_choice, num_volumes
 from synthcube.errors import ImageError, ManifestError, OutputError, first_faults
 from synthcube.storage import make_folder, require_separate, sha256, write_text
@@ -89,11 +91,13 @@ def prepare(
     volume: str | None = None,
     derivatives: bool = False,
     dicom_columns: Sequence[str] = (),
+    patches: PatchOptions | None = None,
 ) -> Preparation:
     """List the images of `data` in a manifest; nothing is moved.
 
-    DICOM series and chosen volumes of 4D files are written as images beside the manifest, see
-    :mod:`synthcube.data.dicom` and :mod:`synthcube.data.volumes`; nothing else is written.
+    DICOM series, chosen volumes of 4D files and patches of slides are written as images beside the
+    manifest, see :mod:`synthcube.data.dicom`, :mod:`synthcube.data.time_series` and
+    :mod:`synthcube.data.slides`; nothing else is written.
 
     Args:
         data: a folder laid out as LAYOUTS says, or as nnU-Net or BIDS have it; folders deeper than
@@ -116,9 +120,11 @@ def prepare(
             leaves such files out, unless their fourth axis is short enough to be channels.
         derivatives: of a BIDS data set, list the images below derivatives/ too.
         dicom_columns: keywords of DICOM that become columns.
+        patches: how whole slides are cut.
     """
     csv_path = (out if out.suffix.lower() == ".csv" else out / FILE_NAME).resolve()
-    _check_request(data, paradigm, channels, columns or {}, dicom_columns)
+    options = _FolderOptions(paradigm, channels, derivatives, tuple(dicom_columns), patches)
+    _check_request(data, options, columns or {})
     if volume is not None:
         check_choice(volume)
         require_separate({"output_path": csv_path.parent / FOLDER}, {"data_path": data})
@@ -127,9 +133,7 @@ def prepare(
     if data.is_file():
         listing = _Listing(_table_rows(data, columns or {}, csv_path, usable))
     else:
-        listing = _listed_below(
-            data, csv_path, paradigm, channels, usable, derivatives, dicom_columns
-        )
+        listing = _listed_below(data, csv_path, options, usable)
     listed = Volumes(volume, data, csv_path.parent, left_out, usable).rows(listing.rows)
     if not listed:
         raise ManifestError(
@@ -219,10 +223,18 @@ class _Usable:
         return not fault
 
 
-def _check_request(
-    data: Path, paradigm: str, channels: Sequence[str] | None, columns: Mapping[str, str],
-    dicom_columns: Sequence[str],
-) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class _FolderOptions:
+    """How a folder is listed; see prepare."""
+
+    paradigm: Paradigm
+    channels: Sequence[str] | None
+    derivatives: bool
+    dicom_columns: tuple[str, ...]
+    patches: PatchOptions | None
+
+
+def _check_request(data: Path, options: _FolderOptions, columns: Mapping[str, str]) -> None:
     if not data.exists():
         raise ManifestError(
             f"data_path {data} does not exist; a folder of images, or a CSV of them, is needed."
@@ -231,27 +243,30 @@ def _check_request(
         raise ManifestError(
             f"--column renames the columns of a CSV, but data_path {data} is a folder."
         )
-    if not data.is_dir() and (channels or paradigm != "unlabeled"):
+    if not data.is_dir() and (options.channels or options.paradigm != "unlabeled"):
         raise ManifestError(
             f"--channels and --paradigm are for folders of images, but data_path {data} is a file: "
             "name its columns, as in --column Channel_0=t1_path."
         )
-    if not data.is_dir() and dicom_columns:
+    if not data.is_dir() and options.dicom_columns:
         raise ManifestError(
             f"--dicom_columns is for folders with DICOM files, but data_path {data} is a file."
         )
-    check_columns(dicom_columns)
-    _check_patterns(channels or ())
+    if not data.is_dir() and options.patches:
+        raise ManifestError(
+            f"--patch_size is for folders of slides, but data_path {data} is a file."
+        )
+    check_columns(options.dicom_columns)
+    _check_patterns(options.channels or ())
 
 
-def _listed_below(
-    data: Path, csv_path: Path, paradigm: Paradigm, channels: Sequence[str] | None, usable: _Usable,
-    derivatives: bool, dicom_columns: Sequence[str],
-) -> _Listing:  # fmt: skip
-    """The rows of the images below a folder."""
+def _listed_below(data: Path, csv_path: Path, options: _FolderOptions, usable: _Usable) -> _Listing:
+    """The rows of the images, or of the patches of slides, below a folder."""
     folder, left_out = data.resolve(), usable.left_out
+    paradigm, channels = options.paradigm, options.channels
     images, dicom_files = _images(folder, csv_path, left_out)
-    images = bids.raw_images(folder, images, left_out, derivatives=derivatives)
+    images, slides = split_off_slides(folder, images, options.patches, left_out)
+    images = bids.raw_images(folder, images, left_out, derivatives=options.derivatives)
     if usable.fault_of:
         read = followed(images, len(images), "Reading images")
         images = [image for image in read if usable(folder / image)]
@@ -270,9 +285,11 @@ def _listed_below(
             )
         series = dicom.converted(
             folder, dicom_files, csv_path.parent, left_out,
-            paradigm=paradigm, columns=dicom_columns,
+            paradigm=paradigm, columns=options.dicom_columns,
         )  # fmt: skip
         items = [*items, *(item for item in series if all(map(usable, item.files)))]
+    if options.patches:
+        items += patch_items(folder, slides, csv_path.parent, options.patches, left_out, paradigm)
     participants = _participants(folder / PARTICIPANTS, left_out)
     return _Listing(
         _rows(items, csv_path.parent, participants),
@@ -427,7 +444,7 @@ def _images(folder: Path, csv_path: Path, left_out: LeftOut) -> tuple[list[Path]
         reason = name_fault(file.as_posix())
         if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in file.parts):
             reason = "hidden or of the system"
-        elif not image_suffix(file):
+        elif not image_suffix(file) and not is_slide(folder / file):
             if is_dicom(folder / file):
                 dicom_files.append(folder / file)
                 continue
