@@ -96,6 +96,16 @@ def estimate(
     )
 
 
+def inference_bytes(
+    config: FamilyConfig, image: ImageSpec, batch_size: int, *, mixed: bool
+) -> int:
+    """Bytes of a network and its forward pass on a batch, without gradients."""
+    family = config.build(image).eval()
+    with torch.no_grad():
+        peak = _step_peak(family, image, batch_size, mixed=mixed, backward=False)
+    return _bytes([*family.parameters(), *family.buffers()]) + peak
+
+
 class _PeakCounter(TorchDispatchMode):
     """Counts the bytes of living tensors that operations returned, and their peak."""
 
@@ -124,26 +134,33 @@ class _PeakCounter(TorchDispatchMode):
         self.live -= size
 
 
-def _step_peak(family: Family, image: ImageSpec, batch_size: int, *, mixed: bool) -> int:
+def _step_peak(
+    family: Family, image: ImageSpec, batch_size: int, *, mixed: bool, backward: bool = True
+) -> int:
     from torch._subclasses import FakeTensorMode
 
     weights = sum(weight.numel() for weight in family.parameters())
     if weights * math.prod(image.size) * batch_size < _REAL_STEP_LIMIT:
-        return _measured(family, image, batch_size, mixed=mixed)
+        return _measured(family, image, batch_size, mixed=mixed, backward=backward)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            return _measured(family, image, batch_size, mixed=mixed)
+            return _measured(family, image, batch_size, mixed=mixed, backward=backward)
     except Exception:  # a user's family may read values, which these tensors do not have
         family.zero_grad()
-        return batch_size * _measured(family, image, 1, mixed=mixed)
+        return batch_size * _measured(family, image, 1, mixed=mixed, backward=backward)
 
 
-def _measured(family: Family, image: ImageSpec, batch_size: int, *, mixed: bool) -> int:
+def _measured(
+    family: Family, image: ImageSpec, batch_size: int, *, mixed: bool, backward: bool
+) -> int:
     """Peak bytes of the forward and backward passes of every trained network."""
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
     counter = _PeakCounter()
     with torch.random.fork_rng(devices=[]), counter, autocast:
-        batch = _blank(image, batch_size)
+        batch = blank_batch(image, batch_size)
+        if not backward:
+            family.loss(batch)
+            return counter.peak
         if not isinstance(family, AdversarialFamily) or family.discriminator is None:
             _differentiate(family.loss(batch), family.parameters())
             return counter.peak
@@ -160,7 +177,8 @@ def _differentiate(terms: dict[str, torch.Tensor], weights: Iterable[torch.nn.Pa
     torch.autograd.grad(terms["loss"], _trained(weights), allow_unused=True)
 
 
-def _blank(image: ImageSpec, number: int) -> Batch:
+def blank_batch(image: ImageSpec, number: int) -> Batch:
+    """A batch of so many images, all of them zero."""
     return Batch(
         image=torch.zeros(number, image.channels, *image.size),
         label=torch.zeros(number, dtype=torch.int64),
@@ -181,6 +199,13 @@ def _optimizer_bytes(family: Family) -> int:
         _bytes(_trained(_generator(family))) * _states(generator_optimizer)
         + _bytes(_trained(family.discriminator.parameters())) * _states(discriminator_optimizer)
     )
+
+
+def trained_weights(family: Family) -> list[torch.nn.Parameter]:
+    """The weights that the first optimizer of a family trains."""
+    if isinstance(family, AdversarialFamily) and family.discriminator is not None:
+        return _trained(_generator(family))
+    return _trained(family.parameters())
 
 
 def _generator(family: AdversarialFamily) -> list[torch.nn.Parameter]:
