@@ -178,11 +178,8 @@ def duration(draft: Draft, settings: RunConfig, timed: StepTime) -> Duration:
     validations = training.max_epochs // training.validate_every_n_epochs
     held_out = max(0, draft.num_images - number)
     batches_validated = math.ceil(held_out / training.batch_size)
-    pictures = (
-        training.max_epochs // training.sample_every_n_epochs
-        if training.sample_every_n_epochs
-        else 0
-    )
+    every = training.sample_every_n_epochs
+    pictures = math.ceil(training.max_epochs / every) if every else 0  # one at the end
     shown = min(training.num_sample_images, max(1, held_out or number))
     return Duration(
         steps=steps * timed.step,

@@ -179,7 +179,7 @@ class Draft:
 
 
 def lookup(values: Mapping[str, Any], key: str) -> tuple[bool, Any]:
-    """Whether nested values have this key, and what it is; a section counts with any of its keys."""
+    """Whether nested values have this key or any below it, and what they are."""
     inner: Any = values
     for name in key.split("."):
         if not isinstance(inner, Mapping) or name not in inner:

@@ -28,12 +28,14 @@ SMALL_SIDE = {2: 64, 3: 32}
 PIXEL_SIDE = 256
 """Longest side of a picture on a GPU; U-Nets in pixel space are published up to it."""
 LEAST_SIDE = {2: 32, 3: 16}
+FAR_OFF = 1.5
+"""From what factor on a side or a batch that differs from the plan's is worth a line."""
 _LEAST_COARSE = 4  # voxels along the shortest side of the coarsest level (nnU-Net)
 _TOKENS = 4096  # at the finest level with attention
 _BATCH_SHARE = 0.05  # of the images in one step (nnU-Net)
 _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 at 128^3
 _FEW_IMAGES = 500
-_FLOOR_IMAGES = 27_000  # 20 epochs of 1,350 hands: the first good pictures (docs/results.md)
+FLOOR_IMAGES = 27_000  # 20 epochs of 1,350 hands: the first good pictures (docs/results.md)
 _CEILING_IMAGES = {True: 2_000_000, False: 200_000}  # on a GPU, on a CPU
 _MANY_PASSES = 300
 _STEPS_BETWEEN = 200  # validations
@@ -407,8 +409,8 @@ def images_wanted(draft: Draft, seconds_an_image: float | None) -> tuple[float, 
         images = request.hours * 3600 / seconds_an_image
         return images, f"{request.hours:g} hours at {seconds_an_image:.3g} s an image"
     ceiling = _CEILING_IMAGES[draft.machine.is_gpu]
-    images = min(max(DEFAULTS.max_epochs * number, _FLOOR_IMAGES), max(ceiling, number))
-    if images == _FLOOR_IMAGES:
+    images = min(max(DEFAULTS.max_epochs * number, FLOOR_IMAGES), max(ceiling, number))
+    if images == FLOOR_IMAGES:
         return images, f"{images:,} images seen: fewer gave no good pictures"
     if images < DEFAULTS.max_epochs * number:
         return images, f"{images:,} images seen; more with --hours"

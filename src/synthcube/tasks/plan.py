@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from synthcube import config, environment, storage
 from synthcube.config import RunConfig
 from synthcube.data.fingerprint import FILE_NAME as FINGERPRINT
 from synthcube.data.fingerprint import Fingerprint, fingerprint
-from synthcube.data.manifest import read_manifest
+from synthcube.data.manifest import Manifest, read_manifest
 from synthcube.errors import ConfigError, MemoryShortageError
 from synthcube.models import registry
 from synthcube.planning import cost, rules
 from synthcube.planning.cost import StepTime
-from synthcube.planning.draft import Draft, Machine, PlanRequest, machine
+from synthcube.planning.draft import Choice, Draft, Machine, PlanRequest, machine
 from synthcube.planning.table import HEADING, Alternative, Cost, Plan, yaml_text
 from synthcube.schema import ImageSpec
 
@@ -148,7 +147,7 @@ def _resized_for_time(
         native = max(draft.along_axes(draft.fingerprint.shape.median))
         size = draft.values["data"]["size"]
         seconds = cost.seconds_an_image(draft.config(), timed) * 2 ** len(size)
-        enough = hours * 3600 / seconds >= _ENLARGED_FROM * rules._FLOOR_IMAGES
+        enough = hours * 3600 / seconds >= _ENLARGED_FROM * rules.FLOOR_IMAGES
         if native <= longest or not enough:
             break
         longest *= 2
@@ -169,10 +168,10 @@ def _finished(draft: Draft, timed: StepTime | None) -> Plan:
     batches = max(1, draft.num_training_images // training.batch_size)
     seen = training.max_epochs * draft.num_training_images
     duration = cost.duration(draft, settings, timed) if timed else None
-    if timed and seen < rules._FLOOR_IMAGES and draft.request.hours:
+    if timed and seen < rules.FLOOR_IMAGES and draft.request.hours:
         draft.warnings.append(
             f"{seen:,} images are seen in this time; the first good pictures of 64 x 64 voxels "
-            f"took {rules._FLOOR_IMAGES:,}. Give more hours, or a smaller data.size"
+            f"took {rules.FLOOR_IMAGES:,}. Give more hours, or a smaller data.size"
         )
     total = Cost(
         training_bytes=cost.training_bytes(draft),
@@ -241,6 +240,78 @@ def write(made: Plan, path: Path) -> Path:
     return beside
 
 
+def differences(settings: RunConfig, manifest: Manifest) -> list[str]:
+    """One line for each key in which a config differs from the plan, where that has a consequence.
+
+    What the config says of the images is compared with a free plan; the rest with the plan for
+    images of the config's own size.
+    """
+    if settings.model.needs or settings.data.patches:
+        return []  # two trainings are one plan each, and patches are a choice of their own
+    measured = fingerprint(manifest, environment.cache_folder())
+    where = machine(settings.compute, None)
+    pinned = [f"model.name={settings.model.name}", f"seed={settings.seed}"]
+    if settings.data.slices:
+        pinned.append(f"data.slices={settings.data.slices}")
+    if settings.data.source_channels:
+        pinned.append(f"data.source_channels={[*settings.data.source_channels]}")
+    free = _drafted(
+        measured, where, PlanRequest(overrides=tuple(pinned)), _longest_side(measured, where)
+    )
+    size = settings.data.size or free.along_axes(measured.shape.median)
+    pinned.append(f"data.size={[int(side) for side in size]}")
+    sized = _drafted(measured, where, PlanRequest(overrides=tuple(pinned)), None)
+    lines = [*_data_differences(free, settings), *_step_differences(sized, settings)]
+    seen = settings.training.max_epochs * free.num_training_images
+    if seen < rules.FLOOR_IMAGES:
+        lines.append(
+            f"training.max_epochs {settings.training.max_epochs}: {seen:,} images are seen; the "
+            f"first good pictures of 64 x 64 voxels took {rules.FLOOR_IMAGES:,}"
+        )
+    return [f"the plan differs: {line}" for line in lines]
+
+
+def _data_differences(draft: Draft, settings: RunConfig) -> Iterator[str]:
+    """Where what is read of the images would be another; a size only if it is far off."""
+    data, chosen = settings.data, draft.choices
+    planned_size = draft.values["data"]["size"]
+    size = data.size or draft.along_axes(draft.fingerprint.shape.median)
+    share = max(size) / max(planned_size)
+    if not 1 / rules.FAR_OFF < share < rules.FAR_OFF:
+        yield _line(chosen["data.size"], [int(side) for side in size])
+    stretches = data.size and not data.spacing_mm and data.fit == "resize"
+    if stretches and (spacing := chosen.get("data.spacing_mm")):
+        yield _line(spacing, None)
+    unsaid = {i: list(c) for i, c in draft.fingerprint.masks.items() if i not in data.channels}
+    if unsaid:
+        yield _line(chosen["data.channels"], "without them")
+    own_ranges = data.intensity_range or data.channels
+    if (fixed := chosen.get("data.intensity_range")) and not own_ranges:
+        yield _line(fixed, None)
+    if (conditions := chosen.get("data.conditions")) and not data.conditions:
+        yield _line(conditions, {})
+
+
+def _step_differences(draft: Draft, settings: RunConfig) -> Iterator[str]:
+    """Where a step would take other memory, or another share of the data."""
+    chosen, training = draft.choices, settings.training
+    batch = chosen["training.batch_size"]
+    whole = batch.value * draft.values["training"].get("accumulate", 1)
+    if training.batch_size * training.accumulate > rules.FAR_OFF * whole:
+        yield _line(batch, training.batch_size)
+    recomputed = chosen.get("compute.activation_checkpointing")
+    if recomputed and recomputed.value and not settings.compute.activation_checkpointing:
+        yield _line(recomputed, False)
+    attention = chosen.get("model.attention_from")
+    own: int | None = getattr(settings.model, "attention_from", None)
+    if attention and own is not None and own < attention.value:
+        yield _line(attention, own)
+
+
+def _line(choice: Choice, own: object) -> str:
+    return f"{choice.key} is {own}, the plan takes {choice.value} ({choice.reason})"
+
+
 def config_of_run(
     data_path: Path, run: Path, overrides: Sequence[str], show: Callable[[Plan], object]
 ) -> Path:
@@ -267,5 +338,5 @@ def config_of_run(
     storage.make_folder(run, "output_path")
     made = plan(data_path, PlanRequest(overrides=tuple(overrides)))
     show(made)
-    write(replace(made), path)
+    write(made, path)
     return path

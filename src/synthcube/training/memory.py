@@ -96,9 +96,7 @@ def estimate(
     )
 
 
-def inference_bytes(
-    config: FamilyConfig, image: ImageSpec, batch_size: int, *, mixed: bool
-) -> int:
+def inference_bytes(config: FamilyConfig, image: ImageSpec, batch_size: int, *, mixed: bool) -> int:
     """Bytes of a network and its forward pass on a batch, without gradients."""
     family = config.build(image).eval()
     with torch.no_grad():
