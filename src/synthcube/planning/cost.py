@@ -30,13 +30,16 @@ _START_SECONDS = 8.0  # imports, the first batch, the artifact at the end
 def training_bytes(draft: Draft) -> int:
     """Bytes of a training step on one process, without libraries. Raises SynthCubeError."""
     settings = draft.config()
-    machine = draft.machine
-    estimate = memory.MemoryEstimate(
+    machine, recomputed = draft.machine, settings.compute.activation_checkpointing
+    needed = memory.estimate(
         settings.model, draft.image(settings), settings.training,
-        settings.compute.model_copy(update={"num_devices": machine.processes, "num_nodes": 1}),
-        machine.precision, torch.device("cpu"), 0 if machine.is_gpu else settings.data.num_workers,
+        mixed=machine.precision.endswith("-mixed"), recomputed=recomputed,
+        processes=machine.processes, on_gpu=machine.is_gpu,
+        num_workers=settings.data.num_workers,
     )  # fmt: skip
-    return estimate.bytes_needed() // machine.processes
+    if machine.is_gpu:
+        return needed.on_device
+    return needed.on_host(recomputed=recomputed) + needed.loading
 
 
 def sampling_bytes(settings: RunConfig, image: ImageSpec, batch_size: int, mixed: bool) -> int:

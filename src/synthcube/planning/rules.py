@@ -31,6 +31,7 @@ LEAST_SIDE = {2: 32, 3: 16}
 FAR_OFF = 1.5
 """From what factor on a side or a batch that differs from the plan's is worth a line."""
 _LEAST_COARSE = 4  # voxels along the shortest side of the coarsest level (nnU-Net)
+_LEAST_OF_THICK = 2  # of few thick slices: a level halves all sides, and the others are long
 _TOKENS = 4096  # at the finest level with attention
 _BATCH_SHARE = 0.05  # of the images in one step (nnU-Net)
 _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 at 128^3
@@ -248,11 +249,12 @@ def _num_levels(size: Sequence[float], draft: Draft) -> int:
     if stated:
         return len(own)
     levels = len(_default_channels(draft))
-    while levels > 2 and min(size) / 2 ** (levels - 1) < _LEAST_COARSE - 0.5:
+    least = _LEAST_COARSE if max(size) < 3 * min(size) else _LEAST_OF_THICK
+    while levels > 2 and min(size) / 2 ** (levels - 1) < least:
         levels -= 1
     while (
         math.prod(size) / 2 ** (len(size) * (levels - 1)) > _TOKENS
-        and min(size) / 2**levels >= _LEAST_COARSE
+        and min(size) / 2**levels >= least
     ):
         levels += 1
     return levels
