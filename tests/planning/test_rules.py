@@ -23,12 +23,9 @@ MASK = IMAGE | {"kind": "mask", "classes": (0, 1, 2), "highest": 2.0}
 
 
 def spread(low: Any, median: Any = None, high: Any = None) -> dict[str, Any]:
-    return {
-        name: tuple(map(float, values))
-        for name, values in zip(
-            ("lowest", "median", "highest"), (low, median or low, high or median or low), strict=True
-        )
-    }  # fmt: skip
+    median = median or low
+    ends = {"lowest": low, "median": median, "highest": high or median}
+    return {name: tuple(map(float, values)) for name, values in ends.items()}
 
 
 def measured(
@@ -49,8 +46,12 @@ def measured(
 
 
 def draft(
-    of: Fingerprint, where: Machine = CPU, *overrides: str, longest: int | None = None, **request: Any
-) -> Draft:  # fmt: skip
+    of: Fingerprint,
+    where: Machine = CPU,
+    *overrides: str,
+    longest: int | None = None,
+    **request: Any,
+) -> Draft:
     """All choices that need no memory and no time."""
     made = Draft(of, where, PlanRequest(overrides=overrides, **request))
     rules.choose_model(made)

@@ -30,7 +30,6 @@ from synthcube.training.config import TrainingConfig
 _REAL_STEP_LIMIT = 3e8
 # Resident memory of a host for each byte of a step that is alive at its peak: glibc keeps holes.
 _HOST_STEP, _HOST_RECOMPUTED = 1.33, 2.1
-_HOST_BASE = 30_000_000  # kernels and their workspaces
 _KEYS_SHOWN = 3
 _MAX_HALVINGS = 6  # of the batch size
 _SHORTAGE_MESSAGES = (
@@ -73,7 +72,7 @@ class ProcessMemory:
         a copy in host memory until it is on the disk.
         """
         factor = _HOST_RECOMPUTED if recomputed else _HOST_STEP
-        return self.state + max(int(self.step * factor), self.state) + _HOST_BASE
+        return self.state + max(int(self.step * factor), self.state)
 
 
 def estimate(
@@ -424,7 +423,16 @@ def _cheaper_step(memory: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate]
         yield "compute.precision=bf16", replace(memory, precision="bf16-mixed")
     if not memory.compute.activation_checkpointing and _has_blocks(memory):
         recomputed = memory.compute.model_copy(update={"activation_checkpointing": True})
-        yield "compute.activation_checkpointing=true", replace(memory, compute=recomputed)
+        other = replace(memory, compute=recomputed)
+        if _is_less(other, memory):  # a host keeps more holes then
+            yield "compute.activation_checkpointing=true", other
+
+
+def _is_less(other: MemoryEstimate, memory: MemoryEstimate) -> bool:
+    try:
+        return other.bytes_needed() < memory.bytes_needed()
+    except (RuntimeError, MemoryError):  # out of memory again
+        return True
 
 
 def _has_blocks(memory: MemoryEstimate) -> bool:
