@@ -32,7 +32,7 @@ FAR_OFF = 1.5
 """From what factor on a side or a batch that differs from the plan's is worth a line."""
 _LEAST_COARSE = 4  # voxels along the shortest side of the coarsest level (nnU-Net)
 _LEAST_OF_THICK = 2  # of few thick slices: a level halves all sides, and the others are long
-_TOKENS = 4096  # at the finest level with attention
+MOST_TOKENS = 4096  # at the finest level with attention
 _BATCH_SHARE = 0.05  # of the images in one step (nnU-Net)
 _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 at 128^3
 _FEW_IMAGES = 500
@@ -253,7 +253,7 @@ def _num_levels(size: Sequence[float], draft: Draft) -> int:
     while levels > 2 and min(size) / 2 ** (levels - 1) < least:
         levels -= 1
     while (
-        math.prod(size) / 2 ** (len(size) * (levels - 1)) > _TOKENS
+        math.prod(size) / 2 ** (len(size) * (levels - 1)) > MOST_TOKENS
         and min(size) / 2**levels >= least
     ):
         levels += 1
@@ -289,9 +289,9 @@ def choose_depth(draft: Draft) -> None:
     draft.choose("model.channels", channels, f"{levels} levels, the coarsest of {coarse} places")
     default_from: int = draft.family.model_fields["attention_from"].default
     places = [math.prod(size) / 2 ** (len(size) * level) for level in range(levels)]
-    first = next((i for i, n in enumerate(places) if i >= default_from and n <= _TOKENS), levels)
+    first = next((i for i, n in enumerate(places) if i >= default_from and n <= MOST_TOKENS), levels)
     what = f"{places[first]:,.0f} places" if first < levels else "no level is coarse enough"
-    draft.choose("model.attention_from", first, f"{what}; more than {_TOKENS:,} cost too much")
+    draft.choose("model.attention_from", first, f"{what}; more than {MOST_TOKENS:,} cost too much")
 
 
 def choose_batch(draft: Draft) -> None:

@@ -305,7 +305,9 @@ def _step_differences(draft: Draft, settings: RunConfig) -> Iterator[str]:
     attention = chosen.get("model.attention_from")
     own: int | None = getattr(settings.model, "attention_from", None)
     if attention and own is not None and own < attention.value:
-        yield _line(attention, own)
+        size = draft.values["data"]["size"]
+        if math.prod(size) / 2 ** (len(size) * own) > rules.MOST_TOKENS:
+            yield _line(attention, own)
 
 
 def _line(choice: Choice, own: object) -> str:
