@@ -289,7 +289,9 @@ def choose_depth(draft: Draft) -> None:
     draft.choose("model.channels", channels, f"{levels} levels, the coarsest of {coarse} places")
     default_from: int = draft.family.model_fields["attention_from"].default
     places = [math.prod(size) / 2 ** (len(size) * level) for level in range(levels)]
-    first = next((i for i, n in enumerate(places) if i >= default_from and n <= MOST_TOKENS), levels)
+    first = next(
+        (i for i, n in enumerate(places) if i >= default_from and n <= MOST_TOKENS), levels
+    )
     what = f"{places[first]:,.0f} places" if first < levels else "no level is coarse enough"
     draft.choose("model.attention_from", first, f"{what}; more than {MOST_TOKENS:,} cost too much")
 

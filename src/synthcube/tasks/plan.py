@@ -23,6 +23,7 @@ from synthcube.schema import ImageSpec
 log = logging.getLogger("synthcube")
 
 PLAN = "plan.yaml"
+_START = '{\n  "num_images"'  # of a fingerprint
 _MOST_SHRINKS = 12
 _ENLARGED_FROM = 4  # times the images that a larger size must still be trained on
 
@@ -234,6 +235,7 @@ def write(made: Plan, path: Path) -> Path:
     """
     storage.require_own_file(path, HEADING, "output_path")
     beside = path.with_name(FINGERPRINT)
+    storage.require_own_file(beside, _START, "fingerprint")
     storage.make_folder(path.parent, "output_path")
     storage.write_json(beside, made.fingerprint.model_dump(mode="json"))
     storage.write_text(path, yaml_text(made))
