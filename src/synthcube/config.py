@@ -55,18 +55,18 @@ def template(config: BaseModel, indent: int = 0) -> str:
         if isinstance(value, BaseModel):
             parts += [f"{pad}{name}:", template(value, indent + 1).rstrip("\n")]
         else:
-            parts.append(f"{pad}{name}: {_inline(value)}")
+            parts.append(f"{pad}{name}: {inline(value)}")
         if indent == 0:
             parts.append("")
     for name, value in (getattr(config, "model_extra", None) or {}).items():
-        parts.append(f"{pad}{name}: {_inline(value)}")
+        parts.append(f"{pad}{name}: {inline(value)}")
     return "\n".join(parts) + "\n"
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
     """JSON is YAML: the one-line form of a plain value."""
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_inline, value)) + "]"
+        return "[" + ", ".join(map(inline, value)) + "]"
     if isinstance(value, BaseModel):
         return json.dumps(value.model_dump(mode="json"))
     return value if isinstance(value, str) and value.isidentifier() else json.dumps(value)
@@ -247,6 +247,14 @@ def build(
     if faults:
         raise ConfigError(f"{where} has {len(faults)} fault(s):", faults)
     return config
+
+
+def overridden(overrides: Iterable[str]) -> dict[str, Any]:
+    """The nested values of `key=value` overrides alone. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply(values, override)
+    return values
 
 
 def trained_settings(trained: Artifact) -> dict[str, Any]:

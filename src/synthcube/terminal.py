@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from synthcube import interruption
@@ -27,6 +27,8 @@ _REDRAW_S = 0.1
 _FIRST_LINE_S = 5.0
 _LINE_EVERY_SHARE = 0.2
 """Lines in a log come every 5 s at first, later after each 20% of the time so far."""
+
+_TABLE_WIDTH = 110  # where there is no terminal
 
 _open: list[Progress] = []  # work in progress; the last, innermost one is on the screen
 
@@ -194,6 +196,22 @@ def print_line(text: str, style: str = "", *, to_stderr: bool = False, end: str 
     from rich.text import Text
 
     (console or _console(stream)).print(Text(text, style), end=end, soft_wrap=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table whose last column is wrapped; text without control characters."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console(sys.stdout)
+    if not sys.stdout.isatty():
+        console.width = _TABLE_WIDTH  # in a file no line is lost to a narrow terminal
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
 
 
 class LogHandler(logging.StreamHandler[IO[str]]):

@@ -1,15 +1,20 @@
 """Prints the bytes by which a training grows this process at most, and those estimated.
 
-python tests/training/peak_of_training.py FAMILY SIDE RANK BATCH_SIZE
+python tests/training/peak_of_training.py '{"family": "ddpm", "size": [64, 64], "batch_size": 16}'
+
+Further keys: channels of the images, model (settings of the family), precision (Lightning's full
+name) and recomputed (activation checkpointing).
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,22 +27,29 @@ from synthcube.models import registry
 from synthcube.training import TrainingConfig, TrainingRun, fit
 from synthcube.training.memory import MemoryEstimate
 
+NUM_STEPS = 3
 
-def train(family: str, size: tuple[int, ...], batch_size: int, folder: Path) -> MemoryEstimate:
-    num = 3 * batch_size
-    written = write_phantoms(folder / "data", num=num, size=size)
+
+def train(case: dict[str, Any], folder: Path) -> MemoryEstimate:
+    batch_size, channels = case["batch_size"], case.get("channels", 1)
+    written = write_phantoms(
+        folder / "data", num=NUM_STEPS * batch_size, size=case["size"], channels=channels
+    )
     data = DataModule(
         read_manifest(written.parent), DataConfig(validation_fraction=0), batch_size=batch_size,
         seed=0, cache=folder / "cache",
     )  # fmt: skip
     training = TrainingConfig(max_epochs=1, batch_size=batch_size, sample_every_n_epochs=0)
-    config = registry.find(family)(name=family)
+    kind = registry.find(case["family"])
+    config = kind.model_validate({"name": case["family"], **case.get("model", {})})
     module = config.build(data.image)
     module.fit_statistics(data.every_image(), data.rows("train"))
-    compute = ComputeConfig(accelerator="cpu")
-    device = torch.device("cpu")
-    fit(module, TrainingRun(data, training, compute, folder / "run", 0, "32-true", device))
-    return MemoryEstimate(config, data.image, training, compute, "32-true", device)
+    compute = ComputeConfig(
+        accelerator="cpu", activation_checkpointing=case.get("recomputed", False)
+    )
+    device, precision = torch.device("cpu"), case.get("precision", "32-true")
+    fit(module, TrainingRun(data, training, compute, folder / "run", 0, precision, device))
+    return MemoryEstimate(config, data.image, training, compute, precision, device)
 
 
 def taken_from_here() -> int:
@@ -57,11 +69,12 @@ def status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    name, side, rank, number = sys.argv[1:]
+    case = json.loads(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
         # what Lightning and the kernels load is no part of a training's need
-        train("dcgan", (16, 16), 2, Path(folder) / "warm-up")
+        warm_up = {"family": "dcgan", "size": (16, 16), "batch_size": 2}
+        train(warm_up | {"precision": case.get("precision", "32-true")}, Path(folder) / "warm-up")
         before = taken_from_here()
-        need = train(name, (int(side),) * int(rank), int(number), Path(folder) / "real")
+        need = train(case, Path(folder) / "real")
     taken = status("VmHWM:") - before
-    print(taken, need.bytes_needed())
+    print(taken, need.bytes_needed(), need.estimate())

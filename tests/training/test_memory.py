@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,23 +84,68 @@ def test_an_estimate_draws_nothing() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+SMALL = {"channels": [16, 32, 64], "attention_from": 2, "num_res_blocks": 1}
+GRID = [
+    {"family": "rectified_flow", "size": [32, 32], "batch_size": 16},
+    {"family": "rectified_flow", "size": [64, 64], "batch_size": 8, "channels": 3},
+    {"family": "rectified_flow", "size": [64, 64], "batch_size": 16, "recomputed": True},
+    {"family": "rectified_flow", "size": [32, 32, 32], "batch_size": 2, "model": SMALL},
+    {"family": "rectified_flow", "size": [32, 32, 32], "batch_size": 2, "model": SMALL,
+     "recomputed": True},
+    {"family": "autoencoder_kl", "size": [64, 64], "batch_size": 8},
+    {"family": "vqvae", "size": [64, 64], "batch_size": 16},
+    {"family": "dcgan", "size": [64, 64], "batch_size": 16},
+]  # fmt: skip
+WORKSPACES = 30e6  # of kernels, which pass for libraries
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "side", "rank", "batch_size"),
-    [("ddpm", 64, 2, 16), ("dcgan", 64, 3, 4), ("vqvae", 64, 3, 1), ("autoencoder_kl", 64, 2, 8)],
-)
-def test_the_estimate_is_within_a_factor_of_two(
-    family: str, side: int, rank: int, batch_size: int
-) -> None:
-    """Of the growth of a process that trains three steps."""
+@pytest.mark.parametrize("case", GRID, ids=lambda case: json.dumps(case).replace('"', ""))
+def test_the_estimate_is_within_15_percent_on_a_cpu(case: dict[str, Any]) -> None:
+    """Of the growth of a process that trains three steps, as `train` does."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "peak_of_training.py"), family, str(side), str(rank),
-         str(batch_size)],
+        [sys.executable, str(HERE / "peak_of_training.py"), json.dumps(case)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    taken, estimated = map(int, done.stdout.split()[-2:])
-    assert 0.5 < estimated / taken < 2, f"{estimated / 1e6:.0f} of {taken / 1e6:.0f} MB"
+    taken, estimated = map(int, done.stdout.splitlines()[-1].split()[:2])
+    ratio = estimated / (taken - WORKSPACES)
+    assert 0.85 < ratio < 1.15, f"{estimated / 1e6:.0f} of {taken / 1e6:.0f} MB: {ratio:.2f}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "published"), [((64, 64, 32), 5), ((64, 64, 64), 8), ((128, 128, 192), 58)]
+)
+def test_published_memory_of_maisi_is_reproduced_within_25_percent(
+    size: tuple[int, ...], published: float
+) -> None:
+    """NV-Generate-CTMR's table of training its diffusion model among latents of 4 channels.
+
+    256x256x128, 256x256x256 and 512x512x768 voxels have latents of these sizes. The network is
+    ours with MAISI's widths, blocks and attention; about 1 GB is CUDA and its libraries.
+    """
+    model = registry.find("rectified_flow").model_validate(
+        {"name": "rectified_flow", "channels": [64, 128, 256, 512], "num_head_channels": 32}
+    )
+    latents = spec(64, 3).model_copy(
+        update={"size": size, "channels": 4, "intensity_range": ((0, 1),) * 4}
+    )
+    training = TrainingConfig(batch_size=1, ema=None)
+    estimated = memory.estimate(model, latents, training, mixed=True, on_gpu=True).on_device
+    assert (estimated / 1e9 + 1) / published == pytest.approx(1, abs=0.25)
+
+
+def test_norms_stay_in_float32_under_cudas_autocast() -> None:
+    """So a step takes more than a CPU's autocast, and less than one in float32."""
+    model = registry.find("ddpm").tiny()
+    training = TrainingConfig(batch_size=16)
+    half, cuda, full = (
+        memory.estimate(model, spec(16), training, mixed=mixed, on_gpu=on_gpu).step
+        for mixed, on_gpu in ((True, False), (True, True), (False, True))
+    )
+    assert half < cuda
+    assert half < full
 
 
 def test_a_training_that_does_not_fit_is_warned_of_with_values_that_do() -> None:

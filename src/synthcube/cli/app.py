@@ -30,7 +30,8 @@ Configs = Annotated[
     list[Path],
     typer.Option(
         *_CONFIG, metavar="FILE", rich_help_panel=FILES,
-        help="YAML of the run; with several, each is trained into a subfolder of its name.",
+        help="YAML of the run; without one, synthcube plan makes it; with several, each is trained "
+        "into a subfolder of its name.",
     ),
 ]  # fmt: skip
 OptionalConfig = Annotated[
@@ -130,7 +131,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Example: synthcube train -c config.yaml -d images -o run",
+    epilog="Example: synthcube train -d images -o run",
     # Spelled as MLCube and the YAML spell them; --data-path is --data_path.
     context_settings={
         "token_normalize_func": lambda token: token.replace("-", "_"),

@@ -1,10 +1,10 @@
-"""The commands for data and configs: prepare, check, init, migrate, families and schema."""
+"""The commands for data and configs: prepare, plan, check, init, migrate, families and schema."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,9 +21,16 @@ from synthcube.cli.app import (
     say,
     setup_process,
 )
-from synthcube.errors import MemoryShortageError
+from synthcube.errors import ConfigError, MemoryShortageError
+from synthcube.escapes import visible
+from synthcube.terminal import print_table
+
+if TYPE_CHECKING:
+    from synthcube.planning.table import Plan
 
 _SPLIT, _SLIDES = "Split", "Slides"  # panels of prepare
+_MACHINE = "Machine and budget"  # a panel of plan
+_MOST_HOURS, _MOST_GB = 87_600.0, 1e6  # ten years
 
 
 @command(DATA, "prepare -d images -o data --validation 0.1")
@@ -221,6 +228,115 @@ def prepare(
         say(f"Masks: {listed}; add to the config: {mask_settings(prepared.masks)}")
     if prepared.warning:
         say(f"Warning: {prepared.warning}.", "yellow")
+
+
+@command(DATA, "plan -d images -o plan.yaml --hours 12")
+def plan(
+    data: Data,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output_path", "-o", metavar="FILE", rich_help_panel=FILES, help="YAML to write."
+        ),
+    ] = None,
+    memory_gb: Annotated[
+        str,
+        typer.Option(
+            metavar="NUMBER",
+            rich_help_panel=_MACHINE,
+            help="Memory of the machine that trains; auto: what is free here.",
+        ),
+    ] = "auto",
+    hours: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER", rich_help_panel=_MACHINE, help="Time that the training may take."
+        ),
+    ] = None,
+    budget_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            rich_help_panel=_MACHINE,
+            help="Images to train on, counted each time one is seen.",
+        ),
+    ] = None,
+    goal: Annotated[
+        Literal["generate", "translate", "compress"],
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=SETTINGS,
+            help="generate images; translate channels into others; compress, for latent models.",
+        ),
+    ] = "generate",
+    family: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", rich_help_panel=SETTINGS, help="Family, in place of the plan's."
+        ),
+    ] = None,
+    no_probe: Annotated[
+        bool,
+        typer.Option(
+            "--no_probe",
+            rich_help_panel=_MACHINE,
+            help="Time no training steps: the plan says nothing about time.",
+        ),
+    ] = False,
+    overrides: Override = [],  # noqa: B006
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:
+    """Choose every setting from the images and the machine, and say why."""
+    memory, budget = _positive("--memory_gb", memory_gb), hours
+    if budget is not None and not 0 < budget <= _MOST_HOURS:
+        raise ConfigError(f"--hours {budget:g}: above 0, and at most {_MOST_HOURS:g}, is possible.")
+    setup_process(plugins, trust)
+    from synthcube.planning.draft import PlanRequest
+    from synthcube.tasks import plan as task
+
+    request = PlanRequest(goal, family, memory, budget, budget_images, tuple(overrides))
+    made = task.plan(data, request, timed=not no_probe)
+    show_plan(made)
+    if output:
+        beside = task.write(made, output)
+        say(f"Written: {output} and {beside}")
+        say(f"Next: synthcube train -c {output} -d {data} -o RUN", "green")
+
+
+def _positive(option: str, text: str) -> float | None:
+    """A number above 0, or None for auto."""
+    if text == "auto":
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < _MOST_GB:
+        raise ConfigError(f"{option} {text}: write auto, or gigabytes, as in {option} 24.")
+    return number
+
+
+def show_plan(made: Plan) -> None:
+    """Print a plan as tables, and its warnings."""
+    from synthcube.planning.table import rows
+
+    titles = {
+        "measured": ("Measured", "value", "details"),
+        "chosen": ("Chosen", "value", "why"),
+        "cost": ("Cost", "value", "details"),
+        "alternatives": ("Or", "option", "what it changes"),
+    }
+    for part, lines in rows(made).items():
+        title, *columns = titles[part]
+        shown = [[visible(cell) for cell in line] for line in lines]
+        if part == "alternatives":
+            print_table("", (title, columns[1]), [line[1:] for line in shown])
+        else:
+            print_table("", (title, *columns), shown)
+    for warning in made.warnings:
+        say(f"Warning: {warning}.", "yellow")
 
 
 @command(DATA, "check -c config.yaml -d images")

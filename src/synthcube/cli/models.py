@@ -33,11 +33,11 @@ from synthcube.sharing.runtimes import RuntimeOrTorch, Weights
 _IMAGES, _DESCRIPTION, _CARD, _HUB = "Images", "Description of the images", "Model card", "Hub"
 
 
-@command(MODELS, "train -c config.yaml -d images -o run")
+@command(MODELS, "train -d images -o run")
 def train(
-    config: Configs,
     data: Data,
     output: Output,
+    config: Configs = [],  # noqa: B006  # Typer copies it
     resume: Annotated[
         str,
         typer.Option(
@@ -68,26 +68,56 @@ def train(
 ) -> None:
     """Train a model; the same command again continues where it stopped."""
     setup_process(plugins, trust)
-    if len(config) > 1:
+    if not config:
+        _train_as_planned(data, output, overrides, resume, accept_changes, debug)
+    elif len(config) > 1:
         options = ["--resume", resume, *(["--debug"] if debug else [])]
         options += ["--accept_changes"] if accept_changes else []
         options += [word for folder in plugins for word in ("--plugins", str(folder))]
         options += [word for name in trust for word in ("--trust", name)]
         _train_series(config, data, output, overrides, options)
     elif debug:
-        from synthcube.tasks.trial import trial
-
-        for line in trial(config[0], data, output, overrides=overrides):
-            say(line)
+        _try(config[0], data, output, overrides)
     else:
-        from synthcube.tasks.train import train as task
+        _train(config[0], data, output, overrides, resume, accept_changes)
 
-        folder = task(
-            config[0], data, output,
-            overrides=overrides, resume=resume, accept_changes=accept_changes,
-        )  # fmt: skip
-        if folder:
-            say(f"Trained model: {folder}")
+
+def _try(config: Path, data: Path, output: Path, overrides: list[str]) -> None:
+    from synthcube.tasks.trial import trial
+
+    for line in trial(config, data, output, overrides=overrides):
+        say(line)
+
+
+def _train(
+    config: Path, data: Path, output: Path, overrides: list[str], resume: str, accept_changes: bool
+) -> None:
+    from synthcube.tasks.train import train as task
+
+    folder = task(
+        config, data, output, overrides=overrides, resume=resume, accept_changes=accept_changes
+    )
+    if folder:
+        say(f"Trained model: {folder}")
+
+
+def _train_as_planned(
+    data: Path, output: Path, overrides: list[str], resume: str, accept_changes: bool, debug: bool
+) -> None:
+    """Train with the plan in the run folder, which is made first if there is none."""
+    from synthcube import storage
+    from synthcube.cli.data import show_plan  # here, as imports decide the order of commands
+    from synthcube.planning.draft import PlanRequest
+    from synthcube.tasks import plan
+
+    if debug:
+        with storage.scratch_folder() as folder:
+            made = plan.plan(data, PlanRequest(overrides=tuple(overrides)), timed=False)
+            plan.write(made, folder / plan.PLAN)
+            _try(folder / plan.PLAN, data, output, overrides)
+        return
+    config = plan.config_of_run(data, output, overrides, show_plan)
+    _train(config, data, output, overrides, resume, accept_changes)
 
 
 def _train_series(

@@ -201,23 +201,38 @@ def voxels_of(subject: Any, masks: Collection[int]) -> tuple[torch.Tensor, npt.N
     return tensor, np.asarray(labels.affine, dtype=float)
 
 
+class MaskSearch:
+    """Finds channels that hold few whole numbers in all images that are added."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, set[float]] = {}
+
+    def add(self, image: torch.Tensor) -> None:
+        """Look at one more image, (C, *spatial) in source units."""
+        for channel, voxels in enumerate(image):
+            known = self._values.setdefault(channel, set())
+            if len(known) <= _MOST_CLASSES:
+                known |= set(voxels.unique()[: _MOST_CLASSES + 1].tolist())
+
+    def masks(self) -> dict[int, tuple[int, ...]]:
+        """The probable masks so far, with the numbers that they hold."""
+        return {
+            channel: tuple(sorted(map(int, known)))
+            for channel, known in self._values.items()
+            if 2 <= len(known) <= _MOST_CLASSES and all(value.is_integer() for value in known)
+        }
+
+
 def probable_masks(images: Iterable[torch.Tensor]) -> dict[int, tuple[int, ...]]:
     """Channels that hold few whole numbers in all of the images, with these numbers.
 
     Args:
         images: each (C, *spatial) in source units, all of one number of channels.
     """
-    values: dict[int, set[float]] = {}
+    search = MaskSearch()
     for image in images:
-        for channel, voxels in enumerate(image):
-            known = values.setdefault(channel, set())
-            if len(known) <= _MOST_CLASSES:
-                known |= set(voxels.unique()[: _MOST_CLASSES + 1].tolist())
-    return {
-        channel: tuple(sorted(map(int, known)))
-        for channel, known in values.items()
-        if 2 <= len(known) <= _MOST_CLASSES and all(value.is_integer() for value in known)
-    }
+        search.add(image)
+    return search.masks()
 
 
 def mask_settings(masks: Masks) -> str:

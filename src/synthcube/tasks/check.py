@@ -16,8 +16,8 @@ from synthcube import compute, config, environment
 from synthcube.config import RunConfig
 from synthcube.data.manifest import image_suffix, read_manifest, split_warning
 from synthcube.data.module import DataModule
-from synthcube.errors import results_or_faults
-from synthcube.tasks import hub_pins, train
+from synthcube.errors import SynthCubeError, results_or_faults
+from synthcube.tasks import hub_pins, plan, train
 from synthcube.training import deepspeed, fine_tuning, memory
 
 _SMALL_PART = 0.05  # of the range from -1 to 1: masks and wrong units, but no real image
@@ -44,7 +44,16 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
     data = train.open_data(settings, manifest)
     lines = [*_data_lines(data), *_start_lines(settings, data)]
     resources, shortage = _resources(settings, data)
-    return CheckReport([*lines, *resources], _data_warnings(data), shortage)
+    lines += [*resources, *_plan_lines(settings, data)]
+    return CheckReport(lines, _data_warnings(data), shortage)
+
+
+def _plan_lines(settings: RunConfig, data: DataModule) -> list[str]:
+    """Where the config differs from what `synthcube plan` would choose."""
+    try:
+        return plan.differences(settings, data.files)
+    except SynthCubeError:  # no plan fits, which the lines above tell better
+        return []
 
 
 def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from synthcube import compute, environment
 from synthcube.compute import ComputeConfig
@@ -26,6 +28,8 @@ from synthcube.training.config import TrainingConfig
 
 # Below this number of weights x voxels a real step is faster than a traced one.
 _REAL_STEP_LIMIT = 3e8
+# Resident memory of a host for each byte of a step that is alive at its peak: glibc keeps holes.
+_HOST_STEP, _HOST_RECOMPUTED = 1.33, 2.1
 _KEYS_SHOWN = 3
 _MAX_HALVINGS = 6  # of the batch size
 _SHORTAGE_MESSAGES = (
@@ -53,7 +57,22 @@ class ProcessMemory:
     @property
     def on_device(self) -> int:
         """Everything except the prefetched batches."""
-        return self.weights + self.optimizer + self.average + self.step
+        return self.state + self.step
+
+    @property
+    def state(self) -> int:
+        """What stays between steps, and is copied when a checkpoint is written."""
+        return self.weights + self.optimizer + self.average
+
+    def on_host(self, *, recomputed: bool = False) -> int:
+        """Everything in the memory of a host, without the prefetched batches.
+
+        There freed blocks are not all used again (measured in tests/training/test_memory.py),
+        least where activation checkpointing allocates the same blocks twice; and a checkpoint is
+        a copy in host memory until it is on the disk.
+        """
+        factor = _HOST_RECOMPUTED if recomputed else _HOST_STEP
+        return self.state + max(int(self.step * factor), self.state)
 
 
 def estimate(
@@ -65,6 +84,7 @@ def estimate(
     recomputed: bool = False,
     processes: int = 1,
     num_workers: int = 0,
+    on_gpu: bool = False,
 ) -> ProcessMemory:
     """The memory of one training process, from the peak of one forward and backward pass.
 
@@ -76,6 +96,7 @@ def estimate(
         mixed: whether the step uses autocast in half precision.
         recomputed: whether activation checkpointing is on.
         processes: number of processes that share a batch.
+        on_gpu: whether autocast is that of CUDA, which computes norms in float32.
     """
     family = config.build(image).train()
     if recomputed:
@@ -85,7 +106,9 @@ def estimate(
     gradients = _bytes(_trained(family.parameters()))
     # Gradients exist during the forward pass only if they accumulate or are communicated.
     held_gradients = gradients * (training.accumulate > 1) + gradients * (processes > 1)
-    steps = (_step_peak(family, image, share, mixed=mixed) + held_gradients, 2 * gradients)
+    with _CudaAutocast() if mixed and on_gpu else nullcontext():
+        peak = _step_peak(family, image, share, mixed=mixed)
+    steps = (peak + held_gradients, 2 * gradients)
     image_bytes = 4 * math.prod(image.size) * (image.channels + len(image.source_channels))
     return ProcessMemory(
         weights=_bytes(states),
@@ -94,6 +117,38 @@ def estimate(
         step=max(steps),
         loading=2 * num_workers * share * image_bytes,
     )
+
+
+def inference_bytes(config: FamilyConfig, image: ImageSpec, batch_size: int, *, mixed: bool) -> int:
+    """Bytes of a network and its forward pass on a batch, without gradients."""
+    family = config.build(image).eval()
+    with torch.no_grad():
+        peak = _step_peak(family, image, batch_size, mixed=mixed, backward=False)
+    return _bytes([*family.parameters(), *family.buffers()]) + peak
+
+
+_IN_FLOAT32 = {
+    functional.group_norm, functional.layer_norm, functional.mse_loss, functional.l1_loss,
+    functional.smooth_l1_loss, functional.softmax, functional.log_softmax,
+    functional.cross_entropy, functional.softplus, functional.cosine_similarity,
+}  # fmt: skip
+"""Functions that CUDA's autocast computes in float32, and a CPU's does not."""
+
+
+class _CudaAutocast(TorchFunctionMode):
+    """Casts as autocast does on a GPU, where none is needed to find out."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _IN_FLOAT32:
+            return func(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            cast_args, cast_kwargs = tree_map(_in_float32, (args, kwargs or {}))
+            return func(*cast_args, **cast_kwargs)
+
+
+def _in_float32(value: Any) -> Any:
+    is_half = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if is_half else value
 
 
 class _PeakCounter(TorchDispatchMode):
@@ -124,26 +179,34 @@ class _PeakCounter(TorchDispatchMode):
         self.live -= size
 
 
-def _step_peak(family: Family, image: ImageSpec, batch_size: int, *, mixed: bool) -> int:
+def _step_peak(
+    family: Family, image: ImageSpec, batch_size: int, *, mixed: bool, backward: bool = True
+) -> int:
     from torch._subclasses import FakeTensorMode
 
     weights = sum(weight.numel() for weight in family.parameters())
     if weights * math.prod(image.size) * batch_size < _REAL_STEP_LIMIT:
-        return _measured(family, image, batch_size, mixed=mixed)
+        return _measured(family, image, batch_size, mixed=mixed, backward=backward)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            return _measured(family, image, batch_size, mixed=mixed)
+            return _measured(family, image, batch_size, mixed=mixed, backward=backward)
     except Exception:  # a user's family may read values, which these tensors do not have
         family.zero_grad()
-        return batch_size * _measured(family, image, 1, mixed=mixed)
+        return batch_size * _measured(family, image, 1, mixed=mixed, backward=backward)
 
 
-def _measured(family: Family, image: ImageSpec, batch_size: int, *, mixed: bool) -> int:
+def _measured(
+    family: Family, image: ImageSpec, batch_size: int, *, mixed: bool, backward: bool
+) -> int:
     """Peak bytes of the forward and backward passes of every trained network."""
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
     counter = _PeakCounter()
     with torch.random.fork_rng(devices=[]), counter, autocast:
-        differentiate(family, blank_batch(image, batch_size))
+        batch = blank_batch(image, batch_size)
+        if backward:
+            differentiate(family, batch)
+        else:
+            family.loss(batch)
     return counter.peak
 
 
@@ -165,7 +228,7 @@ def _backward(terms: dict[str, torch.Tensor], weights: Iterable[torch.nn.Paramet
 
 
 def blank_batch(image: ImageSpec, number: int) -> Batch:
-    """A batch of zeros of the shapes that a network for these images takes."""
+    """A batch of so many images, all of them zero."""
     return Batch(
         image=torch.zeros(number, image.channels, *image.size),
         label=torch.zeros(number, dtype=torch.int64),
@@ -186,6 +249,13 @@ def _optimizer_bytes(family: Family) -> int:
         _bytes(_trained(_generator(family))) * _states(generator_optimizer)
         + _bytes(_trained(family.discriminator.parameters())) * _states(discriminator_optimizer)
     )
+
+
+def trained_weights(family: Family) -> list[torch.nn.Parameter]:
+    """The weights that the first optimizer of a family trains."""
+    if isinstance(family, AdversarialFamily) and family.discriminator is not None:
+        return _trained(_generator(family))
+    return _trained(family.parameters())
 
 
 def _generator(family: AdversarialFamily) -> list[torch.nn.Parameter]:
@@ -237,6 +307,7 @@ class MemoryEstimate:
             self.model, self.image, self.training, mixed=self.precision.endswith("-mixed"),
             recomputed=self.compute.activation_checkpointing,
             processes=self.processes, num_workers=self.num_workers,
+            on_gpu=self.device.type == "cuda",
         )  # fmt: skip
 
     def bytes_needed(self) -> int:
@@ -244,7 +315,9 @@ class MemoryEstimate:
         needed = self.estimate()
         if self.device.type == "cuda":
             return needed.on_device
-        return (needed.on_device + needed.loading) * self.processes // self.compute.num_nodes
+        recomputed = self.compute.activation_checkpointing
+        each = needed.on_host(recomputed=recomputed) + needed.loading
+        return each * self.processes // self.compute.num_nodes
 
     def bytes_free(self) -> int:
         """Free bytes on the GPU or the host; a huge number where unknown."""
@@ -355,7 +428,16 @@ def _cheaper_step(memory: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate]
         yield "compute.precision=bf16", replace(memory, precision="bf16-mixed")
     if not memory.compute.activation_checkpointing and _has_blocks(memory):
         recomputed = memory.compute.model_copy(update={"activation_checkpointing": True})
-        yield "compute.activation_checkpointing=true", replace(memory, compute=recomputed)
+        other = replace(memory, compute=recomputed)
+        if _is_less(other, memory):  # a host keeps more holes then
+            yield "compute.activation_checkpointing=true", other
+
+
+def _is_less(other: MemoryEstimate, memory: MemoryEstimate) -> bool:
+    try:
+        return other.bytes_needed() < memory.bytes_needed()
+    except (RuntimeError, MemoryError):  # out of memory again
+        return True
 
 
 def _has_blocks(memory: MemoryEstimate) -> bool:

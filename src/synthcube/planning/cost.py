@@ -1,0 +1,208 @@
+"""What a plan costs: bytes by tracing a step, and seconds by taking some steps on this machine."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from synthcube.config import RunConfig
+from synthcube.environment import derived_seed
+from synthcube.models.adversarial import AdversarialFamily
+from synthcube.models.family import Family, Samples
+from synthcube.planning.draft import Draft, Machine
+from synthcube.schema import Batch, ImageSpec
+from synthcube.training import memory
+from synthcube.training.acceleration import recompute_blocks
+
+PROBE_STEPS = 20
+_WARM_UP = 3
+_PROBE_SECONDS = 60.0  # after which a probe ends early, with five steps at least
+_LEAST_STEPS = 5
+_START_SECONDS = 8.0  # imports, the first batch, the artifact at the end
+
+
+def training_bytes(draft: Draft) -> int:
+    """Bytes of a training step on one process, without libraries. Raises SynthCubeError."""
+    settings = draft.config()
+    machine, recomputed = draft.machine, settings.compute.activation_checkpointing
+    needed = memory.estimate(
+        settings.model, draft.image(settings), settings.training,
+        mixed=machine.precision.endswith("-mixed"), recomputed=recomputed,
+        processes=machine.processes, on_gpu=machine.is_gpu,
+        num_workers=settings.data.num_workers,
+    )  # fmt: skip
+    if machine.is_gpu:
+        return needed.on_device
+    return needed.on_host(recomputed=recomputed) + needed.loading
+
+
+def sampling_bytes(settings: RunConfig, image: ImageSpec, batch_size: int, mixed: bool) -> int:
+    """Bytes that drawing so many images at once takes, without libraries."""
+    return memory.inference_bytes(settings.model, image, batch_size, mixed=mixed)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds on this machine: medians of a probe."""
+
+    step: float
+    """One optimizer step, with its average and all of its accumulated batches."""
+    forward: float
+    """One forward pass of a batch without gradients."""
+    process_step: float
+    """CPU-seconds of a step: on a busy machine, less than it takes."""
+    num_steps: int
+
+
+def probe(settings: RunConfig, image: ImageSpec, machine: Machine) -> StepTime:
+    """Time training steps of the configured model on noise, as a training takes them."""
+    torch.manual_seed(derived_seed(settings.seed, "probe"))
+    family = settings.model.build(image).to(machine.device).train()
+    if settings.compute.activation_checkpointing:
+        recompute_blocks(family)
+    step, forward = _step_and_forward(family, settings, image, machine)
+    walls, processes = [], []
+    start = time.perf_counter()
+    for number in range(_WARM_UP + PROBE_STEPS):
+        before = time.perf_counter(), time.process_time()
+        step()
+        _wait(machine)
+        walls.append(time.perf_counter() - before[0])
+        processes.append(time.process_time() - before[1])
+        is_late = time.perf_counter() - start > _PROBE_SECONDS
+        if is_late and number + 1 >= _LEAST_STEPS:
+            break
+    kept = slice(min(_WARM_UP, len(walls) - 2), None)
+    before_forward = time.perf_counter()
+    forward()
+    _wait(machine)
+    forward_seconds = time.perf_counter() - before_forward
+    return StepTime(
+        statistics.median(walls[kept]), forward_seconds, statistics.median(processes[kept]),
+        len(walls[kept]),
+    )  # fmt: skip
+
+
+def _wait(machine: Machine) -> None:
+    if machine.is_gpu:
+        torch.cuda.synchronize(machine.device)
+
+
+def _step_and_forward(
+    family: Family, settings: RunConfig, image: ImageSpec, machine: Machine
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Two functions: one takes an optimizer step, the other computes the loss alone."""
+    training, device = settings.training, machine.device
+    share = math.ceil(training.batch_size / machine.processes)
+    batch = _noise(image, share, device)
+    mixed = machine.precision.endswith("-mixed")
+    dtype = torch.float16 if machine.precision.startswith("16") else torch.bfloat16
+    generator = memory.trained_weights(family)
+    discriminator = getattr(family, "discriminator", None)
+    optimizer = settings.model.optimizer.build(generator)
+    judges: list[Any] = []
+    if isinstance(family, AdversarialFamily) and discriminator is not None:
+        weights = list(discriminator.parameters())
+        judges = [family.optimizer_configs()[1].build(weights)]
+    average = [weight.detach().clone() for weight in family.parameters()] if training.ema else []
+    clip = training.clip_norm(by_hand=bool(judges))
+
+    def autocast() -> Any:
+        return torch.autocast(device.type, dtype, enabled=mixed)
+
+    def step() -> None:
+        for _ in range(training.accumulate):
+            with autocast():
+                if isinstance(family, AdversarialFamily) and judges:
+                    terms, images = family.generator_loss(batch)
+                else:
+                    terms, images = family.loss(batch), None
+            terms["loss"].backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(generator, clip)
+        optimizer.step()
+        family.zero_grad()
+        for judge in judges:
+            assert isinstance(family, AdversarialFamily)
+            assert images is not None
+            with autocast():
+                judged = family.discriminator_loss(batch, images.detach())
+            judged["loss"].backward()
+            judge.step()
+            family.zero_grad()
+        if average:
+            with torch.no_grad():
+                torch._foreach_lerp_(average, [w.detach() for w in family.parameters()], 0.001)
+
+    def forward() -> None:
+        with torch.no_grad(), autocast():
+            family.loss(batch)
+
+    return step, forward
+
+
+def _noise(image: ImageSpec, number: int, device: torch.device) -> Batch:
+    batch = memory.blank_batch(image, number)
+    batch["image"] = torch.rand_like(batch["image"]) * 2 - 1
+    moved: dict[str, Any] = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+    moved["condition"] = {name: value.to(device) for name, value in batch["condition"].items()}
+    return moved  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Seconds that a planned training takes, by what takes them."""
+
+    steps: float
+    validation: float
+    pictures: float
+    start: float = _START_SECONDS
+
+    @property
+    def total(self) -> float:
+        return self.steps + self.validation + self.pictures + self.start
+
+
+def duration(draft: Draft, settings: RunConfig, timed: StepTime) -> Duration:
+    """Time of the whole training on this machine, with the step that was timed."""
+    training = settings.training
+    number = draft.num_training_images
+    batches = max(1, number // training.batch_size)
+    steps = training.max_epochs * math.ceil(batches / training.accumulate)
+    validations = training.max_epochs // training.validate_every_n_epochs
+    held_out = max(0, draft.num_images - number)
+    batches_validated = math.ceil(held_out / training.batch_size)
+    every = training.sample_every_n_epochs
+    pictures = math.ceil(training.max_epochs / every) if every else 0  # one at the end
+    shown = min(training.num_sample_images, max(1, held_out or number))
+    return Duration(
+        steps=steps * timed.step,
+        validation=validations * batches_validated * timed.forward,
+        pictures=pictures * shown * image_seconds(settings, timed),
+    )
+
+
+def seconds_an_image(settings: RunConfig, timed: StepTime) -> float:
+    """Seconds of training for each image that is seen."""
+    return timed.step / (settings.training.batch_size * settings.training.accumulate)
+
+
+def image_seconds(settings: RunConfig, timed: StepTime) -> float:
+    """Seconds to draw one image, from the forward pass of a batch."""
+    steps = settings.model.with_sampling(settings.sampling.of_model()).sampling().get("steps") or 1
+    return steps * timed.forward / settings.training.batch_size
+
+
+def draws_images(settings: RunConfig, image: ImageSpec) -> bool:
+    """Whether the model makes images out of nothing, or out of other images."""
+    with torch.device("meta"):
+        return isinstance(settings.model.build(image), Samples)

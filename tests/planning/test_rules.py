@@ -1,0 +1,297 @@
+"""The rules of a plan, as tables: from measures, machine and budget to values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from synthcube.data.fingerprint import Fingerprint
+from synthcube.errors import ConfigError
+from synthcube.planning import rules
+from synthcube.planning.draft import Draft, Machine, PlanRequest
+
+CPU = Machine(torch.device("cpu"), int(16e9), cores=4, processes=1, precision="32-true")
+GPU = Machine(torch.device("cuda"), int(24e9), 8, 1, "bf16-mixed", is_here=False)
+IMAGE = {
+    "kind": "image", "integer": True, "lowest": 0.0, "highest": 255.0, "mean": 100.0, "std": 50.0,
+    "percentiles": (1.0, 100.0, 250.0), "foreground": 0.5,
+}  # fmt: skip
+CT = IMAGE | {"lowest": -1024.0, "highest": 3071.0, "percentiles": (-800.0, 40.0, 1210.0)}
+MASK = IMAGE | {"kind": "mask", "classes": (0, 1, 2), "highest": 2.0}
+
+
+def spread(low: Any, median: Any = None, high: Any = None) -> dict[str, Any]:
+    median = median or low
+    ends = {"lowest": low, "median": median, "highest": high or median}
+    return {name: tuple(map(float, values)) for name, values in ends.items()}
+
+
+def measured(
+    shape: tuple[int, ...] = (64, 64), number: int = 1500, channels: Any = (IMAGE,), **others: Any
+) -> Fingerprint:
+    """A fingerprint of images of one shape, and pictures unless it is said otherwise."""
+    spacing = others.pop("spacing", (1.0,) * len(shape))
+    values = {
+        "num_images": number, "num_subjects": None, "splits": {}, "class_counts": (),
+        "classes_of_subjects": False, "numbers": {}, "has_geometry": len(shape) == 3,
+        "file_format": "nii.gz" if len(shape) == 3 else "png", "one_shape": True,
+        "one_spacing": True, "shape": spread(shape), "content": spread(shape),
+        "spacing_mm": spread(spacing), "spacing_10": tuple(map(float, spacing)),
+        "extent_mm": spread([a * b for a, b in zip(shape, spacing, strict=True)]),
+        "channels": channels, "near_duplicates": 0, "duplicates_across_subjects": 0,
+    }  # fmt: skip
+    return Fingerprint.model_validate(values | others)
+
+
+def draft(
+    of: Fingerprint,
+    where: Machine = CPU,
+    *overrides: str,
+    longest: int | None = None,
+    **request: Any,
+) -> Draft:
+    """All choices that need no memory and no time."""
+    made = Draft(of, where, PlanRequest(overrides=overrides, **request))
+    rules.choose_model(made)
+    rules.choose_channels(made)
+    rules.choose_conditions(made)
+    rules.choose_validation(made)
+    rules.choose_size(made, longest)
+    rules.choose_depth(made)
+    rules.choose_augmentation(made)
+    rules.choose_batch(made)
+    return made
+
+
+def value(made: Draft, key: str) -> Any:
+    return made.choices[key].value if key in made.choices else None
+
+
+@pytest.mark.parametrize(
+    ("shape", "longest", "size", "channels", "attention_from"),
+    [
+        ((64, 64), None, [64, 64], [32, 64, 64, 64], 2),
+        ((28, 28), None, [28, 28], [32, 64, 64], 2),  # 28 / 4 = 7 places are left
+        ((30, 30), None, [32, 32], [32, 64, 64, 64], 2),
+        ((250, 200), 64, [64, 48], [32, 64, 64, 64], 2),  # in the aspect of the image
+        ((512, 512), 256, [256, 256], [32, 64, 64, 64], 2),
+        ((512, 512), None, [512, 512], [32, 64, 64, 64], 3),  # 128 x 128 places are too many
+        ((64, 64, 64), None, [64, 64, 64], [32, 64, 64, 64], 2),
+        ((128, 128, 128), None, [128, 128, 128], [32, 64, 64, 64], 3),
+        ((256, 256, 256), None, [256, 256, 256], [32, 64, 64, 64, 64], 4),
+        ((192, 192, 12), None, [192, 192, 12], [32, 64, 64], 3),  # thick slices: 3 places
+    ],
+)
+def test_size_and_depth_follow_the_shape(
+    shape: tuple[int, ...], longest: int | None, size: Any, channels: Any, attention_from: int
+) -> None:
+    made = draft(measured(shape), longest=longest)
+    assert value(made, "data.size") == size
+    assert value(made, "model.channels") == channels
+    assert value(made, "model.attention_from") == attention_from
+    settings = made.config()
+    assert settings.model.faults(made.image(settings)) == []
+
+
+def test_volumes_of_several_spacings_are_padded_and_never_stretched() -> None:
+    of = measured(
+        (160, 192, 160), one_shape=False, one_spacing=False, spacing=(1.0, 1.0, 1.2),
+        extent_mm=spread((150, 180, 150), (160, 190, 170), (170, 200, 190)),
+    )  # fmt: skip
+    made = draft(of)
+    assert value(made, "data.spacing_mm") == [1.0, 1.0, 1.2]
+    assert value(made, "data.fit") == "crop_or_pad"
+    size = value(made, "data.size")
+    assert all(
+        side * step >= extent
+        for side, step, extent in zip(size, (1.0, 1.0, 1.2), (170, 200, 190), strict=True)
+    )
+    coarse = draft(of, longest=32)
+    steps = value(coarse, "data.spacing_mm")
+    assert max(steps) / min(steps) < 1.01, "fine axes give way first, and then all alike"
+    assert max(value(coarse, "data.size")) <= 48
+
+
+def test_a_coarse_axis_takes_the_tenth_percentile() -> None:
+    """nnU-Net: more than 3 times as coarse, with less than a third of the voxels."""
+    shape, spacing = (512, 512, 30), (0.7, 0.7, 5.0)
+    others = {"one_shape": False, "one_spacing": False, "spacing": spacing}
+    of = measured(shape, **others, spacing_10=(0.6, 0.6, 2.5))
+    assert rules.target_spacing(draft(of)) == (0.7, 0.7, 2.5)
+    many = measured((512, 512, 400), **others, spacing_10=(0.6, 0.6, 2.5))
+    assert rules.target_spacing(draft(many)) == (0.7, 0.7, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "number", "batch"),
+    [
+        ((64, 64), 1500, 16),
+        ((64, 64), 200, 9),  # 5% of 180
+        ((64, 64), 40, 2),
+        ((64, 64), 2, 1),
+        ((32, 32, 32), 1500, 4),
+        ((32, 32, 32), 7, 2),
+    ],
+)
+def test_a_batch_is_no_more_than_5_percent_of_the_images(
+    shape: tuple[int, ...], number: int, batch: int
+) -> None:
+    assert value(draft(measured(shape, number)), "training.batch_size") == batch
+
+
+def test_processes_share_a_batch_evenly() -> None:
+    three = Machine(torch.device("cpu"), int(16e9), 4, 3, "32-true")
+    assert value(draft(measured(), three), "training.batch_size") == 15
+
+
+@pytest.mark.parametrize("number", [20, 400, 5000])
+def test_no_plan_flips(number: int) -> None:
+    for shape in ((64, 64), (32, 32, 32)):
+        made = draft(measured(shape, number))
+        steps = value(made, "data.augmentation") or []
+        assert not any("Flip" in step["name"] for step in steps)
+        assert bool(steps) == (number < 500)
+        made.config()
+
+
+def test_a_user_may_flip() -> None:
+    made = draft(measured(), CPU, "data.augmentation=[{name: RandomFlip, axes: 0}]")
+    assert made.config().data.augmentation[0].name == "RandomFlip"
+
+
+def test_a_ct_gets_one_range_and_others_their_own() -> None:
+    ct = draft(measured((32, 32, 32), channels=(CT,)))
+    assert value(ct, "data.intensity_range") == [-1024.0, 1250.0]
+    assert ct.config().data.intensity_range == (-1024, 1250)
+    assert value(draft(measured((32, 32, 32))), "data.intensity_range") is None
+    both = draft(measured((32, 32, 32), channels=(CT, MASK)))
+    assert [*value(both, "data.channels")] == [1, 0]
+    assert both.config().data.masks == {1: (0, 1, 2)}
+    assert both.image(both.config()).channels == 4, "a channel for each class"
+
+
+def test_classes_are_followed_unless_they_are_people_or_few() -> None:
+    plain = draft(measured(class_counts=(500, 500, 500)))
+    assert value(plain, "data.conditions") == {"Label": "class"}
+    for of in (
+        measured(class_counts=(1490, 10), classes_of_subjects=True),
+        measured(class_counts=(1495, 5)),
+    ):
+        made = draft(of)
+        assert value(made, "data.conditions") is None
+        assert "classes are not followed" in made.warnings[0]
+    assert draft(measured(class_counts=(1500,))).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("channels", "sources"), [((IMAGE, IMAGE), [0]), ((IMAGE, MASK), [1]), ((IMAGE,) * 3, [0, 1])]
+)
+def test_the_last_channel_is_made_out_of_the_others(channels: Any, sources: list[int]) -> None:
+    made = draft(measured(channels=channels), goal="translate")
+    assert value(made, "data.source_channels") == sources
+    made.config()
+
+
+def test_one_channel_cannot_be_translated() -> None:
+    with pytest.raises(ConfigError, match="these images have one channel"):
+        draft(measured(), goal="translate")
+
+
+@pytest.mark.parametrize(
+    ("others", "share"),
+    [
+        ({"number": 1500}, 0.1),
+        ({"number": 7}, 0.143),
+        ({"number": 1}, 0.0),
+        ({"number": 100_000}, 0.02),
+        ({"number": 100, "splits": {"train": 80, "validation": 20}}, None),
+        ({"number": 100, "num_subjects": 4}, 0.25),
+    ],
+)
+def test_how_many_are_held_out(others: dict[str, Any], share: float | None) -> None:
+    assert value(draft(measured(**others)), "data.validation_fraction") == share
+
+
+def needs(made: Draft) -> int:
+    """Bytes as a network might need them: by voxels, batch, channels and recomputation."""
+    settings = made.config()
+    model: Any = settings.model
+    size = 1
+    for side in made.values["data"]["size"]:
+        size *= side
+    cost = size * settings.training.batch_size * model.channels[0] * model.num_res_blocks
+    return cost * 50 // (2 if settings.compute.activation_checkpointing else 1)
+
+
+@pytest.mark.parametrize(
+    ("usable", "batch", "accumulate", "recomputed", "blocks", "first"),
+    [
+        (300e6, 16, None, None, None, 32),
+        (120e6, 8, 2, None, None, 32),
+        (14e6, 1, 16, None, None, 32),
+        (7e6, 1, 16, True, None, 32),
+        (4e6, 1, 16, True, 1, 32),
+        (2e6, 1, 16, True, 1, 16),
+    ],
+)
+def test_what_gives_way_to_a_lack_of_memory(
+    usable: float, batch: int, accumulate: Any, recomputed: Any, blocks: Any, first: int
+) -> None:
+    """The batch first, which changes nothing; the network last."""
+    where = Machine(torch.device("cpu"), int((usable + 1e9) / 0.9) + 1, 4, 1, "32-true")
+    made = draft(measured(), where)
+    assert rules.fit_memory(made, needs)
+    assert value(made, "training.batch_size") == batch
+    assert value(made, "training.accumulate") == accumulate
+    assert value(made, "compute.activation_checkpointing") == recomputed
+    assert value(made, "model.num_res_blocks") == blocks
+    assert value(made, "model.channels")[0] == first
+
+
+def test_what_the_user_fixed_stays_and_the_rest_adapts() -> None:
+    where = Machine(torch.device("cpu"), int(1.14e9), 4, 1, "32-true")
+    made = draft(measured(), where, "training.batch_size=12", "model.channels=[16, 32, 32]")
+    rules.fit_memory(made, needs)
+    assert value(made, "training.batch_size") == 12
+    assert value(made, "model.channels") == [16, 32, 32]
+    assert made.choices["model.channels"].reason == "set by you"
+    assert value(made, "compute.activation_checkpointing") is True
+    smaller = draft(measured((512, 512)), GPU, "data.size=[64,64]")
+    assert value(smaller, "model.attention_from") == 2
+    assert value(draft(measured((512, 512)), GPU), "model.attention_from") == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "request_of", "seconds", "epochs"),
+    [
+        (1500, {}, None, 100),
+        (40, {}, None, 750),  # 27,000 images of the 36
+        (50_000, {}, None, 4),  # 200,000 on a CPU
+        (1500, {"budget_images": 13_500}, None, 10),
+        (1500, {"hours": 1.0}, 0.1, 27),
+        (1500, {"hours": 1.0}, None, 100),  # not timed: the clock ends it
+    ],
+)
+def test_length(number: int, request_of: dict[str, Any], seconds: Any, epochs: int) -> None:
+    made = draft(measured(number=number), **request_of)
+    rules.choose_length(made, seconds)
+    assert value(made, "training.max_epochs") == epochs
+    assert value(made, "training.max_minutes") == (60 if "hours" in request_of else None)
+    assert bool(made.warnings) == (number == 40)
+    settings = made.config()
+    assert settings.training.max_epochs >= settings.training.validate_every_n_epochs
+
+
+def test_slices_of_volumes_are_planned_as_pictures() -> None:
+    made = draft(measured((64, 64, 40), 20), CPU, "data.slices=axial")
+    assert value(made, "data.size") == [64, 64]
+    assert made.num_images == 800
+    assert value(made, "training.batch_size") == 16
+
+
+def test_copies_are_warned_of() -> None:
+    made = draft(measured(near_duplicates=4, duplicates_across_subjects=2, num_subjects=700))
+    rules.warn_of_data(made)
+    assert "4 of 1500 images nearly equal another one, 2 of them of different" in made.warnings[0]
