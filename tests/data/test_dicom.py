@@ -234,6 +234,34 @@ def test_rle(tmp_path: Path, dicom: ModuleType) -> None:
     assert_same(path, reference)
 
 
+# Real files, which come with pydicom: byte orders, compressions, colours.
+REAL = {
+    "693_J2KI": 0, "CT_small": 0, "ExplVR_BigEnd": 0, "GDCMJ2K_TextGBR": 0, "JPEG-lossy": 0,
+    "JPEG2000": 0, "JPGExtended": 1, "J2K_pixelrep_mismatch": 0, "MR_small": 0, "MR_small_RLE": 0,
+    "MR_small_bigendian": 0, "MR_small_implicit": 0, "MR_small_jp2klossless": 0,
+    "MR_small_jpeg_ls_lossless": 0, "SC_rgb_dcmtk_+eb+cy+n1": 2, "SC_rgb_gdcm_KY": 0,
+    "SC_rgb_jpeg": 1, "SC_rgb_jpeg_lossy_gdcm": 2, "SC_rgb_rle": 0,
+    "SC_rgb_small_odd_big_endian": 0, "SC_ybr_full_422_uncompressed": 0, "examples_jpeg2k": 0, "examples_palette": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*REAL])
+def test_real_files_are_what_gdcm_reads(tmp_path: Path, name: str) -> None:
+    file = Path(str(pydicom.data.get_testdata_file(f"{name}.dcm", download=False)))
+    (tmp_path / "in").mkdir()
+    shutil.copy(file, tmp_path / "in" / "file")
+    (path,) = images(prepare(tmp_path / "in", tmp_path / "out"))
+    image, reference = sitk.ReadImage(str(path)), sitk.ReadImage(str(file))
+    voxels, expected = (
+        sitk.GetArrayFromImage(of).squeeze().astype(float) for of in (image, reference)
+    )
+    np.testing.assert_allclose(voxels, expected, rtol=0, atol=REAL[name])
+    if path.suffix != ".png":
+        np.testing.assert_allclose(image.GetOrigin(), reference.GetOrigin(), atol=1e-3)
+        np.testing.assert_allclose(image.GetSpacing()[:2], reference.GetSpacing()[:2], atol=1e-4)
+        np.testing.assert_allclose(image.GetDirection(), reference.GetDirection(), atol=1e-4)
+
+
 def left_out(folder: Path, out: Path) -> list[str]:
     """Names and reasons of what prepare leaves out of a folder, where one good series stays."""
     done = prepare(folder, out)
