@@ -4,6 +4,7 @@ import csv
 import gzip
 import logging
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -241,7 +242,8 @@ REAL = {
     "MR_small_bigendian": 0, "MR_small_implicit": 0, "MR_small_jp2klossless": 0,
     "MR_small_jpeg_ls_lossless": 0, "SC_rgb_dcmtk_+eb+cy+n1": 2, "SC_rgb_gdcm_KY": 0,
     "SC_rgb_jpeg": 1, "SC_rgb_jpeg_lossy_gdcm": 2, "SC_rgb_rle": 0,
-    "SC_rgb_small_odd_big_endian": 0, "SC_ybr_full_422_uncompressed": 0, "examples_jpeg2k": 0, "examples_palette": 0,
+    "SC_rgb_small_odd_big_endian": 0, "SC_ybr_full_422_uncompressed": 0, "examples_jpeg2k": 0,
+    "examples_palette": 0,
 }  # fmt: skip
 
 
@@ -635,6 +637,33 @@ def test_without_pydicom(
         prepare(folder, tmp_path / "out")
     with pytest.raises(ManifestError, match="--dicom_columns: reading DICOM needs pydicom"):
         prepare(folder, tmp_path / "out", dicom_columns=["Modality"])
+
+
+def test_one_series_at_a_time_is_in_memory(tmp_path: Path, dicom: ModuleType) -> None:
+    def peak(folder: Path) -> int:
+        tracemalloc.start()
+        prepare(folder, tmp_path / f"out of {folder.name}")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    voxels = np.zeros((8, 256, 256), np.int16)
+    for number in range(6):
+        frames = dicom.slices(voxels, patient=f"P{number}")
+        dicom.save_series(frames, tmp_path / "six" / str(number))
+    dicom.save_series(frames, tmp_path / "one")
+    peak(tmp_path / "one")  # what the first call imports
+    assert peak(tmp_path / "six") < 1.5 * peak(tmp_path / "one")
+
+
+def test_dicom_and_other_images_in_one_folder(tmp_path: Path, dicom: ModuleType) -> None:
+    folder = good(dicom, tmp_path / "in").parent
+    PIL.Image.new("L", (4, 4)).save(folder / "other.png")
+    done = prepare(folder, tmp_path / "out", dicom_columns=["Modality"])
+    assert sorted((row["SubjectID"][:3], row["Modality"]) for row in rows(done)) == [
+        ("oth", ""),
+        ("sub", "CT"),
+    ]
 
 
 def test_requests_that_do_not_fit(tmp_path: Path, dicom: ModuleType) -> None:
