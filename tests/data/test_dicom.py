@@ -4,6 +4,7 @@ import csv
 import gzip
 import logging
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -232,6 +233,35 @@ def test_rle(tmp_path: Path, dicom: ModuleType) -> None:
         data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
     (path,) = images(prepare(dicom.save_series(frames, tmp_path / "rle"), tmp_path / "out"))
     assert_same(path, reference)
+
+
+# Real files, which come with pydicom: byte orders, compressions, colours.
+REAL = {
+    "693_J2KI": 0, "CT_small": 0, "ExplVR_BigEnd": 0, "GDCMJ2K_TextGBR": 0, "JPEG-lossy": 0,
+    "JPEG2000": 0, "JPGExtended": 1, "J2K_pixelrep_mismatch": 0, "MR_small": 0, "MR_small_RLE": 0,
+    "MR_small_bigendian": 0, "MR_small_implicit": 0, "MR_small_jp2klossless": 0,
+    "MR_small_jpeg_ls_lossless": 0, "SC_rgb_dcmtk_+eb+cy+n1": 2, "SC_rgb_gdcm_KY": 0,
+    "SC_rgb_jpeg": 1, "SC_rgb_jpeg_lossy_gdcm": 2, "SC_rgb_rle": 0,
+    "SC_rgb_small_odd_big_endian": 0, "SC_ybr_full_422_uncompressed": 0, "examples_jpeg2k": 0,
+    "examples_palette": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*REAL])
+def test_real_files_are_what_gdcm_reads(tmp_path: Path, name: str) -> None:
+    file = Path(str(pydicom.data.get_testdata_file(f"{name}.dcm", download=False)))
+    (tmp_path / "in").mkdir()
+    shutil.copy(file, tmp_path / "in" / "file")
+    (path,) = images(prepare(tmp_path / "in", tmp_path / "out"))
+    image, reference = sitk.ReadImage(str(path)), sitk.ReadImage(str(file))
+    voxels, expected = (
+        sitk.GetArrayFromImage(of).squeeze().astype(float) for of in (image, reference)
+    )
+    np.testing.assert_allclose(voxels, expected, rtol=0, atol=REAL[name])
+    if path.suffix != ".png":
+        np.testing.assert_allclose(image.GetOrigin(), reference.GetOrigin(), atol=1e-3)
+        np.testing.assert_allclose(image.GetSpacing()[:2], reference.GetSpacing()[:2], atol=1e-4)
+        np.testing.assert_allclose(image.GetDirection(), reference.GetDirection(), atol=1e-4)
 
 
 def left_out(folder: Path, out: Path) -> list[str]:
@@ -607,6 +637,33 @@ def test_without_pydicom(
         prepare(folder, tmp_path / "out")
     with pytest.raises(ManifestError, match="--dicom_columns: reading DICOM needs pydicom"):
         prepare(folder, tmp_path / "out", dicom_columns=["Modality"])
+
+
+def test_one_series_at_a_time_is_in_memory(tmp_path: Path, dicom: ModuleType) -> None:
+    def peak(folder: Path) -> int:
+        tracemalloc.start()
+        prepare(folder, tmp_path / f"out of {folder.name}")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    voxels = np.zeros((8, 256, 256), np.int16)
+    for number in range(6):
+        frames = dicom.slices(voxels, patient=f"P{number}")
+        dicom.save_series(frames, tmp_path / "six" / str(number))
+    dicom.save_series(frames, tmp_path / "one")
+    peak(tmp_path / "one")  # what the first call imports
+    assert peak(tmp_path / "six") < 1.5 * peak(tmp_path / "one")
+
+
+def test_dicom_and_other_images_in_one_folder(tmp_path: Path, dicom: ModuleType) -> None:
+    folder = good(dicom, tmp_path / "in").parent
+    PIL.Image.new("L", (4, 4)).save(folder / "other.png")
+    done = prepare(folder, tmp_path / "out", dicom_columns=["Modality"])
+    assert sorted((row["SubjectID"][:3], row["Modality"]) for row in rows(done)) == [
+        ("oth", ""),
+        ("sub", "CT"),
+    ]
 
 
 def test_requests_that_do_not_fit(tmp_path: Path, dicom: ModuleType) -> None:

@@ -247,7 +247,7 @@ def _syntax(dataset: Dataset) -> str:
 
 
 def _has_decoder(dataset: Dataset) -> bool:
-    """Whether pydicom has a decoder for the compression of a file, if there is one."""
+    """Whether pydicom has a decoder for the compression of a file, if it is compressed."""
     from pydicom.pixels import get_decoder
 
     uid = dataset.file_meta.TransferSyntaxUID
@@ -255,9 +255,8 @@ def _has_decoder(dataset: Dataset) -> bool:
         plugins = get_decoder(uid).available_plugins if uid.is_encapsulated else ("none needed",)
     except NotImplementedError:
         return False
-    # Pillow decodes 8 bits only
-    is_deep = uid == _JPEG_12_BITS and dataset.BitsStored > 8
-    return bool(plugins) and not (is_deep and plugins == ("pillow",))
+    # Pillow, which is asked first, decodes 8 bits only, and fails at 12
+    return bool(plugins) and uid != _JPEG_12_BITS
 
 
 def _read_by_gdcm(dataset: Dataset, header: Header) -> tuple[Array, bool]:

@@ -393,7 +393,7 @@ def _read_folder(folder: Path) -> Manifest:
         key=natural_key,
     )
     if not names:
-        if any(is_dicom(file) for file in files_below(base)):
+        if any(dicom_start(file) for file in files_below(base)):
             raise ManifestError(
                 f"data_path {folder} holds DICOM files; synthcube prepare -d {folder} "
                 "-o NEW_FOLDER makes images of them. Then give NEW_FOLDER."
