@@ -119,9 +119,10 @@ def prepare(
     else:
         listing = _listed_below(data, csv_path, paradigm, channels, usable, patches)
     if not listing.rows:
+        suffixes = f"; names end in {', '.join(SUFFIXES)}" if not patches else ""
         raise ManifestError(
-            f"{data} holds no image that can be used (layout: {LAYOUTS[paradigm]}; "
-            f"names end in {', '.join(SUFFIXES)}).",
+            f"{data} holds no {'slide' if patches else 'image'} that can be used (layout: "
+            f"{LAYOUTS[paradigm]}{suffixes}).",
             _left_out_lines(left_out),
         )
     rows = _split(listing.rows, {"validation": validation, "test": test}, seed)
