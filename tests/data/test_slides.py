@@ -381,6 +381,7 @@ def test_a_slide_that_cannot_be_cut_is_named_and_the_others_are_cut(
     (data / "good.svs").unlink()
     code, _, errors = cli(*words[:4], tmp_path / "none", *words[5:])
     assert code == 2
+    assert "holds no slide that can be used (layout: SUBJECT/images, or images)." in errors
     assert f"{data / 'bad.svs'}: {FAULTS[spoil]}" in errors
     assert not list(tmp_path.glob("none/**/*.png"))
 
@@ -436,6 +437,16 @@ def test_files_of_a_slide_and_images_beside_it_are_no_images(tmp_path: Path) -> 
     done = cut(data, tmp_path / "out")
     assert {*reasons(done)} == {"m.mrxs", "v.vms", "a_overview.png"}
     assert reasons(done)["a_overview.png"] == "an image beside slides: only the slides are cut"
+
+
+def test_names_that_no_manifest_can_hold_are_left_out(tmp_path: Path) -> None:
+    write_slide(tmp_path / "a.tif", picture())
+    for name in (b"\xff.dcm", b"\xff.svs", b"\xff.tif", b"b\x01.tif"):
+        shutil.copyfile(tmp_path / "a.tif", os.fsencode(tmp_path) + b"/" + name)
+    done = cut(tmp_path, tmp_path / "out")
+    assert {row["SubjectID"] for row in rows(done)} == {"a"}
+    assert len(done.left_out) == 4
+    assert all("rename it" in reason for _, reason in done.left_out)
 
 
 def test_without_openslide_the_message_says_what_to_install(

@@ -489,7 +489,10 @@ def _stack(path: Path, picture: PIL.Image.Image, pages: int) -> Array:
     kinds = {(frame.shape, frame.dtype.str) for frame in frames}
     if len(kinds) > 1:
         sizes = ", ".join(sorted(f"{x} x {y}, {c} channels" for (y, x, c), _ in kinds))
-        raise ImageError(f"{path} has pages that differ ({sizes}); store one page per file.")
+        raise ImageError(
+            f"{path} has pages that differ ({sizes}); store one page per file. If it is a whole "
+            "slide, synthcube prepare --patch_size 256 cuts it."
+        )
     return np.stack(frames)  # (Z, Y, X, C)
 
 

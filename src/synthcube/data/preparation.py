@@ -136,9 +136,10 @@ def prepare(
         listing = _listed_below(data, csv_path, options, usable)
     listed = Volumes(volume, data, csv_path.parent, left_out, usable).rows(listing.rows)
     if not listed:
+        suffixes = f"; names end in {', '.join(SUFFIXES)}" if not patches else ""
         raise ManifestError(
-            f"{data} holds no image that can be used (layout: {LAYOUTS[paradigm]}; "
-            f"names end in {', '.join(SUFFIXES)}).",
+            f"{data} holds no {'slide' if patches else 'image'} that can be used (layout: "
+            f"{LAYOUTS[paradigm]}{suffixes}).",
             _left_out_lines(left_out),
         )
     rows = _split(listed, {"validation": validation, "test": test}, seed)
