@@ -98,6 +98,12 @@ def kills() -> ModuleType:
     return _module("kills")
 
 
+@pytest.fixture(scope="session")
+def gandlf_networks() -> ModuleType:
+    """tests/test_import_gandlf.py: networks and checkpoints as GaNDLF-Synth has them."""
+    return _module("test_import_gandlf")
+
+
 TRAINING = """
 training:
   max_epochs: 2

@@ -214,7 +214,8 @@ def test_the_defaults_of_there_are_written_out() -> None:
     }  # fmt: skip
     assert new["model"] == {
         "name": "ddpm", "channels": [32, 32], "num_res_blocks": 1, "num_head_channels": 8,
-        "attention_from": 1, "num_norm_groups": 32, "num_train_steps": 50, "schedule": "linear",
+        "attention_from": 1, "num_norm_groups": 32, "attention_projection": False,
+        "num_train_steps": 50, "schedule": "linear",
         "beta_start": 0.0001, "beta_end": 0.02, "prediction": "epsilon", "sampler": "ddpm",
         "variance": "fixed_small", "scheduler": None, "losses": [{"name": "mse"}],
         "optimizer": {"name": "adam", "lr": 0.0001, "weight_decay": 5e-5},
