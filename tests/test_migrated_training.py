@@ -50,9 +50,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def old_yaml(path: Path, model: str, size: int = SIDE, **changed: Any) -> Path:
+RANGES = {  # transforms, and what they make of 0 and 255
+    "signed": ({"rescale": {"in_min_max": [0, 255], "out_min_max": [-1, 1]}}, (-1, 1)),
+    "unit": ({"rescale": {"in_min_max": [0, 255]}}, (0, 1)),
+    "raw": ({"clip": {"min": 0, "max": 255}}, (0, 255)),
+}
+
+
+def old_yaml(
+    path: Path, model: str, size: int = SIDE, values_seen: str = "signed", **changed: Any
+) -> Path:
     """The YAML of the measured baseline, for small images."""
-    stage = {"resize": [size, size], "rescale": {"in_min_max": [0, 255], "out_min_max": [-1, 1]}}
+    stage = {"resize": [size, size], **RANGES[values_seen][0]}
     stages = ("train", "val", "test", "inference")
     section = {
         "model_name": model, "labeling_paradigm": "unlabeled", "n_channels": 1, "n_dimensions": 2,
@@ -134,8 +143,9 @@ def new_curve(run: Path) -> list[float]:
 def project(cli: Any, tmp_path: Path, gandlf_networks: ModuleType) -> Callable[..., list[float]]:
     """Trains a migrated project from an imported first checkpoint; returns the loss by epoch."""
 
-    def train(model: str, name: str, *overrides: str) -> list[float]:
-        yaml, new = old_yaml(tmp_path / "old.yaml", model), tmp_path / "new.yaml"
+    def train(model: str, values_seen: str, name: str, *overrides: str) -> list[float]:
+        yaml, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+        old_yaml(yaml, model, values_seen=values_seen)
         if not new.exists():
             network = old_network(gandlf_networks, model)
             gandlf_networks.checkpoint(network, tmp_path / "old" / "checkpoints" / "last.ckpt")
@@ -157,11 +167,11 @@ def run(cli: Any, *words: object) -> None:
 
 @pytest.fixture
 def images(tmp_path: Path) -> torch.Tensor:
-    """(N, 1, X, Y) in [-1, 1], as both programs scale the pictures of the project."""
+    """(N, 1, X, Y) in [0, 1]: the pictures of the project."""
     manifest = write_phantoms(tmp_path / "data", num=NUM_IMAGES, size=(SIDE, SIDE))
     files = [row.channels[0] for row in read_manifest(manifest).rows]
     pixels = np.stack([np.asarray(Image.open(file), dtype=np.float32).T for file in files])
-    return torch.from_numpy(np.ascontiguousarray(pixels))[:, None] / 127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(pixels))[:, None] / 255
 
 
 LOSSES = {"ddpm": denoising, "vqvae": reconstruction}
@@ -172,19 +182,25 @@ OTHERS = {  # defaults of SynthCube, each of which would be another training
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", LOSSES)
+@pytest.mark.parametrize(
+    ("model", "values_seen"),
+    [("ddpm", "signed"), ("ddpm", "unit"), ("vqvae", "signed"), ("vqvae", "raw")],
+)
 def test_the_losses_are_those_of_the_old_training(
     project: Callable[..., list[float]],
     images: torch.Tensor,
     gandlf_networks: ModuleType,
     model: str,
+    values_seen: str,
 ) -> None:
-    old = old_curve(old_network(gandlf_networks, model), images, LOSSES[model])
+    low, high = RANGES[values_seen][1]
+    seen = images * (high - low) + low
+    old = old_curve(old_network(gandlf_networks, model), seen, LOSSES[model])
     assert old[-1] < 0.6 * old[0], "it learns"
-    new = project(model, "run")
+    new = project(model, values_seen, "run")
     assert new == pytest.approx(old, rel=TOLERANCE)
-    for number, default in enumerate(OTHERS[model]):
-        other = project(model, f"other-{number}", default)
+    for number, default in enumerate(OTHERS[model] if values_seen == "signed" else ()):
+        other = project(model, values_seen, f"other-{number}", default)
         assert other != pytest.approx(old, rel=5 * TOLERANCE)
 
 
