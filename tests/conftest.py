@@ -104,6 +104,12 @@ def dicom() -> ModuleType:
     return _module("dicom_maker")
 
 
+@pytest.fixture(scope="session")
+def gandlf_networks() -> ModuleType:
+    """tests/test_import_gandlf.py: networks and checkpoints as GaNDLF-Synth has them."""
+    return _module("test_import_gandlf")
+
+
 TRAINING = """
 training:
   max_epochs: 2

@@ -214,7 +214,8 @@ def test_the_defaults_of_there_are_written_out() -> None:
     }  # fmt: skip
     assert new["model"] == {
         "name": "ddpm", "channels": [32, 32], "num_res_blocks": 1, "num_head_channels": 8,
-        "attention_from": 1, "num_norm_groups": 32, "num_train_steps": 50, "schedule": "linear",
+        "attention_from": 1, "num_norm_groups": 32, "attention_projection": False,
+        "num_train_steps": 50, "schedule": "linear",
         "beta_start": 0.0001, "beta_end": 0.02, "prediction": "epsilon", "sampler": "ddpm",
         "variance": "fixed_small", "scheduler": None, "losses": [{"name": "mse"}],
         "optimizer": {"name": "adam", "lr": 0.0001, "weight_decay": 5e-5},
@@ -386,14 +387,32 @@ def test_transforms_of_preprocessing_mean_what_they_did() -> None:
     assert said["normalize"].kind == "changed"
     ranges: list[tuple[Any, Any]] = [
         ({"clip": {"min": -100, "max": 300}}, {"intensity_range": [-100.0, 300.0]}),
-        ({"normalize_div_by_255": None}, {"intensity_range": [0.0, 255.0]}),
+        ({"normalize_div_by_255": None}, {"intensity_range": [-255.0, 255.0]}),
+        ({"normalize_standardize": None}, {"intensity_range": [0.0, 255.0]}),
         ({"rescale": None}, {"percentiles": [0.0, 100.0]}),
         ({"rescale": {"in_min_max": [0, 9], "percentiles": [1, 99]}},
-         {"intensity_range": [0.0, 9.0], "percentiles": [1.0, 99.0]}),
+         {"intensity_range": [-9.0, 9.0], "percentiles": [1.0, 99.0]}),
+        ({"rescale": {"in_min_max": [10, 20], "out_min_max": [-0.5, 0.5]}},
+         {"intensity_range": [5.0, 25.0], "percentiles": [0.0, 100.0]}),
     ]  # fmt: skip
     for train, expected in ranges:
         data = migrated(old("ddpm", data_preprocessing={"train": train})).values["data"]
         assert data == {**expected, "size": [32, 32], "validation_fraction": 0.0}
+
+
+def test_a_vqvae_sees_the_intensities_of_there() -> None:
+    for train, seen, weight in (
+        ({"clip": {"min": 0, "max": 255}}, [0.0, 255.0], 127.5**2),
+        ({"rescale": None}, [0.0, 1.0], 0.25),
+    ):
+        values = old("vqvae", data_preprocessing={"train": train})
+        model = migrated(values).values["model"]
+        assert model["network_range"] == seen
+        assert model["losses"] == [{"name": "mse", "weight": weight}]
+        modern = migrated(values, modern=True).values["model"]
+        assert "network_range" not in modern
+        assert modern["losses"] == [{"name": "mse"}]
+    assert "network_range" not in migrated(old("vqvae")).values["model"], "nobody knows"
 
 
 def test_augmentation_is_in_units_of_here() -> None:

@@ -28,6 +28,8 @@ def ddpm(project: Project) -> None:
         _one_for_all(project, name, target, default)
     _attention(project, levels)
     take(project, "norm_num_groups", "model.num_norm_groups", 32)
+    text = "the layer after each attention was built, and never called"
+    project.imply("model.attention_projection", False, text)
     _diffusion(project)
 
 

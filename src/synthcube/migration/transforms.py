@@ -26,6 +26,7 @@ class Stage:
     """The intensities that stood for the darkest and the brightest voxel there, where known."""
     image_range: Pair | None = None
     """Intensities of the file that become -1 and 1 here."""
+    range_comment: str = ""
     percentiles: Pair | None = None
     is_normalised: bool = False
 
@@ -146,7 +147,8 @@ def _rescale(stage: Stage, name: str, value: Any) -> None:
 def _scaled(stage: Stage, name: str, value: Any) -> None:
     stage.units = _SCALES[name]
     stage.image_range = (0.0, 255.0)
-    stage.note(name, "data.intensity_range [0, 255]")
+    low, high = stage.units
+    stage.note(name, f"data.intensity_range, in which 0 and 255 are {low:g} and {high:g}")
 
 
 def _affine(stage: Stage, name: str, value: Any) -> None:
@@ -200,13 +202,39 @@ def _translate(stage: Stage, name: str, value: Any) -> None:
         stage.project.drop((*_TRAIN, name), f"GaNDLF-Synth has no such transform{hint}")
 
 
+def _keep_units(stage: Stage) -> None:
+    """Let the network see the values of there where the file says what they were."""
+    project, units = stage.project, stage.units
+    if units is None or units == (-1.0, 1.0) or stage.is_normalised or project.is_modern:
+        return
+    low, high = units
+    text = f"the network sees {low:g} to {high:g}, as there"
+    if stage.image_range and -1 <= low < high <= 1:
+        dark, bright = stage.image_range
+        unit = (bright - dark) / (high - low)  # intensities for a step of 1
+        stage.image_range = (dark + (-1 - low) * unit, dark + (1 - low) * unit)
+        stage.range_comment = text
+        stage.units = (-1.0, 1.0)  # images have the values of there
+    elif project.model == "vqvae" and low < high:
+        project.state("model.network_range", [low, high], text)
+        half = (high - low) / 2
+        losses = project.new.get("model.losses")
+        power = {"mse": 2, "l1": 1}.get(losses.value[0]["name"]) if losses else None
+        if losses and power:  # our loss is of images in [-1, 1], theirs was of these values
+            entry = {**losses.value[0], "weight": half**power}
+            project.state("model.losses", [entry], f"{losses.comment}; weighted as if of {low:g} "
+                          f"to {high:g}")  # fmt: skip
+
+
 def _write(stage: Stage) -> None:
     project = stage.project
+    _keep_units(stage)
     if stage.steps:
         comment = "data_preprocessing.train, in its order; done once, before anything else"
         project.state("data.preprocessing", stage.steps, comment)
     if stage.image_range:
         comment = "data_preprocessing.train: the intensities that become -1 and 1"
+        comment += f"; {stage.range_comment}" if stage.range_comment else ""
         project.state("data.intensity_range", list(stage.image_range), comment)
     if stage.percentiles:
         comment = "data_preprocessing.train: what becomes -1 and 1 in each image"

@@ -100,6 +100,7 @@ def _ddpm(values: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
         "attention_from": attends.index(True) if True in attends else len(attends),
         "num_head_channels": next(iter(counted), 8),
         "num_norm_groups": _integer(values, "norm_num_groups", 32, faults),
+        "attention_projection": False,
         "num_train_steps": num_steps,
         **gandlf.DIFFUSION,
         **sampling,

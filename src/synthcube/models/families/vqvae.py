@@ -51,7 +51,7 @@ class VQVAEConfig(AutoencoderConfig):
     network_range: Pair = Field(
         default=(-1.0, 1.0),
         description="What the network gets and gives for -1 and 1 of the images; other than that "
-        "only in imported models, which import sets from --model_range.",
+        "only in imported and migrated models, for which import and migrate set it.",
     )
 
     @model_validator(mode="after")

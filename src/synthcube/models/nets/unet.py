@@ -50,6 +50,11 @@ class UNetFields(Schema):
     num_norm_groups: schema.Width = Field(
         default=32, description="Most groups of a group norm; lowered to divide model.channels."
     )
+    attention_projection: bool = Field(
+        default=True,
+        description="Whether attention ends with a layer of its own; false: without, as in "
+        "monai-generative and GaNDLF-Synth, which built the layer and never called it.",
+    )
 
     def network_faults(self, image: ImageSpec, size_name: str = "data.size") -> list[str]:
         """Reasons why the network cannot be built for such images; see size_faults."""
@@ -61,6 +66,8 @@ class UNetFields(Schema):
         settings = self._unet_settings(image, out_channels or image.channels)
         settings |= {"channels": self.channels, "use_flash_attention": True}
         network = ConditionalUNet(image.conditions, **settings)
+        if not self.attention_projection:
+            _drop_projections(network)
         coarsest = min(self.attention_from, len(self.channels) - 1)
         if math.prod(image.size) // 2 ** (image.rank * coarsest) <= _FEW_TOKENS:
             network.register_forward_pre_hook(_choose_attention)
@@ -87,6 +94,15 @@ class UNetFields(Schema):
             "num_head_channels": tuple(heads),
             "norm_num_groups": math.gcd(self.num_norm_groups, *self.channels),
         }
+
+
+def _drop_projections(network: torch.nn.Module) -> None:
+    """Make the last layer of each attention the identity, for good."""
+    for name, layer in network.named_modules():
+        if name.endswith(".attn.out_proj"):
+            torch.nn.init.eye_(layer.get_parameter("weight"))
+            torch.nn.init.zeros_(layer.get_parameter("bias"))
+            layer.requires_grad_(False)
 
 
 class ConditionalUNet(DiffusionModelUNet):
