@@ -68,9 +68,9 @@ def machine(section: ComputeConfig, memory_gb: float | None) -> Machine:
         free = environment.free_memory() // processes
     wanted = free if memory_gb is None else int(memory_gb * 1e9)
     if wanted > free and section.accelerator != "cpu":
-        precision = "bf16-mixed" if section.precision == "auto" else section.precision
+        elsewhere = "bf16-mixed" if section.precision == "auto" else str(section.precision)
         return Machine(
-            torch.device("cuda"), wanted, environment.num_cores(), processes, precision,
+            torch.device("cuda"), wanted, environment.num_cores(), processes, elsewhere,
             is_here=False,
         )  # fmt: skip
     precision, _ = compute.resolve_precision(section.precision, device)
