@@ -296,7 +296,8 @@ def test_a_plan_trains_without_an_edit(
     assert "Ready to train" in checked
     differing = [line for line in checked.splitlines() if line.startswith("the plan differs")]
     assert all("max_epochs" in line for line in differing), "only the budget was cut"
-    code, out, err = cli("train", "-c", path, "-d", data, "-o", tmp_path / "run")
+    short = ("--set", "training.num_sample_images=1", "--set", "sampling.steps=2")
+    code, out, err = cli("train", "-c", path, "-d", data, "-o", tmp_path / "run", *short)
     assert code == 0, err
     assert "Trained model" in out
     settings = config.load(path)

@@ -16,7 +16,7 @@ from synthcube.environment import derived_seed
 from synthcube.models.adversarial import AdversarialFamily
 from synthcube.models.family import Family, Samples
 from synthcube.planning.draft import Draft, Machine
-from synthcube.schema import Batch, ImageSpec
+from synthcube.schema import Batch, Condition, ImageSpec
 from synthcube.training import memory
 from synthcube.training.acceleration import recompute_blocks
 
@@ -148,14 +148,17 @@ def _step_and_forward(
 
 
 def _noise(image: ImageSpec, number: int, device: torch.device) -> Batch:
-    batch = memory.blank_batch(image, number)
-    batch["image"] = torch.rand_like(batch["image"]) * 2 - 1
-    moved: dict[str, Any] = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }
-    moved["condition"] = {name: value.to(device) for name, value in batch["condition"].items()}
-    return moved  # type: ignore[return-value]
+    blank = memory.blank_batch(image, number)
+    condition = blank["condition"]
+    return Batch(
+        image=(torch.rand_like(blank["image"]) * 2 - 1).to(device),
+        label=blank["label"].to(device),
+        index=blank["index"].to(device),
+        augmented=False,
+        condition=Condition(
+            values=condition["values"].to(device), source=condition["source"].to(device)
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,11 +68,11 @@ def machine(section: ComputeConfig, memory_gb: float | None) -> Machine:
         free = environment.free_memory() // processes
     wanted = free if memory_gb is None else int(memory_gb * 1e9)
     if wanted > free and section.accelerator != "cpu":
-        precision = "bf16-mixed" if section.precision == "auto" else section.precision
-        return Machine(
-            torch.device("cuda"), wanted, environment.num_cores(), processes, precision,
-            is_here=False,
-        )  # fmt: skip
+        gpu = torch.device("cuda")
+        name = "bf16" if section.precision == "auto" else section.precision
+        elsewhere, _ = compute.resolve_precision(name, gpu)
+        cores = environment.num_cores()
+        return Machine(gpu, wanted, cores, processes, elsewhere, is_here=False)
     precision, _ = compute.resolve_precision(section.precision, device)
     return Machine(device, wanted, environment.num_cores(), processes, precision)
 

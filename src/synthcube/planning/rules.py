@@ -52,11 +52,11 @@ def choose_model(draft: Draft) -> None:
     can be seen. It is an alternative that the table names where it would save memory.
     """
     request = draft.request
+    name: str = RectifiedFlowConfig.model_fields["name"].default
+    reason = "one training, good images in 20 steps"
     if request.goal == "compress":
-        default, reason = AutoencoderKLConfig, "goal compress: the first stage of latent_diffusion"
-    else:
-        default, reason = RectifiedFlowConfig, "one training, good images in 20 steps"
-    name = default.model_fields["name"].default
+        name = AutoencoderKLConfig.model_fields["name"].default
+        reason = "goal compress: the first stage of latent_diffusion"
     if request.family:
         name, reason = request.family, "--family"
     draft.choose("model.name", name, reason)
