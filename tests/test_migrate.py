@@ -552,7 +552,7 @@ def test_an_old_file_is_recognised_and_nothing_is_half_written(
 def test_the_subject_is_the_folder_of_a_patient(
     text: str, expected: list[str], tmp_path: Path
 ) -> None:
-    from synthcube.data.manifest import read_table
+    from synthcube.data.tables import read_table
     from synthcube.migration import rows
 
     path = tmp_path / "old.csv"

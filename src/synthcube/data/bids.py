@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from synthcube.data.manifest import KNOWN_COLUMNS, bids_subject, image_suffix
+from synthcube.data.manifest import bids_subject, image_suffix
+from synthcube.data.tables import KNOWN_COLUMNS
 
 DESCRIPTION = "dataset_description.json"
 SUFFIX = "suffix"

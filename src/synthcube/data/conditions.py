@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from synthcube.data.manifest import Manifest, Row, natural_key, read_table
+from synthcube.data.manifest import Manifest, Row, natural_key
+from synthcube.data.tables import read_table
 from synthcube.environment import derived_seed
 from synthcube.errors import ConfigError, ManifestError, first_faults
 from synthcube.schema import MAX_IMAGES, ChannelIndex, ConditionSpec, List, Schema

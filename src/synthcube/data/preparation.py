@@ -27,7 +27,6 @@ from synthcube.data.layouts import (
 )
 from synthcube.data.manifest import (
     FILE_NAME,
-    KNOWN_COLUMNS,
     SUFFIXES,
     files_below,
     image_suffix,
@@ -36,13 +35,13 @@ from synthcube.data.manifest import (
     manifest_text,
     name_fault,
     natural_key,
-    read_table,
     split_warning,
     write_manifest,
 )
 from synthcube.data.module import split_subjects
 from synthcube.data.slide_patches import PatchOptions
 from synthcube.data.slides import is_slide, patch_items, split_off_slides
+from synthcube.data.tables import KNOWN_COLUMNS, read_table
 from synthcube.data.time_series import FOLDER, Volumes, check_choice, num_volumes
 from synthcube.errors import ImageError, ManifestError, OutputError, first_faults
 from synthcube.storage import make_folder, require_separate, sha256, write_text

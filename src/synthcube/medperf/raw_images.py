@@ -8,16 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthcube.data.conditions import parse_number
-from synthcube.data.manifest import (
-    FILE_NAME,
-    KNOWN_COLUMNS,
-    TABLE_SUFFIXES,
-    CsvTable,
-    Manifest,
-    image_suffix,
-    read_manifest,
-    read_table,
-)
+from synthcube.data.manifest import FILE_NAME, Manifest, image_suffix, read_manifest
+from synthcube.data.tables import KNOWN_COLUMNS, TABLE_SUFFIXES, CsvTable, read_table
 from synthcube.errors import ManifestError, SynthCubeError
 
 SUBJECT = "SubjectID"

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from synthcube import __version__
 from synthcube.data.channels import files_of
-from synthcube.data.manifest import Row, read_table
+from synthcube.data.manifest import Row
+from synthcube.data.tables import read_table
 from synthcube.errors import ArtifactError, ConfigError
 from synthcube.models.artifact import Artifact
 from synthcube.schema import ConditionSpec, ImageSpec

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthcube import reading, storage
-from synthcube.data.manifest import manifest_text, read_table
+from synthcube.data.manifest import manifest_text
+from synthcube.data.tables import read_table
 from synthcube.errors import ConfigError, OutputError, results_or_faults
 from synthcube.migration import rows as csv_rows
 from synthcube.migration.project import Outcome
