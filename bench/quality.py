@@ -222,16 +222,19 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     for name, trials in results.items():
         cells = [_mean([trial["steps"] for trial in trials], ".0f")]
         cells += [_mean([trial["loss"] for trial in trials], ".4f")]
-        cells += [_mean([trial[key]["value"] for trial in trials], ".3g") for key in names]
+        cells += [_mean([trial[key].get("value") for trial in trials], ".3g") for key in names]
         cells += [_mean([1 / trial["seconds_per_image"] for trial in trials], ".2f")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     real = next(iter(results.values()))[0]
-    cells = [f"{real[key]['real_baseline']:.3g}" for key in names]
+    cells = [_mean([real[key].get("real_baseline")], ".3g") for key in names]
     lines.append(f"| real images | | | {' | '.join(cells)} | |")
     return "\n".join(lines)
 
 
-def _mean(values: Sequence[float], form: str) -> str:
+def _mean(values: Sequence[float | None], form: str) -> str:
+    values = [value for value in values if value is not None]  # too few images for a measure
+    if not values:
+        return "-"
     mean = format(float(np.mean(values)), form)
     if len(values) == 1:
         return mean

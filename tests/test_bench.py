@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from synthcube.data.phantom import write_phantoms
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -69,3 +71,31 @@ def test_the_curves_of_both_precisions_are_drawn(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "validation loss of each epoch, bf16, seed 0" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_recipes_are_trained_judged_and_kept(tmp_path: Path) -> None:
+    """Two recipes of a few CPU-seconds; the second call repeats no trial."""
+    pictures = tmp_path / "pictures"
+    write_phantoms(pictures, num=60, size=(16, 16))
+    (pictures / "manifest.csv").unlink()
+    tiny = "model.channels=[8,8] model.num_norm_groups=2 model.num_sampling_steps=2"
+    command = [
+        "-m", "bench", "quality", "--data", str(pictures), "--work", str(tmp_path / "trials"),
+        "--size", "16", "16", "--seconds", "4", "--images", "10",
+        "--recipe", f"one: {tiny}", "--recipe", f"two: {tiny} training.batch_size=8",
+    ]  # fmt: skip
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    heading, _, *rows = done.stdout.strip().splitlines()[-5:]
+    assert heading.startswith("| recipe | steps | loss | kernel distance | precision |")
+    assert [row.split("|")[1].strip() for row in rows] == ["one", "two", "real images"]
+    assert (tmp_path / "trials" / "sheet.png").exists()
+    judge = (tmp_path / "trials" / "judge.csv").read_text().splitlines()
+    trained = (tmp_path / "trials" / "train.csv").read_text().splitlines()
+    assert len(judge) == 12 + 1
+    assert not {*judge[1:]} & {*trained[1:]}
+    kept = tmp_path / "trials" / "one-4s-seed0" / "result.json"
+    before = kept.stat().st_mtime_ns
+    assert run(*command).returncode == 0
+    assert kept.stat().st_mtime_ns == before
