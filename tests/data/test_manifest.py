@@ -253,7 +253,7 @@ def test_other_marks_in_a_header_separate_nothing(
 
 
 def test_a_packed_table_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synthcube.data.manifest.MAX_LIST_BYTES", 1 << 20)
+    monkeypatch.setattr("synthcube.data.tables.MAX_LIST_BYTES", 1 << 20)
     (tmp_path / "list.csv.gz").write_bytes(gzip.compress(b"Channel_0\n" + b"a" * (1 << 21)))
     with pytest.raises(ManifestError, match=r"list\.csv\.gz unpacks to more than 1 MB"):
         read_manifest(tmp_path / "list.csv.gz")

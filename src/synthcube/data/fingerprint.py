@@ -29,7 +29,7 @@ from synthcube.data.images import Image, read_images
 from synthcube.data.manifest import Manifest, Row
 from synthcube.errors import ImageError, OutputError, first_faults
 from synthcube.reading import read_object, validated
-from synthcube.schema import FileFormat, List, Schema
+from synthcube.schema import MAX_COUNT, Count, FileFormat, List, Schema
 from synthcube.storage import make_folder, write_json
 from synthcube.terminal import followed
 
@@ -46,6 +46,8 @@ _BLOCK = 512
 
 Floats = npt.NDArray[np.float64]
 Sides = List[float]
+Rows = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+MaskValue = Annotated[int, Field(ge=-(2**15), lt=2**24)]
 AxisValues = Annotated[Sides, Field(min_length=2, max_length=3)]
 
 
@@ -61,7 +63,7 @@ class ChannelFingerprint(Schema):
     """One channel; its intensities are those of the foreground."""
 
     kind: Literal["image", "mask", "rgb"] = Field(description="What the channel holds.")
-    classes: List[int] = Field(default=(), description="Values of a mask.")
+    classes: List[MaskValue] = Field(default=(), description="Values of a mask.")
     integer: bool = Field(description="Whether all files store whole numbers.")
     lowest: float = Field(description="Lowest intensity of all images, background included.")
     highest: float = Field(description="Highest intensity of all images.")
@@ -76,16 +78,16 @@ class NumberColumn(Schema):
 
     low: float = Field(description="Lowest number.")
     high: float = Field(description="Highest number.")
-    known: int = Field(description="Rows that have one.")
+    known: Rows = Field(description="Rows that have one.")
 
 
 class Fingerprint(Schema):
     """The measures of one data set. It holds no path, no identifier and no name of a class."""
 
-    num_images: int = Field(ge=1, description="Rows of the manifest.")
-    num_subjects: int | None = Field(description="Subjects; null: the manifest names none.")
-    splits: dict[str, int] = Field(description="Rows of each split that the manifest has.")
-    class_counts: List[int] = Field(description="Rows of each class, in the order of class ids.")
+    num_images: Count = Field(description="Rows of the manifest.")
+    num_subjects: Rows | None = Field(description="Subjects; null: the manifest names none.")
+    splits: dict[str, Rows] = Field(description="Rows of each split that the manifest has.")
+    class_counts: List[Rows] = Field(description="Rows of each class, in the order of class ids.")
     classes_of_subjects: bool = Field(description="Whether no class has more than one subject.")
     numbers: dict[str, NumberColumn] = Field(description="Columns of numbers, by name.")
     has_geometry: bool = Field(description="Whether files state where their voxels lie.")
@@ -98,8 +100,8 @@ class Fingerprint(Schema):
     spacing_10: AxisValues = Field(description="10th percentile of the spacing along each axis.")
     extent_mm: Spread = Field(description="Size of the images in millimetres.")
     channels: List[ChannelFingerprint] = Field(description="One entry for each channel.")
-    near_duplicates: int = Field(description="Images that another image nearly equals.")
-    duplicates_across_subjects: int = Field(description="Those that equal one of another subject.")
+    near_duplicates: Rows = Field(description="Images that another image nearly equals.")
+    duplicates_across_subjects: Rows = Field(description="Those that equal one of another subject.")
 
     @property
     def rank(self) -> int:
