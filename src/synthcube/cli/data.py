@@ -297,10 +297,10 @@ def plan(
     from synthcube.tasks import plan as task
 
     request = PlanRequest(goal, family, memory, budget, budget_images, tuple(overrides))
-    made = task.plan(data, request, timed=not no_probe)
-    show_plan(made)
+    planned = task.plan(data, request, timed=not no_probe)
+    show_plan(planned)
     if output:
-        beside = task.write(made, output)
+        beside = task.write(planned, output)
         say(f"Written: {output} and {beside}")
         say(f"Next: synthcube train -c {output} -d {data} -o RUN", "green")
 
@@ -318,7 +318,7 @@ def _positive(option: str, text: str) -> float | None:
     return number
 
 
-def show_plan(made: Plan) -> None:
+def show_plan(plan: Plan) -> None:
     """Print a plan as tables, and its warnings."""
     from synthcube.planning.table import rows
 
@@ -328,14 +328,14 @@ def show_plan(made: Plan) -> None:
         "cost": ("Cost", "value", "details"),
         "alternatives": ("Or", "option", "what it changes"),
     }
-    for part, lines in rows(made).items():
+    for part, lines in rows(plan).items():
         title, *columns = titles[part]
         shown = [[visible(cell) for cell in line] for line in lines]
         if part == "alternatives":
             print_table("", (title, columns[1]), [line[1:] for line in shown])
         else:
             print_table("", (title, *columns), shown)
-    for warning in made.warnings:
+    for warning in plan.warnings:
         say(f"Warning: {warning}.", "yellow")
 
 

@@ -104,7 +104,7 @@ def _train(
 def _train_as_planned(
     data: Path, output: Path, overrides: list[str], resume: str, accept_changes: bool, debug: bool
 ) -> None:
-    """Train with the plan in the run folder, which is made first if there is none."""
+    """Train with the plan in the run folder, which is written first if there is none."""
     from synthcube import storage
     from synthcube.cli.data import show_plan  # here, as imports decide the order of commands
     from synthcube.planning.draft import PlanRequest
@@ -112,8 +112,8 @@ def _train_as_planned(
 
     if debug:
         with storage.scratch_folder() as folder:
-            made = plan.plan(data, PlanRequest(overrides=tuple(overrides)), timed=False)
-            plan.write(made, folder / plan.PLAN)
+            planned = plan.plan(data, PlanRequest(overrides=tuple(overrides)), timed=False)
+            plan.write(planned, folder / plan.PLAN)
             _try(folder / plan.PLAN, data, output, overrides)
         return
     config = plan.config_of_run(data, output, overrides, show_plan)

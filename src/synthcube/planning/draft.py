@@ -193,6 +193,8 @@ def _merged(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, An
     merged = dict(values)
     for name, value in fixed.items():
         before = merged.get(name)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        merged[name] = _merged(before, value) if both else value  # type: ignore[arg-type]
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            merged[name] = _merged(before, value)
+        else:
+            merged[name] = value
     return merged

@@ -228,7 +228,7 @@ def _alternatives(draft: Draft, settings: RunConfig) -> Iterator[Alternative]:
         yield Alternative("--family ddpm", "the classic process; needs more steps to draw")
 
 
-def write(made: Plan, path: Path) -> Path:
+def write(planned: Plan, path: Path) -> Path:
     """Write a plan as YAML, and its fingerprint beside it; returns the fingerprint's path.
 
     Raises OutputError rather than overwrite a file that is no plan.
@@ -237,8 +237,8 @@ def write(made: Plan, path: Path) -> Path:
     beside = path.with_name(FINGERPRINT)
     storage.require_own_file(beside, _START, "fingerprint")
     storage.make_folder(path.parent, "output_path")
-    storage.write_json(beside, made.fingerprint.model_dump(mode="json"))
-    storage.write_text(path, yaml_text(made))
+    storage.write_json(beside, planned.fingerprint.model_dump(mode="json"))
+    storage.write_text(path, yaml_text(planned))
     return beside
 
 
@@ -319,7 +319,7 @@ def _line(choice: Choice, own: object) -> str:
 def config_of_run(
     data_path: Path, run: Path, overrides: Sequence[str], show: Callable[[Plan], object]
 ) -> Path:
-    """The config of a training without one: the plan in its run folder, made if there is none.
+    """The config of a training without one: the plan in its run folder, written if there is none.
 
     A run that has trained keeps its plan, as its config must not change.
     """
@@ -340,7 +340,7 @@ def config_of_run(
         )
     storage.require_separate({"output_path": run}, {"data_path": data_path})
     storage.make_folder(run, "output_path")
-    made = plan(data_path, PlanRequest(overrides=tuple(overrides)))
-    show(made)
-    write(made, path)
+    planned = plan(data_path, PlanRequest(overrides=tuple(overrides)))
+    show(planned)
+    write(planned, path)
     return path
