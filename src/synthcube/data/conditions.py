@@ -45,28 +45,38 @@ def condition_specs(
     faults: list[str] = []
     specs = []
     for name, kind in kinds.items():
-        cells = {row.number: cell(row, name) for row in manifest.rows}
-        trained = [cells[manifest.rows[index].number] for index in rows]
-        if not any(cells.values()):
+        cells = [cell(row, name) for row in manifest.rows]
+        trained = {cells[index] for index in rows}
+        texts = set(cells)
+        if not any(texts):
             columns = sorted({column for row in manifest.rows for column in row.conditions})
             faults.append(
                 f"data.conditions names the column {name!r}, which is missing or empty; there are "
                 f"{', '.join(columns) or 'no other columns'}"
                 + (f" and {LABEL}" if manifest.labels else "")
             )
-        elif kind == "class":
+            continue
+        if kind == "class":
             classes = manifest.labels if name == LABEL else ()
-            classes = classes or tuple(sorted({*trained} - {""}, key=natural_key))
-            specs.append(ConditionSpec(name=name, kind="class", classes=classes))
+            classes = classes or tuple(sorted(trained - {""}, key=natural_key))
+            spec = ConditionSpec(name=name, kind="class", classes=classes)
+            specs.append(spec)
+            known = _indices(spec)
+            wrong = {text: fault for text in texts if (fault := _fault(spec, known, text))}
         else:
-            specs += _number_spec(name, cells, trained, faults)
-    indices = {spec.name: (spec, _indices(spec)) for spec in specs if spec.kind == "class"}
-    for row in manifest.rows:
-        faults += [
-            f"row {row.number}, column {name}: {text}"
-            for name, (spec, known) in indices.items()
-            if (text := _fault(spec, known, cell(row, name)))
-        ]
+            wrong = {
+                text: f"{text!r} is not a number"
+                for text in texts
+                if text and parse_number(text) is None
+            }
+            if not wrong:
+                specs += _number_spec(name, trained, faults)
+        if wrong:
+            faults += [
+                f"row {row.number}, column {name}: {wrong[text]}"
+                for row, text in zip(manifest.rows, cells, strict=True)
+                if text in wrong
+            ]
     if faults:
         raise ManifestError(f"The conditions of {manifest.path} are faulty:", first_faults(faults))
     return tuple(specs)
@@ -79,7 +89,9 @@ def condition_values(
     values = np.empty((len(rows), len(specs)), np.float32)
     for column, spec in enumerate(specs):
         indices = _indices(spec)
-        values[:, column] = [_value(spec, indices, cell(row, spec.name)) for row in rows]
+        texts = [cell(row, spec.name) for row in rows]
+        known = {text: _value(spec, indices, text) for text in set(texts)}
+        values[:, column] = [known[text] for text in texts]
     return values
 
 
@@ -232,18 +244,10 @@ def parse_number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _number_spec(
-    name: str, cells: Mapping[int, str], trained: Sequence[str], faults: list[str]
-) -> list[ConditionSpec]:
-    bad = [
-        f"row {number}, column {name}: {text!r} is not a number"
-        for number, text in cells.items()
-        if text and parse_number(text) is None
-    ]
-    faults += bad
-    numbers = [number for text in trained if (number := parse_number(text)) is not None]
-    if bad or not numbers:
-        faults += [] if bad else [f"column {name}: no training row has a number"]
+def _number_spec(name: str, texts: Iterable[str], faults: list[str]) -> list[ConditionSpec]:
+    numbers = [number for text in texts if (number := parse_number(text)) is not None]
+    if not numbers:
+        faults.append(f"column {name}: no training row has a number")
         return []
     if min(numbers) == max(numbers):
         faults.append(f"column {name}: every training row has {numbers[0]:g}, nothing to learn")

@@ -84,8 +84,11 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(
             io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text, path)
         )
+        has_apostrophes = "'" in text
         for line in reader:
-            cells = [from_spreadsheet(cell.strip()) for cell in line]
+            cells = [cell.strip() for cell in line]
+            if has_apostrophes:
+                cells = [from_spreadsheet(cell) for cell in cells]
             if any(cells):
                 yield reader.line_num, cells
     except UnicodeDecodeError as error:

@@ -255,13 +255,19 @@ def test_meta_shapes_need_no_weights() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["latent_diffusion", "code_prior"])
-def test_samples_resemble_the_data(family: str, tiny_config, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "first_epochs"),
+    # Blurred codes cost samples of code_prior 15% of their contrast after 15 epochs, 6% after 50.
+    [("latent_diffusion", 15), ("code_prior", 50)],
+)
+def test_samples_resemble_the_data(
+    family: str, first_epochs: int, tiny_config, tmp_path: Path
+) -> None:
     """Mean and spread over all voxels, and how bright the brightest are, as of the phantoms."""
     from synthcube.data.phantom import write_phantoms
     from synthcube.models import registry
 
-    images = write_phantoms(tmp_path / "data", num=100, size=(16, 16)).parent
+    images = write_phantoms(tmp_path / "data", num=400, size=(16, 16)).parent
     common = ["training.batch_size=16", "training.sample_every_n_epochs=0",
               "training.ema.decay=0.98", "training.validate_every_n_epochs=10",
               "training.log_every_n_steps=1000", "model.optimizer.lr=0.004"]  # fmt: skip
@@ -272,7 +278,7 @@ def test_samples_resemble_the_data(family: str, tiny_config, tmp_path: Path) -> 
         "latent_diffusion": ["model.channels=[32,32]", "model.objective.num_sampling_steps=20"],
         "code_prior": ["model.dim=32", "model.num_layers=2", "model.temperature=1.0"],
     }
-    for name, run, epochs in ((first, "first", 60), (family, "second", 120)):
+    for name, run, epochs in ((first, "first", first_epochs), (family, "second", 30)):
         place = [f"model.first_stage={tmp_path / 'first'}"] if run == "second" else []
         train(
             tiny_config(name, f"{run}.yaml"), images, tmp_path / run,
