@@ -214,6 +214,8 @@ def test_speed_and_time_left_are_of_this_process(monkeypatch: pytest.MonkeyPatch
         bar.advance(20)
         assert bar.speed == "2.0 s/step"
         assert bar.time_left() == ["0:02:40 left"]
+        bar.ends_at = 100.0
+        assert bar.time_left() == ["0:01:00 left"]
         now = 41.0
         bar.advance(62)
         assert bar.speed == "2.0 steps/s"

@@ -58,6 +58,8 @@ class Progress:
         self._bar: rich.progress.Progress | None = None
         self.draws = False
         """Whether there is a terminal to draw on."""
+        self.ends_at: float | None = None
+        """When the work ends at the latest, as `time.monotonic` counts; None: when it is done."""
         self._logs = False
         self.begin(0, total)
 
@@ -138,7 +140,10 @@ class Progress:
         since = self.done - self._done_before
         if self.total is None or not since:
             return []
-        left_s = (time.monotonic() - self._start) / since * max(0, self.total - self.done)
+        now = time.monotonic()
+        left_s = (now - self._start) / since * max(0, self.total - self.done)
+        if self.ends_at is not None:
+            left_s = min(left_s, max(0.0, self.ends_at - now))
         return [f"{clock(left_s)} left"]
 
     def _opened(self, facts: str) -> rich.progress.Progress:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import itertools
+import logging
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,7 @@ def learning_rates(run: Path) -> list[float]:
 def test_a_training_ends_with_a_small_rate_and_a_warning_of_noise(
     tiny_config, phantoms, tmp_path: Path, caplog
 ) -> None:
+    caplog.set_level(logging.INFO)
     train(tiny_config(), phantoms, tmp_path / "run", overrides=[
         "training.max_epochs=100000", "training.max_minutes=0.05", "training.log_every_n_steps=1",
         "training.sample_every_n_epochs=0", "training.validate_every_n_epochs=100",
@@ -71,6 +74,9 @@ def test_a_training_ends_with_a_small_rate_and_a_warning_of_noise(
     assert values[-1] < 0.1 * max(values)
     assert "generated images will be mostly noise" in caplog.text
     assert "training.max_minutes" in caplog.text
+    left = re.findall(r"(\d+):(\d\d):(\d\d) left", caplog.text)
+    assert left
+    assert set(left) <= {("0", "00", f"0{seconds}") for seconds in range(4)}, "not that of epochs"
 
 
 def test_a_trial_of_a_few_steps_is_not_warned(
