@@ -4,11 +4,14 @@ Nothing heavy is imported before a command runs. A user's fault prints its messa
 code 2; anything else is a bug of SynthCube, with its traceback and code 1.
 """
 
-from synthcube.cli import models
+from synthcube.cli import train
 
 # isort: split
 # The list of commands has the order of the imports.
+from synthcube.cli import models
+
+# isort: split
 from synthcube.cli import data, installation, medperf
 from synthcube.cli.app import app, main
 
-__all__ = ["app", "data", "installation", "main", "medperf", "models"]
+__all__ = ["app", "data", "installation", "main", "medperf", "models", "train"]

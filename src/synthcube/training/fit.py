@@ -140,7 +140,7 @@ def callbacks(
     """The callbacks of a training; Lightning moves those that save checkpoints to the end."""
     training, ema, time_limit = run.training, None, None
     if training.max_minutes:
-        time_limit = TimeLimit(training.max_minutes)
+        time_limit = TimeLimit(training.max_minutes, bar)
         family.time_share = partial(getattr, time_limit, "share")
     if training.ema:
         halved = run.precision in acceleration.HALF_PRECISIONS

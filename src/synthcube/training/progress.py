@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
 from pydantic import ConfigDict, Field
 
@@ -59,9 +59,6 @@ class LogLines(Callback):
         batches = int(trainer.num_training_batches)
         # Lightning counts the steps of every optimizer; a batch is one, whatever is trained on it.
         self.bar.begin(trainer.fit_loop.total_batch_idx + 1, batches * (trainer.max_epochs or 1))
-        for callback in trainer.callbacks:
-            if isinstance(callback, Timer) and (left_s := callback.time_remaining()) is not None:
-                self.bar.ends_at = time.monotonic() + left_s
         self._show(trainer)
 
     def on_train_batch_start(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Timer
 
 from synthcube.models.family import Family
+from synthcube.terminal import Progress
 
 log = logging.getLogger("synthcube")
 
@@ -27,15 +29,20 @@ class TimeLimit(Timer):
     processes, so that a training that its time ends is annealed as one that its epochs end.
     """
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float, bar: Progress) -> None:
         super().__init__(timedelta(minutes=minutes), interval="step", verbose=False)
         self.minutes = minutes
+        self.bar = bar
         self.share = 0.0
         """Share of the time that is spent, in [0, 1]."""
 
     @property
     def state_key(self) -> str:
         return Timer.__name__
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.bar.ends_at = time.monotonic() + 60 * self.minutes - self.time_elapsed()
 
     def _check_time_remaining(self, trainer: pl.Trainer) -> None:
         spent = self.time_elapsed() / (60 * self.minutes)
