@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import gc
 import multiprocessing
 import os
 import pty
@@ -204,6 +205,7 @@ def _import_all() -> None:
 
 def _as_if_started(files: Sequence[int]) -> None:
     """Undo what pytest has done to this process: its streams, its filters of warnings."""
+    gc.freeze()  # a search for garbage would copy the memory that is shared with pytest
     atexit._clear()
     for number, file in enumerate(files, start=1):
         os.dup2(file, number)

@@ -131,7 +131,7 @@ def _marked(page: Path) -> Any:
 
 @pytest.mark.parametrize("page", [_marked(page) for page in PAGES])
 def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> None:
-    """As written, but for the length of a training, which is cut to one epoch."""
+    """As written, but a training is cut to one epoch and draws two sample pictures."""
     if page.name == "image-and-mask.md":
         _write_brats(newcomer)
     if page.name == "slides.md":
@@ -143,7 +143,7 @@ def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> Non
         words = shlex.split(line)
         assert words[0] == "synthcube", f"{page.name}: is this tested? {line}"
         if words[1] == "train":
-            words += ["--set", "training.max_epochs=1"]
+            words += ["--set", "training.max_epochs=1", "--set", "training.num_sample_images=2"]
         target = None
         if ">" in words:
             target = newcomer / words[words.index(">") + 1]

@@ -65,7 +65,7 @@ class Case:
     words: str
     before: tuple[str, ...] = ()
     read: Callable[[], object] | None = None
-    points: int = 15
+    points: int = 9
 
 
 def read_run() -> None:
@@ -91,14 +91,14 @@ CASES = {
         ("prepare -d pictures -o list --validation 0.2",),
         lambda: read_manifest(Path("list")),
     ),
-    "train": Case(TRAIN, points=10),
-    "train on": Case(f"{TRAIN} --set training.max_epochs=2", (TRAIN,), read_run, points=10),
+    "train": Case(TRAIN, points=6),
+    "train on": Case(f"{TRAIN} --set training.max_epochs=2", (TRAIN,), read_run, points=6),
     "infer": Case("infer -m model -o drawn -n 2"),
     "infer again": Case(
         "infer -m model -o drawn -n 2",
         ("infer -m model -o drawn -n 2",),
         lambda: read_manifest(Path("drawn")),
-        points=10,
+        points=6,
     ),
     "evaluate": Case(EVALUATE),
     "evaluate again": Case(f"{EVALUATE} -t trained", (EVALUATE,), READ_RESULTS),
