@@ -14,9 +14,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from generative.networks.nets import VQVAE, DiffusionModelUNet, PatchDiscriminator
 
-from synthcube import config
+from synthcube import config, reading
 from synthcube.data.manifest import read_manifest
 from synthcube.data.phantom import write_phantoms
 from synthcube.models import losses, optimizers
@@ -63,13 +64,15 @@ def newcomer(tmp_path: Path) -> Path:
 
 
 def _write_brats(folder: Path) -> None:
-    """What docs/image-and-mask.md has its reader write: fewer cases, and the YAML of the page."""
+    """What docs/image-and-mask.md has its reader write: fewer cases, and a smaller network."""
     path = ROOT / "examples" / "brats_like.py"
     module = runpy.run_path(str(path))
     module["write"](folder / "my-brats", cases=8)
     page = (ROOT / "docs" / "image-and-mask.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    (folder / "brats.yaml").write_text(block, encoding="utf-8")
+    values = yaml.safe_load(block)
+    values["model"] |= {"channels": [8, 16], "num_sampling_steps": 2}
+    (folder / "brats.yaml").write_text(reading.dump(values), encoding="utf-8")
 
 
 def _write_old_project(folder: Path) -> None:
