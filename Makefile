@@ -23,6 +23,8 @@ DOCS := .venv/.installed-docs
 # Tests on so many cores, one thread on each; a worker takes about 1.5 GB. Who is done takes over
 # what others have not begun, for some tests are as long as a hundred others.
 WORKERS ?= --numprocesses auto --maxprocesses 4 --dist worksteal
+# More flags of pytest for test-slow, as --begin-within=900.
+SLOW_FLAGS ?=
 QUICK := not slow and not gpu and not container and not browser
 
 .DEFAULT_GOAL := help
@@ -43,7 +45,7 @@ test: $(STAMP) ## Run the quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m "$(QUICK)"
 
 test-slow: $(STAMP) ## Run the tests that take longer
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) --timeout 1500 -m "slow and not gpu and not container"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(SLOW_FLAGS) --timeout 1500 -m "slow and not gpu and not container"
 
 test-all: $(STAMP) ## Run every test, also those marked slow, gpu and container
 	$(BIN)/python -m pytest

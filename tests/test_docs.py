@@ -134,7 +134,7 @@ def _marked(page: Path) -> Any:
 
 @pytest.mark.parametrize("page", [_marked(page) for page in PAGES])
 def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> None:
-    """As written, but a training is cut to one epoch and draws two sample pictures."""
+    """As written, but a training is short, and images are drawn in few steps."""
     if page.name == "image-and-mask.md":
         _write_brats(newcomer)
     if page.name == "slides.md":
@@ -146,7 +146,7 @@ def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> Non
         words = shlex.split(line)
         assert words[0] == "synthcube", f"{page.name}: is this tested? {line}"
         if words[1] == "train":
-            words += ["--set", "training.max_epochs=1", "--set", "training.num_sample_images=2"]
+            words += _short_training(words, newcomer)
         target = None
         if ">" in words:
             target = newcomer / words[words.index(">") + 1]
@@ -155,6 +155,17 @@ def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> Non
         assert done.returncode == 0, f"{page.name}: {line}\n{done.stderr}"
         if target:
             target.write_text(done.stdout)
+
+
+def _short_training(words: list[str], folder: Path) -> list[str]:
+    """Options that make a training short, and the drawing of its images too."""
+    keys = ["training.max_epochs=1", "training.num_sample_images=2"]
+    configs = [folder / words[place + 1] for place, word in enumerate(words) if word == "-c"]
+    models = [yaml.safe_load(path.read_text()).get("model", {}) for path in configs]
+    families = {model.get("name", "rectified_flow") for model in models}
+    if families and families <= {"rectified_flow", "ddpm"}:
+        keys.append("model.num_sampling_steps=2")
+    return [word for key in keys for word in ("--set", key)]
 
 
 def test_make_targets_in_the_pages_exist() -> None:
@@ -220,7 +231,7 @@ def test_no_file_is_over_a_mebibyte() -> None:
 
 def test_the_python_examples_run(newcomer: Path, forks, monkeypatch: pytest.MonkeyPatch) -> None:
     words = "train -c workspace/config.yaml -d workspace/data -o demo-run"
-    words += " --set training.max_epochs=1"
+    words += " --set training.max_epochs=1 --set model.num_sampling_steps=2"
     assert forks.command(*shlex.split(words), cwd=newcomer).returncode == 0
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
