@@ -373,3 +373,13 @@ def test_what_is_saved_is_what_it_was_when_the_training_went_on(
 
 def _full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_checkpoint_of_a_gpu_is_read_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lightning reads it to resume; a process of a second GPU must not load it onto the first."""
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda _: "cuda:7")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "gpu.ckpt")
+    content = checkpoints.AtomicCheckpointIO().load_checkpoint(tmp_path / "gpu.ckpt")
+    assert content["weight"].device.type == "cpu"
