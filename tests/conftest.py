@@ -20,6 +20,13 @@ torch.set_num_threads(1)  # the first backward pass takes 0.04 s instead of 2.8 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--gpu-tests-on", choices=["gpu", "cpu"], default="gpu",
+        help="where the tests of tests/gpu compute; cpu: to try the tests themselves",
+    )  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def _own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))

@@ -378,7 +378,7 @@ def _full(*_: object) -> None:
 def test_a_checkpoint_of_a_gpu_is_read_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Lightning reads it to resume; a process of a second GPU must not load it onto the first."""
+    """As Lightning reads it to resume: several processes must not all fill the first GPU."""
     monkeypatch.setattr(torch.serialization, "location_tag", lambda _: "cuda:7")
     torch.save({"weight": torch.ones(2)}, tmp_path / "gpu.ckpt")
     content = checkpoints.AtomicCheckpointIO().load_checkpoint(tmp_path / "gpu.ckpt")
