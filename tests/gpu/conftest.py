@@ -56,9 +56,12 @@ def train_apart(accelerator: str, phantoms: Path, tmp_path: Path):
     ) -> subprocess.CompletedProcess[str]:
         words = [f"compute.accelerator={accelerator}", *overrides]
         options = [part for word in words for part in ("--set", word)]
+        # Lightning starts further processes with -m again, which it cannot do with -c.
+        code = f"{before}\nfrom synthcube.__main__ import main\nmain()"
+        start = ["-c", code] if before else ["-m", "synthcube"]
         return subprocess.run(
-            [sys.executable, "-c", f"{before}\nfrom synthcube.__main__ import main\nmain()",
-             "train", "-c", str(config), "-d", str(phantoms), "-o", str(tmp_path / name), *options],
+            [sys.executable, *start, "train", "-c", str(config), "-d", str(phantoms),
+             "-o", str(tmp_path / name), *options],
             env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
             timeout=LIMIT_S,
         )  # fmt: skip
