@@ -94,7 +94,11 @@ QUICK_CASES = (
     Case("2D tiny", (16, 16), 2, model=TINY),
     Case("3D tiny", (8, 8, 8), 1, model=TINY),  # most CPUs have no fast bfloat16
 )
-QUICK_SETTINGS = (SETTINGS[0], SETTINGS[1], SETTINGS[4])
+ROWS = tuple((case, setting) for setting in SETTINGS for case in CASES)
+QUICK_ROWS = (
+    *((case, setting) for setting in SETTINGS[:2] for case in QUICK_CASES),
+    (QUICK_CASES[0], SETTINGS[4]),
+)
 
 
 def main(words: Sequence[str]) -> int:
@@ -111,9 +115,9 @@ def main(words: Sequence[str]) -> int:
         parser.error("PyTorch sees no NVIDIA GPU here; --device cpu runs it on the CPU")
     device = torch.device("cuda" if options.device == "gpu" else "cpu")
     end = time.monotonic() + 60 * options.minutes
-    cases, settings = (QUICK_CASES, QUICK_SETTINGS) if options.quick else (CASES, SETTINGS)
+    cases, rows = (QUICK_CASES, QUICK_ROWS) if options.quick else (CASES, ROWS)
     ceiling = matmul_ceiling(device, quick=options.quick)
-    results, left_out = measured(cases, settings, device, end, quick=options.quick)
+    results, left_out = measured(rows, device, end, quick=options.quick)
     samplings = sampled(cases, device, end, left_out, 2 if options.quick else SAMPLING_STEPS)
     text = "\n".join(report(results, samplings, left_out, ceiling, device, quick=options.quick))
     print(text)
@@ -123,22 +127,21 @@ def main(words: Sequence[str]) -> int:
 
 
 def measured(
-    cases: Sequence[Case], settings: Sequence[Setting], device: Any, end: float, *, quick: bool
+    rows: Sequence[tuple[Case, Setting]], device: Any, end: float, *, quick: bool
 ) -> tuple[list[Result], list[str]]:
     """The rows that there was time for, and the names of the others."""
     results: list[Result] = []
     left_out: list[str] = []
     longest = 0.0
-    for setting in settings:
-        for case in cases:
-            start = time.monotonic()
-            expected = max(longest, COMPILE_SECONDS) if setting.compiled and not quick else longest
-            if start + expected > end:
-                left_out.append(f"{case.name}, {setting.name}")
-                continue
-            results.append(row(case, setting, device, quick=quick))
-            if not setting.compiled:
-                longest = max(longest, time.monotonic() - start)
+    for case, setting in rows:
+        start = time.monotonic()
+        expected = max(longest, COMPILE_SECONDS) if setting.compiled and not quick else longest
+        if start + expected > end:
+            left_out.append(f"{case.name}, {setting.name}")
+            continue
+        results.append(row(case, setting, device, quick=quick))
+        if not setting.compiled:
+            longest = max(longest, time.monotonic() - start)
     return results, left_out
 
 
