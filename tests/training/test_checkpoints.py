@@ -382,4 +382,5 @@ def test_a_checkpoint_of_a_gpu_is_read_where_there_is_none(
     monkeypatch.setattr(torch.serialization, "location_tag", lambda _: "cuda:7")
     torch.save({"weight": torch.ones(2)}, tmp_path / "gpu.ckpt")
     content = checkpoints.AtomicCheckpointIO().load_checkpoint(tmp_path / "gpu.ckpt")
-    assert content["weight"].device.type == "cpu"
+    mapped = checkpoints.load(tmp_path / "gpu.ckpt", mapped=True)
+    assert content["weight"].device.type == mapped["weight"].device.type == "cpu"
