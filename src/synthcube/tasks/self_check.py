@@ -78,8 +78,8 @@ def _bf16_convolution(device: torch.device) -> str:
     what = "convolution of volumes in bfloat16"
     seconds, peaks = {}, {}
     for dtype in (torch.float32, torch.bfloat16):
-        inputs = [value.to(device, dtype) for value in (x, weight)]
-        output = torch.nn.functional.conv3d(*inputs, padding=1)
+        inputs = x.to(device, dtype), weight.to(device, dtype)
+        output = torch.nn.functional.conv3d(inputs[0], inputs[1], padding=1)
         error = float((output.float().cpu() - exact).abs().max() / exact.abs().max())
         if not error < _MOST_ERROR:
             raise SelfCheckError(
