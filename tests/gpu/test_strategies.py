@@ -109,8 +109,8 @@ def test_deepspeed_on_one_device(
             ended = subprocess.run(
                 [sys.executable, str(ZERO_ON_A_CPU), str(tiny_config("vqvae")), str(phantoms),
                  str(run), *common, *overrides],
-                env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-                     "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")},
+                env={"TORCH_EXTENSIONS_DIR": str(tmp_path / "built"), **os.environ,
+                     "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
                 capture_output=True, text=True, timeout=600,
             )  # fmt: skip
         assert ended.returncode == 0, ended.stderr
