@@ -28,7 +28,7 @@ SLOW_FLAGS ?=
 QUICK := not slow and not gpu and not container and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all bench lint format lock docs clean image sif mlcube test-containers test-browser
+.PHONY: help setup demo test test-slow test-all test-gpu bench lint format lock docs clean image sif mlcube test-containers test-browser
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test-slow: $(STAMP) ## Run the tests that take longer
 
 test-all: $(STAMP) ## Run every test, also those marked slow, gpu and container
 	$(BIN)/python -m pytest
+
+test-gpu: $(STAMP) ## Run the tests marked gpu; they are skipped where PyTorch sees no NVIDIA GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 900 -m gpu tests/gpu
 
 bench: $(STAMP) ## Measure speed
 	$(BIN)/python -m bench

@@ -28,8 +28,11 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--begin-within", type=float, metavar="SECONDS",
-        help="skip the tests that have not begun by then, those left over in another order each "
-        "time: see --order",
+        help="skip the tests that have not begun by then; see --order",
+    )  # fmt: skip
+    parser.addoption(
+        "--gpu-tests-on", choices=["gpu", "cpu"], default="gpu",
+        help="where the tests of tests/gpu compute; cpu: to try the tests themselves",
     )  # fmt: skip
     parser.addoption("--order", metavar="TEXT", help="run the tests in an order that TEXT decides")
 

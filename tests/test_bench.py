@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from synthcube.data.phantom import write_phantoms
 
@@ -62,6 +63,41 @@ def test_benches_run(names: tuple[str, ...]) -> None:
     assert set(rule) <= set("| -")
     assert len(rows) >= 2 or names == ("sampling", "memory")
     assert all(row.count("|") == 5 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_bench_of_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
+    page = tmp_path / "gpu.md"
+    words = ("-m", "bench", "gpu", "--device", "cpu", "--quick", "--output", str(page))
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text(encoding="utf-8")
+    assert text == done.stdout
+    assert "failed" not in text
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+    settings = [(row[1], row[3]) for row in rows if len(row) == 12 and row[1].endswith("tiny")]
+    assert settings == [
+        ("2D tiny", "bf16"), ("2D tiny", "bf16, channels last"), ("2D tiny", "bf16, compiled"),
+        ("3D tiny", "bf16"), ("3D tiny", "bf16, channels last"),
+    ]  # fmt: skip
+    assert all(float(row[7]) > 0.05 for row in rows if len(row) == 12 and row[2] in "12")
+    assert [row[1] for row in rows if len(row) == 6 and row[1].endswith("tiny")] == [
+        "2D tiny", "3D tiny",
+    ]  # fmt: skip
+
+
+def test_rows_of_the_bench_of_a_gpu_are_left_out_when_the_time_is_up() -> None:
+    script = "from bench.gpu import *; print(*measured(ROWS, None, 0.0, quick=False)[1], sep='; ')"
+    left_out = run("-c", script).stdout
+    assert left_out.startswith("2D default, 64x64, bf16; 2D default, 256x256, bf16; ")
+    assert left_out.count("; ") == 6 * 5 - 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_bench_of_a_gpu_says_that_there_is_none() -> None:
+    done = run("-m", "bench", "gpu")
+    assert done.returncode == 2
+    assert "PyTorch sees no NVIDIA GPU here; --device cpu runs it on the CPU" in done.stderr
 
 
 @pytest.mark.slow

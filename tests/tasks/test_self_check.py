@@ -9,9 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from synthcube.models import registry
-from synthcube.tasks.self_check import self_check
+from synthcube.tasks import self_check as module
+from synthcube.tasks.self_check import SelfCheckError, self_check
 
 STEPS = ("phantoms", "train", "infer", "evaluate", "export", "verify", "open in Python")
 
@@ -28,6 +30,20 @@ def test_every_family_goes_the_whole_way_in_2d_and_3d(
         for step in STEPS
     ] + ["autoencoder_kl with onnx", "autoencoder_kl with openvino"]
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_a_convolution_that_is_off_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it is checked before all else: some versions of cuDNN computed it wrongly."""
+    cpu, what = torch.device("cpu"), "convolution of volumes in bfloat16"
+    assert module._bf16_convolution(cpu) == f"{what}: right"
+    plain = torch.nn.functional.conv3d
+
+    def wrong(x: torch.Tensor, *rest: torch.Tensor, padding: int) -> torch.Tensor:
+        return plain(x, *rest, padding=padding) * (1.1 if x.dtype == torch.bfloat16 else 1)
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", wrong)
+    with pytest.raises(SelfCheckError, match=rf"{what}: torch.bfloat16 is off by \d+\.\d%"):
+        module._bf16_convolution(cpu)
 
 
 @pytest.mark.parametrize("cache", [pytest.param("good", marks=pytest.mark.slow), "/proc/nowhere"])

@@ -3,7 +3,7 @@
 python tests/training/peak_of_training.py '{"family": "ddpm", "size": [64, 64], "batch_size": 16}'
 
 Further keys: channels of the images, model (settings of the family), precision (Lightning's full
-name) and recomputed (activation checkpointing).
+name), recomputed (activation checkpointing) and accelerator; on a GPU it is its memory that counts.
 """
 
 from __future__ import annotations
@@ -44,10 +44,14 @@ def train(case: dict[str, Any], folder: Path) -> MemoryEstimate:
     config = kind.model_validate({"name": case["family"], **case.get("model", {})})
     module = config.build(data.image)
     module.fit_statistics(data.every_image(), data.rows("train"))
+    accelerator = case.get("accelerator", "cpu")
     compute = ComputeConfig(
-        accelerator="cpu", activation_checkpointing=case.get("recomputed", False)
-    )
-    device, precision = torch.device("cpu"), case.get("precision", "32-true")
+        accelerator=accelerator, num_devices=1,
+        activation_checkpointing=case.get("recomputed", False),
+    )  # fmt: skip
+    device = torch.device("cuda" if accelerator == "gpu" else "cpu")
+    module.to(device)
+    precision = case.get("precision", "32-true")
     fit(module, TrainingRun(data, training, compute, folder / "run", 0, precision, device))
     return MemoryEstimate(config, data.image, training, compute, precision, device)
 
@@ -63,6 +67,14 @@ def taken_from_here() -> int:
     return status("VmRSS:")
 
 
+def taken_from_gpu() -> int:
+    """Bytes that this process has on the GPU now; peaks are counted anew."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
 def status(name: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
@@ -73,8 +85,10 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         # what Lightning and the kernels load is no part of a training's need
         warm_up = {"family": "dcgan", "size": (16, 16), "batch_size": 2}
-        train(warm_up | {"precision": case.get("precision", "32-true")}, Path(folder) / "warm-up")
-        before = taken_from_here()
+        warm_up |= {key: case[key] for key in ("precision", "accelerator") if key in case}
+        train(warm_up, Path(folder) / "warm-up")
+        on_gpu = case.get("accelerator") == "gpu"
+        before = taken_from_gpu() if on_gpu else taken_from_here()
         need = train(case, Path(folder) / "real")
-    taken = status("VmHWM:") - before
+    taken = (torch.cuda.max_memory_allocated() if on_gpu else status("VmHWM:")) - before
     print(taken, need.bytes_needed(), need.estimate())

@@ -373,3 +373,14 @@ def test_what_is_saved_is_what_it_was_when_the_training_went_on(
 
 def _full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_checkpoint_of_a_gpu_is_read_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lightning reads it to resume: several processes must not all fill the first GPU."""
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda _: "cuda:7")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "gpu.ckpt")
+    content = checkpoints.AtomicCheckpointIO().load_checkpoint(tmp_path / "gpu.ckpt")
+    mapped = checkpoints.load(tmp_path / "gpu.ckpt", mapped=True)
+    assert content["weight"].device.type == mapped["weight"].device.type == "cpu"

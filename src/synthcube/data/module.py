@@ -385,6 +385,8 @@ class DataModule(pl.LightningDataModule):
             collate_fn=_unchanged,
             num_workers=self.num_workers,
             persistent_workers=False,
+            # Only pinned memory is copied to a GPU while Python goes on.
+            pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
 
     def _place(self) -> tuple[int, int]:

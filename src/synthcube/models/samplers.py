@@ -112,7 +112,8 @@ def integrate(
     for number, time in enumerate(scheduler.timesteps):
         if watch:
             watch.see(x_t, number / len(scheduler.timesteps))
-        prediction = predict(x_t, time.to(x_t).expand(len(x_t))).float()
+        # Filled on the device: a copy of the time from the CPU would wait for all steps before.
+        prediction = predict(x_t, x_t.new_full((len(x_t),), float(time))).float()
         x_t = scheduler.step(prediction, time, x_t, **random).prev_sample
     return x_t
 

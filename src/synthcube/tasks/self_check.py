@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 import synthcube
-from synthcube import reading
+from synthcube import compute, reading
 from synthcube.data.phantom import write_phantoms
 from synthcube.models import artifact, registry
 from synthcube.models.family import Samples
@@ -27,6 +27,10 @@ from synthcube.tasks.run_folder import CONFIG
 from synthcube.tasks.train import train
 
 _NUM_IMAGES, _SIDE, _SPACING_MM = 6, 16, (1.0, 1.5, 3.0)
+# Largest error of a convolution in bfloat16, as a share of the largest value: rounding is 0.4%.
+_MOST_ERROR = 0.02
+_CHANNELS, _VOXELS, _PASSES = 32, 48, 5
+_IN_FLOAT32 = "train volumes with compute.precision 32, or install a newer PyTorch and cuDNN"
 
 
 class SelfCheckError(Exception):
@@ -40,6 +44,9 @@ def self_check() -> Iterator[str]:
         One line for each step that succeeded.
     """
     logging.getLogger("synthcube").setLevel(logging.WARNING)
+    device = compute.device("auto")
+    if device.type == "cuda" and compute.computes_in_bf16(device):
+        yield _bf16_convolution(device)
     with tempfile.TemporaryDirectory(prefix="synthcube-self-check-") as name:
         for family in registry.names():
             for rank in (2, 3):
@@ -54,6 +61,55 @@ def self_check() -> Iterator[str]:
                 yield f"{what}: {_timed(run, what):.1f} s"
             else:
                 yield f"{what}: not tried, it is not installed"
+
+
+def _bf16_convolution(device: torch.device) -> str:
+    """A line on a convolution of volumes in bfloat16 against float32.
+
+    cuDNN before 9.15 with torch 2.9 computed it wrongly, slowly and with much memory.
+
+    Raises SelfCheckError if it is wrong.
+    """
+    side = _VOXELS if device.type == "cuda" else 8
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, _CHANNELS, side, side, side, generator=generator)
+    weight = torch.randn(_CHANNELS, _CHANNELS, 3, 3, 3, generator=generator)
+    exact = torch.nn.functional.conv3d(x, weight, padding=1)
+    what = "convolution of volumes in bfloat16"
+    seconds, peaks = {}, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = x.to(device, dtype), weight.to(device, dtype)
+        output = torch.nn.functional.conv3d(inputs[0], inputs[1], padding=1)
+        error = float((output.float().cpu() - exact).abs().max() / exact.abs().max())
+        if not error < _MOST_ERROR:
+            raise SelfCheckError(
+                f"{what}: {dtype} is off by {error:.1%} of the largest value: {_IN_FLOAT32}."
+            )
+        seconds[dtype], peaks[dtype] = _cost(inputs, device)
+    if device.type != "cuda":
+        return f"{what}: right"
+    slower = seconds[torch.bfloat16] / seconds[torch.float32]
+    larger = peaks[torch.bfloat16] / peaks[torch.float32]
+    advice = f": {_IN_FLOAT32}" if max(slower, larger) > 1.2 else ""
+    return (
+        f"{what}: right, {slower:.2f} times the time and {larger:.2f} times the memory of "
+        f"float32{advice}"
+    )
+
+
+def _cost(inputs: Sequence[torch.Tensor], device: torch.device) -> tuple[float, int]:
+    """Seconds of a few convolutions, and their peak of bytes on a GPU, which is 0 on a CPU."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    for _ in range(_PASSES):
+        torch.nn.functional.conv3d(inputs[0], inputs[1], padding=1)
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else 0
+    return time.perf_counter() - start, peak
 
 
 def _steps(folder: Path, family: str, rank: int) -> dict[str, Callable[[], object]]:
@@ -94,7 +150,9 @@ def _write_inputs(folder: Path, data: Path, family: str, rank: int) -> None:
         model["first_stage"] = str(first / "run")
     training = {"max_epochs": 1, "batch_size": 4, "sample_every_n_epochs": 0}
     light = {"extractor": {"name": "radiomic"}, "num_repeats": 2}
-    content = {"model": model, "training": training, "evaluation": light}
+    # Lightning would start a process for each further GPU, and each would check all anew.
+    one = {"num_devices": 1}
+    content = {"model": model, "training": training, "evaluation": light, "compute": one}
     write_text(folder / CONFIG, reading.dump(content))
 
 

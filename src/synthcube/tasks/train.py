@@ -61,7 +61,11 @@ def _train(
     preemption: Preemption, locks: ExitStack,
 ) -> Path | None:  # fmt: skip
     device = compute.device(settings.compute.accelerator)
-    rank = _join(settings, compute.devices_used(settings.compute, device))
+    num_devices = compute.devices_used(settings.compute, device)
+    rank = _join(settings, num_devices)
+    if device.type == "cuda" and num_devices > 1:
+        # What is built before Lightning takes over belongs on this process's own GPU.
+        torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
     storage.require_separate({"output_path": run}, _inputs(settings, data_path))
     run_folder.take(run, rank, locks)
     checkpoint = run_folder.starting_checkpoint(run, resume)

@@ -83,8 +83,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._pool.shutdown()
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
+        # To the CPU: the device that wrote it may be missing, or that of another process.
         self.finish()
         return load(Path(path), map_location)
 

@@ -162,7 +162,9 @@ def draw_codes(logits: Tensor, uniform: Tensor, temperature: float, top_k: int |
     if top_k is not None and top_k < logits.shape[1]:
         least = logits.topk(top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
-    cumulative = logits.softmax(dim=1).cumsum(dim=1)
+    # A GPU has no deterministic cumsum: with compute.deterministic it would end the training.
+    place = torch.device("cpu") if torch.are_deterministic_algorithms_enabled() else logits.device
+    cumulative = logits.softmax(dim=1).to(place).cumsum(dim=1)
     # Rounding may leave the last sum below 1: scaled by it, every draw meets a possible code.
-    level = uniform[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, level, right=True)[:, 0]
+    level = uniform[:, None].to(place) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, level, right=True)[:, 0].to(logits.device)
