@@ -8,7 +8,7 @@ from synthcube.cli import models
 
 # isort: split
 # The list of commands has the order of the imports.
-from synthcube.cli import data, installation, medperf
+from synthcube.cli import data, federate, installation, medperf
 from synthcube.cli.app import app, main
 
-__all__ = ["app", "data", "installation", "main", "medperf", "models"]
+__all__ = ["app", "data", "federate", "installation", "main", "medperf", "models"]

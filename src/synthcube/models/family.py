@@ -72,6 +72,9 @@ class FamilyConfig(Schema, ABC):
     needs: ClassVar[str] = ""
     """Family whose trained artifact the field ``first_stage`` names; empty where there is none."""
 
+    not_averaged: ClassVar[str] = ""
+    """Why weights that several sites trained cannot be averaged; empty where they can."""
+
     name: str = Field(description="Family of the model.")
     optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(), description="Optimizer, with its arguments."

@@ -45,6 +45,10 @@ class LatentDiffusionConfig(UNetFields, GuidanceFields, TwoStageConfig):
     summary: ClassVar[str] = "flow or diffusion among the latents of a trained autoencoder_kl"
     needs: ClassVar[str] = "autoencoder_kl"
     protocol: ClassVar[type] = Encodes
+    not_averaged: ClassVar[str] = (
+        "each site would scale latents by its own mean and spread, which are not pooled yet; use "
+        "rectified_flow or ddpm"
+    )
 
     name: Literal["latent_diffusion"] = Field(
         default="latent_diffusion", description="Family of the model."
