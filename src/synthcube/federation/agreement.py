@@ -70,10 +70,12 @@ def site_facts(
             known = sorted(texts, key=natural_key)
             classes.setdefault(name, tuple(known))
             continue
-        values = [number for text in texts if (number := parse_number(text)) is not None]
-        if len(values) < len(texts):
-            faults.append(f"column {name}: {len(texts) - len(values)} cells are no numbers")
-        elif values and name not in plan.ranges:
+        if wrong := sum(parse_number(text) is None for text in texts):
+            faults.append(f"column {name}: {wrong} cells are no numbers")
+            continue
+        # As in a training alone, the range is that of the training rows.
+        values = [float(text) for place in trained if (text := cell(rows[place], name))]
+        if values and name not in plan.ranges:
             numbers[name] = (min(values), max(values))
         elif values:
             low, high = plan.ranges[name]
