@@ -20,7 +20,7 @@ from synthcube.data.manifest import (
 )
 from synthcube.data.module import TRAIN, split_subjects
 from synthcube.data.phantom import write_phantoms
-from synthcube.errors import ConfigError, FederationError, first_faults
+from synthcube.errors import ConfigError, FederationError, OutputError, first_faults
 from synthcube.federation import averaging, rounds
 from synthcube.federation.agreement import Agreement, agree
 from synthcube.federation.plan import FederationPlan, federated, shared_config
@@ -85,14 +85,7 @@ def simulate(
         raise ConfigError("Give both a config and data, or none of them for the demonstration.")
     settings = config.load_any(_DEMO_CONFIG if config_path is None else config_path, overrides)
     settings = federated(settings, epochs=num_rounds * local_epochs)
-    storage.require_separate({"output_path": run}, {"data_path": data_path})
-    storage.require_own(run, PLAN, "output_path")
-    if data_path is None:
-        data_path = run / DEMO
-        if not (data_path / "manifest.csv").exists():
-            write_phantoms(data_path, num=_DEMO_IMAGES, size=_DEMO_SIZE)
-    else:
-        require_outside({"output_path": run}, read_manifest(data_path))
+    _claim(run, data_path)
     settings = hub_pins.pinned(settings, {})
     training = fine_tuning.resolved(settings.training, {})
     settings = settings.model_copy(update={"training": training})
@@ -102,18 +95,41 @@ def simulate(
         local_epochs=local_epochs, minimum_sites=sites if minimum_sites is None else minimum_sites,
         ranges=dict(ranges or {}),
     )  # fmt: skip
-    shares = divide(read_manifest(data_path), labels, settings.seed)
+    shares = divide(read_manifest(data_path), labels, settings.seed) if data_path else None
     storage.make_folder(run, "output_path")
     with ExitStack() as locks:
         locks.enter_context(run_folder.locked(run))
         storage.settle(run / "artifact")
         _record_plan(run, plan)
+        shares = shares or divide(_demo_data(run / DEMO), labels, settings.seed)
         members = [Site(label, run / SITES / label, plan, settings) for label in labels]
         for member in members:
             _record_share(member, shares[member.label])
         agreement = _agree(run, plan, settings, members)
         average = _train_rounds(run, plan, agreement, settings, members)
         return _save(run, plan, agreement, settings, members, average)
+
+
+def _claim(run: Path, data_path: Path | None) -> None:
+    """Refuse a folder that is an input, or that something else would be overwritten in."""
+    storage.require_separate({"output_path": run}, {"data_path": data_path})
+    storage.require_own(run, PLAN, "output_path")
+    if data_path:
+        require_outside({"output_path": run}, read_manifest(data_path))
+    if not (run / PLAN).exists():
+        names = (AGREEMENT, AVERAGE, SITES, DEMO, "artifact")
+        if existing := [name for name in names if (run / name).exists()]:
+            raise OutputError(
+                f"output_path {run} is no federation, and files in it would be overwritten "
+                f"({', '.join(existing)}): give another one."
+            )
+
+
+def _demo_data(folder: Path) -> Manifest:
+    """The drawn shapes of the demonstration, written where they are missing."""
+    if not (folder / "manifest.csv").exists():
+        write_phantoms(folder, num=_DEMO_IMAGES, size=_DEMO_SIZE)
+    return read_manifest(folder)
 
 
 def divide(manifest: Manifest, labels: Sequence[str], seed: int) -> dict[str, list[dict[str, str]]]:
