@@ -12,7 +12,6 @@ from synthcube.cli.app import (
     FILES,
     MODELS,
     Group,
-    OptionalConfig,
     Output,
     Override,
     Plugins,
@@ -40,7 +39,13 @@ _RANGE = re.compile(r"(?P<name>[^=]+)=(?P<low>[^,]+),(?P<high>[^,]+)")
 @command(MODELS, "federate simulate -c config.yaml -d images --sites 2 -o run", of=federate)
 def simulate(
     output: Output,
-    config: OptionalConfig = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", "--parameters_file", metavar="FILE", rich_help_panel=FILES,
+            help="YAML of the run; none, and no data: a demonstration.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -48,7 +53,7 @@ def simulate(
             "-d",
             metavar="PATH",
             rich_help_panel=FILES,
-            help="Images to divide among the sites; none, and no config: drawn shapes.",
+            help="Images to divide among the sites: CSV or folder.",
         ),
     ] = None,
     sites: Annotated[
