@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from synthcube.data.conditions import condition_values
 from synthcube.data.manifest import Row
@@ -15,10 +16,11 @@ from synthcube.federation.agreement import (
     SiteFacts,
     agree,
     check_agreement,
+    pooled,
     site_facts,
 )
 from synthcube.federation.plan import FederationPlan
-from synthcube.schema import ImageSpec
+from synthcube.schema import ImageSpec, Moments
 
 KINDS = {"Scanner": "class", "Age": "number"}
 PLAN = FederationPlan(config={"seed": 0}, sites=("a", "b"), rounds=1, ranges={"Age": (0, 100)})
@@ -135,6 +137,21 @@ def test_another_first_stage_is_refused() -> None:
     told = {"a": facts("GE"), "b": facts("GE").model_copy(update={"first_stage_sha256": "f" * 64})}
     with pytest.raises(FederationError, match="first stage: b has another one than a"):
         agree(PLAN, KINDS, told)
+
+
+def test_moments_are_those_of_all_values_together() -> None:
+    values = torch.randn(50, dtype=torch.float64) * 3 + torch.arange(50) / 5
+    parts = [values[:30], values[30:]]
+    moments = [
+        Moments(count=len(part), mean=part.mean().item(), std=part.std().item()) for part in parts
+    ]
+    together = pooled(moments)
+    assert together
+    assert together.count == 50
+    assert together.mean == pytest.approx(values.mean().item(), rel=1e-12)
+    assert together.std == pytest.approx(values.std().item(), rel=1e-12)
+    assert pooled(moments[:1]) == moments[0]
+    assert pooled([]) is None
 
 
 def test_facts_hold_no_row() -> None:

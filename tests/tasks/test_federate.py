@@ -164,6 +164,27 @@ def test_batch_norms_are_averaged_and_their_counters_are_not(
 
 
 @pytest.mark.slow
+def test_sites_scale_latents_by_what_all_of_them_have(
+    tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    config, run = tiny_config("latent_diffusion"), tmp_path / "run"
+    without_split = "data.validation_fraction=0"
+    simulate(config, phantoms, run, num_rounds=2, overrides=[without_split])
+    overrides = [without_split, "training.max_epochs=1"]
+    train(config, phantoms, tmp_path / "central", overrides=overrides)
+    central = checkpoints.weights(tmp_path / "central" / "checkpoints" / "last.ckpt")
+    federated = load_file(run / "artifact" / "weights.safetensors")
+    for name in ("latent_mean", "latent_std"):
+        torch.testing.assert_close(federated[name], central[name], rtol=1e-5, atol=1e-6)
+    sent = load_file(run / "sites" / "site-1" / "update.safetensors")
+    assert not any("first_stage" in name for name in sent)
+    assert_same(
+        {name: value for name, value in federated.items() if name.startswith("first_stage.")},
+        {name: value for name, value in central.items() if name.startswith("first_stage.")},
+    )
+
+
+@pytest.mark.slow
 def test_kills_at_many_changes_lose_nothing(
     tiny_config, phantoms: Path, tmp_path: Path, kills
 ) -> None:
@@ -189,7 +210,6 @@ def test_kills_at_many_changes_lose_nothing(
 REFUSED = {
     "vqvae": ("model.name=vqvae", "model.name vqvae: the codes of its codebook"),
     "code_prior": ("model.name=code_prior", "model.name code_prior: it learns the codes"),
-    "latent": ("model.name=latent_diffusion", "model.name latent_diffusion: each site would scale"),
     "early stop": ("training.early_stop={}", "training.early_stop: a site must not stop alone"),
     "devices": ("compute.num_devices=2", "compute.num_devices and num_nodes: a site trains in one"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from synthcube.data.geometry import as_rows, centred_affine
 from synthcube.data.manifest import Row, natural_key
 from synthcube.errors import FederationError, first_faults
 from synthcube.federation.plan import Digest, FederationPlan, SiteName, digest_of
-from synthcube.schema import MAX_COUNT, ConditionSpec, ImageSpec, List, Pair, Schema
+from synthcube.schema import MAX_COUNT, ConditionSpec, ImageSpec, List, Moments, Pair, Schema
 
 _WIDEST_GAP = 1e-3  # of a spacing in mm: rounding in a header, and no other voxel size
 
@@ -30,6 +31,9 @@ class SiteFacts(Schema):
         default={}, description="Extremes of each column of numbers without a declared range."
     )
     first_stage_sha256: str = Field(default="", description="Hash of the trained first stage.")
+    moments: Moments | None = Field(
+        default=None, description="Of the latents of the training images, where a model has some."
+    )
 
 
 class Agreement(Schema):
@@ -39,6 +43,7 @@ class Agreement(Schema):
     image: ImageSpec = Field(description="Images of the federation, with the agreed vocabulary.")
     images: dict[SiteName, int] = Field(description="Training images of each site.")
     first_stage_sha256: str = Field(default="", description="Hash of the trained first stage.")
+    moments: Moments | None = Field(default=None, description="Of the latents of all sites.")
 
     @property
     def sha256(self) -> str:
@@ -48,7 +53,7 @@ class Agreement(Schema):
 
 def site_facts(
     plan: FederationPlan, image: ImageSpec, rows: Sequence[Row], trained: Sequence[int],
-    kinds: Mapping[str, str], first_stage_sha256: str = "",
+    kinds: Mapping[str, str], first_stage_sha256: str = "", moments: Moments | None = None,
 ) -> SiteFacts:  # fmt: skip
     """The facts of a site's data.
 
@@ -86,7 +91,7 @@ def site_facts(
     plain = image.model_copy(update={"labels": (), "conditions": ()})
     return SiteFacts(
         plan=plan.sha256, images=len(trained), image=plain, classes=classes, numbers=numbers,
-        first_stage_sha256=first_stage_sha256,
+        first_stage_sha256=first_stage_sha256, moments=moments,
     )  # fmt: skip
 
 
@@ -117,7 +122,23 @@ def agree(
         ),
         images={name: site.images for name, site in facts.items()},
         first_stage_sha256=next(iter(facts.values())).first_stage_sha256,
+        moments=pooled([site.moments for site in facts.values() if site.moments]),
     )
+
+
+def pooled(moments: Sequence[Moments]) -> Moments | None:
+    """The moments of all values together; None if there are none.
+
+    The mean of standard deviations would be too small where the means differ.
+    """
+    if len(moments) < 2:
+        return moments[0] if moments else None  # to the bit
+    count = sum(part.count for part in moments)
+    mean = sum(part.count / count * part.mean for part in moments)
+    squares = sum(
+        (part.count - 1) * part.std**2 + part.count * (part.mean - mean) ** 2 for part in moments
+    )
+    return Moments(count=count, mean=mean, std=math.sqrt(squares / (count - 1)))
 
 
 def check_agreement(agreement: Agreement, plan: FederationPlan, site: str, own: SiteFacts) -> None:
@@ -197,6 +218,8 @@ def _differences(facts: Mapping[str, SiteFacts]) -> Iterator[str]:
                 )
             if site.first_stage_sha256 != expected.first_stage_sha256:
                 yield f"first stage: {name} has another one than {first}"
+            if (site.moments is None) != (expected.moments is None):
+                yield f"moments: only one of {first} and {name} tells those of its latents"
 
 
 def _sides(image: ImageSpec) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthcube import environment, storage
+import torch
+
+from synthcube import compute, environment, storage
 from synthcube.config import RunConfig
 from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
@@ -16,6 +18,8 @@ from synthcube.federation.agreement import Agreement, SiteFacts
 from synthcube.federation.audit import AuditLine
 from synthcube.federation.plan import FederationPlan, digest_of
 from synthcube.federation.update import read_average, write_update
+from synthcube.models.family import ScalesByMoments
+from synthcube.schema import Moments
 from synthcube.tasks.train import FederatedRound, train_round
 from synthcube.training import checkpoints
 
@@ -57,8 +61,18 @@ class Site:
         return agreements.site_facts(
             self.plan, data.image, data.manifest.rows, data.rows("train"),
             self.settings.data.conditions,
-            getattr(self.settings.model, "first_stage_sha256", ""),
+            getattr(self.settings.model, "first_stage_sha256", ""), self._moments(data),
         )  # fmt: skip
+
+    def _moments(self, data: DataModule) -> Moments | None:
+        """Of the latents of its training images, if the family scales by them."""
+        with torch.random.fork_rng():
+            family = self.settings.model.build(data.image.encoded)
+        if not isinstance(family, ScalesByMoments):
+            return None
+        family.to(compute.device(self.settings.compute.accelerator))
+        family.fit_statistics(data.every_image(), data.rows("train"))
+        return family.moments()
 
     def accept(self, agreement: Agreement, facts: SiteFacts) -> None:
         """Check the agreement against its own plan and data. Raises FederationError."""
@@ -87,7 +101,7 @@ class Site:
                     f"Round {number} begins after epoch {begin}, and the run of this site is in "
                     f"epoch {place[0] + 1}: it has lost a checkpoint. Start in another folder."
                 )
-            until = FederatedRound(agreement.image, end)
+            until = FederatedRound(agreement.image, end, agreement.moments)
             train_round(self.settings, self.data, self.folder / RUN, until)
         images = agreement.images[self.label]
         update = rounds.update_of(

@@ -18,7 +18,8 @@ from synthcube.data.manifest import Manifest, read_manifest, require_outside
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError
-from synthcube.schema import ImageSpec, near_multiples
+from synthcube.models.family import ScalesByMoments
+from synthcube.schema import ImageSpec, Moments, near_multiples
 from synthcube.tasks import hub_pins, run_folder
 from synthcube.training import checkpoints, deepspeed, fine_tuning, memory, threads
 from synthcube.training.config import TrainingConfig
@@ -64,10 +65,12 @@ class FederatedRound:
     Args:
         image: images as the sites have agreed on them.
         until_epoch: epochs of the site's run at the end of the round.
+        moments: of the latents of all sites, for a family that scales by them.
     """
 
     image: ImageSpec
     until_epoch: int
+    moments: Moments | None = None
 
 
 def train_round(
@@ -131,7 +134,7 @@ def _train(
                     log.warning("%s.", warning[:1].upper() + warning[1:])
             _fit(
                 run, settings, data, precision, device, checkpoint, preemption, accept_changes,
-                federated_round.until_epoch if federated_round else None,
+                federated_round,
             )  # fmt: skip
         if federated_round:
             return None
@@ -226,7 +229,7 @@ def _join(settings: RunConfig, num_devices: int) -> int:
 def _fit(
     run: Path, settings: RunConfig, data: DataModule, precision: str, device: torch.device,
     checkpoint: Path | None, preemption: Preemption, accept_changes: bool,
-    until_epoch: int | None,
+    federated_round: FederatedRound | None,
 ) -> None:  # fmt: skip
     log.info(
         "%d training and %d validation images of size %s, %d channel(s).",
@@ -243,6 +246,8 @@ def _fit(
         where = f"in epoch {epochs + 1}, after" if is_within else f"after epoch {epochs},"
         log.info("Continuing %s step %d, from %s.", where, steps, checkpoint)
     family.fit_statistics(data.every_image(), data.rows("train"))
+    if federated_round and federated_round.moments and isinstance(family, ScalesByMoments):
+        family.scale_by(federated_round.moments)
     if not checkpoint:
         # After `fit_statistics`, which it overwrites: the weights belong to their own statistics.
         fine_tuning.take_weights(family, settings.training)
@@ -250,7 +255,8 @@ def _fit(
         family,
         TrainingRun(
             data, settings.training, settings.compute, run, settings.seed, precision, device,
-            checkpoint, preemption, accept_changes, settings.dump(), until_epoch,
+            checkpoint, preemption, accept_changes, settings.dump(),
+            federated_round.until_epoch if federated_round else None,
         ),
     )  # fmt: skip
 
