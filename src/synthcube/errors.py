@@ -9,6 +9,7 @@ SynthCubeError          a user's fault: shown without a traceback, exit code 2
 |- ArtifactError        a trained model's folder is missing, damaged or too new
 |- FamilyError          a family is unknown, or cannot do what is asked of it
 |- EvaluationError      predictions and real images that cannot be compared
+|- FederationError      sites of a federation that do not agree, or an update that is refused
 |- HubError             a Hub cannot be reached, or refuses what is asked of it
 |- OutputError          an output folder is not writable, not empty, or the disk is full
 |- NonFiniteLossError   training produced a loss or a gradient that is not a number
@@ -74,6 +75,10 @@ class FamilyError(SynthCubeError):
 
 class EvaluationError(SynthCubeError):
     """Predictions and real images are too few, or cannot be compared with one another."""
+
+
+class FederationError(SynthCubeError):
+    """Sites of a federation do not agree, or what one sent cannot be averaged."""
 
 
 class HubError(SynthCubeError):

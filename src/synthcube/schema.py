@@ -130,6 +130,14 @@ class ConditionSpec(Schema):
         return "" if self.low < self.high else f"low {self.low:g} must be below high {self.high:g}"
 
 
+class Moments(Schema):
+    """Number, mean and standard deviation (with Bessel's correction) of measured values."""
+
+    count: int = Field(default=0, ge=0, description="Values.")
+    mean: float = Field(default=0.0, description="Mean.")
+    std: float = Field(default=0.0, ge=0, description="Standard deviation.")
+
+
 class ImageSpec(Schema):
     """What every image of a data set has in common: enough to sample, and to save true images.
 

@@ -103,7 +103,8 @@ def require_own_file(path: Path, start: str, name: str) -> None:
 
 
 _MARKS = {
-    "artifact.json": "a trained model", "provenance.json": "images that infer has made",
+    "artifact.json": "a trained model", "federation.json": "a federation",
+    "provenance.json": "images that infer has made",
     "prepared.json": "prepared images", "container_config.yaml": "a package", "split.csv": "a run",
 }  # fmt: skip
 """The content of a folder, by a file that tells it."""

@@ -38,7 +38,7 @@ from synthcube.data.preprocessing import DataConfig, Preprocessing, patch_fault
 from synthcube.data.transforms import TransformConfig
 from synthcube.environment import derived_seed, workers_that_fit
 from synthcube.errors import ImageError, ManifestError, first_faults
-from synthcube.schema import Batch, Condition, ImageSpec
+from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
 
 TRAIN = "train"
 _LOOKED_AT = 8  # images, to tell masks from images
@@ -285,8 +285,15 @@ class DataModule(pl.LightningDataModule):
     """Images of a manifest for training and validation."""
 
     def __init__(
-        self, manifest: Manifest, config: DataConfig, *, batch_size: int, seed: int, cache: Path
-    ) -> None:
+        self, manifest: Manifest, config: DataConfig, *, batch_size: int, seed: int, cache: Path,
+        conditions: Sequence[ConditionSpec] | None = None,
+    ) -> None:  # fmt: skip
+        """Read the images.
+
+        Args:
+            conditions: vocabulary and range of each column, agreed on elsewhere; None: those of
+                the training rows.
+        """
         super().__init__()
         self.files = self.manifest = manifest
         self.config = config
@@ -294,7 +301,11 @@ class DataModule(pl.LightningDataModule):
         self.seed = seed
         # First what takes no time: an image is only read where the manifest is right.
         self.splits = self.file_splits = self._split()
-        self.conditions = condition_specs(manifest, self.rows("train"), config.conditions)
+        self.conditions = (
+            condition_specs(manifest, self.rows("train"), config.conditions)
+            if conditions is None
+            else tuple(conditions)
+        )
         self.cache = load_images(manifest, config, cache)
         _require_room(config.patches, self.cache, manifest)
         # From here on, a row for each slice of data.slices; `files` stays as it was given.

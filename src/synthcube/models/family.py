@@ -19,7 +19,7 @@ from synthcube.errors import ConfigError
 from synthcube.models.optimizers import OptimizerConfig, SchedulerConfig
 from synthcube.plugins import TRAINED
 from synthcube.reading import faults_of
-from synthcube.schema import Batch, Condition, ImageSpec, Schema, completed
+from synthcube.schema import Batch, Condition, ImageSpec, Moments, Schema, completed
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -71,6 +71,9 @@ class FamilyConfig(Schema, ABC):
 
     needs: ClassVar[str] = ""
     """Family whose trained artifact the field ``first_stage`` names; empty where there is none."""
+
+    not_averaged: ClassVar[str] = ""
+    """Why weights that several sites trained cannot be averaged; empty where they can."""
 
     name: str = Field(description="Family of the model.")
     optimizer: OptimizerConfig = Field(
@@ -311,6 +314,17 @@ class Encodes(Protocol):
 
     def decode(self, latent: Tensor) -> Tensor:
         """(B, *latent_shape) to (B, C, *spatial) in [-1, 1]."""
+
+
+@runtime_checkable
+class ScalesByMoments(Protocol):
+    """Scales what it learns by the mean and spread of the training images, which sites pool."""
+
+    def moments(self) -> Moments:
+        """Of the training images, once `fit_statistics` has measured them."""
+
+    def scale_by(self, moments: Moments) -> None:
+        """Scale by these moments in place of the measured ones."""
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from synthcube.data.manifest import Manifest, read_manifest, require_outside
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError
-from synthcube.schema import ImageSpec, near_multiples
+from synthcube.models.family import ScalesByMoments
+from synthcube.schema import ImageSpec, Moments, near_multiples
 from synthcube.tasks import hub_pins, run_folder
 from synthcube.training import checkpoints, deepspeed, fine_tuning, memory, threads
 from synthcube.training.config import TrainingConfig
@@ -56,9 +58,35 @@ def train(
         return _train(settings, data_path, run, resume, accept_changes, preemption, locks)
 
 
+@dataclass(frozen=True, slots=True)
+class FederatedRound:
+    """A part of a training that a site does between two averages.
+
+    Args:
+        image: images as the sites have agreed on them.
+        until_epoch: epochs of the site's run at the end of the round.
+        moments: of the latents of all sites, for a family that scales by them.
+    """
+
+    image: ImageSpec
+    until_epoch: int
+    moments: Moments | None = None
+
+
+def train_round(
+    settings: RunConfig, data_path: Path, run: Path, federated_round: FederatedRound
+) -> None:
+    """Continue the training in `run` up to the end of a round; no artifact is written.
+
+    Raises PreemptedError if a signal stopped it: the same call continues it.
+    """
+    with Preemption(settings.training.stop_signals).listening() as preemption, ExitStack() as locks:
+        _train(settings, data_path, run, "auto", False, preemption, locks, federated_round)
+
+
 def _train(
     settings: RunConfig, data_path: Path, run: Path, resume: str, accept_changes: bool,
-    preemption: Preemption, locks: ExitStack,
+    preemption: Preemption, locks: ExitStack, federated_round: FederatedRound | None = None,
 ) -> Path | None:  # fmt: skip
     device = compute.device(settings.compute.accelerator)
     num_devices = compute.devices_used(settings.compute, device)
@@ -87,7 +115,7 @@ def _train(
     if before:
         run_folder.check_unchanged(run, before, settings, accept_changes)
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
-    data = open_data(settings, manifest)
+    data = open_data(settings, manifest, federated_round.image if federated_round else None)
     if device.type == "cpu" and settings.compute.num_devices in (None, 1) and not end:
         threads.choose_threads(
             settings.model, data.image.encoded, settings.training.batch_size,
@@ -108,7 +136,12 @@ def _train(
                 _log_memory_estimate(estimate)
                 if warning := data.mask_warning():
                     log.warning("%s.", warning[:1].upper() + warning[1:])
-            _fit(run, settings, data, precision, device, checkpoint, preemption, accept_changes)
+            _fit(
+                run, settings, data, precision, device, checkpoint, preemption, accept_changes,
+                federated_round,
+            )  # fmt: skip
+        if federated_round:
+            return None
         if rank == 0 and not (end and run_folder.has_current_artifact(run, settings)):
             # Before the artifact, whose presence says that the run needs nothing more.
             draw_losses(MetricsTable(run / "metrics.csv"))
@@ -116,12 +149,21 @@ def _train(
     return None if rank else run / "artifact"
 
 
-def open_data(settings: RunConfig, manifest: Manifest) -> DataModule:
-    """The images of a training, all of them read; they fit the model and its postprocessing."""
+def open_data(
+    settings: RunConfig, manifest: Manifest, agreed: ImageSpec | None = None
+) -> DataModule:
+    """The images of a training, all of them read; they fit the model and its postprocessing.
+
+    Args:
+        agreed: description of the images that sites have agreed on, in place of their own.
+    """
     data = DataModule(
         manifest, settings.data, batch_size=settings.training.batch_size,
         seed=settings.seed, cache=environment.cache_folder(),
+        conditions=agreed.conditions if agreed else None,
     )  # fmt: skip
+    if agreed:
+        data.image = agreed
     if faults := settings.model.faults(data.image.encoded):
         if fitting := _fitting_size(settings, data):
             faults = [*faults, f"data.size: {fitting} fits"]
@@ -191,6 +233,7 @@ def _join(settings: RunConfig, num_devices: int) -> int:
 def _fit(
     run: Path, settings: RunConfig, data: DataModule, precision: str, device: torch.device,
     checkpoint: Path | None, preemption: Preemption, accept_changes: bool,
+    federated_round: FederatedRound | None,
 ) -> None:  # fmt: skip
     log.info(
         "%d training and %d validation images of size %s, %d channel(s).",
@@ -207,6 +250,8 @@ def _fit(
         where = f"in epoch {epochs + 1}, after" if is_within else f"after epoch {epochs},"
         log.info("Continuing %s step %d, from %s.", where, steps, checkpoint)
     family.fit_statistics(data.every_image(), data.rows("train"))
+    if federated_round and federated_round.moments and isinstance(family, ScalesByMoments):
+        family.scale_by(federated_round.moments)
     if not checkpoint:
         # After `fit_statistics`, which it overwrites: the weights belong to their own statistics.
         fine_tuning.take_weights(family, settings.training)
@@ -215,6 +260,7 @@ def _fit(
         TrainingRun(
             data, settings.training, settings.compute, run, settings.seed, precision, device,
             checkpoint, preemption, accept_changes, settings.dump(),
+            federated_round.until_epoch if federated_round else None,
         ),
     )  # fmt: skip
 

@@ -46,6 +46,8 @@ class TrainingRun:
         checkpoint: checkpoint to resume from, if any.
         accept_changes: let a resumed optimizer use the hyperparameters of the config.
         settings: the resolved config, which loggers show as hyperparameters.
+        until_epoch: stop after so many epochs although `training.max_epochs` is more; None: train
+            to the end. Schedules follow `max_epochs`.
     """
 
     data: DataModule
@@ -59,6 +61,7 @@ class TrainingRun:
     preemption: Preemption = field(default_factory=lambda: Preemption(()))
     accept_changes: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    until_epoch: int | None = None
 
     @property
     def num_devices(self) -> int:
@@ -73,6 +76,11 @@ class TrainingRun:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it ends before the last epoch of the training, as a round of a federation."""
+        return (self.until_epoch or self.training.max_epochs) < self.training.max_epochs
 
 
 def fit(family: Family, run: TrainingRun) -> dict[str, float]:
@@ -134,6 +142,17 @@ class StepSeeds(Callback):
         torch.manual_seed(derived_seed(self.seed, *parts, *rank))
 
 
+class StopAfterEpoch(Callback):
+    """Ends a training after so many epochs in all, with a checkpoint."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.current_epoch + 1 >= self.epochs:
+            trainer.should_stop = True  # before the callback that saves
+
+
 def callbacks(
     family: Family, run: TrainingRun, profiler: progress.TimeProfiler, bar: terminal.Progress
 ) -> list[Callback]:
@@ -175,7 +194,8 @@ def callbacks(
         if training.early_stop
         else None,
         time_limit,
-        NoiseWarning() if family.predicts_noise else None,
+        StopAfterEpoch(run.until_epoch) if run.until_epoch else None,
+        NoiseWarning(silent=run.is_part) if family.predicts_noise else None,
     ]
     return [callback for callback in optional if callback]
 

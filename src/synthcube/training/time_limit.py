@@ -67,9 +67,13 @@ class NoiseWarning(pl.Callback):
 
     For families whose network predicts the noise or the velocity in a noisy image: until its loss
     is well below that of the first step, generated images are noise.
+
+    Args:
+        silent: only remember the first loss, for a later part of the training.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
+        self.silent = silent
         self._first: torch.Tensor | None = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
@@ -79,7 +83,7 @@ class NoiseWarning(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = trainer.callback_metrics
         last = metrics.get("validation/loss", metrics.get("train/loss"))
-        if last is None or self._first is None:
+        if last is None or self._first is None or self.silent:
             return
         before, now = float(self._first), float(last)
         is_noise = now > _NOISE_SHARE * before and trainer.global_step >= _FEWEST_STEPS

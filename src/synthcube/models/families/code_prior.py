@@ -32,6 +32,10 @@ class CodePriorConfig(GuidanceFields, TwoStageConfig):
     summary: ClassVar[str] = "a transformer that writes the codes of a trained vqvae"
     needs: ClassVar[str] = "vqvae"
     protocol: ClassVar[type] = Quantizes
+    not_averaged: ClassVar[str] = (
+        "it learns the codes of a vqvae, which cannot be trained by several sites; use "
+        "latent_diffusion or rectified_flow"
+    )
 
     name: Literal["code_prior"] = Field(default="code_prior", description="Family of the model.")
     dim: Width = Field(default=128, description="Length of a token's vector.")

@@ -24,7 +24,7 @@ from synthcube.models.losses import loss_faults
 from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.models.nets.unet import TINY_UNET, UNetFields
 from synthcube.models.samplers import noise
-from synthcube.schema import Batch, Condition, ImageSpec
+from synthcube.schema import Batch, Condition, ImageSpec, Moments
 
 
 class FlowObjective(FlowFields):
@@ -96,6 +96,7 @@ class LatentDiffusion(TwoStageFamily):
         out_channels = config.objective.out_channels(self.latent.channels)
         self.network = config.build_network(self.latent, out_channels)
         self.process = config.objective.process(image.rank, bounded=False)
+        self._measured = Moments()
         self.register_buffer("latent_mean", torch.tensor(0.0))
         self.register_buffer("latent_std", torch.tensor(1.0))
 
@@ -105,9 +106,18 @@ class LatentDiffusion(TwoStageFamily):
 
     def measure(self, compressed: Tensor) -> None:
         std, mean = torch.std_mean(compressed.double())
-        self.get_buffer("latent_mean").copy_(mean)
+        self._measured = Moments(count=compressed.numel(), mean=mean.item(), std=std.item())
+        self.scale_by(self._measured)
+
+    def moments(self) -> Moments:
+        """Of the latents of the training images, once `fit_statistics` has measured them."""
+        return self._measured
+
+    def scale_by(self, moments: Moments) -> None:
+        """Scale latents by these moments, as those of several sites together."""
+        self.get_buffer("latent_mean").fill_(moments.mean)
         # Latents without any spread carry nothing: they are left as they are.
-        self.get_buffer("latent_std").copy_(std if std > 0 else torch.ones_like(std))
+        self.get_buffer("latent_std").fill_(moments.std if moments.std > 0 else 1.0)
 
     def normalised(self, latent: Tensor) -> Tensor:
         """Latents of the first stage, (B, c, *spatial), scaled for the process."""

@@ -29,6 +29,10 @@ class VQVAEConfig(AutoencoderConfig):
     """Convolutional encoder and decoder around a codebook."""
 
     summary: ClassVar[str] = "compresses images into codes of a codebook, and reconstructs them"
+    not_averaged: ClassVar[str] = (
+        "the codes of its codebook come to mean something else at each site, so that their "
+        "average means nothing; use autoencoder_kl"
+    )
 
     name: Literal["vqvae"] = Field(default="vqvae", description="Family of the model.")
     channels: Levels = Field(

@@ -1,0 +1,103 @@
+"""The commands of a federation: several sites train one model, and no image leaves a site."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synthcube.cli.app import (
+    FILES,
+    MODELS,
+    Group,
+    Output,
+    Override,
+    Plugins,
+    Trust,
+    app,
+    command,
+    say,
+    setup_process,
+)
+
+federate = typer.Typer(
+    cls=Group,
+    name="federate",
+    help="Train one model at several sites without moving their images.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    epilog="Example: synthcube federate simulate -o run",
+)
+app.add_typer(federate, rich_help_panel=MODELS)
+
+_FEDERATION = "Federation"  # a panel
+_RANGE = re.compile(r"(?P<name>[^=]+)=(?P<low>[^,]+),(?P<high>[^,]+)")
+
+
+@command(MODELS, "federate simulate -c config.yaml -d images --sites 2 -o run", of=federate)
+def simulate(
+    output: Output,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", "--parameters_file", metavar="FILE", rich_help_panel=FILES,
+            help="YAML of the run; none, and no data: a demonstration.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data_path",
+            "-d",
+            metavar="PATH",
+            rich_help_panel=FILES,
+            help="Images to divide among the sites: CSV or folder.",
+        ),
+    ] = None,
+    sites: Annotated[
+        int, typer.Option(min=1, max=100, metavar="NUMBER", rich_help_panel=_FEDERATION,
+                          help="Sites that share the subjects."),
+    ] = 2,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
+                          help="How often the weights are averaged."),
+    ] = 2,
+    local_epochs: Annotated[
+        int, typer.Option("--local_epochs", min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
+                          help="Passes of each site over its images in a round."),
+    ] = 1,
+    ranges: Annotated[
+        list[str],
+        typer.Option("--range", metavar="NAME=LOW,HIGH", rich_help_panel=_FEDERATION,
+                     help="Declared range of a column of numbers, as in Age=0,100; repeatable."),
+    ] = [],  # noqa: B006  # Typer copies it
+    overrides: Override = [],  # noqa: B006
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:  # fmt: skip
+    """Train at several sites on this machine; the same command again continues it."""
+    setup_process(plugins, trust)
+    from synthcube.tasks.federate import simulate as task
+
+    folder = task(
+        config, data, output, sites=sites, num_rounds=rounds, local_epochs=local_epochs,
+        ranges=_declared(ranges), overrides=overrides,
+    )  # fmt: skip
+    say(f"Trained model: {folder}")
+
+
+def _declared(texts: list[str]) -> dict[str, tuple[float, float]]:
+    """The ranges by column that NAME=LOW,HIGH declare."""
+    declared = {}
+    for text in texts:
+        match = _RANGE.fullmatch(text)
+        try:
+            low, high = float(match["low"]), float(match["high"])  # type: ignore[index]
+        except (TypeError, ValueError):
+            low = high = 0.0
+        if not match or not low < high:
+            raise typer.BadParameter(f"{text}: write it as Age=0,100.", param_hint="--range")
+        declared[match["name"].strip()] = (low, high)
+    return declared

@@ -1,0 +1,1 @@
+"""Training together: what sites agree on, what they send, and how it is averaged. No network."""

@@ -1,0 +1,105 @@
+"""The average of the updates of a round: the same bits in any order of arrival, or a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from synthcube.errors import FederationError, first_faults
+from synthcube.federation.agreement import Agreement
+from synthcube.federation.plan import FederationPlan
+from synthcube.federation.update import Update, are_finite
+
+
+def average(
+    plan: FederationPlan, agreement: Agreement, number: int, updates: Mapping[str, Update],
+    shapes: Mapping[str, Tensor],
+) -> dict[str, Tensor]:  # fmt: skip
+    """The weights of all sites, averaged by their images (FedAvg).
+
+    The sites are summed in the order of their names, in float64, so that a repetition gives the
+    same bits. A site counts with no more images than it has agreed on.
+
+    Args:
+        number: of the round, from 1.
+        updates: by the label of the site.
+        shapes: tensors with the names, shapes and types of the model, such as those on the meta
+            device.
+
+    Raises:
+        FederationError: all reasons against this average. Nothing is left out silently.
+    """
+    ordered = dict(sorted(updates.items()))
+    faults = [
+        f"{site}: {fault}"
+        for site, update in ordered.items()
+        for fault in _faults(plan, agreement, number, site, update, shapes)
+    ]
+    if len({update.header.constants for update in ordered.values()}) > 1:
+        faults.append("whole numbers among the buffers differ between the sites")
+    if len(ordered) < plan.minimum_sites:
+        faults.append(f"{len(ordered)} updates are too few, minimum_sites is {plan.minimum_sites}")
+    if faults:
+        raise FederationError(f"Round {number} is not averaged:", first_faults(faults))
+    weights = image_weights(agreement, ordered)
+    return {
+        name: _weighted({site: ordered[site].tensors[name] for site in ordered}, weights)
+        for name in sorted(shapes)
+    }
+
+
+def image_weights(agreement: Agreement, updates: Mapping[str, Update]) -> dict[str, float]:
+    """The share of each site in the average; they add up to 1."""
+    counts = {
+        site: min(update.header.images, agreement.images[site]) for site, update in updates.items()
+    }
+    total = sum(counts.values())
+    return {site: count / total for site, count in counts.items()}
+
+
+def _weighted(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    terms = iter(tensors.items())
+    site, first = next(terms)
+    total = first.double() * weights[site]
+    for site, tensor in terms:
+        total += tensor.double() * weights[site]
+    return total.to(first.dtype)
+
+
+def _faults(
+    plan: FederationPlan, agreement: Agreement, number: int, site: str, update: Update,
+    shapes: Mapping[str, Tensor],
+) -> Iterator[str]:  # fmt: skip
+    header = update.header
+    if site not in agreement.images:
+        yield "took no part in the agreement"
+    if header.plan != plan.sha256:
+        yield f"is of another plan ({header.plan[:12]}, not {plan.sha256[:12]})"
+    if header.agreement != agreement.sha256:
+        yield "is of another agreement: its classes or ranges may mean something else"
+    if header.round != number:
+        yield f"is of round {header.round}"
+    if header.images < 1:
+        yield f"claims {header.images} images"
+    yield from _weight_faults(update.tensors, shapes)
+
+
+def _weight_faults(tensors: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> Iterator[str]:
+    if names := sorted(tensors.keys() ^ shapes.keys()):
+        yield f"has other weights: {', '.join(first_faults(names, 3))}"
+    for name in sorted(tensors.keys() & shapes.keys()):
+        tensor, expected = tensors[name], shapes[name]
+        if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+            yield f"{name}: {_shown(tensor)}, and {_shown(expected)} is needed"
+        elif not are_finite(tensor):
+            yield f"{name}: holds numbers that are not finite"
+
+
+def _shown(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def largest_site(agreement: Agreement) -> str:
+    """The site with the most images, whose whole-number buffers the final model takes."""
+    return max(sorted(agreement.images), key=lambda site: agreement.images[site])
