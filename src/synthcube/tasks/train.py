@@ -89,11 +89,7 @@ def _train(
     preemption: Preemption, locks: ExitStack, federated_round: FederatedRound | None = None,
 ) -> Path | None:  # fmt: skip
     device = compute.device(settings.compute.accelerator)
-    num_devices = compute.devices_used(settings.compute, device)
-    rank = _join(settings, num_devices)
-    if device.type == "cuda" and num_devices > 1:
-        # What is built before Lightning takes over belongs on this process's own GPU.
-        torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
+    rank = _join(settings, device)
     storage.require_separate({"output_path": run}, _inputs(settings, data_path))
     run_folder.take(run, rank, locks)
     checkpoint = run_folder.starting_checkpoint(run, resume)
@@ -220,13 +216,17 @@ def _end(run: Path, checkpoint: Path | None, training: TrainingConfig) -> str:
     return end
 
 
-def _join(settings: RunConfig, num_devices: int) -> int:
+def _join(settings: RunConfig, device: torch.device) -> int:
     """This process's rank in the training; all but the first log only warnings."""
+    num_devices = compute.devices_used(settings.compute, device)
     compute.require_even_shares(settings.compute, num_devices, settings.training.batch_size)
     processes = num_devices * settings.compute.num_nodes
     rank = environment.process_rank(num_devices) if processes > 1 else 0
     if rank:
         log.setLevel(logging.WARNING)
+    if device.type == "cuda" and num_devices > 1:
+        # What is built before Lightning takes over belongs on this process's own GPU.
+        torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
     return rank
 
 
