@@ -160,6 +160,25 @@ def test_help_imports_nothing_heavy() -> None:
         assert f"\n\N{BOX DRAWINGS LIGHT VERTICAL} {command} " in done.stdout
 
 
+def test_garbage_is_collected_once_the_libraries_are_imported() -> None:
+    script = """
+import gc
+usual = gc.get_threshold()
+from synthcube.cli.app import setup_process
+setup_process()
+setup_process()
+def searches():
+    return sum(generation["collections"] for generation in gc.get_stats())
+before = searches()
+import synthcube.tasks.train
+print(searches() - before, end=" ")
+objects = [[] for _ in range(1_000_000)]
+print(searches() > before, gc.get_threshold() == usual)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "0 True True\n", done.stderr
+
+
 def test_help_says_that_a_finished_run_stands_for_its_held_out_images(cli) -> None:
     for command in ("infer", "evaluate"):
         code, out, _ = cli(command, "--help")

@@ -183,6 +183,7 @@ def setup_process(plugin_folders: Sequence[Path] = (), trusted: Sequence[str] = 
 
     environment.keep_out_current_folder()
     environment.calm_threads()
+    environment.delay_garbage_collection()
     environment.name_user()
     environment.open_log()
     plugins.vouch(plugin_folders, trusted)
