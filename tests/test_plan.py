@@ -182,6 +182,21 @@ def test_train_plans_where_there_is_no_config(cli, phantoms: Path, tmp_path: Pat
     assert (code, "seed: was 0, is 3" in err) == (2, True)
 
 
+def test_train_takes_hours_with_and_without_a_config(
+    cli, tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    for name, words in {"planned": (), "own": ("-c", tiny_config())}.items():
+        run = tmp_path / name
+        code, _, err = cli("train", *words, "-d", phantoms, "-o", run, "--hours", "0.5", *SHORT)
+        assert code == 0, err
+        assert config.load(run / "config.yaml").training.max_minutes == 30
+    planned = (tmp_path / "planned" / "plan.yaml").read_text(encoding="utf-8")
+    assert reading.parse(planned, "plan")[0]["training"]["max_minutes"] == 30
+    code, _, err = cli("train", "-d", phantoms, "-o", tmp_path / "no", "--hours", "-1")
+    assert (code, "--hours -1: above 0" in err) == (2, True)
+    assert not (tmp_path / "no").exists()
+
+
 def test_a_run_with_a_config_of_its_own_is_not_planned_anew(
     cli, tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -195,7 +210,7 @@ def test_a_run_with_a_config_of_its_own_is_not_planned_anew(
 def test_several_processes_want_a_plan_first(phantoms: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="Several processes cannot plan together"):
-        task.config_of_run(phantoms, tmp_path / "run", (), lambda _: None)
+        task.config_of_run(phantoms, tmp_path / "run", PlanRequest(), lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from synthcube.interruption import INTERRUPTED
 # The panels of the list of commands, and of a command's help.
 MODELS, DATA, INSTALLATION = "Models", "Data and config", "Installation and containers"
 FILES, SETTINGS, CODE = "Files", "Settings", "Code that may run"
+BUDGET = "Machine and budget"
 
 _CONFIG = ("--config", "-c", "--parameters_file")
 Config = Annotated[
@@ -72,6 +73,22 @@ Override = Annotated[
     typer.Option(
         "--set", metavar="KEY=VALUE", rich_help_panel=SETTINGS,
         help="Override a key of the YAML; repeatable.",
+    ),
+]  # fmt: skip
+_MOST_HOURS = 87_600.0  # ten years
+
+
+def _checked_hours(hours: float | None) -> float | None:
+    if hours is not None and not 0 < hours <= _MOST_HOURS:
+        raise ConfigError(f"--hours {hours:g}: above 0, and at most {_MOST_HOURS:g}, is possible.")
+    return hours
+
+
+Hours = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NUMBER", rich_help_panel=BUDGET, callback=_checked_hours,
+        help="Time that the training may take.",
     ),
 ]  # fmt: skip
 Plugins = Annotated[

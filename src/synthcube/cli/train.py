@@ -12,6 +12,7 @@ from synthcube.cli.app import (
     SETTINGS,
     Configs,
     Data,
+    Hours,
     Output,
     Override,
     Plugins,
@@ -27,6 +28,7 @@ def train(
     data: Data,
     output: Output,
     config: Configs = [],  # noqa: B006  # Typer copies it
+    hours: Hours = None,
     resume: Annotated[
         str,
         typer.Option(
@@ -57,8 +59,10 @@ def train(
 ) -> None:
     """Train a model; the same command again continues where it stopped."""
     setup_process(plugins, trust)
+    if hours:
+        overrides = [*overrides, f"training.max_minutes={round(hours * 60, 2):g}"]
     if not config:
-        _train_as_planned(data, output, overrides, resume, accept_changes, debug)
+        _train_as_planned(data, output, hours, overrides, resume, accept_changes, debug)
     elif len(config) > 1:
         options = ["--resume", resume, *(["--debug"] if debug else [])]
         options += ["--accept_changes"] if accept_changes else []
@@ -91,21 +95,23 @@ def _train(
 
 
 def _train_as_planned(
-    data: Path, output: Path, overrides: list[str], resume: str, accept_changes: bool, debug: bool
-) -> None:
+    data: Path, output: Path, hours: float | None, overrides: list[str], resume: str,
+    accept_changes: bool, debug: bool,
+) -> None:  # fmt: skip
     """Train with the plan in the run folder, which is written first if there is none."""
     from synthcube import storage
     from synthcube.cli.data import show_plan  # here, as imports decide the order of commands
     from synthcube.planning.draft import PlanRequest
     from synthcube.tasks import plan
 
+    request = PlanRequest(hours=hours, overrides=tuple(overrides))
     if debug:
         with storage.scratch_folder() as folder:
-            planned = plan.plan(data, PlanRequest(overrides=tuple(overrides)), timed=False)
+            planned = plan.plan(data, request, timed=False)
             plan.write(planned, folder / plan.PLAN)
             _try(folder / plan.PLAN, data, output, overrides)
         return
-    config = plan.config_of_run(data, output, overrides, show_plan)
+    config = plan.config_of_run(data, output, request, show_plan)
     _train(config, data, output, overrides, resume, accept_changes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from synthcube import config, environment, storage
@@ -317,7 +317,7 @@ def _line(choice: Choice, own: object) -> str:
 
 
 def config_of_run(
-    data_path: Path, run: Path, overrides: Sequence[str], show: Callable[[Plan], object]
+    data_path: Path, run: Path, request: PlanRequest, show: Callable[[Plan], object]
 ) -> Path:
     """The config of a training without one: the plan in its run folder, written if there is none.
 
@@ -340,7 +340,7 @@ def config_of_run(
         )
     storage.require_separate({"output_path": run}, {"data_path": data_path})
     storage.make_folder(run, "output_path")
-    planned = plan(data_path, PlanRequest(overrides=tuple(overrides)))
+    planned = plan(data_path, request)
     show(planned)
     write(planned, path)
     return path
