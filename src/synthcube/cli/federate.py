@@ -11,6 +11,7 @@ import typer
 from synthcube.cli.app import (
     FILES,
     MODELS,
+    SETTINGS,
     Group,
     Output,
     Override,
@@ -18,6 +19,7 @@ from synthcube.cli.app import (
     Trust,
     app,
     command,
+    located,
     say,
     setup_process,
 )
@@ -86,6 +88,46 @@ def simulate(
         ranges=_declared(ranges), overrides=overrides,
     )  # fmt: skip
     say(f"Trained model: {folder}")
+
+
+@command(MODELS, "federate mix -m site-a -m site-b -n 100 -o mixed", of=federate)
+def mix(
+    model: Annotated[
+        list[Path],
+        typer.Option("--model_path", "-m", metavar="MODEL", rich_help_panel=FILES,
+                     help="Trained model of a site: run, artifact or hf://owner/name; repeatable."),
+    ],
+    output: Output,
+    num_images: Annotated[
+        int, typer.Option("--num_images", "-n", min=1, metavar="NUMBER", rich_help_panel=SETTINGS,
+                          help="Images of all models together."),
+    ],
+    site_images: Annotated[
+        str,
+        typer.Option("--site_images", metavar="NUMBERS", rich_help_panel=_FEDERATION,
+                     help="Training images of each model, as in 1200,300; without it all models "
+                     "make as many images."),
+    ] = "",
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="NUMBER", rich_help_panel=SETTINGS, help="Seed."),
+    ] = 0,
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:  # fmt: skip
+    """Generate images with the models of several sites, each in its share."""
+    setup_process(plugins, trust)
+    numbers = [text.strip() for text in site_images.split(",")] if site_images else []
+    if not all(text.isdecimal() for text in numbers):
+        raise typer.BadParameter(
+            f"{site_images}: write it as 1200,300.", param_hint="--site_images"
+        )
+    from synthcube.tasks.mix import mix as task
+
+    path = task(
+        [located(folder) for folder in model], output, num_images=num_images,
+        site_images=[int(text) for text in numbers], seed=seed,
+    )  # fmt: skip
+    say(f"Images: {path}")
 
 
 def _declared(texts: list[str]) -> dict[str, tuple[float, float]]:
