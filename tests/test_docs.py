@@ -163,7 +163,9 @@ def _short_training(words: list[str], folder: Path) -> list[str]:
     configs = [folder / words[place + 1] for place, word in enumerate(words) if word == "-c"]
     models = [yaml.safe_load(path.read_text()).get("model", {}) for path in configs]
     families = {model.get("name", "rectified_flow") for model in models}
-    if families and families <= {"rectified_flow", "ddpm"}:
+    if not configs:
+        keys.append("model.channels=[16,16]")  # of the network that is planned
+    if families <= {"rectified_flow", "ddpm"}:
         keys.append("model.num_sampling_steps=2")
     return [word for key in keys for word in ("--set", key)]
 

@@ -31,6 +31,8 @@ FileFormat = Literal["png", "nii.gz"]
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 1_000_000_000
 """Of what is counted and costs time alone: epochs, steps, batches."""
+MAX_EXACT = 2**53
+"""Of what is only counted, such as bytes: above it JSON readers round."""
 MAX_BATCH = 1_000_000
 MAX_IMAGES = 1_000_000
 """Images that one command makes."""
@@ -133,7 +135,7 @@ class ConditionSpec(Schema):
 class Moments(Schema):
     """Number, mean and standard deviation (with Bessel's correction) of measured values."""
 
-    count: int = Field(default=0, ge=0, description="Values.")
+    count: int = Field(default=0, ge=0, le=MAX_EXACT, description="Values.")
     mean: float = Field(default=0.0, description="Mean.")
     std: float = Field(default=0.0, ge=0, description="Standard deviation.")
 

@@ -13,7 +13,16 @@ from synthcube.data.geometry import as_rows, centred_affine
 from synthcube.data.manifest import Row, natural_key
 from synthcube.errors import FederationError, first_faults
 from synthcube.federation.plan import Digest, FederationPlan, SiteName, digest_of
-from synthcube.schema import MAX_COUNT, ConditionSpec, ImageSpec, List, Moments, Pair, Schema
+from synthcube.schema import (
+    MAX_COUNT,
+    ConditionSpec,
+    Count,
+    ImageSpec,
+    List,
+    Moments,
+    Pair,
+    Schema,
+)
 
 _WIDEST_GAP = 1e-3  # of a spacing in mm: rounding in a header, and no other voxel size
 
@@ -41,7 +50,7 @@ class Agreement(Schema):
 
     plan: Digest = Field(description="Hash of the plan.")
     image: ImageSpec = Field(description="Images of the federation, with the agreed vocabulary.")
-    images: dict[SiteName, int] = Field(description="Training images of each site.")
+    images: dict[SiteName, Count] = Field(description="Training images of each site.")
     first_stage_sha256: str = Field(default="", description="Hash of the trained first stage.")
     moments: Moments | None = Field(default=None, description="Of the latents of all sites.")
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from synthcube import reading, storage
 from synthcube.errors import FederationError
 from synthcube.federation.plan import Digest, SiteName
-from synthcube.schema import Schema
+from synthcube.schema import MAX_COUNT, MAX_EXACT, Schema
 
 
 class AuditLine(Schema):
@@ -30,11 +30,11 @@ class AuditLine(Schema):
     event: Literal["sent", "received"] = Field(description="Direction of the message.")
     kind: Literal["facts", "agreement", "weights", "average"] = Field(description="Its content.")
     site: SiteName = Field(description="Label of the site in the federation.")
-    round: int = Field(ge=0, description="Round, from 1; 0: before the first.")
+    round: int = Field(ge=0, le=MAX_COUNT, description="Round, from 1; 0: before the first.")
     plan: Digest = Field(description="Hash of the plan.")
     sha256: Digest = Field(description="Hash of the message.")
-    bytes: int = Field(ge=0, description="Size of the message.")
-    images: int = Field(ge=0, description="Images that the message stands for.")
+    bytes: int = Field(ge=0, le=MAX_EXACT, description="Size of the message.")
+    images: int = Field(ge=0, le=MAX_COUNT, description="Images that the message stands for.")
 
 
 def append(path: Path, line: AuditLine) -> None:

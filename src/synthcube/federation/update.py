@@ -30,7 +30,7 @@ class UpdateHeader(Schema):
     plan: Digest = Field(description="Hash of the plan.")
     agreement: Digest = Field(description="Hash of the agreement.")
     round: int = Field(ge=0, le=MAX_COUNT, description="Round, from 1; 0: before the first.")
-    images: int = Field(description="Training images that the weights come from.")
+    images: int = Field(le=MAX_COUNT, description="Training images that the weights come from.")
     constants: Digest = Field(description="Hash of the whole numbers that stay at a site.")
 
 
