@@ -241,3 +241,10 @@ def test_a_folder_continues_only_its_own_plan(tiny_config, phantoms: Path, tmp_p
         train(config, phantoms, run)
     with pytest.raises(ConfigError, match="Give both a config and data"):
         simulate(None, phantoms, run)
+
+
+@pytest.mark.parametrize("text", ["Age", "=0,1", "Age=1", "Age=2,1", "Age=0,inf", "Age=1,2,3"])
+def test_a_range_that_cannot_be_read_is_refused(cli, text: str, tmp_path: Path) -> None:
+    code, _, err = cli("federate", "simulate", "-o", tmp_path / "run", "--range", text)
+    assert (code, f"{text}: write it as Age=0,100" in err) == (2, True)
+    assert not (tmp_path / "run").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +35,6 @@ federate = typer.Typer(
 app.add_typer(federate, rich_help_panel=MODELS)
 
 _FEDERATION = "Federation"  # a panel
-_RANGE = re.compile(r"(?P<name>[^=]+)=(?P<low>[^,]+),(?P<high>[^,]+)")
 
 
 @command(MODELS, "federate simulate -c config.yaml -d images --sites 2 -o run", of=federate)
@@ -134,12 +133,12 @@ def _declared(texts: list[str]) -> dict[str, tuple[float, float]]:
     """The ranges by column that NAME=LOW,HIGH declare."""
     declared = {}
     for text in texts:
-        match = _RANGE.fullmatch(text)
+        name, _, bounds = text.partition("=")
         try:
-            low, high = float(match["low"]), float(match["high"])  # type: ignore[index]
-        except (TypeError, ValueError):
+            low, high = map(float, bounds.split(","))
+        except ValueError:
             low = high = 0.0
-        if not match or not low < high:
+        if not name.strip() or not -math.inf < low < high < math.inf:
             raise typer.BadParameter(f"{text}: write it as Age=0,100.", param_hint="--range")
-        declared[match["name"].strip()] = (low, high)
+        declared[name.strip()] = (low, high)
     return declared

@@ -60,7 +60,7 @@ def train(
     """Train a model; the same command again continues where it stopped."""
     setup_process(plugins, trust)
     if hours:
-        overrides = [*overrides, f"training.max_minutes={round(hours * 60, 2):g}"]
+        overrides = [*overrides, f"training.max_minutes={hours * 60:g}"]
     if not config:
         _train_as_planned(data, output, hours, overrides, resume, accept_changes, debug)
     elif len(config) > 1:

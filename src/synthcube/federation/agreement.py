@@ -260,7 +260,7 @@ def _conditions(
 def _vocabulary(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """The classes of all sites: in the order of the sites if it is one, else sorted.
 
-    A class has the same id at every site only if this is made once, for all of them.
+    A class has the same id at every site only if one list serves all of them.
     """
     if len({tuple(classes) for classes in lists}) == 1:
         return tuple(lists[0])
