@@ -54,10 +54,6 @@ def newcomer(tmp_path: Path) -> Path:
     pairs = write_phantoms(tmp_path / "pairs", num=8, size=(32, 32), channels=2)
     lines = [";".join(map(str, (*row.channels, row.subject))) for row in read_manifest(pairs).rows]
     (tmp_path / "cohort.csv").write_text("\n".join(["t1_path;mask;patient", *lines]))
-    dicom = runpy.run_path(str(ROOT / "tests" / "dicom_maker.py"))
-    for number in range(6):
-        frames = dicom["slices"](dicom["ct"]((8, 32, 32), seed=number), patient=f"P{number}")
-        dicom["save_series"](frames, tmp_path / "ct-scans" / str(number))
     _write_old_weights(tmp_path)
     _write_old_project(tmp_path)
     return tmp_path
@@ -140,6 +136,10 @@ def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> Non
     if page.name == "slides.md":
         module = runpy.run_path(str(ROOT / "examples" / "he_like.py"))
         module["write"](newcomer / "my-slides", slides=5, size=(1024, 768))
+    if page.name in ("dicom.md", "bids.md"):
+        module = runpy.run_path(str(ROOT / "examples" / "head_like.py"))
+        module["write"](newcomer / "ct-scans", subjects=8)
+        module["write"](newcomer / "my-bids", subjects=8, bids=True)
     for line in commands(page):
         if line.startswith(OTHERS):
             continue

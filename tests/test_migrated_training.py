@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -30,7 +31,8 @@ from synthcube.data.phantom import write_phantoms
 from synthcube.environment import derived_seed
 from synthcube.schema import ImageSpec
 
-NUM_IMAGES, SIDE, BATCH = 64, 16, 8
+NUM_IMAGES, BATCH = 64, 8
+SIDES = {2: 16, 3: 8}
 EPOCHS = 6
 LR = 0.002
 TOLERANCE = 2e-3  # rounding, which grows from step to step
@@ -58,14 +60,16 @@ RANGES = {  # transforms, and what they make of 0 and 255
 
 
 def old_yaml(
-    path: Path, model: str, size: int = SIDE, values_seen: str = "signed", **changed: Any
-) -> Path:
+    path: Path, model: str, size: int = SIDES[2], values_seen: str = "signed", dims: int = 2,
+    **changed: Any,
+) -> Path:  # fmt: skip
     """The YAML of the measured baseline, for small images."""
-    stage = {"resize": [size, size], **RANGES[values_seen][0]}
+    stage = {"resize": [size] * dims, **RANGES[values_seen][0]}
     stages = ("train", "val", "test", "inference")
     section = {
-        "model_name": model, "labeling_paradigm": "unlabeled", "n_channels": 1, "n_dimensions": 2,
-        "norm_type": "batch", "converter_type": "soft", "tensor_shape": [size, size],
+        "model_name": model, "labeling_paradigm": "unlabeled", "n_channels": 1,
+        "n_dimensions": dims, "norm_type": "batch", "converter_type": "soft",
+        "tensor_shape": [size] * dims,
         "architecture": ARCHITECTURES[model], "losses": {"name": "mse"},
         "optimizers": {"name": "adam", "lr": LR},
     } | changed  # fmt: skip
@@ -116,16 +120,17 @@ def old_curve(network: nn.Module, images: torch.Tensor, loss_of: Step) -> list[f
     return means
 
 
-def old_network(module: ModuleType, model: str) -> nn.Module:
+def old_network(module: ModuleType, model: str, dims: int = 2) -> nn.Module:
     """With the first weights that torch gives its layers."""
     torch.manual_seed(1)
     if model == "vqvae":
-        network: nn.Module = module.OldVQVAE(2)
+        network: nn.Module = module.OldVQVAE(dims)
         network.quantizer.quantizer.decay = 0.5  # its default
         return network
     return module.plain(module.DiffusionModelUNet(
-        spatial_dims=2, in_channels=1, out_channels=1, num_channels=(8, 16), num_res_blocks=(1, 1),
-        attention_levels=(False, True), norm_num_groups=4, num_head_channels=4,
+        spatial_dims=dims, in_channels=1, out_channels=1, num_channels=(8, 16),
+        num_res_blocks=(1, 1), attention_levels=(False, True), norm_num_groups=4,
+        num_head_channels=4,
     ))  # fmt: skip
 
 
@@ -143,11 +148,13 @@ def new_curve(run: Path) -> list[float]:
 def project(cli: Any, tmp_path: Path, gandlf_networks: ModuleType) -> Callable[..., list[float]]:
     """Trains a migrated project from an imported first checkpoint; returns the loss by epoch."""
 
-    def train(model: str, values_seen: str, name: str, *overrides: str) -> list[float]:
+    def train(
+        model: str, values_seen: str, name: str, *overrides: str, dims: int = 2
+    ) -> list[float]:
         yaml, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
-        old_yaml(yaml, model, values_seen=values_seen)
+        old_yaml(yaml, model, SIDES[dims], values_seen, dims)
         if not new.exists():
-            network = old_network(gandlf_networks, model)
+            network = old_network(gandlf_networks, model, dims)
             gandlf_networks.checkpoint(network, tmp_path / "old" / "checkpoints" / "last.ckpt")
             run(cli, "import", tmp_path / "old", "--family", model, "-c", yaml, "-o",
                 tmp_path / "first")  # fmt: skip
@@ -165,13 +172,15 @@ def run(cli: Any, *words: object) -> None:
     assert code == 0, err
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> torch.Tensor:
-    """(N, 1, X, Y) in [0, 1]: the pictures of the project."""
-    manifest = write_phantoms(tmp_path / "data", num=NUM_IMAGES, size=(SIDE, SIDE))
+def images(folder: Path, dims: int) -> torch.Tensor:
+    """(N, 1, X, Y[, Z]) in [0, 1]: the images of the project, which are written to `folder`."""
+    manifest = write_phantoms(folder, num=NUM_IMAGES, size=(SIDES[dims],) * dims)
     files = [row.channels[0] for row in read_manifest(manifest).rows]
-    pixels = np.stack([np.asarray(Image.open(file), dtype=np.float32).T for file in files])
-    return torch.from_numpy(np.ascontiguousarray(pixels))[:, None] / 255
+    if dims == 3:
+        values = np.stack([np.asarray(nibabel.load(file).dataobj, np.float32) for file in files])
+    else:
+        values = np.stack([np.asarray(Image.open(file), dtype=np.float32).T for file in files])
+    return torch.from_numpy(np.ascontiguousarray(values))[:, None] / 255
 
 
 LOSSES = {"ddpm": denoising, "vqvae": reconstruction}
@@ -183,23 +192,28 @@ OTHERS = {  # defaults of SynthCube, each of which would be another training
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "values_seen"),
-    [("ddpm", "signed"), ("ddpm", "unit"), ("vqvae", "signed"), ("vqvae", "raw")],
-)
+    ("model", "values_seen", "dims"),
+    [
+        ("ddpm", "signed", 2), ("ddpm", "unit", 2), ("vqvae", "signed", 2), ("vqvae", "raw", 2),
+        ("ddpm", "signed", 3), ("vqvae", "signed", 3),
+    ],
+)  # fmt: skip
 def test_the_losses_are_those_of_the_old_training(
     project: Callable[..., list[float]],
-    images: torch.Tensor,
+    tmp_path: Path,
     gandlf_networks: ModuleType,
     model: str,
     values_seen: str,
+    dims: int,
 ) -> None:
     low, high = RANGES[values_seen][1]
-    seen = images * (high - low) + low
-    old = old_curve(old_network(gandlf_networks, model), seen, LOSSES[model])
+    seen = images(tmp_path / "data", dims) * (high - low) + low
+    old = old_curve(old_network(gandlf_networks, model, dims), seen, LOSSES[model])
     assert old[-1] < 0.6 * old[0], "it learns"
-    new = project(model, values_seen, "run")
+    new = project(model, values_seen, "run", dims=dims)
     assert new == pytest.approx(old, rel=TOLERANCE)
-    for number, default in enumerate(OTHERS[model] if values_seen == "signed" else ()):
+    is_compared = values_seen == "signed" and dims == 2
+    for number, default in enumerate(OTHERS[model] if is_compared else ()):
         other = project(model, values_seen, f"other-{number}", default)
         assert other != pytest.approx(old, rel=5 * TOLERANCE)
 

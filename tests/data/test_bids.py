@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from synthcube.data.manifest import read_manifest
 from synthcube.data.preparation import Preparation, prepare
+from synthcube.errors import ManifestError
 
 RANDOM = np.random.default_rng(0)
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -81,6 +83,52 @@ def test_runs_are_rows_with_their_entities_and_participants(dataset: Path, tmp_p
     assert reasons["logo.nii.gz"] == "no name of BIDS, which begins with sub-LABEL_"
     bold = "sub-01/ses-pre/func/sub-01_ses-pre_task-rest_bold.nii.gz"
     assert reasons[bold] == "matches no channel"
+
+
+@pytest.fixture
+def own_copy(dataset: Path, tmp_path: Path) -> Path:
+    """For tests that change it."""
+    return Path(shutil.copytree(dataset, tmp_path / "bids"))
+
+
+def test_sessions_and_scans_are_joined(own_copy: Path, tmp_path: Path) -> None:
+    """The nearest table counts: of a file, then of its session, then of its subject."""
+    dataset, out = own_copy, tmp_path / "out"
+    first = dataset / "sub-01"
+    (first / "sub-01_sessions.tsv").write_text(
+        "session_id\tage\tweight\tacq_time\nses-pre\t59\tn/a\t2019-01-02\nses-post\t60\t71\t\n"
+    )
+    names = [
+        f"anat/sub-01_ses-pre_acq-{kind}_T1w.nii.gz" for kind in ("mprage_run-1", "mprage_run-2")
+    ]
+    flair = "anat/sub-01_ses-pre_acq-space_run-01_FLAIR.nii.gz"
+    (first / "ses-pre" / "sub-01_ses-pre_scans.tsv").write_text(
+        f"filename\tquality\tcoil\n{names[0]}\tgood\tA\n{names[1]}\tpoor\tA\n{flair}\tgood\tB\n"
+    )
+    done = prepare(dataset, out, channels=["T1w", "FLAIR"])
+    rows = {(row["SubjectID"], row["ses"], row["run"]): row for row in rows_of(done)}
+    pre = rows["sub-01", "pre", "1"]
+    assert (pre["age"], pre["weight"], pre["sex"], pre["quality"]) == ("59", "", "F", "good")
+    assert "coil" not in pre, "the channels have different ones"
+    assert rows["sub-01", "pre", "2"]["quality"] == "", "its FLAIR is not in scans.tsv"
+    assert rows["sub-01", "post", "1"]["weight"] == "71"
+    assert rows["sub-02", "pre", "1"]["age"] == "47"
+    assert "2019" not in done.manifest_path.read_text()
+    told_of = told(done, dataset)
+    assert told_of["sub-01/sub-01_sessions.tsv"] == (
+        "the column acq_time has dates, which may identify a person"
+    )
+    assert not [path for path in told_of if path.endswith((".json", "_scans.tsv"))]
+
+
+def test_a_session_that_is_there_twice_is_refused(own_copy: Path, tmp_path: Path) -> None:
+    path = own_copy / "sub-01" / "sub-01_sessions.tsv"
+    path.write_text("session_id\tage\nses-pre\t59\npre\t60\n")
+    with pytest.raises(ManifestError, match="row 3: ses-pre is there twice"):
+        prepare(own_copy, tmp_path / "out")
+    path.write_text("session\tage\nses-pre\t59\n")
+    with pytest.raises(ManifestError, match="it has no column session_id; it has: session, age"):
+        prepare(own_copy, tmp_path / "out")
 
 
 def test_each_file_is_a_row_with_the_suffix_of_its_name(dataset: Path, tmp_path: Path) -> None:

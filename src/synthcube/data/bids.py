@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from synthcube.data.manifest import bids_subject, image_suffix
-from synthcube.data.tables import KNOWN_COLUMNS
+from synthcube.data.tables import KNOWN_COLUMNS, read_table
+from synthcube.errors import ManifestError, first_faults
 
 DESCRIPTION = "dataset_description.json"
+PARTICIPANTS = "participants.tsv"
 SUFFIX = "suffix"
 """The column of the last word of a name, T1w or bold, where each file is a row."""
 _DERIVATIVES = "derivatives"
 _NOT_RAW = (_DERIVATIVES, "sourcedata", "code", "stimuli", "phenotype")
+_COMPANIONS = {
+    *(DESCRIPTION, "participants.json", "README", "README.md", "README.txt", "CHANGES", "LICENSE"),
+    *(PARTICIPANTS, ".bidsignore"),
+}
+_COMPANION_SUFFIXES = (".json", ".tsv", ".bval", ".bvec")
+_NOT_AVAILABLE = "n/a"
+_TIME = "acq_time"  # a date, which may identify a person
 _ENTITY = re.compile(r"(?:^|_)([a-z]+)-([A-Za-z0-9+]+)(?=_|$)")
 
 
@@ -92,6 +102,97 @@ def by_run(files: Iterable[Path]) -> dict[str, list[Path]]:
     for file in files:
         runs.setdefault(entities_of(file).get("run", ""), []).append(file)
     return runs
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Columns that the tables of a data set state of its subjects, sessions and files."""
+
+    subjects: Mapping[str, Mapping[str, str]]
+    sessions: Mapping[tuple[str, str], Mapping[str, str]]
+    files: Mapping[Path, Mapping[str, str]]
+
+    def cells_of(self, subject: str, files: Sequence[Path]) -> dict[str, str]:
+        """The cells of a row: a file's own before those of its session before its subject's.
+
+        Of several files those count that are the same for all of them.
+        """
+        label = f"sub-{subject.removeprefix('sub-')}"
+        session = entities_of(files[0]).get("ses", "")
+        first, *others = (self.files.get(file, {}) for file in files)
+        common = {
+            name: cell
+            for name, cell in first.items()
+            if all(other.get(name) == cell for other in others)
+        }
+        of_session = self.sessions.get((label, session), {})
+        return {**self.subjects.get(label, {}), **of_session, **common}
+
+
+def read_tables(folder: Path, left_out: list[tuple[Path, str]]) -> Tables:
+    """Read participants.tsv, and the sessions.tsv and scans.tsv of each subject, where they are.
+
+    Columns that a manifest has a meaning for, and times, are left out. Raises ManifestError.
+    """
+    participants = folder / PARTICIPANTS
+    subjects = {
+        f"sub-{name}": cells
+        for name, cells in _cells_by(participants, "participant_id", "sub-", left_out).items()
+    }
+    sessions = {
+        (path.parent.name, name): cells
+        for path in sorted(folder.glob("sub-*/sub-*_sessions.tsv"))
+        for name, cells in _cells_by(path, "session_id", "ses-", left_out).items()
+    }
+    scans = [*folder.glob("sub-*/sub-*_scans.tsv"), *folder.glob("sub-*/ses-*/sub-*_scans.tsv")]
+    files = {
+        path.parent / name: cells
+        for path in sorted(scans)
+        for name, cells in _cells_by(path, "filename", "", left_out).items()
+    }
+    return Tables(subjects, sessions, files)
+
+
+def is_companion(file: Path) -> bool:
+    """Whether a file, relative to its data set, is one that BIDS has beside the images."""
+    if len(file.parts) == 1 and file.name in _COMPANIONS:
+        return True
+    return file.name.endswith(_COMPANION_SUFFIXES) and bool(bids_subject(file.name))
+
+
+def _cells_by(
+    path: Path, key: str, prefix: str, left_out: list[tuple[Path, str]]
+) -> dict[str, dict[str, str]]:
+    """The cells of a table by its column `key`, whose values may lack `prefix`.
+
+    Empty where there is no such file.
+    """
+    if not path.is_file():
+        return {}
+    table = read_table(path)
+    faults = [*table.faults]
+    if key not in table.header:
+        faults.append(f"it has no column {key}; it has: {', '.join(table.header)}")
+    reserved = {name.casefold() for name in KNOWN_COLUMNS}
+    for name in table.header:
+        if name.casefold() in reserved:
+            left_out.append((path, f"the column {name} has a meaning in a manifest"))
+        elif name == _TIME:
+            left_out.append((path, f"the column {name} has dates, which may identify a person"))
+    dropped = {key, _TIME, *(name for name in table.header if name.casefold() in reserved)}
+    by_key: dict[str, dict[str, str]] = {}
+    for number, cells in table.records.items() if not faults else ():
+        value = cells[key].removeprefix(prefix)
+        if value in by_key:
+            faults.append(f"row {number}: {prefix}{value} is there twice")
+        by_key[value] = {
+            name: "" if cell == _NOT_AVAILABLE else cell
+            for name, cell in cells.items()
+            if name not in dropped
+        }
+    if faults:
+        raise ManifestError(f"{path} cannot be joined to the images:", first_faults(faults))
+    return by_key
 
 
 def _stem(path: Path) -> str:

@@ -47,9 +47,6 @@ from synthcube.errors import ImageError, ManifestError, OutputError, first_fault
 from synthcube.storage import make_folder, require_separate, sha256, write_text
 from synthcube.terminal import followed
 
-PARTICIPANTS = "participants.tsv"
-_PARTICIPANT = "participant_id"
-_NOT_AVAILABLE = "n/a"  # in tables of BIDS
 _NAMES_SHOWN = 3
 _LOOKED_AT = 16  # images, to tell masks from images
 _SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -290,44 +287,12 @@ def _listed_below(data: Path, csv_path: Path, options: _FolderOptions, usable: _
         items = [*items, *(item for item in series if all(map(usable, item.files)))]
     if options.patches:
         items += patch_items(folder, slides, csv_path.parent, options.patches, left_out, paradigm)
-    participants = _participants(folder / PARTICIPANTS, left_out)
+    stated = bids.read_tables(folder, left_out)
     return _Listing(
-        _rows(items, csv_path.parent, participants),
+        _rows(items, csv_path.parent, stated),
         names,
         split_warning({item.name: item.subject for item in items}),
     )
-
-
-def _participants(path: Path, left_out: LeftOut) -> dict[str, dict[str, str]]:
-    """The columns of a BIDS participants.tsv by subject, sub-01; none where there is no such file.
-
-    Columns that a manifest has a meaning for are left out.
-    """
-    if not path.is_file():
-        return {}
-    table = read_table(path)
-    faults = [*table.faults]
-    if _PARTICIPANT not in table.header:
-        faults.append(f"it has no column {_PARTICIPANT}; it has: {', '.join(table.header)}")
-    reserved = {name.casefold() for name in (*KNOWN_COLUMNS, _PARTICIPANT)}
-    left_out += [
-        (path, f"the column {name} has a meaning in a manifest")
-        for name in table.header
-        if name.casefold() in reserved and name != _PARTICIPANT
-    ]
-    participants: dict[str, dict[str, str]] = {}
-    for number, cells in table.records.items() if not faults else ():
-        subject = f"sub-{cells[_PARTICIPANT].removeprefix('sub-')}"
-        if subject in participants:
-            faults.append(f"row {number}: {subject} is there twice")
-        participants[subject] = {
-            name: "" if cell == _NOT_AVAILABLE else cell
-            for name, cell in cells.items()
-            if name.casefold() not in reserved
-        }
-    if faults:
-        raise ManifestError(f"{path} cannot be joined to the images:", first_faults(faults))
-    return participants
 
 
 def _table_rows(
@@ -439,7 +404,7 @@ def _images(folder: Path, csv_path: Path, left_out: LeftOut) -> tuple[list[Path]
     files = (path.relative_to(folder) for path in files_below(folder))
     images, dicom_files = [], []
     for file in sorted(files, key=lambda file: natural_key(file.as_posix())):
-        if folder / file in (csv_path, _record(csv_path), folder / PARTICIPANTS):
+        if folder / file in (csv_path, _record(csv_path)) or bids.is_companion(file):
             continue
         reason = name_fault(file.as_posix())
         if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in file.parts):
@@ -458,9 +423,7 @@ def _images(folder: Path, csv_path: Path, left_out: LeftOut) -> tuple[list[Path]
     return images, dicom_files
 
 
-def _rows(
-    items: Iterable[Item], base: Path, participants: Mapping[str, Mapping[str, str]]
-) -> list[dict[str, str]]:
+def _rows(items: Iterable[Item], base: Path, stated: bids.Tables) -> list[dict[str, str]]:
     items = sorted(
         items, key=lambda item: (natural_key(item.label_name), natural_key(item.subject))
     )
@@ -478,8 +441,8 @@ def _rows(
             row["Label"] = str(ids[item.label_name])
             row["LabelMapping"] = item.label_name
         row |= {name: item.entities.get(name, "") for name in columns}
-        stated = participants.get(f"sub-{item.subject.removeprefix('sub-')}", {})
-        rows.append(row | {k: v for k, v in stated.items() if k not in row})
+        cells = stated.cells_of(item.subject, item.files)
+        rows.append(row | {name: cell for name, cell in cells.items() if name not in row})
     return rows
 
 
