@@ -61,6 +61,12 @@ ROLES: dict[str, dict[str, Volumes]] = {
             optional_out={"local_outputs_path": DIRECTORY},
         )
     },
+    "script": {
+        "run_script": Volumes(
+            {"data_path": DIRECTORY, "labels_path": DIRECTORY, "model_files": DIRECTORY},
+            {"results_path": DIRECTORY},
+        )
+    },
 }
 
 

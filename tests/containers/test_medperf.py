@@ -21,6 +21,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PREPARATOR, EVALUATOR = ROOT / "mlcube" / "preparator", ROOT / "mlcube" / "evaluator"
+SCRIPT = ROOT / "mlcube" / "script"
 STRANGER = 12345
 EVALUATION = {"evaluation": {"extractor": {"name": "radiomic"}, "num_repeats": 2}}
 
@@ -135,7 +136,8 @@ def benchmark(inputs: Path, tmp_path_factory: pytest.TempPathFactory, forks) -> 
     ):
         done = forks.command(*words, cwd=folder)
         assert done.returncode == 0, done.stderr
-    (folder / "evaluation.yaml").write_text(yaml.safe_dump(EVALUATION))
+    for name in ("evaluation.yaml", "script.yaml"):
+        (folder / name).write_text(yaml.safe_dump(EVALUATION))
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
@@ -182,6 +184,15 @@ def _pass_through(client: Client, benchmark: Path, folder: Path) -> dict[str, di
     )  # fmt: skip
     assert isinstance(yaml.safe_load(results.read_text()), dict)
     assert (local / "report" / "report.html").is_file()
+    of_script = folder / "script-results"
+    client.run(
+        SCRIPT, "run_script",
+        {"data_path": folder / "data", "labels_path": folder / "labels", "model_files": weights},
+        {"results_path": of_script},
+        parameters_file=benchmark / "script.yaml",
+    )  # fmt: skip
+    assert [path.name for path in of_script.iterdir()] == ["results.yaml"]
+    assert yaml.safe_load((of_script / "results.yaml").read_text())["images"]
     assert {each.lstat().st_uid for each in predictions.rglob("*")} == {client.owner}
     written = {"data": folder / "data", "labels": folder / "labels", "statistics": statistics,
                "images": predictions / "images", "results": results}  # fmt: skip

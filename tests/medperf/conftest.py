@@ -63,7 +63,7 @@ class Site:
         path.write_text(parameters)
         infer(
             self.data, self.folder / name, package / "workspace" / "additional_files",
-            parameters_file=path,
+            parameters=path,
         )  # fmt: skip
         return list(read_manifest(self.folder / name).rows)
 

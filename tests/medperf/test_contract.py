@@ -16,6 +16,7 @@ from synthcube import config
 from synthcube.cli import app
 from synthcube.containers import CONTAINER_CONFIG, ROLES, description, mounts
 from synthcube.medperf.infer import ModelConfig, PreparatorConfig, read_parameters
+from synthcube.medperf.run_script import ScriptConfig
 
 ROOT = Path(__file__).parents[2]
 TEXTS = {role: description(f"{role}/{CONTAINER_CONFIG}") for role in ROLES}
@@ -39,6 +40,8 @@ def test_the_parameters_that_they_come_with_are_valid() -> None:
     read_parameters(folders["model"] / "parameters.yaml", ModelConfig)
     evaluation = config.load(folders["evaluator"] / "parameters.yaml").evaluation
     assert evaluation.extractor.name == "efficientnet-lite0"
+    script = read_parameters(folders["script"] / "parameters.yaml", ScriptConfig)
+    assert script.evaluation.extractor.name == "efficientnet-lite0"
 
 
 @by_role

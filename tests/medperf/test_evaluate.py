@@ -24,7 +24,7 @@ def test_numbers_leave_and_cases_stay(prepared, conditional: Path, package_of) -
     for _ in range(2):
         evaluate(
             prepared.folder / "predictions", prepared.labels, results,
-            parameters_file=parameters, additional_files=train_data.parent,
+            parameters=parameters, additional_files=train_data.parent,
             local_outputs_path=local,
         )  # fmt: skip
     values = yaml.safe_load(results.read_text())

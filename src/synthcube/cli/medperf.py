@@ -41,8 +41,9 @@ app.add_typer(medperf, rich_help_panel=INSTALLATION)
 
 _task = partial(command, "Tasks", of=medperf)
 
-_PREPARE, _CHECK, _STATISTICS, _INFER, _EVALUATE = map(
-    mounts().__getitem__, ("prepare", "sanity_check", "statistics", "infer", "evaluate")
+_PREPARE, _CHECK, _STATISTICS, _INFER, _EVALUATE, _SCRIPT = map(
+    mounts().__getitem__,
+    ("prepare", "sanity_check", "statistics", "infer", "evaluate", "run_script"),
 )
 _OPTIONAL = "; none where MedPerf mounts none"
 
@@ -170,7 +171,7 @@ def infer(
 
     task(
         data_path, output_path, additional_files,
-        parameters_file=_mounted(parameters_file, _INFER["parameters_file"]),
+        parameters=_mounted(parameters_file, _INFER["parameters_file"]),
     )  # fmt: skip
     say(f"Predictions: {output_path}")
 
@@ -203,9 +204,34 @@ def evaluate(
 
     path = task(
         predictions, labels, output_path,
-        parameters_file=_mounted(parameters_file, _EVALUATE["parameters_file"]),
+        parameters=_mounted(parameters_file, _EVALUATE["parameters_file"]),
         additional_files=_mounted(additional_files, _EVALUATE["additional_files"]),
         local_outputs_path=_mounted(local_outputs_path, _EVALUATE["local_outputs_path"]),
+    )  # fmt: skip
+    say(f"Results: {path}")
+
+
+@_task("medperf run_script --model_files model --results_path results", "run_script")
+def run_script(
+    data_path: _Data = _SCRIPT["data_path"],
+    labels_path: _Labels = _SCRIPT["labels_path"],
+    model_files: Annotated[
+        Path, _option("model_files", "Folder with the trained model.")
+    ] = _SCRIPT["model_files"],
+    results_path: Annotated[
+        Path, _option("results_path", "Folder for results.yaml, to be uploaded.")
+    ] = _SCRIPT["results_path"],
+    parameters_file: _Parameters = None,
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:
+    """Make images with a model that is an asset, and compare them with reference images."""
+    setup_process(plugins, trust)
+    from synthcube.medperf.run_script import run_script as task
+
+    path = task(
+        data_path, labels_path, model_files, results_path,
+        parameters_file=_mounted(parameters_file, _SCRIPT["parameters_file"]),
     )  # fmt: skip
     say(f"Results: {path}")
 

@@ -6,7 +6,7 @@ Only numbers leave the site.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ def evaluate(
     labels: Path,
     output_path: Path,
     *,
-    parameters_file: Path | None = None,
+    parameters: Path | Mapping[str, Any] | None = None,
     additional_files: Path | None = None,
     local_outputs_path: Path | None = None,
 ) -> Path:
     """Write the results to `output_path`, and the report of single cases to `local_outputs_path`.
 
     Args:
+        parameters: a parameters_file, or its content; None: the defaults.
         additional_files: folder, whose train_data holds the training images: predictions that
             copy one of them are counted.
 
@@ -44,8 +45,8 @@ def evaluate(
     storage.require_separate(
         {"output_path": output_path, "local_outputs_path": local_outputs_path},
         {
-            "predictions": predictions, "labels": labels, "parameters_file": parameters_file,
-            "additional_files": additional_files,
+            "predictions": predictions, "labels": labels, "additional_files": additional_files,
+            "parameters_file": parameters if isinstance(parameters, Path) else None,
         },
     )  # fmt: skip
     storage.require_own_file(output_path, f"{MARK}:", "output_path")
@@ -56,7 +57,7 @@ def evaluate(
         results = folder / "results.yaml"
         compare(
             predictions, labels, results,
-            config_path=parameters_file,
+            config_path=parameters,
             train_data=train_data if train_data and train_data.exists() else None,
             report=local_outputs_path / "report" if local_outputs_path else None,
             known_subjects=False,

@@ -89,9 +89,14 @@ def infer(
     output_path: Path,
     additional_files: Path,
     *,
-    parameters_file: Path | None = None,
+    parameters: Path | ModelConfig | None = None,
 ) -> Path | None:
     """Generate images, or reconstruct or translate prepared ones; returns a picture of them.
+
+    Args:
+        data_path: prepared images.
+        additional_files: folder with one trained model.
+        parameters: a parameters_file, or its content; None: the defaults.
 
     Raises:
         ConfigError: the parameters are not valid, or ask for what the model cannot follow.
@@ -103,10 +108,11 @@ def infer(
         {"output_path": output_path},
         {
             "data_path": data_path, "additional_files": additional_files,
-            "parameters_file": parameters_file,
+            "parameters_file": parameters if isinstance(parameters, Path) else None,
         },
     )  # fmt: skip
-    parameters = read_parameters(parameters_file, ModelConfig)
+    if not isinstance(parameters, ModelConfig):
+        parameters = read_parameters(parameters, ModelConfig)
     model = find_model(additional_files)
     trained = artifact.load(model)
     if parameters.task == "translate" and not trained.image.source_channels:
