@@ -309,14 +309,18 @@ def follow_what_was_asked(out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_translation_shows_what_its_source_does(cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", [(), ("start=source",), ("mode=regression",)])
+def test_a_translation_shows_what_its_source_does(
+    cli, tmp_path: Path, keys: tuple[str, ...]
+) -> None:
     """Channel 1 of a phantom is its channel 0 with dark and bright exchanged."""
     data = write_phantoms(tmp_path / "data", num=120, size=(16, 16), channels=2).parent
     (tmp_path / "c.yaml").write_text(
         LEARNS.format(family="rectified_flow", epochs=40, guidance=1, data="{source_channels: [0]}")
     )
     run, out = tmp_path / "run", tmp_path / "images"
-    assert cli("train", "-c", tmp_path / "c.yaml", "-d", data, "-o", run)[0] == 0
+    words = [word for key in keys for word in ("--set", f"model.{key}")]
+    assert cli("train", "-c", tmp_path / "c.yaml", "-d", data, "-o", run, *words)[0] == 0
     new = write_phantoms(tmp_path / "new", num=12, size=(16, 16), channels=2, seed=9).parent
     assert cli("infer", "-m", run, "-d", new, "-o", out)[0] == 0
     truths = [np.asarray(Pillow.open(new / row["Channel_1"])) for row in listed(new)]

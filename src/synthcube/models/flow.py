@@ -68,20 +68,26 @@ class FlowFields(Schema):
 class Flow:
     """x_t = (1 - t) x_0 + t noise; the network predicts the velocity noise - x_0."""
 
-    def __init__(self, fields: FlowFields, spatial_dims: int) -> None:
+    def __init__(self, fields: FlowFields, spatial_dims: int, *, in_one_step: bool = False) -> None:
+        """`in_one_step`: only the time t = 1 is trained."""
         self.fields = fields
         self.criterion = WeightedLosses(fields.losses, spatial_dims)
+        self.in_one_step = in_one_step
 
-    def loss(self, predict: Predict, x_0: Tensor) -> dict[str, Tensor]:
+    def loss(self, predict: Predict, x_0: Tensor, x_1: Tensor | None = None) -> dict[str, Tensor]:
         """The scalar ``loss`` between predicted and true velocity, at random times.
 
         Args:
             predict: (x_t (B, C, *spatial), 1000 t (B,)) to a velocity of x_t's shape.
             x_0: data, (B, C, *spatial), about as spread as standard normal noise or less.
+            x_1: where the flow starts, of the same shape; None: at standard normal noise.
         """
-        x_1 = torch.randn_like(x_0)
-        logit = torch.randn(len(x_0), device=x_0.device)
-        t = torch.sigmoid(self.fields.time_mean + self.fields.time_std * logit)
+        x_1 = torch.randn_like(x_0) if x_1 is None else x_1
+        if self.in_one_step:
+            t = x_0.new_ones(len(x_0))
+        else:
+            logit = torch.randn(len(x_0), device=x_0.device)
+            t = torch.sigmoid(self.fields.time_mean + self.fields.time_std * logit)
         weight = t.view(-1, *[1] * (x_0.ndim - 1))
         velocity = predict((1 - weight) * x_0 + weight * x_1, t * TIME_SCALE)
         return {"loss": self.criterion(at_least_float32(velocity), x_1 - x_0)}

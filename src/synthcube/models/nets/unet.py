@@ -159,6 +159,10 @@ class PixelFamily(Family):
         )
         return terms
 
+    def start_of(self, noise: Tensor, source: Tensor) -> Tensor:
+        """Where the process starts, (B, C, *spatial), given noise of that shape and the source."""
+        return noise
+
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         trained = tuple(self.image.size)
         size = tuple(condition["source"].shape[2:]) or trained  # there may be no source
@@ -168,7 +172,8 @@ class PixelFamily(Family):
             source = windows.at_least(condition["source"], trained)
             condition = Condition(values=condition["values"], source=source)
         sides = map(max, size, trained)
-        start = noise(generators, (self.image.channels, *sides)).to(self.device)
+        drawn = noise(generators, (self.image.channels, *sides)).to(self.device)
+        start = self.start_of(drawn, condition["source"])
         channels, guidance = self.image.channels, self.config.guidance
         predict = conditioning.guided(network, condition, guidance, channels)
         with samplers.seen_through(partial(windows.cropped, size=size)):
