@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from synthcube import __version__
+from synthcube import __version__, config, reading
 from synthcube.config import RunConfig
-from synthcube.errors import FederationError
+from synthcube.errors import ConfigError, FederationError, first_faults
 from synthcube.schema import MAX_COUNT, List, Pair, Schema, flattened
 
 MAX_SITES = 1000
@@ -30,7 +33,9 @@ class FederationPlan(Schema):
     """What every site must have the same: a message under another plan is refused."""
 
     synthcube: str = Field(default=__version__, description="Version of the package.")
-    config: dict[str, Any] = Field(description="Keys of the config that affect the weights.")
+    config: dict[str, Any] = Field(
+        description="The config of all sites: the keys that affect the weights, and no path."
+    )
     sites: Annotated[List[SiteName], Field(min_length=1, max_length=MAX_SITES)] = Field(
         description="Labels of the sites that may take part."
     )
@@ -86,6 +91,53 @@ def federated(settings: RunConfig, *, epochs: int) -> RunConfig:
 
 
 def shared_config(settings: RunConfig) -> dict[str, Any]:
-    """The keys of a config, with dots, that must be the same at all sites."""
-    flat = flattened(settings.dump())
-    return {key: value for key, value in flat.items() if not f"{key}.".startswith(_OF_THE_SITE)}
+    """The part of a config that must be the same at all sites: no path, nothing of a machine."""
+    return _shared(settings.dump(), "")
+
+
+def _shared(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {
+        key: _shared(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not f"{prefix}{key}.".startswith(_OF_THE_SITE)
+    }
+
+
+def read_plan(path: Path) -> FederationPlan:
+    """The plan in a file, which is only data.
+
+    Raises FederationError if it is damaged, of another version of the package, or sets what a site
+    chooses itself.
+    """
+    values = reading.read_object(path, FederationError)
+    plan = reading.validated(values, FederationPlan, path, FederationError)
+    if plan.synthcube != __version__:
+        raise FederationError(
+            f"{path} was made with SynthCube {plan.synthcube}, and this is {__version__}: all "
+            "sites need the version of the plan."
+        )
+    faults = [
+        f"{key}: a site chooses this itself"
+        for key in flattened(plan.config)
+        if f"{key}.".startswith(_OF_THE_SITE)
+    ]
+    if faults:
+        raise FederationError(f"{path} is refused:", first_faults(faults))
+    return plan
+
+
+def site_settings(plan: FederationPlan, overrides: Iterable[str] = ()) -> RunConfig:
+    """The config of a run under a plan, with what a site chooses itself.
+
+    Raises ConfigError if an override changes what all sites must have the same.
+    """
+    settings = config.build(deepcopy(plan.config), overrides, where="The config of the plan")
+    now, expected = flattened(shared_config(settings)), flattened(plan.config)
+    faults = [
+        f"{key}: {expected.get(key)!r} in the plan, {now.get(key)!r} here"
+        for key in sorted({*now, *expected})
+        if now.get(key) != expected.get(key)
+    ]
+    if faults:
+        raise ConfigError("All sites must train with the values of the plan:", first_faults(faults))
+    return federated(settings, epochs=plan.epochs)

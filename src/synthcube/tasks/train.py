@@ -66,11 +66,13 @@ class FederatedRound:
         image: images as the sites have agreed on them.
         until_epoch: epochs of the site's run at the end of the round.
         moments: of the latents of all sites, for a family that scales by them.
+        weights: what a site without a checkpoint starts from; None: the plan's initial weights.
     """
 
     image: ImageSpec
     until_epoch: int
     moments: Moments | None = None
+    weights: Mapping[str, torch.Tensor] | None = None
 
 
 def train_round(
@@ -255,6 +257,8 @@ def _fit(
     if not checkpoint:
         # After `fit_statistics`, which it overwrites: the weights belong to their own statistics.
         fine_tuning.take_weights(family, settings.training)
+        if federated_round and federated_round.weights is not None:
+            family.load_state_dict({**family.state_dict(), **federated_round.weights})
     fit(
         family,
         TrainingRun(
