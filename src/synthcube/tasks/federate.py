@@ -73,7 +73,7 @@ def simulate(
     storage.require_separate({"output_path": run}, {"data_path": data_path})
     if data_path:
         require_outside({"output_path": run}, read_manifest(data_path))
-    federated_model.claim(run, (SITES, DEMO))
+    federated_model.claim(run, "simulate")
     settings = hub_pins.pinned(settings, {})
     training = fine_tuning.resolved(settings.training, {})
     settings = settings.model_copy(update={"training": training})

@@ -21,18 +21,29 @@ from synthcube.schema import flattened
 
 PLAN, AGREEMENT, AVERAGE = "federation.json", "agreement.json", "average.safetensors"
 ARTIFACT = "artifact"
+_WRITTEN = {
+    "simulate": ("sites", "demo-data"),
+    "serve": ("facts", "updates", "rounds.json"),
+    "join": ("data.csv", "progress.json", "run", "update.safetensors"),
+}
+"""What each command alone writes into the folder of a federation."""
 
 
-def claim(run: Path, written: tuple[str, ...]) -> None:
+def claim(run: Path, command: str) -> None:
     """Refuse a folder that something else would be overwritten in. Raises OutputError.
 
     Args:
-        written: names of files and folders that the command writes beside those of this module.
+        command: "simulate", "serve" or "join".
     """
     storage.require_own(run, PLAN, "output_path")
+    for other, names in _WRITTEN.items():
+        if other != command and any((run / name).exists() for name in names):
+            raise OutputError(
+                f"output_path {run} belongs to synthcube federate {other}: give another one."
+            )
     if (run / PLAN).exists():
         return
-    names = (AGREEMENT, AVERAGE, *written, ARTIFACT)
+    names = (AGREEMENT, AVERAGE, *_WRITTEN[command], "audit.jsonl", ARTIFACT)
     if existing := [name for name in names if (run / name).exists()]:
         raise OutputError(
             f"output_path {run} is no federation, and files in it would be overwritten "
