@@ -43,6 +43,7 @@ log = logging.getLogger("synthcube")
 
 _HANDSHAKE_S, _MESSAGE_S = 20.0, 60.0
 _PIECE = 1 << 20
+_MOST_DISCARDED = 1 << 34  # of a refused message
 _JSON, _WEIGHTS = "application/json", "application/octet-stream"
 
 
@@ -126,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the coordinator logs what matters."""
 
     def _answer(self, method: str) -> None:
+        text = self.headers.get("Content-Length", "0")
+        self._unread = int(text) if re.fullmatch(r"[0-9]{1,15}", text) else 0
         try:
             self._route(method, self._site())
         except RefusalError as refusal:
@@ -134,6 +137,10 @@ class _Handler(BaseHTTPRequestHandler):
         except SynthCubeError as error:  # of the coordinator, such as a full disk
             log.error("A message could not be taken: %s", error)
             self.send_error(500, "not taken")
+        # Who is still sending reads the reply only at the end, and not at all after a reset.
+        self._unread = min(self._unread, _MOST_DISCARDED)
+        while self._unread and self._read(_PIECE):
+            pass
 
     def _site(self) -> str:
         """The label of the connected site. Raises RefusalError."""
@@ -176,16 +183,18 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusalError("unknown", "there is no such address")
 
     def _length(self, limit: int) -> int:
-        text = self.headers.get("Content-Length", "")
-        if not re.fullmatch(r"[0-9]{1,15}", text):
-            raise RefusalError("size", "a Content-Length is needed")
-        if int(text) > limit:
-            raise RefusalError("size", f"{text} bytes are more than {limit}")
-        return int(text)
+        if self._unread > limit:
+            raise RefusalError("size", f"{self._unread} bytes are more than {limit}")
+        return self._unread
+
+    def _read(self, size: int) -> bytes:
+        piece = self.rfile.read(min(size, self._unread))
+        self._unread -= len(piece)
+        return piece
 
     def _message(self, kind: type[S]) -> tuple[S, int]:
         size = self._length(MAX_MESSAGE_BYTES)
-        content = self.rfile.read(size)
+        content = self._read(size)
         try:
             return kind.model_validate_json(content), size
         except ValidationError as error:
@@ -201,9 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
             path = folder / "update.safetensors"
             digest = hashlib.sha256()
             with path.open("wb") as file:
-                while (left := size - file.tell()) and (
-                    piece := self.rfile.read(min(left, _PIECE))
-                ):
+                while piece := self._read(_PIECE):
                     digest.update(piece)
                     file.write(piece)
             if path.stat().st_size < size or digest.hexdigest() != self.headers.get(HASH_HEADER):
