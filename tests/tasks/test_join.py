@@ -221,6 +221,37 @@ def test_rounds_go_on_without_a_site_which_comes_back_with_the_average_alone(
     assert SECRET not in errors[0]
 
 
+@pytest.mark.slow
+def test_a_late_site_takes_the_average_and_goes_on(
+    tiny_config, federation: Federation, tmp_path: Path
+) -> None:
+    config = tiny_config()
+    lists = simulated(config, tmp_path, sites=3, rounds=3)
+    federation.plan(config, 3, num_rounds=3)
+    trained, over = Site.train_round, tmp_path / "server" / "rounds.json"
+
+    def slow(site: Site, agreement: Any, number: int, average: Path | None) -> Path:
+        path = trained(site, agreement, number, average)
+        if (site.label, number) == ("site-3", 1):
+            until(over.exists)
+        return path
+
+    server = federation.fork(federation.words_to_serve(minutes=0.2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Site, "train_round", slow)
+        sites = [federation.fork(federation.words_to_join(f"site-{n + 1}", path))
+                 for n, path in enumerate(lists)]  # fmt: skip
+    errors = ended([server, *sites])
+    assert "Round 1 was over before this site was ready: it goes on." in errors[-1]
+    rounds = json.loads(over.read_text())["rounds"]
+    assert rounds[0]["absent"] == ["site-3"]
+    assert sorted(rounds[2]["sites"]) == ["site-1", "site-2", "site-3"]
+    assert_same_weights(tmp_path / "server", tmp_path / "site-3")
+    assert not (tmp_path / "server" / "updates" / "site-3.safetensors").samefile(
+        tmp_path / "site-3" / "update.safetensors"
+    )
+
+
 @pytest.fixture
 def plan(tiny_config, tmp_path: Path) -> Path:
     write_plan(tiny_config(), tmp_path / "plan.json", sites=["site-1", "site-2"], num_rounds=2)

@@ -97,7 +97,11 @@ class Coordinator:
         self._phase: Phase = "facts"
         self._round = _Round()
         self._faults: tuple[str, ...] = ()
-        self._informed: set[str] = set()
+        self._informed = {
+            line.site
+            for line in audit.read(folder / AUDIT)
+            if (line.event, line.kind, line.round) == ("sent", "average", plan.rounds)
+        }
         """Sites that know how it ended."""
         self._agreement = self._read(agreement_path, Agreement)
         if self._agreement:
@@ -270,8 +274,7 @@ class Coordinator:
             self._phase, self._round = "rounds", _Round(number)
             for site in agreement.images:  # after a kill
                 path = self.updates / f"{site}.safetensors"
-                if path.exists() and read_update(path).header.round == number:
-                    self._check(site, number, path)
+                if path.exists() and self._is_of_round(path, number):
                     self._enter(site, path)
         current = self._round
 
@@ -364,6 +367,13 @@ class Coordinator:
         if update.header.constants != self.model.constants:
             raise RefusalError("constants", "its whole numbers are not those of the plan's model")
         return claimed
+
+    def _is_of_round(self, path: Path, number: int) -> bool:
+        """Whether a kept update, which was checked when it came, is of that round."""
+        try:
+            return read_update(path).header.round == number
+        except FederationError:  # damaged since
+            return False
 
     def _enter(self, site: str, path: Path) -> None:
         current = self._round
