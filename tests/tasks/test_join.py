@@ -71,8 +71,9 @@ class Federation:
 
     def words_to_join(self, site: str, data: Path, extra: Sequence[str] = ()) -> list[object]:
         return ["federate", "join", "-p", self.folder / "plan.json", "--certificates",
-                self.study[site], "-d", data, "-o", self.folder / site, "--site", site,
-                "--address", self.address, "--patience_minutes", 1,
+                self.study[site], "-d", data, "-o", self.folder / site,
+                *(["--site", site] if site == "site-1" else []), "--address", self.address,
+                "--patience_minutes", 1,
                 *(word for text in (*EXACT, *extra) for word in ("--set", text))]  # fmt: skip
 
     def fork(self, words: Sequence[object]) -> Any:

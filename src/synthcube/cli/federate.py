@@ -52,14 +52,14 @@ Plan = Annotated[
                        help="The plan that all sites have."),
 ]  # fmt: skip
 Certificates = Annotated[
-    Path, typer.Option("--certificates", metavar="FOLDER", rich_help_panel=FILES,
+    Path, typer.Option("--certificates", "-k", metavar="FOLDER", rich_help_panel=FILES,
                        help="Folder with crt.crt, key.key and root.crt."),
 ]  # fmt: skip
 
 
 @command(
     MODELS,
-    "federate plan -c config.yaml --sites site-a,site-b --rounds 50 -o plan.json",
+    "federate plan -c config.yaml --sites a,b --rounds 50 -o plan.json",
     of=federate,
 )
 def plan(
@@ -100,23 +100,24 @@ def plan(
 
 
 @command(
-    MODELS, "federate serve -p plan.json --certificates server --site_certificates sites.yaml "
-    "-o run", of=federate,
-)  # fmt: skip
+    MODELS,
+    "federate serve -p plan.json -k keys -s sites.yaml -o run",
+    of=federate,
+)
 def serve(
     plan: Plan,
     certificates: Certificates,
     site_certificates: Annotated[
-        Path, typer.Option("--site_certificates", metavar="FILE", rich_help_panel=FILES,
+        Path, typer.Option("--site_certificates", "-s", metavar="FILE", rich_help_panel=FILES,
                            help="YAML with the certificate of each site."),
     ],
     output: Output,
     address: Annotated[
-        str, typer.Option(metavar="HOST:PORT", rich_help_panel=_FEDERATION,
+        str, typer.Option("--address", "-a", metavar="HOST:PORT", rich_help_panel=_FEDERATION,
                           help="Address to listen on."),
     ] = "0.0.0.0:50273",
     round_minutes: Annotated[
-        float, typer.Option("--round_minutes", min=0.01, max=1e6, metavar="NUMBER",
+        float, typer.Option("--round_minutes", min=0.01, metavar="NUMBER",
                             rich_help_panel=_FEDERATION,
                             help="How long a round waits for all sites."),
     ] = 120.0,
@@ -136,24 +137,26 @@ def serve(
 
 
 @command(
-    MODELS, "federate join -p plan.json -d images --certificates site-a --site site-a "
-    "--address coordinator.org:50273 -o run", of=federate,
-)  # fmt: skip
+    MODELS,
+    "federate join -p plan.json -d images -k keys -a host:50273 -o run",
+    of=federate,
+)
 def join(
     plan: Plan,
     data: Data,
     certificates: Certificates,
     address: Annotated[
-        str, typer.Option(metavar="HOST:PORT", rich_help_panel=_FEDERATION,
+        str, typer.Option("--address", "-a", metavar="HOST:PORT", rich_help_panel=_FEDERATION,
                           help="Address of the coordinator."),
     ],
-    site: Annotated[
-        str, typer.Option(metavar="LABEL", rich_help_panel=_FEDERATION,
-                          help="Label of this site in the plan."),
-    ],
     output: Output,
+    site: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL", rich_help_panel=_FEDERATION,
+                     help="Label of this site in the plan; without it, that of its certificate."),
+    ] = None,
     patience_minutes: Annotated[
-        float, typer.Option("--patience_minutes", min=0, max=1e6, metavar="NUMBER",
+        float, typer.Option("--patience_minutes", min=0, metavar="NUMBER",
                             rich_help_panel=_FEDERATION,
                             help="How long the coordinator may be away."),
     ] = 60.0,

@@ -47,17 +47,18 @@ class Client:
     Args:
         address: HOST:PORT.
         tls: with the certificate of the site.
-        site: its label.
+        site: its label, which the coordinator compares with its certificate; None: any.
         plan: hash of its plan.
         patience_minutes: how long the coordinator may be away.
     """
 
     def __init__(
-        self, address: str, tls: ssl.SSLContext, site: str, plan: str, patience_minutes: float
-    ) -> None:
+        self, address: str, tls: ssl.SSLContext, site: str | None, plan: str,
+        patience_minutes: float,
+    ) -> None:  # fmt: skip
         self.address, self.tls, self.patience_minutes = address, tls, patience_minutes
         self._host, self._port = parsed_address(address)
-        self._headers = {SITE_HEADER: site, PLAN_HEADER: plan}
+        self._headers = {PLAN_HEADER: plan, **({SITE_HEADER: site} if site else {})}
 
     def state(self) -> State:
         """Where the federation stands."""

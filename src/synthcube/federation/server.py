@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusalError(
                 "certificate", f"the certificate with SHA-256 {digest} is not in the list of sites"
             )
-        if self.headers.get(SITE_HEADER) != site:
+        if self.headers.get(SITE_HEADER, site) != site:
             log.warning("%s is refused: it says that it is another site.", site)
             raise RefusalError("site", f"the certificate is that of {site}")
         plan = self.server.coordinator.plan.sha256

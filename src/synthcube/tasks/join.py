@@ -35,7 +35,7 @@ def join(
     run: Path,
     *,
     address: str,
-    site: str,
+    site: str | None = None,
     patience_minutes: float = 60.0,
     overrides: Sequence[str] = (),
 ) -> Path:
@@ -47,7 +47,7 @@ def join(
         certificates: folder with the certificate and key of this site, and the authority's.
         run: folder of this site.
         address: HOST:PORT of the coordinator.
-        site: label of this site.
+        site: label of this site; None: that of its certificate at the coordinator.
         patience_minutes: how long the coordinator may be away.
         overrides: what a site chooses itself, such as the device and the path of the first stage.
 
@@ -56,7 +56,7 @@ def join(
         PreemptedError: a signal stopped it.
     """
     plan = read_plan(plan_path)
-    if site not in plan.sites:
+    if site and site not in plan.sites:
         raise FederationError(
             f"--site {site}: the plan has no such site; its sites are {', '.join(plan.sites)}."
         )
@@ -73,7 +73,7 @@ def join(
         )
     manifest = read_manifest(data_path)
     require_outside({"output_path": run}, manifest)
-    client.state()  # whether the coordinator knows this site, before any work
+    label = client.state().site  # which tells whether it is known, before any work
     settings = hub_pins.pinned(settings, {})
     training = fine_tuning.resolved(settings.training, {})
     settings = settings.model_copy(update={"training": training})
@@ -81,7 +81,7 @@ def join(
     with run_folder.locked(run):
         storage.settle(run / ARTIFACT)
         federated_model.record_plan(run, plan)
-        member = Site(site, run, plan, settings)
+        member = Site(label, run, plan, settings)
         member.record_images([row.cells for row in manifest.rows])
         agreement = _agree(client, member)
         limit = ExpectedModel(federated_model.shapes(settings, agreement), "").update_bytes
