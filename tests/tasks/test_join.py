@@ -88,11 +88,13 @@ def federation(
     return Federation(study, tmp_path, forks)
 
 
-def simulated(config: Path, folder: Path, sites: int = 2, rounds: int = 2) -> list[Path]:
+def simulated(
+    config: Path, folder: Path, sites: int = 2, rounds: int = 2, **options: Any
+) -> list[Path]:
     """Lists of images of the sites of a simulation, which runs here."""
     data = write_phantoms(folder / SECRET, num=6 * sites, size=(16, 16)).parent
     simulate(config, data, folder / "simulated", sites=sites, num_rounds=rounds,
-             minimum_sites=2, overrides=[*EXACT, *SHARED])  # fmt: skip
+             minimum_sites=2, overrides=[*EXACT, *SHARED], **options)  # fmt: skip
     return [folder / "simulated" / "sites" / f"site-{n + 1}" / "data.csv" for n in range(sites)]
 
 
@@ -111,13 +113,21 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["rectified_flow", "latent_diffusion", "dcgan"])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("rectified_flow", {}),
+        ("rectified_flow", {"server_optimizer": {"name": "adam", "lr": 0.01}, "proximal": 0.1}),
+        ("latent_diffusion", {}),
+        ("dcgan", {}),
+    ],
+)
 def test_sites_on_a_network_come_to_the_bits_of_the_simulation(
-    family: str, tiny_config, federation: Federation, tmp_path: Path
+    family: str, options: dict[str, Any], tiny_config, federation: Federation, tmp_path: Path
 ) -> None:
     config = tiny_config(family)
-    lists = simulated(config, tmp_path)
-    federation.plan(config, 2)
+    lists = simulated(config, tmp_path, **options)
+    federation.plan(config, 2, **options)
     stage = reading.read_yaml(config, ConfigError)["model"].get("first_stage")
     local = [f"model.first_stage={stage}"] if stage else []
     processes = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,6 +51,16 @@ Plan = Annotated[
     Path, typer.Option("--plan", "-p", metavar="FILE", rich_help_panel=FILES,
                        help="The plan that all sites have."),
 ]  # fmt: skip
+Proximal = Annotated[
+    float, typer.Option(min=0, metavar="NUMBER", rich_help_panel=_FEDERATION,
+                        help="FedProx: holds a site near the weights of its round, as with 0.01."),
+]  # fmt: skip
+ServerOptimizer = Annotated[
+    str,
+    typer.Option("--server_optimizer", metavar="MAPPING", rich_help_panel=_FEDERATION,
+                 help="FedAvgM or FedAdam, as in '{name: sgd, lr: 1.0, momentum: 0.9}'; without "
+                 "it the plain average."),
+]  # fmt: skip
 Certificates = Annotated[
     Path, typer.Option("--certificates", "-k", metavar="FOLDER", rich_help_panel=FILES,
                        help="Folder with crt.crt, key.key and root.crt."),
@@ -83,6 +93,8 @@ def plan(
                      help="Sites that a round needs; without it two."),
     ] = None,
     ranges: Ranges = [],  # noqa: B006  # Typer copies it
+    proximal: Proximal = 0.0,
+    server_optimizer: ServerOptimizer = "",
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -94,7 +106,7 @@ def plan(
     written = task(
         config, output, sites=[label.strip() for label in sites.split(",")], num_rounds=rounds,
         local_epochs=local_epochs, minimum_sites=minimum_sites, ranges=_declared(ranges),
-        overrides=overrides,
+        proximal=proximal, server_optimizer=_mapping(server_optimizer), overrides=overrides,
     )  # fmt: skip
     say(f"Plan: {output}, SHA-256 {written.sha256}")
 
@@ -205,6 +217,8 @@ def simulate(
     ] = 2,
     local_epochs: LocalEpochs = 1,
     ranges: Ranges = [],  # noqa: B006  # Typer copies it
+    proximal: Proximal = 0.0,
+    server_optimizer: ServerOptimizer = "",
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -215,7 +229,8 @@ def simulate(
 
     folder = task(
         config, data, output, sites=sites, num_rounds=rounds, local_epochs=local_epochs,
-        ranges=_declared(ranges), overrides=overrides,
+        ranges=_declared(ranges), proximal=proximal,
+        server_optimizer=_mapping(server_optimizer), overrides=overrides,
     )  # fmt: skip
     say(f"Trained model: {folder}")
 
@@ -258,6 +273,20 @@ def mix(
         site_images=[int(text) for text in numbers], seed=seed,
     )  # fmt: skip
     say(f"Images: {path}")
+
+
+def _mapping(text: str) -> dict[str, Any] | None:
+    """The value of --server_optimizer; None if it is not given."""
+    from synthcube import reading
+
+    if not text:
+        return None
+    value, _ = reading.parse(text, "--server_optimizer")
+    if not isinstance(value, dict):
+        raise typer.BadParameter(
+            f"{text}: write it as {{name: adam, lr: 0.01}}.", param_hint="--server_optimizer"
+        )
+    return value
 
 
 def _declared(texts: list[str]) -> dict[str, tuple[float, float]]:

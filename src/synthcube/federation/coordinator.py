@@ -31,6 +31,7 @@ from synthcube.federation.messages import (
     State,
 )
 from synthcube.federation.plan import FederationPlan, digest_of
+from synthcube.federation.server_optimizer import stepped
 from synthcube.federation.update import read_update, write_update
 
 log = logging.getLogger("synthcube")
@@ -50,10 +51,14 @@ class ExpectedModel:
     Args:
         shapes: names, shapes and types of the weights, on the meta device.
         constants: hash of the whole numbers that are not sent.
+        initial: weights before the first round, by the names in an update.
+        parameters: names of what is trained, without buffers.
     """
 
     shapes: Mapping[str, Tensor]
-    constants: str
+    constants: str = ""
+    initial: Mapping[str, Tensor] = field(default_factory=dict)
+    parameters: frozenset[str] = frozenset()
 
     @property
     def update_bytes(self) -> int:
@@ -289,6 +294,9 @@ class Coordinator:
             average = averaging.average_update(
                 self.plan, agreement, number, updates, self.model.shapes
             )
+            initial = self.model.initial
+            before = read_update(self.average_path).tensors if number > 1 else initial
+            average = stepped(self.plan, self.folder, before, average, self.model.parameters)
             self._record(agreement, current, waited_for())
             write_update(self.average_path, average)
             if number < self.plan.rounds:  # else until the model is written

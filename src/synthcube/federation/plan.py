@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from synthcube import __version__, config, reading
 from synthcube.config import RunConfig
 from synthcube.errors import ConfigError, FederationError, first_faults
-from synthcube.schema import MAX_COUNT, List, Pair, Schema, flattened
+from synthcube.schema import MAX_COUNT, List, Pair, Schema, Weight, flattened
 
 MAX_SITES = 1000
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -27,6 +27,16 @@ _OF_THE_SITE = (
     "training.stop_signals.", "training.checkpoint_every_n_minutes.", "training.start_from.",
     "training.log_every_n_steps.", "model.first_stage.", "sampling.", "evaluation.", "export.",
 )  # fmt: skip
+
+
+class ServerOptimizer(Schema):
+    """How the average of a round moves the weights; without one they become the average."""
+
+    name: Literal["sgd", "adam"] = Field(description="sgd: FedAvgM; adam: FedAdam.")
+    lr: float = Field(default=1.0, gt=0, le=1e3, description="Learning rate.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Of the direction.")
+    second_momentum: float = Field(default=0.99, ge=0, lt=1, description="adam: of its square.")
+    epsilon: float = Field(default=1e-3, gt=0, le=1, description="adam: added to its root.")
 
 
 class FederationPlan(Schema):
@@ -50,6 +60,14 @@ class FederationPlan(Schema):
         default={},
         description="Declared lowest and highest value of a column of numbers: {Age: [0, 100]}. "
         "Of a column that is not declared, each site tells its own extremes.",
+    )
+    proximal: Weight = Field(
+        default=0.0,
+        description="FedProx: weight mu of the term mu / 2 * |w - w0|^2, which holds a site near "
+        "the weights w0 that the round began with.",
+    )
+    server_optimizer: ServerOptimizer | None = Field(
+        default=None, description="Moves the weights along the average: FedAvgM, FedAdam."
     )
 
     @property
@@ -88,6 +106,31 @@ def federated(settings: RunConfig, *, epochs: int) -> RunConfig:
     changed = training.model_copy(update=changes)
     one = compute.model_copy(update={"num_devices": 1})
     return settings.model_copy(update={"training": changed, "compute": one})
+
+
+def possible_plan(
+    settings: RunConfig, sites: Sequence[str], num_rounds: int, local_epochs: int,
+    minimum_sites: int, **others: Any,
+) -> FederationPlan:  # fmt: skip
+    """A plan of these values; `others` are further fields of it.
+
+    Raises FederationError, with all reasons why it is not possible.
+    """
+    faults = []
+    if len(set(sites)) < len(sites):
+        faults.append(f"--sites {','.join(sites)}: a label is there twice")
+    if minimum_sites > len(sites):
+        faults.append(f"--minimum_sites {minimum_sites}: there are {len(sites)} sites")
+    try:
+        plan = FederationPlan(
+            config=shared_config(settings), sites=tuple(sites), rounds=num_rounds,
+            local_epochs=local_epochs, minimum_sites=minimum_sites, **others,
+        )  # fmt: skip
+    except ValidationError as error:
+        faults += reading.faults_of(error)
+    if faults:
+        raise FederationError("This plan is not possible:", faults)
+    return plan
 
 
 def shared_config(settings: RunConfig) -> dict[str, Any]:

@@ -96,6 +96,27 @@ def replace_weights(checkpoint: Path, average: Update) -> None:
     write_with(checkpoint, partial(torch.save, content))
 
 
+def initial_weights(state: Mapping[str, Tensor], *, ema: bool) -> dict[str, Tensor]:
+    """What a site would send of a model that is not trained yet."""
+    parts = (_LATEST, _AVERAGED) if ema else (_AVERAGED,)
+    return {
+        f"{_PREFIXES[part]}{name}": tensor.float()
+        for part in parts
+        for name, tensor in exchanged_weights(state).items()
+    }
+
+
+def latest_name(name: str, sent: Mapping[str, Tensor]) -> str:
+    """The name in an update of a weight that a training goes on with."""
+    latest = f"{_PREFIXES[_LATEST]}{name}"
+    return latest if latest in sent else averaged_name(name)
+
+
+def averaged_name(name: str) -> str:
+    """The name in an update of a weight of the final model."""
+    return f"{_PREFIXES[_AVERAGED]}{name}"
+
+
 def latest_weights(average: Update) -> dict[str, Tensor]:
     """The weights that a training goes on with, without their moving average."""
     return _with_prefix(average, _LATEST) or _with_prefix(average, _AVERAGED)

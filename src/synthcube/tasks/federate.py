@@ -16,7 +16,8 @@ from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError, FederationError
 from synthcube.federation import averaging
 from synthcube.federation.agreement import Agreement, agree
-from synthcube.federation.plan import FederationPlan, federated, shared_config
+from synthcube.federation.plan import FederationPlan, federated, possible_plan
+from synthcube.federation.server_optimizer import stepped
 from synthcube.federation.update import read_update, write_update
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
@@ -47,6 +48,8 @@ def simulate(
     local_epochs: int = 1,
     minimum_sites: int | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    proximal: float = 0.0,
+    server_optimizer: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train on data that is divided among sites, as a federation would; returns the artifact.
@@ -61,6 +64,8 @@ def simulate(
         local_epochs: passes of each site over its images in a round.
         minimum_sites: a round with fewer updates is refused; None: all sites are needed.
         ranges: declared lowest and highest value of columns of numbers.
+        proximal: FedProx, weight of the term that holds a site near the weights of its round.
+        server_optimizer: FedAvgM or FedAdam, as {"name": "sgd", "lr": 1.0, "momentum": 0.9}.
 
     Raises:
         FederationError: the sites cannot train together, or an update is refused.
@@ -78,10 +83,10 @@ def simulate(
     training = fine_tuning.resolved(settings.training, {})
     settings = settings.model_copy(update={"training": training})
     labels = [f"site-{number}" for number in range(1, sites + 1)]
-    plan = FederationPlan(
-        config=shared_config(settings), sites=tuple(labels), rounds=num_rounds,
-        local_epochs=local_epochs, minimum_sites=sites if minimum_sites is None else minimum_sites,
-        ranges=dict(ranges or {}),
+    least = sites if minimum_sites is None else minimum_sites
+    plan = possible_plan(
+        settings, labels, num_rounds, local_epochs, least,
+        ranges=dict(ranges or {}), proximal=proximal, server_optimizer=server_optimizer,
     )  # fmt: skip
     shares = divide(read_manifest(data_path), labels, settings.seed) if data_path else None
     storage.make_folder(run, "output_path")
@@ -158,14 +163,16 @@ def _train_rounds(
     """Do the rounds that are still to do."""
     path = run / AVERAGE
     done = read_update(path).header.round if path.exists() else 0
-    shapes = federated_model.shapes(settings, agreement)
+    model = federated_model.expected(settings, agreement)
     for number in range(done + 1, plan.rounds + 1):
         before = path if number > 1 else None
         updates = {}
         for member in members:
             log.info("Round %d of %d at %s.", number, plan.rounds, member.label)
             updates[member.label] = read_update(member.train_round(agreement, number, before))
-        write_update(path, averaging.average_update(plan, agreement, number, updates, shapes))
+        average = averaging.average_update(plan, agreement, number, updates, model.shapes)
+        weights = read_update(path).tensors if before else model.initial
+        write_update(path, stepped(plan, run, weights, average, model.parameters))
         shares = averaging.image_weights(agreement, updates)
         shown = ", ".join(f"{label} {share:.0%}" for label, share in sorted(shares.items()))
         log.info("Round %d of %d is averaged: %s.", number, plan.rounds, shown)

@@ -13,11 +13,14 @@ from synthcube.config import RunConfig
 from synthcube.errors import ConfigError, FederationError, OutputError, first_faults
 from synthcube.federation import rounds
 from synthcube.federation.agreement import Agreement
+from synthcube.federation.coordinator import ExpectedModel
 from synthcube.federation.plan import FederationPlan
 from synthcube.federation.update import read_average
 from synthcube.models import artifact
+from synthcube.models.family import Family
 from synthcube.models.first_stage import TwoStageFamily
 from synthcube.schema import flattened
+from synthcube.training import fine_tuning
 
 PLAN, AGREEMENT, AVERAGE = "federation.json", "agreement.json", "average.safetensors"
 ARTIFACT = "artifact"
@@ -87,14 +90,29 @@ def shapes(settings: RunConfig, agreement: Agreement) -> dict[str, Tensor]:
     return rounds.blank_weights(family, ema=settings.training.ema is not None)
 
 
-def initial_state(settings: RunConfig, agreement: Agreement) -> dict[str, Tensor]:
-    """The state of the model before any training, with its trained first stage if it has one."""
+def initial_model(settings: RunConfig, agreement: Agreement) -> Family:
+    """The model before any training, with its trained first stage if it has one."""
     with torch.random.fork_rng():
         torch.manual_seed(environment.derived_seed(settings.seed, "weights"))
         family = settings.model.build(agreement.image.encoded)
     if isinstance(family, TwoStageFamily):
         family.first_stage.load(family.config.first_stage, family.config.first_stage_sha256)
-    return family.state_dict()
+    fine_tuning.take_weights(family, settings.training)
+    return family
+
+
+def expected(settings: RunConfig, agreement: Agreement) -> ExpectedModel:
+    """What every update must have. Raises FederationError if the images do not fit the model."""
+    if faults := settings.model.faults(agreement.image.encoded):
+        raise FederationError("The images do not fit the model:", faults)
+    family, ema = initial_model(settings, agreement), settings.training.ema is not None
+    state = family.state_dict()
+    sent = rounds.exchanged_weights(state)
+    trained = frozenset(name for name, _ in family.named_parameters() if name in sent)
+    return ExpectedModel(
+        rounds.blank_weights(family, ema=ema), rounds.constants_digest(state),
+        rounds.initial_weights(state, ema=ema), trained,
+    )  # fmt: skip
 
 
 def save(

@@ -25,6 +25,7 @@ from synthcube.models.family import ScalesByMoments
 from synthcube.schema import Count, Moments, Schema
 from synthcube.tasks.train import FederatedRound, train_round
 from synthcube.training import checkpoints
+from synthcube.training.proximal import Proximal
 
 log = logging.getLogger("synthcube")
 
@@ -126,10 +127,12 @@ class Site:
         progress = self._begun(agreement, number, average)
         if not last.exists() or checkpoints.position(last)[0] < progress.until_epoch:
             weights = None
-            if average and not last.exists():
-                weights = rounds.latest_weights(self._received(agreement, number, average))
+            if average:
+                begun = read_average(average, self.plan.sha256, agreement.sha256, number - 1)
+                weights = rounds.latest_weights(begun)
+            proximal = Proximal(self.plan.proximal, weights) if self.plan.proximal else None
             until = FederatedRound(
-                agreement.image, progress.until_epoch, agreement.moments, weights
+                agreement.image, progress.until_epoch, agreement.moments, weights, proximal
             )  # fmt: skip
             train_round(self.settings, self.data, self.folder / RUN, until)
         images = agreement.images[self.label]
@@ -160,7 +163,8 @@ class Site:
             epochs = checkpoints.position(last)[0]
             if average:
                 rounds.replace_weights(last, self._received(agreement, number, average))
-        elif number > 1:
+        elif average:
+            self._received(agreement, number, average)
             log.warning("This site has no checkpoint: it goes on with the average alone.")
         until = min(epochs + self.plan.local_epochs, self.plan.epochs)
         progress = Progress(round=number, until_epoch=until)

@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from synthcube import config, reading, storage
-from synthcube.errors import FederationError
-from synthcube.federation.plan import FederationPlan, federated, shared_config
+from synthcube import config, storage
+from synthcube.federation.plan import FederationPlan, federated, possible_plan
 from synthcube.tasks import hub_pins
 from synthcube.training import fine_tuning
 
@@ -27,6 +24,8 @@ def write_plan(
     local_epochs: int = 1,
     minimum_sites: int | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    proximal: float = 0.0,
+    server_optimizer: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> FederationPlan:
     """Write the plan of a federation as JSON; returns it.
@@ -39,6 +38,8 @@ def write_plan(
         local_epochs: passes of each site over its images in a round.
         minimum_sites: a round with fewer updates is not averaged; None: two, or one of one site.
         ranges: declared lowest and highest value of columns of numbers.
+        proximal: FedProx, weight of the term that holds a site near the weights of its round.
+        server_optimizer: FedAvgM or FedAdam, as {"name": "sgd", "lr": 1.0, "momentum": 0.9}.
 
     Raises:
         FederationError: such a training cannot be averaged, or the plan is not possible.
@@ -50,20 +51,10 @@ def write_plan(
     training = fine_tuning.resolved(settings.training, {})
     settings = settings.model_copy(update={"training": training})
     least = min(2, len(sites)) if minimum_sites is None else minimum_sites
-    faults = []
-    if len(set(sites)) < len(sites):
-        faults.append(f"--sites {','.join(sites)}: a label is there twice")
-    if least > len(sites):
-        faults.append(f"--minimum_sites {least}: there are {len(sites)} sites")
-    try:
-        plan = FederationPlan(
-            config=shared_config(settings), sites=tuple(sites), rounds=num_rounds,
-            local_epochs=local_epochs, minimum_sites=least, ranges=dict(ranges or {}),
-        )  # fmt: skip
-    except ValidationError as error:
-        faults += reading.faults_of(error)
-    if faults:
-        raise FederationError("This plan is not possible:", faults)
+    plan = possible_plan(
+        settings, sites, num_rounds, local_epochs, least, ranges=dict(ranges or {}),
+        proximal=proximal, server_optimizer=server_optimizer,
+    )  # fmt: skip
     storage.make_folder(path.parent)
     storage.write_json(path, plan.model_dump(mode="json"))
     return plan

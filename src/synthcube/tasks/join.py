@@ -84,7 +84,7 @@ def join(
         member = Site(label, run, plan, settings)
         member.record_images([row.cells for row in manifest.rows])
         agreement = _agree(client, member)
-        limit = ExpectedModel(federated_model.shapes(settings, agreement), "").update_bytes
+        limit = ExpectedModel(federated_model.shapes(settings, agreement)).update_bytes
         _train_rounds(client, member, agreement, limit)
         own = checkpoints.weights(member.checkpoint)
         return federated_model.save(run, plan, agreement, settings, own)

@@ -6,18 +6,18 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from synthcube import storage
-from synthcube.config import RunConfig
 from synthcube.errors import FederationError
-from synthcube.federation import identity, rounds
-from synthcube.federation.agreement import Agreement
-from synthcube.federation.coordinator import Coordinator, ExpectedModel
+from synthcube.federation import identity
+from synthcube.federation.coordinator import Coordinator
 from synthcube.federation.plan import read_plan, site_settings
 from synthcube.federation.server import Server
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
+from synthcube.training import fine_tuning
 
 log = logging.getLogger("synthcube")
 
@@ -57,26 +57,28 @@ def serve(
               "--site_certificates": site_certificates}  # fmt: skip
     storage.require_separate({"output_path": run}, inputs)
     federated_model.claim(run, "serve")
-    settings = hub_pins.pinned(_without_start(site_settings(plan, overrides)), {})
+    settings = site_settings(plan, overrides)
+    start = settings.training.start_from_sha256
+    if plan.server_optimizer and start and not settings.training.start_from:
+        raise FederationError(
+            "The plan's server_optimizer needs the trained weights that the sites start from: give "
+            f"their place by --set training.start_from=...; their SHA-256 is {start}."
+        )
+    settings = hub_pins.pinned(settings, {})
+    training = fine_tuning.resolved(settings.training, {})
+    settings = settings.model_copy(update={"training": training})
     storage.make_folder(run, "output_path")
     with run_folder.locked(run):
         storage.settle(run / ARTIFACT)
         federated_model.record_plan(run, plan)
 
-        def expected(agreement: Agreement) -> ExpectedModel:
-            if faults := settings.model.faults(agreement.image.encoded):
-                raise FederationError("The images do not fit the model:", faults)
-            state = federated_model.initial_state(settings, agreement)
-            shapes = federated_model.shapes(settings, agreement)
-            return ExpectedModel(shapes, rounds.constants_digest(state))
-
         coordinator = Coordinator(
-            plan, run, settings.data.conditions, round_minutes, expected,
-            run / AGREEMENT, run / AVERAGE,
+            plan, run, settings.data.conditions, round_minutes,
+            partial(federated_model.expected, settings), run / AGREEMENT, run / AVERAGE,
         )  # fmt: skip
         with _served(Server(listen, tls, allowed, coordinator)):
             agreement = coordinator.lead()
-            state = federated_model.initial_state(settings, agreement)
+            state = federated_model.initial_model(settings, agreement).state_dict()
             folder = federated_model.save(run, plan, agreement, settings, state)
             if absent := coordinator.say_farewell(60 * min(round_minutes, _FAREWELL_MINUTES)):
                 log.warning(
@@ -84,12 +86,6 @@ def serve(
                     ", ".join(absent),
                 )
     return folder
-
-
-def _without_start(settings: RunConfig) -> RunConfig:
-    """The config without the trained weights that the sites start from: they are only at a site."""
-    training = settings.training.model_copy(update={"start_from": None})
-    return settings.model_copy(update={"training": training})
 
 
 @contextmanager
