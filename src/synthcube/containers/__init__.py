@@ -1,6 +1,6 @@
 """The container files for MLCube and MedPerf, kept as package data in this folder.
 
-mlcube.yaml describes the container for MLCube. Each folder describes one of MedPerf's three roles:
+mlcube.yaml describes the container for MLCube. Each folder describes one of MedPerf's roles:
 container_config.yaml (MLCube reads it too), parameters.yaml and README.md.
 """
 
@@ -20,7 +20,7 @@ IMAGE = "synthcube:latest"  # what `make image` builds
 MLCUBE = "mlcube.yaml"
 CONTAINER_CONFIG = "container_config.yaml"
 PARAMETERS = "workspace/parameters.yaml"
-ROLES = ("preparator", "model", "evaluator")
+ROLES = ("preparator", "model", "evaluator", "trainer")
 
 _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?"
 _NAME = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"

@@ -83,25 +83,30 @@ def _fingerprint(text: str) -> str | None:
         return None
 
 
-def server_context(folder: Path) -> ssl.SSLContext:
-    """TLS of the coordinator: only those with a certificate of root.crt may connect."""
-    return _context(ssl.PROTOCOL_TLS_SERVER, folder)
+def server_context(folder: Path, root: Path | None = None) -> ssl.SSLContext:
+    """TLS of the coordinator: only those with a certificate of the authority may connect.
+
+    Args:
+        folder: with its certificate and key.
+        root: folder with root.crt; None: the same folder.
+    """
+    return _context(ssl.PROTOCOL_TLS_SERVER, folder, root or folder)
 
 
-def client_context(folder: Path) -> ssl.SSLContext:
-    """TLS of a site: the coordinator needs a certificate of root.crt, made for its address."""
-    return _context(ssl.PROTOCOL_TLS_CLIENT, folder)  # which checks the host's name
+def client_context(folder: Path, root: Path | None = None) -> ssl.SSLContext:
+    """TLS of a site: the coordinator needs a certificate of the authority, for its address."""
+    return _context(ssl.PROTOCOL_TLS_CLIENT, folder, root or folder)  # which checks the name
 
 
-def _context(protocol: int, folder: Path) -> ssl.SSLContext:
-    names = (CERTIFICATE, KEY, ROOT)
-    if missing := [name for name in names if not (folder / name).is_file()]:
+def _context(protocol: int, folder: Path, root: Path) -> ssl.SSLContext:
+    paths = (folder / CERTIFICATE, folder / KEY, root / ROOT)
+    if missing := [path.name for path in paths if not path.is_file()]:
         raise FederationError(
             f"--certificates {folder} needs {CERTIFICATE}, {KEY} and {ROOT}; missing: "
             f"{', '.join(missing)}."
         )
-    for name in names:
-        reading.read_bytes(folder / name, FederationError)  # readable, and no pipe
+    for path in paths:
+        reading.read_bytes(path, FederationError)  # readable, and no pipe
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
@@ -114,7 +119,7 @@ def _context(protocol: int, folder: Path) -> ssl.SSLContext:
             f"no PEM file, or the key has a password ({_reason(error)})."
         ) from error
     try:
-        context.load_verify_locations(folder / ROOT)
+        context.load_verify_locations(root / ROOT)
     except (ssl.SSLError, ValueError) as error:
         raise FederationError(
             f"--certificates {folder}: {ROOT} holds no certificate as PEM ({_reason(error)})."

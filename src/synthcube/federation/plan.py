@@ -152,7 +152,11 @@ def read_plan(path: Path) -> FederationPlan:
     Raises FederationError if it is damaged, of another version of the package, or sets what a site
     chooses itself.
     """
-    values = reading.read_object(path, FederationError)
+    return checked_plan(reading.read_object(path, FederationError), path)
+
+
+def checked_plan(values: Any, path: Path) -> FederationPlan:
+    """The plan that plain values hold; errors as in :func:`read_plan`."""
     plan = reading.validated(values, FederationPlan, path, FederationError)
     if plan.synthcube != __version__:
         raise FederationError(

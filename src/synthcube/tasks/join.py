@@ -37,6 +37,7 @@ def join(
     address: str,
     site: str | None = None,
     patience_minutes: float = 60.0,
+    root: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train as a site of a federation until its last round; returns the artifact.
@@ -49,6 +50,7 @@ def join(
         address: HOST:PORT of the coordinator.
         site: label of this site; None: that of its certificate at the coordinator.
         patience_minutes: how long the coordinator may be away.
+        root: folder with the authority's certificate; None: `certificates`.
         overrides: what a site chooses itself, such as the device and the path of the first stage.
 
     Raises:
@@ -60,7 +62,7 @@ def join(
         raise FederationError(
             f"--site {site}: the plan has no such site; its sites are {', '.join(plan.sites)}."
         )
-    tls = identity.client_context(certificates)
+    tls = identity.client_context(certificates, root)
     client = Client(address, tls, site, plan.sha256, patience_minutes)
     inputs = {"--plan": plan_path, "--certificates": certificates, "data_path": data_path}
     storage.require_separate({"output_path": run}, inputs)

@@ -32,6 +32,7 @@ def serve(
     *,
     address: str,
     round_minutes: float = 120.0,
+    root: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Lead the sites of a plan through all rounds; returns the artifact.
@@ -45,13 +46,14 @@ def serve(
         address: HOST:PORT to listen on.
         round_minutes: how long a round waits for all sites; then the plan's `minimum_sites` are
             enough.
+        root: folder with the authority's certificate; None: `certificates`.
         overrides: what the coordinator chooses itself, such as the path of the first stage.
 
     Raises:
         FederationError: the sites cannot train together, or too few of them came.
     """
     plan = read_plan(plan_path)
-    tls, listen = identity.server_context(certificates), identity.parsed_address(address)
+    tls, listen = identity.server_context(certificates, root), identity.parsed_address(address)
     allowed = identity.allowed_sites(site_certificates, plan)
     inputs = {"--plan": plan_path, "--certificates": certificates,
               "--site_certificates": site_certificates}  # fmt: skip
