@@ -20,7 +20,11 @@ from synthcube import __version__, reading
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError, FederationError, ImageError, OutputError
 from synthcube.federation import audit
-from synthcube.federation.plan import read_plan, shared_config, site_settings
+from synthcube.federation.agreement import Agreement
+from synthcube.federation.coordinator import ExpectedModel
+from synthcube.federation.plan import FederationPlan, read_plan, shared_config, site_settings
+from synthcube.federation.update import Update, UpdateHeader, write_update
+from synthcube.schema import ImageSpec
 from synthcube.tasks import join as joining
 from synthcube.tasks.federate import simulate
 from synthcube.tasks.federated_site import Site
@@ -32,6 +36,10 @@ from synthcube.tasks.serve import serve
 EXACT = ["compute.deterministic=true", "compute.accelerator=cpu", "compute.precision='32'"]
 SHARED = ["training.ema={decay: 0.9}", "training.sample_every_n_epochs=0"]
 SECRET = "Erika-Mustermann"
+IMAGE = ImageSpec(
+    size=(16, 16), channels=1, spacing_mm=(1, 1, 1), intensity_range=((0, 255),),
+    affine=tuple(tuple(float(i == j) for j in range(4)) for i in range(4)), file_format="png",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +269,32 @@ def test_a_late_site_takes_the_average_and_goes_on(
     assert not (tmp_path / "server" / "updates" / "site-3.safetensors").samefile(
         tmp_path / "site-3" / "update.safetensors"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "message"),
+    [
+        (float("nan"), "w", "w: holds numbers that are not finite"),
+        (1.0, "x", "other weights: w, x"),
+    ],
+)
+def test_a_site_refuses_an_average_that_it_must_not_use(
+    value: float, name: str, message: str, tmp_path: Path
+) -> None:
+    plan = FederationPlan(config={}, sites=("a", "b"), rounds=2)
+    agreement = Agreement(plan=plan.sha256, image=IMAGE, images={"a": 3, "b": 3})
+    header = UpdateHeader(plan=plan.sha256, agreement=agreement.sha256, round=1, images=6,
+                          constants="0" * 64)  # fmt: skip
+
+    class Coordinator:
+        def take_average(self, number: int, path: Path, limit: int) -> None:
+            write_update(path, Update(header, {name: torch.full((2,), value)}))
+
+    site: Any = Site("a", tmp_path, plan, None)  # type: ignore[arg-type]
+    model = ExpectedModel({"w": torch.empty(2, device="meta")})
+    with pytest.raises(FederationError, match=message):
+        joining._average(Coordinator(), site, agreement, 1, model)  # type: ignore[arg-type]
+    assert not (tmp_path / "average.safetensors").exists()
 
 
 @pytest.fixture

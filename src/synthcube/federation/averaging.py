@@ -109,12 +109,13 @@ def update_faults(
         yield UpdateFault("round", f"is of round {header.round}")
     if header.images < 1:
         yield UpdateFault("images", f"claims {header.images} images")
-    yield from _weight_faults(update.tensors, shapes)
+    yield from weight_faults(update.tensors, shapes)
 
 
-def _weight_faults(
+def weight_faults(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, Tensor]
 ) -> Iterator[UpdateFault]:
+    """The reasons why weights do not fit a model, or must not be used."""
     if names := sorted(tensors.keys() ^ shapes.keys()):
         text = f"has other weights: {', '.join(first_faults(names, 3))}"
         yield UpdateFault("weights", text)

@@ -262,7 +262,8 @@ class Coordinator:
             model = self._expect(agreement)
         except FederationError as error:
             with self._changed:
-                self._phase, self._faults = "failed", error.faults or (error.headline,)
+                self._phase = "failed"
+                self._faults = tuple(fault[:1000] for fault in error.faults or (error.headline,))
             self._wait(lambda: {*facts} <= self._informed, _FAREWELL_S)
             for site in facts:  # they tell them again, once the data or the plan is corrected
                 self._facts_path(site).unlink(missing_ok=True)

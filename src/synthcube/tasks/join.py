@@ -10,8 +10,8 @@ from pathlib import Path
 
 from synthcube import storage
 from synthcube.data.manifest import read_manifest, require_outside
-from synthcube.errors import FederationError, SynthCubeError
-from synthcube.federation import identity
+from synthcube.errors import FederationError, SynthCubeError, first_faults
+from synthcube.federation import averaging, identity
 from synthcube.federation.agreement import Agreement
 from synthcube.federation.client import Client
 from synthcube.federation.coordinator import ExpectedModel
@@ -86,8 +86,8 @@ def join(
         member = Site(label, run, plan, settings)
         member.record_images([row.cells for row in manifest.rows])
         agreement = _agree(client, member)
-        limit = ExpectedModel(federated_model.shapes(settings, agreement)).update_bytes
-        _train_rounds(client, member, agreement, limit)
+        model = ExpectedModel(federated_model.shapes(settings, agreement))
+        _train_rounds(client, member, agreement, model)
         own = checkpoints.weights(member.checkpoint)
         return federated_model.save(run, plan, agreement, settings, own)
 
@@ -121,7 +121,7 @@ def _agree(client: Client, member: Site) -> Agreement:
     return agreement
 
 
-def _train_rounds(client: Client, member: Site, agreement: Agreement, limit: int) -> None:
+def _train_rounds(client: Client, member: Site, agreement: Agreement, model: ExpectedModel) -> None:
     """Train and send in each round until the last average is here."""
     plan, state = member.plan, client.state()
     while state.phase != "done":
@@ -130,7 +130,7 @@ def _train_rounds(client: Client, member: Site, agreement: Agreement, limit: int
             state = client.state()
             continue
         number = state.round
-        average = _average(client, member, agreement, number - 1, limit) if number > 1 else None
+        average = _average(client, member, agreement, number - 1, model) if number > 1 else None
         if number > 1 and average is None:  # another round has ended meanwhile
             state = client.state()
             continue
@@ -144,7 +144,7 @@ def _train_rounds(client: Client, member: Site, agreement: Agreement, limit: int
                 raise
             log.warning("Round %d was over before this site was ready: it goes on.", number)
             state = client.state()
-    average = _average(client, member, agreement, plan.rounds, limit)
+    average = _average(client, member, agreement, plan.rounds, model)
     if average is None:
         raise FederationError("The coordinator does not have the last average any more.")
     last = read_average(average, plan.sha256, agreement.sha256, plan.rounds)
@@ -153,18 +153,22 @@ def _train_rounds(client: Client, member: Site, agreement: Agreement, limit: int
 
 
 def _average(
-    client: Client, member: Site, agreement: Agreement, number: int, limit: int
+    client: Client, member: Site, agreement: Agreement, number: int, model: ExpectedModel
 ) -> Path | None:
-    """The file with the average of a round; None if a newer one has replaced it."""
+    """The file with the average of a round, checked; None if a newer one has replaced it."""
     path = member.folder / AVERAGE
     if path.exists() and read_update(path).header.round == number:
         return path
     try:
-        client.take_average(number, path, limit)
+        client.take_average(number, path, model.update_bytes)
     except RefusalError as refusal:
         if refusal.code == "late":
             return None
         raise
+    average = read_average(path, member.plan.sha256, agreement.sha256, number)
+    if faults := [fault.text for fault in averaging.weight_faults(average.tensors, model.shapes)]:
+        path.unlink()
+        raise FederationError("The average of the coordinator is refused:", first_faults(faults))
     return path
 
 
