@@ -106,6 +106,14 @@ def simulated(
     return [folder / "simulated" / "sites" / f"site-{n + 1}" / "data.csv" for n in range(sites)]
 
 
+def images_of(sites: int, folder: Path) -> list[Path]:
+    """Folders with images of sites."""
+    return [
+        write_phantoms(folder / SECRET / str(number), num=6, size=(16, 16), seed=number).parent
+        for number in range(sites)
+    ]
+
+
 def ended(forks: Sequence[Any]) -> list[str]:
     """The errors of processes, all of which must have succeeded."""
     results = [fork.ended() for fork in forks]
@@ -209,7 +217,7 @@ def test_rounds_go_on_without_a_site_which_comes_back_with_the_average_alone(
 ) -> None:
     """Site 3 tells its facts, has an error in round 1, loses its disk, and comes back later."""
     config = tiny_config()
-    lists = simulated(config, tmp_path, sites=3, rounds=3)
+    lists = images_of(3, tmp_path)
     federation.plan(config, 3, num_rounds=3)
     server = federation.fork(federation.words_to_serve(minutes=0.5))
     trained = Site.train_round
@@ -245,7 +253,7 @@ def test_a_late_site_takes_the_average_and_goes_on(
     tiny_config, federation: Federation, tmp_path: Path
 ) -> None:
     config = tiny_config()
-    lists = simulated(config, tmp_path, sites=3, rounds=3)
+    lists = images_of(3, tmp_path)
     federation.plan(config, 3, num_rounds=3)
     trained, over = Site.train_round, tmp_path / "server" / "rounds.json"
 
