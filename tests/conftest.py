@@ -138,6 +138,12 @@ def forks() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def certificates() -> ModuleType:
+    """tests/certificates.py: certificates of a study."""
+    return _module("certificates")
+
+
+@pytest.fixture(scope="session")
 def kills() -> ModuleType:
     """tests/kills.py: processes that are killed before a change of the file system."""
     return _module("kills")

@@ -54,6 +54,30 @@ ROLES: dict[str, dict[str, Volumes]] = {
         ),
     },
     "model": {"infer": Volumes({"data_path": DIRECTORY}, {"output_path": DIRECTORY})},
+    "trainer": {
+        "generate_plan": Volumes(
+            {"training_config_path": FILE, "aggregator_config_path": FILE}, {"plan_path": FILE}
+        ),
+        "start_aggregator": Volumes(
+            {
+                "plan_path": FILE,
+                "collaborators": FILE,
+                "node_cert_folder": DIRECTORY,
+                "ca_cert_folder": DIRECTORY,
+            },
+            {"output_logs": DIRECTORY, "output_weights": DIRECTORY, "report_path": FILE},
+        ),
+        "train": Volumes(
+            {
+                "data_path": DIRECTORY,
+                "labels_path": DIRECTORY,
+                "plan_path": FILE,
+                "node_cert_folder": DIRECTORY,
+                "ca_cert_folder": DIRECTORY,
+            },
+            {"output_logs": DIRECTORY},
+        ),
+    },
     "evaluator": {
         "evaluate": Volumes(
             {"predictions": DIRECTORY, "labels": DIRECTORY},
@@ -78,6 +102,8 @@ def role_of(config: Any) -> str:
         return "script"
     if "infer" in names:
         return "model"
+    if "start_aggregator" in names:
+        return "trainer"
     return "evaluator" if "evaluate" in names else "preparator"
 
 

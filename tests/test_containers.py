@@ -39,7 +39,7 @@ def options(command: str) -> dict[str, Any]:
 def test_the_repository_holds_exact_copies(tmp_path: Path) -> None:
     write_specs(tmp_path / "mlcube")
     written = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.*")}
-    assert len(written) == 13
+    assert len(written) == 16
     assert {path: (ROOT / path).read_bytes() for path in written} == written
 
 

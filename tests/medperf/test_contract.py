@@ -17,6 +17,7 @@ from synthcube.cli import app
 from synthcube.containers import CONTAINER_CONFIG, ROLES, description, mounts
 from synthcube.medperf.infer import ModelConfig, PreparatorConfig, read_parameters
 from synthcube.medperf.run_script import ScriptConfig
+from synthcube.medperf.training import TrainerConfig
 
 ROOT = Path(__file__).parents[2]
 TEXTS = {role: description(f"{role}/{CONTAINER_CONFIG}") for role in ROLES}
@@ -38,6 +39,7 @@ def test_the_parameters_that_they_come_with_are_valid() -> None:
     folders = {role: ROOT / "mlcube" / role / "workspace" for role in ROLES}
     read_parameters(folders["preparator"] / "parameters.yaml", PreparatorConfig)
     read_parameters(folders["model"] / "parameters.yaml", ModelConfig)
+    read_parameters(folders["trainer"] / "parameters.yaml", TrainerConfig)
     evaluation = config.load(folders["evaluator"] / "parameters.yaml").evaluation
     assert evaluation.extractor.name == "efficientnet-lite0"
     script = read_parameters(folders["script"] / "parameters.yaml", ScriptConfig)

@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from synthcube import plugins, reading
+from synthcube.config import load_any
 from synthcube.data.manifest import read_manifest
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError, FederationError, OutputError
 from synthcube.federation import audit
 from synthcube.federation.update import read_update
 from synthcube.tasks.federate import divide, simulate
+from synthcube.tasks.federated_model import initial_model, recorded_agreement
 from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints
@@ -148,6 +150,48 @@ def test_one_step_at_two_sites_is_one_step_on_all_images(reconstructing, tmp_pat
         torch.testing.assert_close(federated[name], expected, atol=1e-6, rtol=0)
     moved = (alone["averaged.network.0.weight"] - central["network.0.weight"]).abs().max()
     assert moved > 1e-5, "one site alone took another step"
+
+
+def test_a_proximal_term_is_one_term_of_the_loss(
+    reconstructing, phantoms: Path, tmp_path: Path
+) -> None:
+    """The second of two steps of SGD has the gradient mu * (w1 - w0) more."""
+    config = reconstructing("proximal_family", "torch.nn.Identity()")
+
+    def weights(name: str, epochs: int, proximal: float = 0.0) -> dict[str, torch.Tensor]:
+        simulate(config, phantoms, tmp_path / name, sites=1, num_rounds=1, local_epochs=epochs,
+                 proximal=proximal, overrides=ONE_STEP)  # fmt: skip
+        return load_file(tmp_path / name / "artifact" / "weights.safetensors")
+
+    one, two, held = weights("one", 1), weights("two", 2), weights("held", 2, 3.0)
+    agreement = recorded_agreement(tmp_path / "one")
+    start = initial_model(load_any(config, ONE_STEP), agreement).state_dict()
+    for name, first in start.items():
+        expected = two[name] - 0.5 * 3.0 * (one[name] - first)
+        torch.testing.assert_close(held[name], expected, atol=1e-6, rtol=1e-4)
+    moved = (held["network.0.weight"] - two["network.0.weight"]).abs().max()
+    assert moved > 1e-5, "without the term the weights would be the same"
+
+
+def test_the_server_steps_from_the_weights_that_the_sites_began_with(
+    reconstructing, phantoms: Path, tmp_path: Path
+) -> None:
+    config = reconstructing("stepped_family", "torch.nn.Identity()")
+    weights = {}
+    for name, optimizer in {
+        "plain": None, "whole": {"name": "sgd", "momentum": 0.0},
+        "half": {"name": "sgd", "momentum": 0.0, "lr": 0.5},
+    }.items():  # fmt: skip
+        simulate(config, phantoms, tmp_path / name, num_rounds=1, server_optimizer=optimizer,
+                 overrides=ONE_STEP)  # fmt: skip
+        weights[name] = load_file(tmp_path / name / "artifact" / "weights.safetensors")
+    agreement = recorded_agreement(tmp_path / "plain")
+    start = initial_model(load_any(config, ONE_STEP), agreement).state_dict()
+    for name, average in weights["plain"].items():
+        torch.testing.assert_close(weights["whole"][name], average, atol=1e-7, rtol=0)
+        torch.testing.assert_close(weights["half"][name], (start[name] + average) / 2)
+    with pytest.raises(FederationError, match=r"server_optimizer.lr: Input should be greater"):
+        simulate(config, phantoms, tmp_path / "no", server_optimizer={"name": "sgd", "lr": 0})
 
 
 def test_batch_norms_are_averaged_and_their_counters_are_not(

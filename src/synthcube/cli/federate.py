@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ from synthcube.cli.app import (
     FILES,
     MODELS,
     SETTINGS,
+    Config,
+    Data,
     Group,
     Output,
     Override,
@@ -35,6 +37,154 @@ federate = typer.Typer(
 app.add_typer(federate, rich_help_panel=MODELS)
 
 _FEDERATION = "Federation"  # a panel
+
+Ranges = Annotated[
+    list[str],
+    typer.Option("--range", metavar="NAME=LOW,HIGH", rich_help_panel=_FEDERATION,
+                 help="Declared range of a column of numbers, as in Age=0,100; repeatable."),
+]  # fmt: skip
+LocalEpochs = Annotated[
+    int, typer.Option("--local_epochs", min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
+                      help="Passes of each site over its images in a round."),
+]  # fmt: skip
+Plan = Annotated[
+    Path, typer.Option("--plan", "-p", metavar="FILE", rich_help_panel=FILES,
+                       help="The plan that all sites have."),
+]  # fmt: skip
+Proximal = Annotated[
+    float, typer.Option(min=0, metavar="NUMBER", rich_help_panel=_FEDERATION,
+                        help="FedProx: holds a site near the weights of its round, as with 0.01."),
+]  # fmt: skip
+ServerOptimizer = Annotated[
+    str,
+    typer.Option("--server_optimizer", metavar="MAPPING", rich_help_panel=_FEDERATION,
+                 help="FedAvgM or FedAdam, as in '{name: sgd, lr: 1.0, momentum: 0.9}'; without "
+                 "it the plain average."),
+]  # fmt: skip
+Certificates = Annotated[
+    Path, typer.Option("--certificates", "-k", metavar="FOLDER", rich_help_panel=FILES,
+                       help="Folder with crt.crt, key.key and root.crt."),
+]  # fmt: skip
+
+
+@command(
+    MODELS,
+    "federate plan -c config.yaml --sites a,b --rounds 50 -o plan.json",
+    of=federate,
+)
+def plan(
+    config: Config,
+    output: Annotated[
+        Path, typer.Option("--output_path", "-o", metavar="FILE", rich_help_panel=FILES,
+                           help="JSON file to write."),
+    ],
+    sites: Annotated[
+        str, typer.Option(metavar="LABELS", rich_help_panel=_FEDERATION,
+                          help="Labels of the sites, as in site-a,site-b."),
+    ],
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
+                          help="How often the weights are averaged."),
+    ],
+    local_epochs: LocalEpochs = 1,
+    minimum_sites: Annotated[
+        int | None,
+        typer.Option("--minimum_sites", min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
+                     help="Sites that a round needs; without it two."),
+    ] = None,
+    ranges: Ranges = [],  # noqa: B006  # Typer copies it
+    proximal: Proximal = 0.0,
+    server_optimizer: ServerOptimizer = "",
+    overrides: Override = [],  # noqa: B006
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:  # fmt: skip
+    """Write what all sites of a federation must have the same."""
+    setup_process(plugins, trust)
+    from synthcube.tasks.federation_plan import write_plan as task
+
+    written = task(
+        config, output, sites=[label.strip() for label in sites.split(",")], num_rounds=rounds,
+        local_epochs=local_epochs, minimum_sites=minimum_sites, ranges=_declared(ranges),
+        proximal=proximal, server_optimizer=_mapping(server_optimizer), overrides=overrides,
+    )  # fmt: skip
+    say(f"Plan: {output}, SHA-256 {written.sha256}")
+
+
+@command(
+    MODELS,
+    "federate serve -p plan.json -k keys -s sites.yaml -o run",
+    of=federate,
+)
+def serve(
+    plan: Plan,
+    certificates: Certificates,
+    site_certificates: Annotated[
+        Path, typer.Option("--site_certificates", "-s", metavar="FILE", rich_help_panel=FILES,
+                           help="YAML with the certificate of each site."),
+    ],
+    output: Output,
+    address: Annotated[
+        str, typer.Option("--address", "-a", metavar="HOST:PORT", rich_help_panel=_FEDERATION,
+                          help="Address to listen on."),
+    ] = "0.0.0.0:50273",
+    round_minutes: Annotated[
+        float, typer.Option("--round_minutes", min=0.01, metavar="NUMBER",
+                            rich_help_panel=_FEDERATION,
+                            help="How long a round waits for all sites."),
+    ] = 120.0,
+    overrides: Override = [],  # noqa: B006
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:  # fmt: skip
+    """Coordinate the sites of a federation; the same command again continues it."""
+    setup_process(plugins, trust)
+    from synthcube.tasks.serve import serve as task
+
+    folder = task(
+        plan, certificates, site_certificates, output, address=address,
+        round_minutes=round_minutes, overrides=overrides,
+    )  # fmt: skip
+    say(f"Trained model: {folder}")
+
+
+@command(
+    MODELS,
+    "federate join -p plan.json -d images -k keys -a host:50273 -o run",
+    of=federate,
+)
+def join(
+    plan: Plan,
+    data: Data,
+    certificates: Certificates,
+    address: Annotated[
+        str, typer.Option("--address", "-a", metavar="HOST:PORT", rich_help_panel=_FEDERATION,
+                          help="Address of the coordinator."),
+    ],
+    output: Output,
+    site: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL", rich_help_panel=_FEDERATION,
+                     help="Label of this site in the plan; without it, that of its certificate."),
+    ] = None,
+    patience_minutes: Annotated[
+        float, typer.Option("--patience_minutes", min=0, metavar="NUMBER",
+                            rich_help_panel=_FEDERATION,
+                            help="How long the coordinator may be away."),
+    ] = 60.0,
+    overrides: Override = [],  # noqa: B006
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:  # fmt: skip
+    """Train as a site of a federation; the same command again continues it."""
+    setup_process(plugins, trust)
+    from synthcube.tasks.join import join as task
+
+    folder = task(
+        plan, data, certificates, output, address=address, site=site,
+        patience_minutes=patience_minutes, overrides=overrides,
+    )  # fmt: skip
+    say(f"Trained model: {folder}")
 
 
 @command(MODELS, "federate simulate -c config.yaml -d images --sites 2 -o run", of=federate)
@@ -65,15 +215,10 @@ def simulate(
         int, typer.Option(min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
                           help="How often the weights are averaged."),
     ] = 2,
-    local_epochs: Annotated[
-        int, typer.Option("--local_epochs", min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
-                          help="Passes of each site over its images in a round."),
-    ] = 1,
-    ranges: Annotated[
-        list[str],
-        typer.Option("--range", metavar="NAME=LOW,HIGH", rich_help_panel=_FEDERATION,
-                     help="Declared range of a column of numbers, as in Age=0,100; repeatable."),
-    ] = [],  # noqa: B006  # Typer copies it
+    local_epochs: LocalEpochs = 1,
+    ranges: Ranges = [],  # noqa: B006  # Typer copies it
+    proximal: Proximal = 0.0,
+    server_optimizer: ServerOptimizer = "",
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -84,7 +229,8 @@ def simulate(
 
     folder = task(
         config, data, output, sites=sites, num_rounds=rounds, local_epochs=local_epochs,
-        ranges=_declared(ranges), overrides=overrides,
+        ranges=_declared(ranges), proximal=proximal,
+        server_optimizer=_mapping(server_optimizer), overrides=overrides,
     )  # fmt: skip
     say(f"Trained model: {folder}")
 
@@ -127,6 +273,20 @@ def mix(
         site_images=[int(text) for text in numbers], seed=seed,
     )  # fmt: skip
     say(f"Images: {path}")
+
+
+def _mapping(text: str) -> dict[str, Any] | None:
+    """The value of --server_optimizer; None if it is not given."""
+    from synthcube import reading
+
+    if not text:
+        return None
+    value, _ = reading.parse(text, "--server_optimizer")
+    if not isinstance(value, dict):
+        raise typer.BadParameter(
+            f"{text}: write it as {{name: adam, lr: 0.01}}.", param_hint="--server_optimizer"
+        )
+    return value
 
 
 def _declared(texts: list[str]) -> dict[str, tuple[float, float]]:

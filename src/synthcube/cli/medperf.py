@@ -45,6 +45,9 @@ _PREPARE, _CHECK, _STATISTICS, _INFER, _EVALUATE, _SCRIPT = map(
     mounts().__getitem__,
     ("prepare", "sanity_check", "statistics", "infer", "evaluate", "run_script"),
 )
+_PLAN, _AGGREGATE, _TRAIN = map(
+    mounts().__getitem__, ("generate_plan", "start_aggregator", "train")
+)
 _OPTIONAL = "; none where MedPerf mounts none"
 
 
@@ -258,6 +261,100 @@ def demo(
         raise typer.BadParameter(f"{size}: write it as 32x32 or 32x32x32.", param_hint="--size")
     digest = write_demo(output, num=num, size=[int(side) for side in sides], seed=seed)
     say(f"Demo data: {output}\nSHA-256: {digest}")
+
+
+_PlanFile = Annotated[Path, _option("plan_path", "Plan that generate_plan wrote.")]
+_NodeCertificates = Annotated[
+    Path, _option("node_cert_folder", "Folder with the own crt.crt and key.key.")
+]
+_Authority = Annotated[Path, _option("ca_cert_folder", "Folder with the authority's root.crt.")]
+_Logs = Annotated[Path, _option("output_logs", "Folder for the training and the audit log.")]
+_FirstStage = Annotated[
+    Path | None, _option("additional_files", f"Folder with a trained first stage{_OPTIONAL}.")
+]
+
+
+@_task("medperf generate_plan --plan_path plan.yaml", "generate_plan")
+def generate_plan(
+    training_config_path: Annotated[
+        Path, _option("training_config_path", "YAML of the config, the sites and the rounds.")
+    ] = _PLAN["training_config_path"],
+    aggregator_config_path: Annotated[
+        Path, _option("aggregator_config_path", "YAML of address and port.")
+    ] = _PLAN["aggregator_config_path"],
+    plan_path: Annotated[Path, _option("plan_path", "YAML to write.")] = _PLAN["plan_path"],
+    additional_files: _FirstStage = None,
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:
+    """Write what all sites of a federated training have in common."""
+    setup_process(plugins, trust)
+    from synthcube.medperf.training import generate_plan as task
+
+    digest = task(
+        training_config_path, aggregator_config_path, plan_path,
+        additional_files=_mounted(additional_files, _PLAN["additional_files"]),
+    )  # fmt: skip
+    say(f"Plan: {plan_path}, SHA-256 {digest}")
+
+
+@_task("medperf start_aggregator --plan_path plan.yaml", "start_aggregator")
+def start_aggregator(
+    plan_path: _PlanFile = _AGGREGATE["plan_path"],
+    collaborators: Annotated[
+        Path, _option("collaborators", "YAML with the certificate of each site.")
+    ] = _AGGREGATE["collaborators"],
+    node_cert_folder: _NodeCertificates = _AGGREGATE["node_cert_folder"],
+    ca_cert_folder: _Authority = _AGGREGATE["ca_cert_folder"],
+    output_logs: _Logs = _AGGREGATE["output_logs"],
+    output_weights: Annotated[
+        Path, _option("output_weights", "Folder for the trained model.")
+    ] = _AGGREGATE["output_weights"],
+    report_path: Annotated[
+        Path, _option("report_path", "YAML that says when it is done.")
+    ] = _AGGREGATE["report_path"],
+    parameters_file: _Parameters = None,
+    additional_files: _FirstStage = None,
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:
+    """Average what the sites of a federated training send, until the last round."""
+    setup_process(plugins, trust)
+    from synthcube.medperf.training import start_aggregator as task
+
+    folder = task(
+        plan_path, collaborators, node_cert_folder, ca_cert_folder, output_logs, output_weights,
+        report_path, parameters_file=_mounted(parameters_file, _AGGREGATE["parameters_file"]),
+        additional_files=_mounted(additional_files, _AGGREGATE["additional_files"]),
+    )  # fmt: skip
+    say(f"Trained model: {folder}")
+
+
+@_task("medperf train --data_path data --plan_path plan.yaml")
+def train(
+    data_path: _Data = _TRAIN["data_path"],
+    labels_path: Annotated[
+        Path, _option("labels_path", "Reference images; a training does not read them.")
+    ] = _TRAIN["labels_path"],
+    plan_path: _PlanFile = _TRAIN["plan_path"],
+    node_cert_folder: _NodeCertificates = _TRAIN["node_cert_folder"],
+    ca_cert_folder: _Authority = _TRAIN["ca_cert_folder"],
+    output_logs: _Logs = _TRAIN["output_logs"],
+    parameters_file: _Parameters = None,
+    additional_files: _FirstStage = None,
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:
+    """Train on the prepared images of a site, and send weights and counts."""
+    setup_process(plugins, trust)
+    from synthcube.medperf.training import train as task
+
+    folder = task(
+        data_path, plan_path, node_cert_folder, ca_cert_folder, output_logs,
+        parameters_file=_mounted(parameters_file, _TRAIN["parameters_file"]),
+        additional_files=_mounted(additional_files, _TRAIN["additional_files"]),
+    )  # fmt: skip
+    say(f"Trained: {folder}")
 
 
 @command(MODELS, "package -m run -o container")

@@ -20,7 +20,7 @@ IMAGE = "synthcube:latest"  # what `make image` builds
 MLCUBE = "mlcube.yaml"
 CONTAINER_CONFIG = "container_config.yaml"
 PARAMETERS = "workspace/parameters.yaml"
-ROLES = ("preparator", "model", "evaluator", "script")
+ROLES = ("preparator", "model", "evaluator", "script", "trainer")
 
 _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?"
 _NAME = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"

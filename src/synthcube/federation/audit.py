@@ -27,7 +27,7 @@ class AuditLine(Schema):
         pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$",
         description="When, in UTC.",
     )
-    event: Literal["sent", "received"] = Field(description="Direction of the message.")
+    event: Literal["sent", "received", "refused"] = Field(description="What became of it.")
     kind: Literal["facts", "agreement", "weights", "average"] = Field(description="Its content.")
     site: SiteName = Field(description="Label of the site in the federation.")
     round: int = Field(ge=0, le=MAX_COUNT, description="Round, from 1; 0: before the first.")

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from synthcube.errors import FederationError, first_faults
 from synthcube.federation.agreement import Agreement
 from synthcube.federation.plan import FederationPlan
-from synthcube.federation.update import Update, are_finite
+from synthcube.federation.update import Update, UpdateHeader, are_finite
+
+FaultCode = Literal["agreement", "images", "not_finite", "plan", "round", "site", "weights"]
+
+
+class UpdateFault(NamedTuple):
+    """A reason against an update: a code for logs, and a text for the site that sent it."""
+
+    code: FaultCode
+    text: str
+
+
+def average_update(
+    plan: FederationPlan, agreement: Agreement, number: int, updates: Mapping[str, Update],
+    shapes: Mapping[str, Tensor],
+) -> Update:  # fmt: skip
+    """The average of a round as all sites get it; arguments and faults as in :func:`average`."""
+    tensors = average(plan, agreement, number, updates, shapes)
+    header = UpdateHeader(
+        plan=plan.sha256, agreement=agreement.sha256, round=number,
+        images=sum(agreement.images[label] for label in updates),
+        constants=next(iter(updates.values())).header.constants,
+    )  # fmt: skip
+    return Update(header, tensors)
 
 
 def average(
@@ -32,9 +56,9 @@ def average(
     """
     ordered = dict(sorted(updates.items()))
     faults = [
-        f"{site}: {fault}"
+        f"{site}: {fault.text}"
         for site, update in ordered.items()
-        for fault in _faults(plan, agreement, number, site, update, shapes)
+        for fault in update_faults(plan, agreement, number, site, update, shapes)
     ]
     if len({update.header.constants for update in ordered.values()}) > 1:
         faults.append("whole numbers among the buffers differ between the sites")
@@ -67,33 +91,41 @@ def _weighted(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Te
     return total.to(first.dtype)
 
 
-def _faults(
+def update_faults(
     plan: FederationPlan, agreement: Agreement, number: int, site: str, update: Update,
     shapes: Mapping[str, Tensor],
-) -> Iterator[str]:  # fmt: skip
+) -> Iterator[UpdateFault]:  # fmt: skip
+    """The reasons why the update of a site cannot be averaged; arguments as in :func:`average`."""
     header = update.header
     if site not in agreement.images:
-        yield "took no part in the agreement"
+        yield UpdateFault("site", "took no part in the agreement")
     if header.plan != plan.sha256:
-        yield f"is of another plan ({header.plan[:12]}, not {plan.sha256[:12]})"
+        text = f"is of another plan ({header.plan[:12]}, not {plan.sha256[:12]})"
+        yield UpdateFault("plan", text)
     if header.agreement != agreement.sha256:
-        yield "is of another agreement: its classes or ranges may mean something else"
+        text = "is of another agreement: its classes or ranges may mean something else"
+        yield UpdateFault("agreement", text)
     if header.round != number:
-        yield f"is of round {header.round}"
+        yield UpdateFault("round", f"is of round {header.round}")
     if header.images < 1:
-        yield f"claims {header.images} images"
-    yield from _weight_faults(update.tensors, shapes)
+        yield UpdateFault("images", f"claims {header.images} images")
+    yield from weight_faults(update.tensors, shapes)
 
 
-def _weight_faults(tensors: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> Iterator[str]:
+def weight_faults(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, Tensor]
+) -> Iterator[UpdateFault]:
+    """The reasons why weights do not fit a model, or must not be used."""
     if names := sorted(tensors.keys() ^ shapes.keys()):
-        yield f"has other weights: {', '.join(first_faults(names, 3))}"
+        text = f"has other weights: {', '.join(first_faults(names, 3))}"
+        yield UpdateFault("weights", text)
     for name in sorted(tensors.keys() & shapes.keys()):
         tensor, expected = tensors[name], shapes[name]
         if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
-            yield f"{name}: {_shown(tensor)}, and {_shown(expected)} is needed"
+            text = f"{name}: {_shown(tensor)}, and {_shown(expected)} is needed"
+            yield UpdateFault("weights", text)
         elif not are_finite(tensor):
-            yield f"{name}: holds numbers that are not finite"
+            yield UpdateFault("not_finite", f"{name}: holds numbers that are not finite")
 
 
 def _shown(tensor: Tensor) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from synthcube import __version__
+from synthcube import __version__, config, reading
 from synthcube.config import RunConfig
-from synthcube.errors import FederationError
-from synthcube.schema import MAX_COUNT, List, Pair, Schema, flattened
+from synthcube.errors import ConfigError, FederationError, first_faults
+from synthcube.schema import MAX_COUNT, List, Pair, Schema, Weight, flattened
 
 MAX_SITES = 1000
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -26,11 +29,23 @@ _OF_THE_SITE = (
 )  # fmt: skip
 
 
+class ServerOptimizer(Schema):
+    """How the average of a round moves the weights; without one they become the average."""
+
+    name: Literal["sgd", "adam"] = Field(description="sgd: FedAvgM; adam: FedAdam.")
+    lr: float = Field(default=1.0, gt=0, le=1e3, description="Learning rate.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Of the direction.")
+    second_momentum: float = Field(default=0.99, ge=0, lt=1, description="adam: of its square.")
+    epsilon: float = Field(default=1e-3, gt=0, le=1, description="adam: added to its root.")
+
+
 class FederationPlan(Schema):
     """What every site must have the same: a message under another plan is refused."""
 
     synthcube: str = Field(default=__version__, description="Version of the package.")
-    config: dict[str, Any] = Field(description="Keys of the config that affect the weights.")
+    config: dict[str, Any] = Field(
+        description="The config of all sites: the keys that affect the weights, and no path."
+    )
     sites: Annotated[List[SiteName], Field(min_length=1, max_length=MAX_SITES)] = Field(
         description="Labels of the sites that may take part."
     )
@@ -45,6 +60,14 @@ class FederationPlan(Schema):
         default={},
         description="Declared lowest and highest value of a column of numbers: {Age: [0, 100]}. "
         "Of a column that is not declared, each site tells its own extremes.",
+    )
+    proximal: Weight = Field(
+        default=0.0,
+        description="FedProx: weight mu of the term mu / 2 * |w - w0|^2, which holds a site near "
+        "the weights w0 that the round began with.",
+    )
+    server_optimizer: ServerOptimizer | None = Field(
+        default=None, description="Moves the weights along the average: FedAvgM, FedAdam."
     )
 
     @property
@@ -85,7 +108,83 @@ def federated(settings: RunConfig, *, epochs: int) -> RunConfig:
     return settings.model_copy(update={"training": changed, "compute": one})
 
 
+def possible_plan(
+    settings: RunConfig, sites: Sequence[str], num_rounds: int, local_epochs: int,
+    minimum_sites: int, **others: Any,
+) -> FederationPlan:  # fmt: skip
+    """A plan of these values; `others` are further fields of it.
+
+    Raises FederationError, with all reasons why it is not possible.
+    """
+    faults = []
+    if len(set(sites)) < len(sites):
+        faults.append(f"--sites {','.join(sites)}: a label is there twice")
+    if minimum_sites > len(sites):
+        faults.append(f"--minimum_sites {minimum_sites}: there are {len(sites)} sites")
+    try:
+        plan = FederationPlan(
+            config=shared_config(settings), sites=tuple(sites), rounds=num_rounds,
+            local_epochs=local_epochs, minimum_sites=minimum_sites, **others,
+        )  # fmt: skip
+    except ValidationError as error:
+        faults += reading.faults_of(error)
+    if faults:
+        raise FederationError("This plan is not possible:", faults)
+    return plan
+
+
 def shared_config(settings: RunConfig) -> dict[str, Any]:
-    """The keys of a config, with dots, that must be the same at all sites."""
-    flat = flattened(settings.dump())
-    return {key: value for key, value in flat.items() if not f"{key}.".startswith(_OF_THE_SITE)}
+    """The part of a config that must be the same at all sites: no path, nothing of a machine."""
+    return _shared(settings.dump(), "")
+
+
+def _shared(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {
+        key: _shared(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not f"{prefix}{key}.".startswith(_OF_THE_SITE)
+    }
+
+
+def read_plan(path: Path) -> FederationPlan:
+    """The plan in a file, which is only data.
+
+    Raises FederationError if it is damaged, of another version of the package, or sets what a site
+    chooses itself.
+    """
+    return checked_plan(reading.read_object(path, FederationError), path)
+
+
+def checked_plan(values: Any, path: Path) -> FederationPlan:
+    """The plan that plain values hold; errors as in :func:`read_plan`."""
+    plan = reading.validated(values, FederationPlan, path, FederationError)
+    if plan.synthcube != __version__:
+        raise FederationError(
+            f"{path} was made with SynthCube {plan.synthcube}, and this is {__version__}: all "
+            "sites need the version of the plan."
+        )
+    faults = [
+        f"{key}: a site chooses this itself"
+        for key in flattened(plan.config)
+        if f"{key}.".startswith(_OF_THE_SITE)
+    ]
+    if faults:
+        raise FederationError(f"{path} is refused:", first_faults(faults))
+    return plan
+
+
+def site_settings(plan: FederationPlan, overrides: Iterable[str] = ()) -> RunConfig:
+    """The config of a run under a plan, with what a site chooses itself.
+
+    Raises ConfigError if an override changes what all sites must have the same.
+    """
+    settings = config.build(deepcopy(plan.config), overrides, where="The config of the plan")
+    now, expected = flattened(shared_config(settings)), flattened(plan.config)
+    faults = [
+        f"{key}: {expected.get(key)!r} in the plan, {now.get(key)!r} here"
+        for key in sorted({*now, *expected})
+        if now.get(key) != expected.get(key)
+    ]
+    if faults:
+        raise ConfigError("All sites must train with the values of the plan:", first_faults(faults))
+    return federated(settings, epochs=plan.epochs)

@@ -96,18 +96,57 @@ def replace_weights(checkpoint: Path, average: Update) -> None:
     write_with(checkpoint, partial(torch.save, content))
 
 
-def final_weights(checkpoint: Path, average: Update) -> dict[str, Tensor]:
-    """The state of the trained model: the averaged weights, and the rest of a site's checkpoint."""
-    prefix = _PREFIXES[_AVERAGED]
-    shared = {
+def initial_weights(state: Mapping[str, Tensor], *, ema: bool) -> dict[str, Tensor]:
+    """What a site would send of a model that is not trained yet."""
+    parts = (_LATEST, _AVERAGED) if ema else (_AVERAGED,)
+    return {
+        f"{_PREFIXES[part]}{name}": tensor.float()
+        for part in parts
+        for name, tensor in exchanged_weights(state).items()
+    }
+
+
+def latest_name(name: str, sent: Mapping[str, Tensor]) -> str:
+    """The name in an update of a weight that a training goes on with."""
+    latest = f"{_PREFIXES[_LATEST]}{name}"
+    return latest if latest in sent else averaged_name(name)
+
+
+def averaged_name(name: str) -> str:
+    """The name in an update of a weight of the final model."""
+    return f"{_PREFIXES[_AVERAGED]}{name}"
+
+
+def latest_weights(average: Update) -> dict[str, Tensor]:
+    """The weights that a training goes on with, without their moving average."""
+    return _with_prefix(average, _LATEST) or _with_prefix(average, _AVERAGED)
+
+
+def final_weights(own: Mapping[str, Tensor], average: Update) -> dict[str, Tensor]:
+    """The state of the trained model: the averaged weights, and the rest of `own`.
+
+    Args:
+        own: state of a site's model, or of one that was built by the plan.
+
+    Raises:
+        FederationError: the whole numbers of `own` are not those of the sites.
+    """
+    if constants_digest(own) != average.header.constants:
+        raise FederationError(
+            "The model differs from that of the sites in whole numbers that are not averaged."
+        )
+    floats = {name: value.float() if value.is_floating_point() else value
+              for name, value in own.items()}  # fmt: skip
+    return {**floats, **_with_prefix(average, _AVERAGED)}
+
+
+def _with_prefix(average: Update, part: str) -> dict[str, Tensor]:
+    prefix = _PREFIXES[part]
+    return {
         name.removeprefix(prefix): tensor
         for name, tensor in average.tensors.items()
         if name.startswith(prefix)
     }
-    own = checkpoints.weights(checkpoint)
-    floats = {name: value.float() if value.is_floating_point() else value
-              for name, value in own.items()}  # fmt: skip
-    return {**floats, **shared}
 
 
 def constants_digest(state: Mapping[str, Tensor]) -> str:

@@ -8,38 +8,24 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from synthcube import config, environment, reading, storage
+from synthcube import config, environment, storage
 from synthcube.config import RunConfig
-from synthcube.data.manifest import (
-    Manifest,
-    manifest_text,
-    read_manifest,
-    require_outside,
-)
+from synthcube.data.manifest import Manifest, read_manifest, require_outside
 from synthcube.data.module import TRAIN, split_subjects
 from synthcube.data.phantom import write_phantoms
-from synthcube.errors import ConfigError, FederationError, OutputError, first_faults
-from synthcube.federation import averaging, rounds
+from synthcube.errors import ConfigError, FederationError
+from synthcube.federation import averaging
 from synthcube.federation.agreement import Agreement, agree
-from synthcube.federation.plan import FederationPlan, federated, shared_config
-from synthcube.federation.update import (
-    Update,
-    UpdateHeader,
-    read_average,
-    read_update,
-    write_update,
-)
-from synthcube.models import artifact
-from synthcube.schema import flattened
-from synthcube.tasks import hub_pins, run_folder
+from synthcube.federation.plan import FederationPlan, federated, possible_plan
+from synthcube.federation.server_optimizer import stepped
+from synthcube.federation.update import read_update, write_update
+from synthcube.tasks import federated_model, hub_pins, run_folder
+from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
 from synthcube.tasks.federated_site import Site
-from synthcube.training import fine_tuning
+from synthcube.training import checkpoints, fine_tuning
 
 log = logging.getLogger("synthcube")
 
-PLAN, AGREEMENT, AVERAGE = "federation.json", "agreement.json", "average.safetensors"
 SITES, DEMO = "sites", "demo-data"
 _DEMO_IMAGES, _DEMO_SIZE = 48, (32, 32)
 _DEMO_CONFIG: Mapping[str, Any] = {
@@ -62,6 +48,8 @@ def simulate(
     local_epochs: int = 1,
     minimum_sites: int | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    proximal: float = 0.0,
+    server_optimizer: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train on data that is divided among sites, as a federation would; returns the artifact.
@@ -76,6 +64,8 @@ def simulate(
         local_epochs: passes of each site over its images in a round.
         minimum_sites: a round with fewer updates is refused; None: all sites are needed.
         ranges: declared lowest and highest value of columns of numbers.
+        proximal: FedProx, weight of the term that holds a site near the weights of its round.
+        server_optimizer: FedAvgM or FedAdam, as {"name": "sgd", "lr": 1.0, "momentum": 0.9}.
 
     Raises:
         FederationError: the sites cannot train together, or an update is refused.
@@ -85,44 +75,35 @@ def simulate(
         raise ConfigError("Give both a config and data, or none of them for the demonstration.")
     settings = config.load_any(_DEMO_CONFIG if config_path is None else config_path, overrides)
     settings = federated(settings, epochs=num_rounds * local_epochs)
-    _claim(run, data_path)
+    storage.require_separate({"output_path": run}, {"data_path": data_path})
+    if data_path:
+        require_outside({"output_path": run}, read_manifest(data_path))
+    federated_model.claim(run, "simulate")
     settings = hub_pins.pinned(settings, {})
     training = fine_tuning.resolved(settings.training, {})
     settings = settings.model_copy(update={"training": training})
     labels = [f"site-{number}" for number in range(1, sites + 1)]
-    plan = FederationPlan(
-        config=shared_config(settings), sites=tuple(labels), rounds=num_rounds,
-        local_epochs=local_epochs, minimum_sites=sites if minimum_sites is None else minimum_sites,
-        ranges=dict(ranges or {}),
+    least = sites if minimum_sites is None else minimum_sites
+    plan = possible_plan(
+        settings, labels, num_rounds, local_epochs, least,
+        ranges=dict(ranges or {}), proximal=proximal, server_optimizer=server_optimizer,
     )  # fmt: skip
     shares = divide(read_manifest(data_path), labels, settings.seed) if data_path else None
     storage.make_folder(run, "output_path")
     with ExitStack() as locks:
         locks.enter_context(run_folder.locked(run))
-        storage.settle(run / "artifact")
-        _record_plan(run, plan)
+        storage.settle(run / ARTIFACT)
+        federated_model.record_plan(run, plan)
         shares = shares or divide(_demo_data(run / DEMO), labels, settings.seed)
         members = [Site(label, run / SITES / label, plan, settings) for label in labels]
         for member in members:
-            _record_share(member, shares[member.label])
+            member.record_images(shares[member.label])
         agreement = _agree(run, plan, settings, members)
-        average = _train_rounds(run, plan, agreement, settings, members)
-        return _save(run, plan, agreement, settings, members, average)
-
-
-def _claim(run: Path, data_path: Path | None) -> None:
-    """Refuse a folder that is an input, or that something else would be overwritten in."""
-    storage.require_separate({"output_path": run}, {"data_path": data_path})
-    storage.require_own(run, PLAN, "output_path")
-    if data_path:
-        require_outside({"output_path": run}, read_manifest(data_path))
-    if not (run / PLAN).exists():
-        names = (AGREEMENT, AVERAGE, SITES, DEMO, "artifact")
-        if existing := [name for name in names if (run / name).exists()]:
-            raise OutputError(
-                f"output_path {run} is no federation, and files in it would be overwritten "
-                f"({', '.join(existing)}): give another one."
-            )
+        _train_rounds(run, plan, agreement, settings, members)
+        largest = averaging.largest_site(agreement)
+        (checkpoint,) = (member.checkpoint for member in members if member.label == largest)
+        weights = checkpoints.weights(checkpoint)
+        return federated_model.save(run, plan, agreement, settings, weights)
 
 
 def _demo_data(folder: Path) -> Manifest:
@@ -155,51 +136,13 @@ def divide(manifest: Manifest, labels: Sequence[str], seed: int) -> dict[str, li
     return shares
 
 
-def _record_plan(run: Path, plan: FederationPlan) -> None:
-    """Write the plan, or refuse another one than the folder was begun with."""
-    path = run / PLAN
-    now = plan.model_dump(mode="json")
-    if path.exists():
-        before = flattened(reading.read_object(path, FederationError))
-        flat = flattened(now)
-        faults = [
-            f"{key}: was {before.get(key)!r}, is {flat.get(key)!r}"
-            for key in sorted({*before, *flat})
-            if before.get(key) != flat.get(key)
-        ]
-        if faults:
-            raise ConfigError(
-                f"output_path {run} was begun with another plan; give another one, or the same "
-                "values:",
-                first_faults(faults),
-            )
-        return
-    storage.write_json(path, now)
-
-
-def _record_share(site: Site, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write the list of a site's images, or refuse another one than it was begun with."""
-    text = manifest_text(rows)
-    if not site.data.exists():
-        storage.make_folder(site.folder)
-        storage.write_text(site.data, text)
-    elif reading.read_text(site.data, FederationError, limit=reading.MAX_LIST_BYTES) != text:
-        raise ConfigError(
-            f"{site.data}: the federation was begun on other images; give another output_path, or "
-            "the same data."
-        )
-
-
 def _agree(
     run: Path, plan: FederationPlan, settings: RunConfig, members: Sequence[Site]
 ) -> Agreement:
     """The agreement of all sites, which each of them has checked."""
     facts = {member.label: member.facts() for member in members}
     agreement = agree(plan, settings.data.conditions, facts)
-    path = run / AGREEMENT
-    if path.exists():
-        values = reading.read_object(path, FederationError)
-        before = reading.validated(values, Agreement, path, FederationError)
+    if before := federated_model.recorded_agreement(run):
         if before != agreement:
             raise ConfigError(
                 f"output_path {run} was begun on other data: the sites agree on something else "
@@ -207,59 +150,29 @@ def _agree(
             )
         return agreement
     for member in members:
+        member.log_facts(facts[member.label])
         member.accept(agreement, facts[member.label])
-    storage.write_json(path, agreement.model_dump(mode="json"))
+    storage.write_json(run / AGREEMENT, agreement.model_dump(mode="json"))
     return agreement
 
 
 def _train_rounds(
     run: Path, plan: FederationPlan, agreement: Agreement, settings: RunConfig,
     members: Sequence[Site],
-) -> Update:  # fmt: skip
-    """Do the rounds that are still to do; returns the last average."""
+) -> None:  # fmt: skip
+    """Do the rounds that are still to do."""
     path = run / AVERAGE
     done = read_update(path).header.round if path.exists() else 0
-    with torch.device("meta"):
-        family = settings.model.build(agreement.image.encoded)
-    shapes = rounds.blank_weights(family, ema=settings.training.ema is not None)
+    model = federated_model.expected(settings, agreement)
     for number in range(done + 1, plan.rounds + 1):
         before = path if number > 1 else None
         updates = {}
         for member in members:
             log.info("Round %d of %d at %s.", number, plan.rounds, member.label)
             updates[member.label] = read_update(member.train_round(agreement, number, before))
-        tensors = averaging.average(plan, agreement, number, updates, shapes)
-        header = UpdateHeader(
-            plan=plan.sha256, agreement=agreement.sha256, round=number,
-            images=sum(agreement.images[label] for label in updates),
-            constants=next(iter(updates.values())).header.constants,
-        )  # fmt: skip
-        write_update(path, Update(header, tensors))
+        average = averaging.average_update(plan, agreement, number, updates, model.shapes)
+        weights = read_update(path).tensors if before else model.initial
+        write_update(path, stepped(plan, run, weights, average, model.parameters))
         shares = averaging.image_weights(agreement, updates)
         shown = ", ".join(f"{label} {share:.0%}" for label, share in sorted(shares.items()))
         log.info("Round %d of %d is averaged: %s.", number, plan.rounds, shown)
-    return read_average(path, plan.sha256, agreement.sha256, plan.rounds)
-
-
-def _save(
-    run: Path, plan: FederationPlan, agreement: Agreement, settings: RunConfig,
-    members: Sequence[Site], average: Update,
-) -> Path:  # fmt: skip
-    """Write the averaged model as the artifact of the federation."""
-    folder, digest = run / "artifact", storage.sha256(run / AVERAGE)
-    largest = averaging.largest_site(agreement)
-    (checkpoint,) = (member.checkpoint for member in members if member.label == largest)
-    artifact.save(
-        folder,
-        config=settings.dump(),
-        image=agreement.image,
-        weights=rounds.final_weights(checkpoint, average),
-        metrics={
-            "rounds": plan.rounds,
-            "sites": len(agreement.images),
-            "images": sum(agreement.images.values()),
-            "epochs": plan.epochs,
-        },
-        checkpoint=digest,
-    )
-    return folder

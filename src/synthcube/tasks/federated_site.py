@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import Field
 
-from synthcube import compute, environment, storage
+from synthcube import compute, environment, reading, storage
 from synthcube.config import RunConfig
-from synthcube.data.manifest import read_manifest
+from synthcube.data.manifest import manifest_text, read_manifest
 from synthcube.data.module import DataModule
-from synthcube.errors import FederationError
+from synthcube.errors import ConfigError, FederationError
 from synthcube.federation import agreement as agreements
 from synthcube.federation import audit, rounds
 from synthcube.federation.agreement import Agreement, SiteFacts
 from synthcube.federation.audit import AuditLine
 from synthcube.federation.plan import FederationPlan, digest_of
-from synthcube.federation.update import read_average, write_update
+from synthcube.federation.update import Update, read_average, write_update
 from synthcube.models.family import ScalesByMoments
-from synthcube.schema import Moments
+from synthcube.schema import Count, Moments, Schema
 from synthcube.tasks.train import FederatedRound, train_round
 from synthcube.training import checkpoints
+from synthcube.training.proximal import Proximal
 
-AUDIT, RUN, UPDATE, DATA = "audit.jsonl", "run", "update.safetensors", "data.csv"
+log = logging.getLogger("synthcube")
+
+AUDIT, RUN, UPDATE, DATA, PROGRESS = (
+    "audit.jsonl", "run", "update.safetensors", "data.csv", "progress.json",
+)  # fmt: skip
+
+
+class Progress(Schema):
+    """The round that a site has begun, written once the average of the round before is taken."""
+
+    round: Count = Field(description="Round, from 1.")
+    until_epoch: Count = Field(description="Epochs of the site's own run at its end.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,34 +89,51 @@ class Site:
         family.fit_statistics(data.every_image(), data.rows("train"))
         return family.moments()
 
+    def record_images(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """Write the list of its images, or refuse another one than it was begun with."""
+        text = manifest_text(rows)
+        if not self.data.exists():
+            storage.make_folder(self.folder)
+            storage.write_text(self.data, text)
+            return
+        before = reading.read_text(self.data, FederationError, limit=reading.MAX_LIST_BYTES)
+        if before != text:
+            raise ConfigError(
+                f"{self.data}: the federation was begun on other images; give another "
+                "output_path, or the same data."
+            )
+
+    def log_facts(self, facts: SiteFacts) -> None:
+        """Note in its audit log that its facts are sent."""
+        self.log("sent", "facts", 0, digest_of(facts), len(facts.model_dump_json()), facts.images)
+
     def accept(self, agreement: Agreement, facts: SiteFacts) -> None:
         """Check the agreement against its own plan and data. Raises FederationError."""
         agreements.check_agreement(agreement, self.plan, self.label, facts)
-        self.log("sent", "facts", 0, digest_of(facts), len(facts.model_dump_json()), facts.images)
         size = len(agreement.model_dump_json())
         self.log("received", "agreement", 0, agreement.sha256, size, sum(agreement.images.values()))
 
     def train_round(self, agreement: Agreement, number: int, average: Path | None) -> Path:
         """Train up to the end of a round, and return the file to send.
 
-        A round that was begun is continued, one that is complete is not repeated.
+        A round that was begun is continued, one that is complete is not repeated. A site counts on
+        from its own epochs, not from the round: one that missed rounds trains no longer for that.
 
         Args:
             number: of the round, from 1.
             average: file with the weights that the round before came to; None before the first.
         """
-        begin, end = (epochs * self.plan.local_epochs for epochs in (number - 1, number))
         last = self.checkpoint
-        place = checkpoints.position(last) if last.exists() else (0, 0)
-        if place[0] < end:
-            if average and place == (begin, 0):
-                self._take(agreement, number, average)
-            elif place[0] < begin:
-                raise FederationError(
-                    f"Round {number} begins after epoch {begin}, and the run of this site is in "
-                    f"epoch {place[0] + 1}: it has lost a checkpoint. Start in another folder."
-                )
-            until = FederatedRound(agreement.image, end, agreement.moments)
+        progress = self._begun(agreement, number, average)
+        if not last.exists() or checkpoints.position(last)[0] < progress.until_epoch:
+            weights = None
+            if average:
+                begun = read_average(average, self.plan.sha256, agreement.sha256, number - 1)
+                weights = rounds.latest_weights(begun)
+            proximal = Proximal(self.plan.proximal, weights) if self.plan.proximal else None
+            until = FederatedRound(
+                agreement.image, progress.until_epoch, agreement.moments, weights, proximal
+            )  # fmt: skip
             train_round(self.settings, self.data, self.folder / RUN, until)
         images = agreement.images[self.label]
         update = rounds.update_of(
@@ -113,12 +145,38 @@ class Site:
         self.log("sent", "weights", number, digest, size, images)
         return path
 
-    def _take(self, agreement: Agreement, number: int, path: Path) -> None:
-        """Go on with the average of the round before."""
+    def _begun(self, agreement: Agreement, number: int, average: Path | None) -> Progress:
+        """The progress in a round, which begins here if it has not yet."""
+        path, last = self.folder / PROGRESS, self.checkpoint
+        if path.exists() and last.exists():
+            values = reading.read_object(path, FederationError)
+            before = reading.validated(values, Progress, path, FederationError)
+            if before.round == number:
+                return before
+            if before.round > number:
+                raise FederationError(
+                    f"Round {number} is to be trained, and this site has begun round "
+                    f"{before.round}: the coordinator has lost rounds. Start in other folders."
+                )
+        epochs = 0
+        if last.exists():
+            epochs = checkpoints.position(last)[0]
+            if average:
+                rounds.replace_weights(last, self._received(agreement, number, average))
+        elif average:
+            self._received(agreement, number, average)
+            log.warning("This site has no checkpoint: it goes on with the average alone.")
+        until = min(epochs + self.plan.local_epochs, self.plan.epochs)
+        progress = Progress(round=number, until_epoch=until)
+        storage.write_json(path, progress.model_dump())
+        return progress
+
+    def _received(self, agreement: Agreement, number: int, path: Path) -> Update:
+        """The average that a round begins with; a line in the audit log tells of it."""
         average = read_average(path, self.plan.sha256, agreement.sha256, number - 1)
-        rounds.replace_weights(self.checkpoint, average)
         size, digest = path.stat().st_size, storage.sha256(path)
         self.log("received", "average", number - 1, digest, size, average.header.images)
+        return average
 
     def log(self, event: str, kind: str, number: int, sha256: str, size: int, images: int) -> None:
         """Add a line to its audit log."""

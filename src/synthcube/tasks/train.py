@@ -18,7 +18,7 @@ from synthcube.data.manifest import Manifest, read_manifest, require_outside
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.errors import ConfigError, ImageError
-from synthcube.models.family import ScalesByMoments
+from synthcube.models.family import Family, ScalesByMoments
 from synthcube.schema import ImageSpec, Moments, near_multiples
 from synthcube.tasks import hub_pins, run_folder
 from synthcube.training import checkpoints, deepspeed, fine_tuning, memory, threads
@@ -28,6 +28,7 @@ from synthcube.training.fit import TrainingRun, fit
 from synthcube.training.memory import MemoryEstimate
 from synthcube.training.metrics import MetricsTable, stopped_early
 from synthcube.training.preemption import Preemption
+from synthcube.training.proximal import Proximal, ProximalTerm
 
 log = logging.getLogger("synthcube")
 
@@ -66,11 +67,15 @@ class FederatedRound:
         image: images as the sites have agreed on them.
         until_epoch: epochs of the site's run at the end of the round.
         moments: of the latents of all sites, for a family that scales by them.
+        weights: what a site without a checkpoint starts from; None: the plan's initial weights.
+        proximal: holds the weights near those that the round began with.
     """
 
     image: ImageSpec
     until_epoch: int
     moments: Moments | None = None
+    weights: Mapping[str, torch.Tensor] | None = None
+    proximal: Proximal | None = None
 
 
 def train_round(
@@ -255,14 +260,30 @@ def _fit(
     if not checkpoint:
         # After `fit_statistics`, which it overwrites: the weights belong to their own statistics.
         fine_tuning.take_weights(family, settings.training)
+        if federated_round and federated_round.weights is not None:
+            family.load_state_dict({**family.state_dict(), **federated_round.weights})
+    term = _proximal_term(family, settings, federated_round.proximal) if federated_round else None
     fit(
         family,
         TrainingRun(
             data, settings.training, settings.compute, run, settings.seed, precision, device,
             checkpoint, preemption, accept_changes, settings.dump(),
-            federated_round.until_epoch if federated_round else None,
+            federated_round.until_epoch if federated_round else None, term,
         ),
     )  # fmt: skip
+
+
+def _proximal_term(
+    family: Family, settings: RunConfig, proximal: Proximal | None
+) -> ProximalTerm | None:
+    """The term that holds a site near the weights of its round; None without one."""
+    if proximal is None:
+        return None
+    weights = proximal.weights
+    if weights is None:  # the first round, also where it is resumed from a checkpoint
+        fine_tuning.take_weights(family, settings.training)
+        weights = {name: weight.detach().clone() for name, weight in family.named_parameters()}
+    return ProximalTerm(proximal.mu, weights)
 
 
 def need_of(

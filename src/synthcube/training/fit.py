@@ -32,6 +32,7 @@ from synthcube.training.fine_tuning import FreezeCallback, freeze
 from synthcube.training.finiteness import FiniteGuard
 from synthcube.training.pictures import SamplePictures
 from synthcube.training.preemption import Preemption
+from synthcube.training.proximal import ProximalTerm
 from synthcube.training.strategies import require_same, strategy
 from synthcube.training.time_limit import NoiseWarning, TimeLimit
 
@@ -48,6 +49,7 @@ class TrainingRun:
         settings: the resolved config, which loggers show as hyperparameters.
         until_epoch: stop after so many epochs although `training.max_epochs` is more; None: train
             to the end. Schedules follow `max_epochs`.
+        proximal: holds the weights near those that a round of a federation began with.
     """
 
     data: DataModule
@@ -62,6 +64,7 @@ class TrainingRun:
     accept_changes: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     until_epoch: int | None = None
+    proximal: ProximalTerm | None = None
 
     @property
     def num_devices(self) -> int:
@@ -195,6 +198,7 @@ def callbacks(
         else None,
         time_limit,
         StopAfterEpoch(run.until_epoch) if run.until_epoch else None,
+        run.proximal,
         NoiseWarning(silent=run.is_part) if family.predicts_noise else None,
     ]
     return [callback for callback in optional if callback]

@@ -1,0 +1,417 @@
+"""The coordinator of a federation: it waits for the sites, checks what they send, and averages.
+
+It has no images. All of its state is in files, so that the same command continues it after a kill
+at any moment. Threads of the server hand in messages; one thread leads through the rounds.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from synthcube import reading, storage
+from synthcube.errors import FederationError
+from synthcube.federation import audit, averaging
+from synthcube.federation.agreement import Agreement, SiteFacts, agree
+from synthcube.federation.audit import AuditLine
+from synthcube.federation.messages import (
+    Phase,
+    RefusalCode,
+    RefusalError,
+    RoundRecord,
+    RoundRecords,
+    SiteFault,
+    State,
+)
+from synthcube.federation.plan import FederationPlan, digest_of
+from synthcube.federation.server_optimizer import stepped
+from synthcube.federation.update import read_update, write_update
+
+log = logging.getLogger("synthcube")
+
+FACTS, UPDATES, ROUNDS, AUDIT = "facts", "updates", "rounds.json", "audit.jsonl"
+_REPETITIONS = 3
+"""How often a round is waited for again that too few sites came to."""
+_HEADER_BYTES, _TENSOR_BYTES = 1 << 16, 1 << 10  # of a safetensors file: at most, of each tensor
+_FAREWELL_S = 30.0  # for sites to hear that there will be no agreement
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedModel:
+    """What every update must have.
+
+    Args:
+        shapes: names, shapes and types of the weights, on the meta device.
+        constants: hash of the whole numbers that are not sent.
+        initial: weights before the first round, by the names in an update.
+        parameters: names of what is trained, without buffers.
+    """
+
+    shapes: Mapping[str, Tensor]
+    constants: str = ""
+    initial: Mapping[str, Tensor] = field(default_factory=dict)
+    parameters: frozenset[str] = frozenset()
+
+    @property
+    def update_bytes(self) -> int:
+        """The largest size of an update's file."""
+        numbers = sum(4 * tensor.numel() for tensor in self.shapes.values())
+        return numbers + _HEADER_BYTES + _TENSOR_BYTES * len(self.shapes)
+
+
+@dataclass(slots=True)
+class _Round:
+    """What came in a round, by the label of the site."""
+
+    number: int = 0
+    updates: dict[str, Path] = field(default_factory=dict)
+    refused: dict[str, RefusalError] = field(default_factory=dict)
+    failed: dict[str, SiteFault] = field(default_factory=dict)
+
+
+class Coordinator:
+    """Leads a federation from the facts of its sites to the last average.
+
+    Args:
+        folder: where its state is.
+        kinds: "class" or "number" of each column that the images follow.
+        round_minutes: how long to wait for all sites; then `minimum_sites` are enough.
+        expected: what updates must have under an agreement.
+        agreement_path, average_path: files of the state that others read too.
+    """
+
+    def __init__(
+        self, plan: FederationPlan, folder: Path, kinds: Mapping[str, str], round_minutes: float,
+        expected: Callable[[Agreement], ExpectedModel], agreement_path: Path, average_path: Path,
+    ) -> None:  # fmt: skip
+        self.plan, self.folder, self.kinds = plan, folder, kinds
+        self.round_minutes, self._expect = round_minutes, expected
+        self.agreement_path, self.average_path = agreement_path, average_path
+        self.updates = storage.make_folder(folder / UPDATES)
+        storage.make_folder(folder / FACTS)
+        self.model: ExpectedModel | None = None
+        self._changed = threading.Condition()
+        self._phase: Phase = "facts"
+        self._round = _Round()
+        self._faults: tuple[str, ...] = ()
+        self._informed = {
+            line.site
+            for line in audit.read(folder / AUDIT)
+            if (line.event, line.kind, line.round) == ("sent", "average", plan.rounds)
+        }
+        """Sites that know how it ended."""
+        self._agreement = self._read(agreement_path, Agreement)
+        if self._agreement:
+            self.model = expected(self._agreement)
+            self._phase = "rounds"
+
+    def _read(self, path: Path, kind: type[Agreement]) -> Agreement | None:
+        if not path.exists():
+            return None
+        return reading.validated(
+            reading.read_object(path, FederationError), kind, path, FederationError
+        )
+
+    # What threads of the server call; a refusal is raised as RefusalError.
+
+    def state(self, site: str) -> State:
+        """Where the federation stands, for a site."""
+        with self._changed:
+            if self._phase == "failed":
+                self._informed.add(site)
+            has_yours = (
+                self._facts_path(site).exists()
+                if self._phase == "facts"
+                else site in self._round.updates
+            )
+            return State(
+                plan=self.plan.sha256, site=site, phase=self._phase,
+                round=self._round.number, has_yours=has_yours, faults=self._faults,
+            )  # fmt: skip
+
+    def take_facts(self, site: str, facts: SiteFacts, size: int) -> None:
+        """Keep what a site tells of its data; again, what it told before is replaced."""
+        with self._changed:
+            if facts.plan != self.plan.sha256:
+                raise RefusalError("plan", f"the facts are of another plan ({facts.plan[:12]})")
+            if self._phase != "facts":
+                told = self._agreement and site in self._agreement.images
+                code: RefusalCode = "late" if told else "site"
+                raise RefusalError(code, "the sites have agreed already")
+            storage.write_json(self._facts_path(site), facts.model_dump(mode="json"))
+            self._log("received", "facts", site, 0, digest_of(facts), size, facts.images)
+            log.info("%s told its facts: %d images.", site, facts.images)
+            self._changed.notify_all()
+
+    def agreement(self, site: str) -> Agreement:
+        """What the sites have agreed on."""
+        with self._changed:
+            agreement = self._require_part(site)
+            size = len(agreement.model_dump_json())
+            images = sum(agreement.images.values())
+            self._log("sent", "agreement", site, 0, agreement.sha256, size, images)
+            return agreement
+
+    def require_round(self, site: str, number: int) -> ExpectedModel:
+        """Refuse an update that is not awaited, before its weights are read."""
+        with self._changed:
+            self._require_part(site)
+            if number < self._round.number or self._phase == "done":
+                raise RefusalError(
+                    "late", f"round {number} is over: the newest average is of round "
+                    f"{self._last_round()}",
+                )  # fmt: skip
+            if number > self._round.number:
+                raise RefusalError("not_yet", f"round {self._round.number} is not over")
+            assert self.model
+            return self.model
+
+    def take_update(self, site: str, number: int, path: Path, digest: str) -> None:
+        """Check an update in a file, and keep a copy for the average of the round."""
+        with self._changed:
+            self.require_round(site, number)
+            size = path.stat().st_size
+            try:
+                images = self._check(site, number, path)
+            except RefusalError as refusal:
+                self._round.refused[site] = refusal
+                self._log("refused", "weights", site, number, digest, size, 0)
+                log.warning(
+                    "The update of %s in round %d is refused: %s.", site, number, refusal.code
+                )
+                self._changed.notify_all()
+                raise
+            kept = self.updates / f"{site}.safetensors"
+            storage.write_with(kept, partial(storage.link_or_copy, path))
+            self._log("received", "weights", site, number, digest, size, images)
+            self._enter(site, kept)
+
+    def take_fault(self, site: str, fault: SiteFault) -> None:
+        """Note that a site has an error, so that its round does not wait for it."""
+        with self._changed:
+            if fault.round != self._round.number or self._phase != "rounds":
+                return
+            self._round.failed[site] = fault
+            log.warning("%s has an error in round %d: %s.", site, fault.round, fault.kind)
+            self._changed.notify_all()
+
+    def average(self, site: str, number: int) -> Path:
+        """The file with the average of a round, which must be the newest."""
+        with self._changed:
+            self._require_part(site)
+            last = self._last_round()
+            if number != last:
+                code: RefusalCode = "late" if number < last else "not_yet"
+                raise RefusalError(code, f"the newest average is of round {last}")
+            return self.average_path
+
+    def average_was_sent(self, site: str, number: int, digest: str, size: int) -> None:
+        """Note that a site has the average of a round."""
+        with self._changed:
+            images = sum(self._agreement.images.values()) if self._agreement else 0
+            self._log("sent", "average", site, number, digest, size, images)
+            if number == self.plan.rounds:
+                self._informed.add(site)
+                self._changed.notify_all()
+
+    # What the leading thread calls.
+
+    def lead(self) -> Agreement:
+        """Lead through agreement and rounds to the last average, in `average_path`.
+
+        Raises FederationError if the sites cannot train together, or too few of them come.
+        """
+        agreement = self._agreement or self._agree()
+        for number in range(self._last_round() + 1, self.plan.rounds + 1):
+            self._do_round(agreement, number)
+        with self._changed:
+            self._phase = "done"
+            self._round = _Round(self.plan.rounds)
+        return agreement
+
+    def say_farewell(self, limit_s: float) -> list[str]:
+        """Wait until all sites of the agreement have the last average; returns those without."""
+        agreement = self._agreement
+        sites = {*agreement.images} if agreement else set()
+        self._wait(lambda: sites <= self._informed, limit_s)
+        return sorted(sites - self._informed)
+
+    def _agree(self) -> Agreement:
+        log.info("Waiting for the facts of %s.", ", ".join(self.plan.sites))
+        sites = self.plan.sites
+        self._gather("The agreement", lambda: [s for s in sites if self._facts_path(s).exists()],
+                     lambda: [s for s in sites if not self._facts_path(s).exists()])  # fmt: skip
+        with self._changed:
+            facts = {
+                site: reading.validated(
+                    reading.read_object(path, FederationError), SiteFacts, path, FederationError
+                )
+                for site in sites
+                if (path := self._facts_path(site)).exists()
+            }
+        try:
+            agreement = agree(self.plan, self.kinds, facts)
+            model = self._expect(agreement)
+        except FederationError as error:
+            with self._changed:
+                self._phase = "failed"
+                self._faults = tuple(fault[:1000] for fault in error.faults or (error.headline,))
+            self._wait(lambda: {*facts} <= self._informed, _FAREWELL_S)
+            for site in facts:  # they tell them again, once the data or the plan is corrected
+                self._facts_path(site).unlink(missing_ok=True)
+            raise
+        with self._changed:
+            storage.write_json(self.agreement_path, agreement.model_dump(mode="json"))
+            self._agreement, self.model = agreement, model
+            self._phase, self._round = "rounds", _Round(1)
+        log.info("%d sites agree, with %d images.", len(facts), sum(agreement.images.values()))
+        return agreement
+
+    def _do_round(self, agreement: Agreement, number: int) -> None:
+        with self._changed:
+            self._phase, self._round = "rounds", _Round(number)
+            for site in agreement.images:  # after a kill
+                path = self.updates / f"{site}.safetensors"
+                if path.exists() and self._is_of_round(path, number):
+                    self._enter(site, path)
+        current = self._round
+
+        def waited_for() -> list[str]:
+            known = current.updates.keys() | current.refused.keys() | current.failed.keys()
+            return sorted(agreement.images.keys() - known)
+
+        self._gather(f"Round {number}", lambda: [*current.updates], waited_for)
+        with self._changed:
+            assert self.model
+            updates = {site: read_update(path) for site, path in current.updates.items()}
+            average = averaging.average_update(
+                self.plan, agreement, number, updates, self.model.shapes
+            )
+            initial = self.model.initial
+            before = read_update(self.average_path).tensors if number > 1 else initial
+            average = stepped(self.plan, self.folder, before, average, self.model.parameters)
+            self._record(agreement, current, waited_for())
+            write_update(self.average_path, average)
+            if number < self.plan.rounds:  # else until the model is written
+                self._round = _Round(number + 1)
+        shares = averaging.image_weights(agreement, updates)
+        shown = ", ".join(f"{label} {share:.0%}" for label, share in sorted(shares.items()))
+        log.info("Round %d of %d is averaged: %s.", number, self.plan.rounds, shown)
+
+    def _record(self, agreement: Agreement, current: _Round, absent: list[str]) -> None:
+        """Add the round to the records; one that a kill left behind is replaced."""
+        path = self.folder / ROUNDS
+        before: tuple[RoundRecord, ...] = ()
+        if path.exists():
+            values = reading.read_object(path, FederationError)
+            before = reading.validated(values, RoundRecords, path, FederationError).rounds
+        record = RoundRecord(
+            round=current.number,
+            sites={site: agreement.images[site] for site in sorted(current.updates)},
+            refused={site: refusal.code for site, refusal in sorted(current.refused.items())},
+            failed={site: fault.kind for site, fault in sorted(current.failed.items())},
+            absent=tuple(absent),
+        )
+        kept = [earlier for earlier in before if earlier.round < current.number]
+        records = RoundRecords(rounds=(*kept, record))
+        storage.write_json(path, records.model_dump(mode="json"))
+
+    def _gather(
+        self, what: str, there: Callable[[], list[str]], awaited: Callable[[], list[str]]
+    ) -> None:
+        """Wait for all sites, or for enough of them once the time is up.
+
+        Raises FederationError after the last repetition with too few.
+        """
+        minimum = self.plan.minimum_sites
+        for repetition in range(_REPETITIONS + 1):
+            self._wait(lambda: not awaited() and len(there()) >= minimum, 60 * self.round_minutes)
+            if len(there()) >= minimum:
+                if missing := awaited():
+                    log.warning("%s goes on without %s.", what, ", ".join(missing))
+                return
+            log.warning(
+                "%s: %d of the needed %d sites came within %g minutes%s.", what, len(there()),
+                minimum, self.round_minutes,
+                "" if repetition == _REPETITIONS else "; waiting again",
+            )  # fmt: skip
+        raise FederationError(
+            f"{what} has too few sites: {len(there())} came, minimum_sites is {minimum}. Nothing "
+            f"is lost: the same command goes on. Missing: {', '.join(awaited()) or 'none'}."
+        )
+
+    def _wait(self, is_over: Callable[[], bool], limit_s: float) -> None:
+        end = time.monotonic() + limit_s
+        with self._changed:
+            while not is_over() and (left := end - time.monotonic()) > 0:
+                self._changed.wait(min(left, _POLL_S))
+
+    def _check(self, site: str, number: int, path: Path) -> int:
+        """The images that an update stands for; raises RefusalError with all faults of it."""
+        assert self._agreement
+        assert self.model
+        try:
+            update = read_update(path)
+        except FederationError as error:
+            raise RefusalError("damaged", error.headline) from error
+        faults = [
+            *averaging.update_faults(
+                self.plan, self._agreement, number, site, update, self.model.shapes
+            )
+        ]
+        agreed, claimed = self._agreement.images[site], update.header.images
+        if claimed > agreed:
+            text = f"claims {claimed} images, {agreed} were agreed on"
+            faults.append(averaging.UpdateFault("images", text))
+        if faults:
+            raise RefusalError(faults[0].code, *(fault.text[:1000] for fault in faults[:20]))
+        if update.header.constants != self.model.constants:
+            raise RefusalError("constants", "its whole numbers are not those of the plan's model")
+        return claimed
+
+    def _is_of_round(self, path: Path, number: int) -> bool:
+        """Whether a kept update, which was checked when it came, is of that round."""
+        try:
+            return read_update(path).header.round == number
+        except FederationError:  # damaged since
+            return False
+
+    def _enter(self, site: str, path: Path) -> None:
+        current = self._round
+        current.updates[site] = path
+        current.refused.pop(site, None)
+        current.failed.pop(site, None)
+        log.info("Round %d: the update of %s is here.", current.number, site)
+        self._changed.notify_all()
+
+    def _require_part(self, site: str) -> Agreement:
+        """The agreement; refused to a site that took no part in it."""
+        if self._agreement is None:
+            raise RefusalError("not_yet", "the sites have not agreed yet")
+        if site not in self._agreement.images:
+            raise RefusalError("site", "it came after the agreement, and takes no part")
+        return self._agreement
+
+    def _last_round(self) -> int:
+        """The round of the newest average; 0 if there is none."""
+        return read_update(self.average_path).header.round if self.average_path.exists() else 0
+
+    def _facts_path(self, site: str) -> Path:
+        return self.folder / FACTS / f"{site}.json"
+
+    def _log(
+        self, event: str, kind: str, site: str, number: int, sha256: str, size: int, images: int
+    ) -> None:
+        line = {
+            "event": event, "kind": kind, "site": site, "round": number, "bytes": size,
+            "plan": self.plan.sha256, "sha256": sha256, "images": images,
+        }  # fmt: skip
+        audit.append(self.folder / AUDIT, AuditLine.model_validate(line))

@@ -1,0 +1,249 @@
+"""The coordinator's HTTPS service: who is connected, what is asked for, and limits on all of it.
+
+Standard library alone. A connection without a certificate of the authority ends in the handshake;
+one that is not in the list gets a refusal. A reply never holds the text of an exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import shutil
+import socket
+import socketserver
+import ssl
+from collections.abc import Mapping
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from pydantic import ValidationError
+
+from synthcube import storage
+from synthcube.errors import FederationError, SynthCubeError
+from synthcube.federation.agreement import SiteFacts
+from synthcube.federation.coordinator import Coordinator
+from synthcube.federation.identity import fingerprint
+from synthcube.federation.messages import (
+    HASH_HEADER,
+    MAX_MESSAGE_BYTES,
+    PLAN_HEADER,
+    SITE_HEADER,
+    Refusal,
+    RefusalError,
+    SiteFault,
+)
+from synthcube.schema import Schema
+
+S = TypeVar("S", bound=Schema)
+
+log = logging.getLogger("synthcube")
+
+_HANDSHAKE_S, _MESSAGE_S = 20.0, 60.0
+_PIECE = 1 << 20
+_MOST_DISCARDED = 1 << 34  # of a refused message
+_JSON, _WEIGHTS = "application/json", "application/octet-stream"
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """Serves a coordinator to the sites whose certificates are allowed.
+
+    Args:
+        address: host and port; port 0 takes a free one.
+        tls: requires a certificate of the client.
+        allowed: labels of sites by the SHA-256 of their certificates.
+    """
+
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(
+        self, address: tuple[str, int], tls: ssl.SSLContext, allowed: Mapping[str, str],
+        coordinator: Coordinator,
+    ) -> None:  # fmt: skip
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.tls, self.allowed, self.coordinator = tls, allowed, coordinator
+        try:
+            super().__init__(address, _Handler)
+        except OSError as error:
+            host, port = address
+            raise FederationError(
+                f"--address {host}:{port} cannot be listened on: {error.strerror or error}."
+            ) from error
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.server_address[1])
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Do the handshake in the connection's own thread, so that none can block the others."""
+        request.settimeout(_HANDSHAKE_S)
+        connection = self.tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        try:
+            connection.do_handshake()
+        except OSError as error:
+            reason = getattr(error, "reason", None) or type(error).__name__
+            log.warning("A connection from %s is refused: %s.", client_address[0], reason)
+            _close_with_alert(connection)
+            return
+        with connection:
+            _Handler(connection, client_address, self)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that breaks concerns nobody else; its text stays out of the log."""
+        log.warning("A connection from %s broke off.", client_address[0])
+        log.debug("Its error:", exc_info=True)
+
+
+def _close_with_alert(connection: ssl.SSLSocket) -> None:
+    """Close so that the other side reads why: unread bytes would make it lose the alert."""
+    with suppress(OSError, ValueError), socket.socket(fileno=connection.detach()) as plain:
+        plain.settimeout(1.0)
+        plain.shutdown(socket.SHUT_WR)
+        while plain.recv(_PIECE):
+            pass
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    timeout = _MESSAGE_S
+    server_version, sys_version = "SynthCube", ""
+
+    def do_GET(self) -> None:
+        self._answer("GET")
+
+    def do_POST(self) -> None:
+        self._answer("POST")
+
+    def do_PUT(self) -> None:
+        self._answer("PUT")
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # as in the base
+        """Nothing: the coordinator logs what matters."""
+
+    def _answer(self, method: str) -> None:
+        text = self.headers.get("Content-Length", "0")
+        self._unread = int(text) if re.fullmatch(r"[0-9]{1,15}", text) else 0
+        try:
+            self._route(method, self._site())
+        except RefusalError as refusal:
+            faults = tuple(fault[:1000] for fault in refusal.faults)
+            self._reply(Refusal(code=refusal.code, faults=faults), refusal.status)
+        except SynthCubeError as error:  # of the coordinator, such as a full disk
+            log.error("A message could not be taken: %s", error)
+            self.send_error(500, "not taken")
+        # Who is still sending reads the reply only at the end, and not at all after a reset.
+        self._unread = min(self._unread, _MOST_DISCARDED)
+        while self._unread and self._read(_PIECE):
+            pass
+
+    def _site(self) -> str:
+        """The label of the connected site. Raises RefusalError."""
+        connection: Any = self.connection
+        digest = fingerprint(connection.getpeercert(binary_form=True) or b"")
+        site = self.server.allowed.get(digest)
+        if site is None:
+            log.warning("A certificate that is not in the list is refused: %s.", digest)
+            raise RefusalError(
+                "certificate", f"the certificate with SHA-256 {digest} is not in the list of sites"
+            )
+        if self.headers.get(SITE_HEADER, site) != site:
+            log.warning("%s is refused: it says that it is another site.", site)
+            raise RefusalError("site", f"the certificate is that of {site}")
+        plan = self.server.coordinator.plan.sha256
+        if (theirs := self.headers.get(PLAN_HEADER, "")) != plan:
+            log.warning("%s is refused: it has another plan.", site)
+            raise RefusalError("plan", f"the plan is {plan[:12]}, not {theirs[:12]}")
+        return site
+
+    def _route(self, method: str, site: str) -> None:
+        coordinator, address = self.server.coordinator, f"{method} {self.path}"
+        if address == "GET /v1/state":
+            self._reply(coordinator.state(site))
+        elif address == "GET /v1/agreement":
+            self._reply(coordinator.agreement(site))
+        elif address == "POST /v1/facts":
+            facts, size = self._message(SiteFacts)
+            coordinator.take_facts(site, facts, size)
+            self._reply(coordinator.state(site))
+        elif address == "POST /v1/fault":
+            fault, _ = self._message(SiteFault)
+            coordinator.take_fault(site, fault)
+            self._reply(coordinator.state(site))
+        elif match := re.fullmatch(r"PUT /v1/rounds/([1-9][0-9]{0,9})", address):
+            self._take_update(site, int(match[1]))
+        elif match := re.fullmatch(r"GET /v1/rounds/([1-9][0-9]{0,9})/average", address):
+            self._send_average(site, int(match[1]))
+        else:
+            raise RefusalError("unknown", "there is no such address")
+
+    def _length(self, limit: int) -> int:
+        if self._unread > limit:
+            raise RefusalError("size", f"{self._unread} bytes are more than {limit}")
+        return self._unread
+
+    def _read(self, size: int) -> bytes:
+        piece = self.rfile.read(min(size, self._unread))
+        self._unread -= len(piece)
+        return piece
+
+    def _message(self, kind: type[S]) -> tuple[S, int]:
+        size = self._length(MAX_MESSAGE_BYTES)
+        content = self._read(size)
+        try:
+            return kind.model_validate_json(content), size
+        except ValidationError as error:
+            raise RefusalError(
+                "damaged", f"{kind.__name__}: {error.error_count()} faults"
+            ) from None
+
+    def _take_update(self, site: str, number: int) -> None:
+        coordinator = self.server.coordinator
+        model = coordinator.require_round(site, number)
+        size = self._length(model.update_bytes)
+        with storage.scratch_folder(coordinator.updates) as folder:
+            path = folder / "update.safetensors"
+            digest = hashlib.sha256()
+            with path.open("wb") as file:
+                while piece := self._read(_PIECE):
+                    digest.update(piece)
+                    file.write(piece)
+            if path.stat().st_size < size or digest.hexdigest() != self.headers.get(HASH_HEADER):
+                raise RefusalError("damaged", "it is not what was sent: its hash is another one")
+            coordinator.take_update(site, number, path, digest.hexdigest())
+        self._reply(coordinator.state(site))
+
+    def _send_average(self, site: str, number: int) -> None:
+        path: Path = self.server.coordinator.average(site, number)
+        # A later average replaces the file, and this one stays open.
+        with path.open("rb") as file:
+            digest = _digest(file)
+            size = file.seek(0, 2)
+            file.seek(0)
+            self._begin(200, _WEIGHTS, size, digest)
+            shutil.copyfileobj(file, self.wfile, _PIECE)
+        self.server.coordinator.average_was_sent(site, number, digest, size)
+
+    def _reply(self, message: Schema, status: int = 200) -> None:
+        content = message.model_dump_json().encode()
+        self._begin(status, _JSON, len(content), hashlib.sha256(content).hexdigest())
+        self.wfile.write(content)
+
+    def _begin(self, status: int, kind: str, size: int, digest: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(size))
+        self.send_header(HASH_HEADER, digest)
+        self.end_headers()
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(_PIECE):
+        digest.update(piece)
+    return digest.hexdigest()

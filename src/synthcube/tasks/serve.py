@@ -1,0 +1,104 @@
+"""Serve: the coordinator of a federation, which has no images and averages what sites send."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from synthcube import storage
+from synthcube.errors import FederationError
+from synthcube.federation import identity
+from synthcube.federation.coordinator import Coordinator
+from synthcube.federation.plan import read_plan, site_settings
+from synthcube.federation.server import Server
+from synthcube.tasks import federated_model, hub_pins, run_folder
+from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
+from synthcube.training import fine_tuning
+
+log = logging.getLogger("synthcube")
+
+_FAREWELL_MINUTES = 10.0
+
+
+def serve(
+    plan_path: Path,
+    certificates: Path,
+    site_certificates: Path,
+    run: Path,
+    *,
+    address: str,
+    round_minutes: float = 120.0,
+    root: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Lead the sites of a plan through all rounds; returns the artifact.
+
+    The same call continues what a kill has stopped.
+
+    Args:
+        certificates: folder with the certificate and key of the coordinator, and the authority's.
+        site_certificates: YAML with the certificate of each site.
+        run: folder of the federation.
+        address: HOST:PORT to listen on.
+        round_minutes: how long a round waits for all sites; then the plan's `minimum_sites` are
+            enough.
+        root: folder with the authority's certificate; None: `certificates`.
+        overrides: what the coordinator chooses itself, such as the path of the first stage.
+
+    Raises:
+        FederationError: the sites cannot train together, or too few of them came.
+    """
+    plan = read_plan(plan_path)
+    tls, listen = identity.server_context(certificates, root), identity.parsed_address(address)
+    allowed = identity.allowed_sites(site_certificates, plan)
+    inputs = {"--plan": plan_path, "--certificates": certificates,
+              "--site_certificates": site_certificates}  # fmt: skip
+    storage.require_separate({"output_path": run}, inputs)
+    federated_model.claim(run, "serve")
+    settings = site_settings(plan, overrides)
+    start = settings.training.start_from_sha256
+    if plan.server_optimizer and start and not settings.training.start_from:
+        raise FederationError(
+            "The plan's server_optimizer needs the trained weights that the sites start from: give "
+            f"their place by --set training.start_from=...; their SHA-256 is {start}."
+        )
+    settings = hub_pins.pinned(settings, {})
+    training = fine_tuning.resolved(settings.training, {})
+    settings = settings.model_copy(update={"training": training})
+    storage.make_folder(run, "output_path")
+    with run_folder.locked(run):
+        storage.settle(run / ARTIFACT)
+        federated_model.record_plan(run, plan)
+
+        coordinator = Coordinator(
+            plan, run, settings.data.conditions, round_minutes,
+            partial(federated_model.expected, settings), run / AGREEMENT, run / AVERAGE,
+        )  # fmt: skip
+        with _served(Server(listen, tls, allowed, coordinator)):
+            agreement = coordinator.lead()
+            state = federated_model.initial_model(settings, agreement).state_dict()
+            folder = federated_model.save(run, plan, agreement, settings, state)
+            if absent := coordinator.say_farewell(60 * min(round_minutes, _FAREWELL_MINUTES)):
+                log.warning(
+                    "The last average was not taken by %s; the same command offers it again.",
+                    ", ".join(absent),
+                )
+    return folder
+
+
+@contextmanager
+def _served(server: Server) -> Iterator[None]:
+    """Serve in threads of their own within this context."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
+        thread.start()
+        log.info("Serving at %s, port %d.", server.server_address[0], server.port)
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
