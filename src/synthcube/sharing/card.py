@@ -43,8 +43,8 @@ _NOT_PROMISED = """Not covered by these numbers:
 - attacks on the rounding of floating-point numbers: the noise comes from the operating system, but
   is not hardened against them.
 
-The promise is about each person alone, not about what people have in common, and an epsilon above 10
-is little of a promise."""
+The promise is about each person alone, not about what people have in common, and an epsilon above
+10 is little of a promise."""
 
 Task = Literal["sample", "reconstruct", "translate"]
 _CALLS: dict[Task, str] = {
@@ -288,7 +288,7 @@ def _privacy(privacy: PrivacyStatement) -> str:
     stage = privacy.first_stage_sha256
     audit = privacy.canary_audit
     rows = {
-        "epsilon": f"{privacy.epsilon:.3g}",
+        "epsilon": f"{math.ceil(100 * privacy.epsilon) / 100:g}",  # never less than was spent
         "delta": f"{privacy.delta:.2g}",
         "unit": privacy.unit,
         "accountant": markdown(privacy.accountant),

@@ -71,12 +71,13 @@ def require_private(family: Family) -> None:
             f"{norms[0]} and {len(norms)} batch norm(s) in all mix the images of a batch; use "
             "group norm"
         )
-    if type(family).training_step is not Family.training_step or not family.automatic_optimization:
+    if _is_own(family, "training_step") or not family.automatic_optimization:
         reasons.append("it trains in steps of its own; privacy needs those of `loss`")
-    for hook in ("fit_statistics", "measure"):
-        function = getattr(type(family), hook, None)
-        if function is not None and not str(function.__module__).startswith(_OURS):
-            reasons.append(f"its {hook} measures the images, and nothing bounds what it keeps")
+    reasons += [
+        f"its {hook} measures the images, and nothing bounds what it keeps"
+        for hook in ("fit_statistics", "measure")
+        if _is_own(family, hook)
+    ]
     if reasons:
         name = family.config.name
         raise ConfigError(f"model.name {name} cannot be trained with privacy:", reasons)
@@ -116,6 +117,12 @@ def _computing(compute: ComputeConfig) -> Iterator[str]:
     for key in ("compile", "activation_checkpointing"):
         if getattr(compute, key):
             yield f"compute.{key} does not work with gradients of single images; leave it out"
+
+
+def _is_own(family: Family, method: str) -> bool:
+    """Whether a user's family has its own version of a method."""
+    function = getattr(type(family), method, None)
+    return function is not None and not str(function.__module__).startswith(_OURS)
 
 
 def _is_trained(module: torch.nn.Module) -> bool:
