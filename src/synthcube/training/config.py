@@ -164,8 +164,8 @@ class TrainingConfig(Schema):
 
     privacy: PrivacyConfig | None = Field(
         default=None,
-        description="Train with differential privacy, as {epsilon: 8}; needs the extra "
-        "synthcube[privacy]. null: without.",
+        description="Train with differential privacy: {epsilon: 8, delta: null, clip_norm: 1.0, "
+        "draws: 8, images_at_once: 4}; needs the extra synthcube[privacy]. null: without.",
     )
 
     @field_validator("loggers")
