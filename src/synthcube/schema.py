@@ -158,7 +158,7 @@ class PrivacyStatement(Schema):
     steps: int = Field(ge=0, le=MAX_EXACT, description="Steps that were taken.")
     sigma: float = Field(gt=0, description="Noise of a step, in units of clip_norm.")
     clip_norm: float = Field(gt=0, description="Largest norm of a subject's gradient.")
-    draws: int = Field(ge=1, description="Draws of noise for each image.")
+    draws: int = Field(ge=1, le=MAX_EXACT, description="Draws of noise for each image.")
     start_sha256: str = Field(default="", description="Of the weights that it started from.")
     first_stage_sha256: str = Field(default="", description="Of the weights of its first stage.")
     canary_audit: float | None = Field(
