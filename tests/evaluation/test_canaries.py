@@ -49,7 +49,7 @@ CONFIG = {
     "compute": {"accelerator": "cpu", "precision": "32"},
 }  # fmt: skip
 STEPS = 750
-PRIVATE = "training.privacy={epsilon: 1, draws: 1, images_at_once: 24, delta: 0.001}"
+PRIVATE = "training.privacy={epsilon: 1, draws: 1, images_at_once: 64, delta: 0.001}"
 
 
 def audited(folder: Path, overrides: list[str]) -> Audit:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from synthcube import reading
-from synthcube.errors import ConfigError
+from synthcube.errors import ConfigError, PreemptedError
 from synthcube.models import registry
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
 from synthcube.tasks.train import train
@@ -261,6 +263,28 @@ def test_epsilon_after_a_resume_is_that_without_one(
     assert last["epsilon"] == straight > first["epsilon"]
     record = checkpoints.load(run / "checkpoints" / "last.ckpt")["privacy"]
     assert record["steps"] == 8
+
+
+def test_an_interrupted_epoch_counts_each_step_once(
+    tiny_config, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, run = PrivateSteps.training_step, tmp_path / "run"
+    overrides = [*DECLARED, "training.max_epochs=3"]
+
+    def interrupted(self: PrivateSteps, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.budget.steps == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PrivateSteps, "training_step", interrupted)
+        with pytest.raises(PreemptedError):
+            train(tiny_config(), phantoms, run, overrides=overrides)
+    content = checkpoints.load(run / "checkpoints" / "last.ckpt")
+    assert content["privacy"]["steps"] == content["global_step"] == 3
+    train(tiny_config(), phantoms, run, overrides=overrides)
+    assert statement(run)["steps"] == 6
+    assert statement(run)["epsilon"] <= 8
 
 
 def test_a_checkpoint_without_a_record_is_refused(
