@@ -76,9 +76,9 @@ def audited(folder: Path, overrides: list[str]) -> Audit:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # on a machine that is shared
 def test_plain_training_is_caught(tmp_path: Path) -> None:
     found = audited(tmp_path, [])
-    print(found)
     assert found.canaries == 64
     assert artifact.load(tmp_path / "run").metrics["steps"] == STEPS
     assert found.area > 0.9
@@ -86,9 +86,9 @@ def test_plain_training_is_caught(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # on a machine that is shared
 def test_as_many_private_steps_are_not(tmp_path: Path) -> None:
     found = audited(tmp_path, [PRIVATE])
-    print(found)
     assert artifact.load(tmp_path / "run").metrics["steps"] == STEPS
     assert found.epsilon <= 1
     assert found.area < 0.8
