@@ -32,7 +32,7 @@ RUN case "${TORCH}" in \
  && /tools/bin/python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = [project['optional-dependencies'][name] \
- for name in ('dicom', 'histology', 'perceptual', 'openvino')]; \
+ for name in ('dicom', 'histology', 'perceptual', 'openvino', 'privacy')]; \
 print(*project['dependencies'], *(each for extra in extras for each in extra), sep='\n')" \
     > requirements.txt \
  && /tools/bin/python -m pip --python /app/bin/python install --quiet --no-compile \

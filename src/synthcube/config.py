@@ -37,7 +37,7 @@ from synthcube.schema import MAX_BATCH, MAX_IMAGES, MAX_SEED, List, Schema
 from synthcube.sharing.config import CroissantConfig, ExportConfig
 from synthcube.sharing.runtimes import NAMES as RUNTIMES
 from synthcube.sharing.runtimes import RuntimeOrTorch
-from synthcube.training import strategies
+from synthcube.training import leaks, strategies
 from synthcube.training.config import TrainingConfig
 
 _WIDTH = 96
@@ -155,8 +155,12 @@ class RunConfig(Schema):
     )
 
     @model_validator(mode="after")
-    def _strategy_trains_the_model(self) -> Self:
-        if faults := list(strategies.faults(self.model, self.training, self.compute)):
+    def _model_can_be_trained_so(self) -> Self:
+        faults = [
+            *strategies.faults(self.model, self.training, self.compute),
+            *leaks.faults(self.model, self.data, self.training, self.compute),
+        ]
+        if faults:
             raise ValueError("; ".join(faults))
         return self
 

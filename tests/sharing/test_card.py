@@ -18,6 +18,7 @@ from synthcube.models import artifact
 from synthcube.sharing.card import header_of
 from synthcube.sharing.config import ExportRequest
 from synthcube.tasks.export import export
+from synthcube.tasks.train import train
 
 RESULTS: dict[str, Any] = {
     "synthcube_evaluation": 1,
@@ -231,3 +232,40 @@ def test_python_and_help_start_light() -> None:
     code = "import sys, synthcube; synthcube.from_pretrained; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.fixture
+def private_export(tiny_config, phantoms: Path, tmp_path: Path) -> Path:
+    overrides = [
+        "data.intensity_range=[0, 255]", "training.privacy={epsilon: 3, draws: 1}",
+        "training.max_epochs=1",
+    ]  # fmt: skip
+    train(tiny_config(), phantoms, tmp_path / "private", overrides=overrides)
+    return export(tmp_path / "private", tmp_path / "exported", ExportRequest(license="mit"))
+
+
+def test_the_card_of_a_private_model_states_its_promise(private_export: Path, validate) -> None:
+    said = json.loads((private_export / "privacy.json").read_text())
+    about = json.loads((private_export / "metadata.json").read_text())
+    assert about["privacy"] == said
+    assert "bounded by epsilon and delta" in about["intended_use"]
+    assert artifact.load(private_export).privacy.model_dump(mode="json") == said
+    card = (private_export / "README.md").read_text()
+    validate(card)
+    for text in (
+        "## Privacy", "| delta | 0.011 |", "one subject with all its images, added or removed",
+        "PRV (Gopi et al. 2021), opacus", "Poisson over subjects", "| steps | 2 |",
+        "| clip norm | 1 |", "noise multiplier (sigma)", "| start | random weights |",
+        "other runs on the same people", "| canary audit | not made of this model |",
+        "not hardened against them",
+    ):  # fmt: skip
+        assert text in card
+    (stated,) = re.findall(r"\| epsilon \| (\S+) \|", card)
+    assert said["epsilon"] <= float(stated) <= 3  # rounded up, never down
+    assert "not shown to protect the privacy" not in card
+
+
+def test_a_model_without_privacy_claims_none(exported: Path) -> None:
+    assert "## Privacy" not in (exported / "README.md").read_text()
+    assert not (exported / "privacy.json").exists()
+    assert artifact.load(exported).privacy is None

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from synthcube.data.manifest import Manifest, Row, natural_key
 from synthcube.data.tables import read_table
 from synthcube.environment import derived_seed
 from synthcube.errors import ConfigError, ManifestError, first_faults
-from synthcube.schema import MAX_IMAGES, ChannelIndex, ConditionSpec, List, Schema
+from synthcube.schema import MAX_IMAGES, ChannelIndex, ConditionSpec, List, Pair, Schema
 
 LABEL = "Label"
 COUNT = "Count"
@@ -31,17 +32,59 @@ class ConditionFields(Schema):
         description="Columns of the manifest that the images follow: {Label: class, Age: number}. "
         "An empty cell means that it is not known.",
     )
+    classes: dict[str, Annotated[List[str], Field(min_length=1)]] = Field(
+        default={},
+        description="Declared classes of a column: {Label: [Hand, HeadCT]}; else those in the "
+        "training images.",
+    )
+    ranges: dict[str, Pair] = Field(
+        default={},
+        description="Declared lowest and highest number of a column: {Age: [0, 100]}; else those "
+        "of the training images. In a federation, its plan declares them.",
+    )
     source_channels: List[ChannelIndex] = Field(
         default=(),
         description="Channels from which the others are made: [0] translates Channel_0, a mask "
         "among them says where.",
     )
 
+    @model_validator(mode="after")
+    def _declares_conditions(self) -> Self:
+        faults = [
+            f"classes names {name}, which is no class among data.conditions"
+            for name in self.classes
+            if name != LABEL and self.conditions.get(name) != "class"
+        ]
+        faults += [
+            f"classes of {name}: none may be there twice"
+            for name, classes in self.classes.items()
+            if len(set(classes)) < len(classes)
+        ]
+        faults += [
+            f"ranges names {name}, which is no number among data.conditions"
+            for name in self.ranges
+            if self.conditions.get(name) != "number"
+        ]
+        faults += [
+            f"ranges of {name}: low {low:g} must be below high {high:g}"
+            for name, (low, high) in self.ranges.items()
+            if low >= high
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
 
 def condition_specs(
-    manifest: Manifest, rows: Sequence[int], kinds: Mapping[str, str]
-) -> tuple[ConditionSpec, ...]:
-    """The vocabulary and the range of each column, over the training rows. Raises ManifestError."""
+    manifest: Manifest, rows: Sequence[int], kinds: Mapping[str, str], *,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> tuple[ConditionSpec, ...]:  # fmt: skip
+    """The vocabulary and the range of each column: as declared, else over the training rows.
+
+    Raises ManifestError.
+    """
+    declared, ranges = classes or {}, ranges or {}
     faults: list[str] = []
     specs = []
     for name, kind in kinds.items():
@@ -57,9 +100,10 @@ def condition_specs(
             )
             continue
         if kind == "class":
-            classes = manifest.labels if name == LABEL else ()
-            classes = classes or tuple(sorted(trained - {""}, key=natural_key))
-            spec = ConditionSpec(name=name, kind="class", classes=classes)
+            found = manifest.labels if name == LABEL else ()
+            found = found or tuple(sorted(trained - {""}, key=natural_key))
+            names = tuple(declared.get(name, found))
+            spec = ConditionSpec(name=name, kind="class", classes=names)
             specs.append(spec)
             known = _indices(spec)
             wrong = {text: fault for text in texts if (fault := _fault(spec, known, text))}
@@ -69,7 +113,16 @@ def condition_specs(
                 for text in texts
                 if text and parse_number(text) is None
             }
-            if not wrong:
+            if not wrong and name in ranges:
+                low, high = ranges[name]
+                specs.append(ConditionSpec(name=name, kind="number", low=low, high=high))
+                outside = f"it lies outside of data.ranges, {low:g} to {high:g}"
+                wrong = {
+                    text: f"{text!r}: {outside}"
+                    for text in texts
+                    if text and not low <= float(text) <= high
+                }
+            elif not wrong:
                 specs += _number_spec(name, trained, faults)
         if wrong:
             faults += [

@@ -35,7 +35,9 @@ from synthcube.data.geometry import (
 from synthcube.data.images import read_image
 from synthcube.data.manifest import Manifest
 from synthcube.data.preprocessing import DataConfig, Preprocessing, patch_fault
+from synthcube.data.subject_batches import SubjectBatches, by_subject
 from synthcube.data.transforms import TransformConfig
+from synthcube.data.unmeasured import unmeasured
 from synthcube.environment import derived_seed, workers_that_fit
 from synthcube.errors import ImageError, ManifestError, first_faults
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
@@ -165,7 +167,9 @@ class CachedImages(Dataset[Batch]):
         return len(self.cache)
 
     def __getitems__(self, places: Sequence[tuple[int, int]]) -> Batch:
-        """The batch at these (epoch, row) pairs."""
+        """The batch at these (epoch, row) pairs, of which there may be none."""
+        if not places:
+            return _empty(self.__getitems__([(0, 0)]))
         rows = [row for _, row in places]
         starts = [self.start_of(*place) for place in places]
         image = torch.from_numpy(
@@ -286,13 +290,15 @@ class DataModule(pl.LightningDataModule):
 
     def __init__(
         self, manifest: Manifest, config: DataConfig, *, batch_size: int, seed: int, cache: Path,
-        conditions: Sequence[ConditionSpec] | None = None,
+        conditions: Sequence[ConditionSpec] | None = None, private: bool = False,
     ) -> None:  # fmt: skip
         """Read the images.
 
         Args:
             conditions: vocabulary and range of each column, agreed on elsewhere; None: those of
                 the training rows.
+            private: draw subjects by chance for each batch, and describe the images by what is
+                declared alone.
         """
         super().__init__()
         self.files = self.manifest = manifest
@@ -302,7 +308,13 @@ class DataModule(pl.LightningDataModule):
         # First what takes no time: an image is only read where the manifest is right.
         self.splits = self.file_splits = self._split()
         self.conditions = (
-            condition_specs(manifest, self.rows("train"), config.conditions)
+            condition_specs(
+                manifest,
+                self.rows("train"),
+                config.conditions,
+                classes=config.classes,
+                ranges=config.ranges,
+            )
             if conditions is None
             else tuple(conditions)
         )
@@ -311,7 +323,10 @@ class DataModule(pl.LightningDataModule):
         # From here on, a row for each slice of data.slices; `files` stays as it was given.
         self.manifest = self.cache.rows_of(manifest)
         self.splits = [self.file_splits[place] for place in self.cache.source_rows]
+        self.private = private
         self.image = self._image_spec()
+        if private:
+            self.image = unmeasured(self.image, config)
         self.num_workers = config.num_workers
         self.position = (0, 0)
         """Epoch with which training continues, and how many of its batches are skipped."""
@@ -319,6 +334,11 @@ class DataModule(pl.LightningDataModule):
     def rows(self, split: str) -> list[int]:
         """Indices into the manifest's rows that are in that split."""
         return [index for index, name in enumerate(self.splits) if name == split]
+
+    @property
+    def training_subjects(self) -> list[list[int]]:
+        """Rows of each training subject."""
+        return by_subject([row.subject for row in self.manifest.rows], self.rows("train"))
 
     @property
     def sides(self) -> str:
@@ -376,9 +396,14 @@ class DataModule(pl.LightningDataModule):
         return self._loader("validation", ())
 
     def _loader(self, split: str, augmentation: Sequence[TransformConfig]) -> DataLoader[Batch]:
-        batches = EpochBatches(
-            self.rows(split), self.batch_size, self.seed, self._place(), shuffle=split == "train"
-        )
+        batches: SubjectBatches | EpochBatches
+        if self.private and split == "train":
+            batches = SubjectBatches(self.training_subjects, self.batch_size)
+        else:
+            batches = EpochBatches(
+                self.rows(split), self.batch_size, self.seed, self._place(),
+                shuffle=split == "train",
+            )  # fmt: skip
         if split == "train":
             # At once, and not when the epoch starts: workers fetch ahead as soon as they are made.
             batches.epoch, batches.start = self.position
@@ -490,6 +515,18 @@ def _target_channels(channels: int, source: Sequence[int]) -> list[int]:
             "from 0, of which one at least must be left to make"
         )
     return target
+
+
+def _empty(batch: Batch) -> Batch:
+    """A batch of the same kind, without images."""
+    condition = batch["condition"]
+    return Batch(
+        image=batch["image"][:0],
+        label=batch["label"][:0],
+        index=batch["index"][:0],
+        augmented=batch["augmented"],
+        condition=Condition(values=condition["values"][:0], source=condition["source"][:0]),
+    )
 
 
 def _unchanged(batch: Any) -> Any:

@@ -98,7 +98,7 @@ def membership(
     if trained is not None:
         manifests = train_data.manifest, labels.manifest
         try:
-            scores = _model_scores(trained, manifests, (members, others), seed, cache, device)
+            scores = model_scores(trained, manifests, (members, others), seed, cache, device)
         except SynthCubeError as error:
             log.warning("The model cannot score these images for membership: %s", error)
             scores = "the model cannot score these images; the log says why"
@@ -152,7 +152,7 @@ def _true_positive_rate(positive: Floats, negative: Floats) -> Measure:
     return Measure(hits / len(positive), _FALSE_POSITIVES, low, high, len(positive))
 
 
-def _model_scores(
+def model_scores(
     trained: Artifact, manifests: tuple[Manifest, Manifest], rows: tuple[Ints, Ints], seed: int,
     cache: Path | None, device: torch.device | None,
 ) -> tuple[str, list[Floats]] | str:  # fmt: skip

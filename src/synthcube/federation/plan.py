@@ -94,6 +94,8 @@ def federated(settings: RunConfig, *, epochs: int) -> RunConfig:
     """
     training, compute, model = settings.training, settings.compute, settings.model
     faults = [f"model.name {model.name}: {model.not_averaged}"] if model.not_averaged else []
+    if training.privacy:
+        faults.append("training.privacy: a site cannot train privately in a federation yet")
     if training.early_stop:
         faults.append("training.early_stop: a site must not stop alone; leave it out")
     if compute.num_devices not in (None, 1) or compute.num_nodes != 1:

@@ -35,7 +35,9 @@ class TrainingConfigFile(Schema):
     sites: int = Field(ge=1, le=MAX_SITES, description="Sites that will take part.")
     rounds: int = Field(ge=1, le=MAX_COUNT, description="How often the weights are averaged.")
     local_epochs: int = Field(default=1, ge=1, le=MAX_COUNT, description="Passes in a round.")
-    minimum_sites: int | None = Field(default=None, description="Sites that a round needs.")
+    minimum_sites: int | None = Field(
+        default=None, ge=1, le=MAX_SITES, description="Sites that a round needs."
+    )
     ranges: dict[str, Pair] = Field(default={}, description="Declared ranges of numbers.")
     proximal: Weight = Field(default=0.0, description="FedProx.")
     server_optimizer: ServerOptimizer | None = Field(default=None, description="FedAvgM, FedAdam.")
@@ -46,7 +48,7 @@ class AggregatorConfig(Schema):
 
     address: str = Field(description="Name or IP address that sites call.")
     port: int = Field(ge=1, lt=1 << 16, description="Port of the aggregator.")
-    admin_port: int | None = Field(default=None, description="Not used.")
+    admin_port: int | None = Field(default=None, ge=1, lt=1 << 16, description="Not used.")
 
 
 class TrainerConfig(Schema):

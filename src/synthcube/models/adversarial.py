@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -51,6 +51,11 @@ class DiscriminatorFields(Schema):
 
 class GANConfig(DiscriminatorFields, FamilyConfig):
     """A generator of images from noise and conditions, trained against a discriminator."""
+
+    not_private: ClassVar[str] = (
+        "it is trained against a discriminator, in steps of its own, which are not private; use "
+        "rectified_flow"
+    )
 
     scheduler: SchedulerConfig | None = Field(
         default=None, description="Learning-rate schedule of the generator; null for none."

@@ -26,7 +26,7 @@ from synthcube.errors import ArtifactError, HubError
 from synthcube.models import registry
 from synthcube.models.family import Family, FamilyConfig
 from synthcube.plugins import TRAINED, is_own
-from synthcube.schema import MAX_SEED, ImageSpec, Schema
+from synthcube.schema import MAX_SEED, ImageSpec, PrivacyStatement, Schema
 from synthcube.storage import recovered_folder, replaced_folder, sha256, write_json
 
 SCHEMA_VERSION = 1
@@ -47,6 +47,8 @@ _UNBUILDABLE = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError),
     *(TypeError, ValueError, ValidationError, SafetensorError, OSError),
 )
+PRIVACY = "privacy.json"
+"""What a differentially private training promises."""
 _NAME = re.compile(r"\w[\w.+-]{0,199}", re.ASCII)
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -61,6 +63,7 @@ class Artifact:
     metrics: Mapping[str, float]
     sha256: str  # of the index, which holds the hash of every file
     weights: Path
+    privacy: PrivacyStatement | None = None
 
     def build(self, device: torch.device) -> Family:
         """The trained model on `device`, in evaluation mode.
@@ -136,7 +139,11 @@ def load(path: Path | str) -> Artifact:
     if wrong := [name for name, value in metrics.items() if type(value) not in (int, float)]:
         raise ArtifactError(f"{folder / METRICS} is damaged: {wrong[0]} is not a number.")
     weights = folder / (EXPORTED_WEIGHTS if EXPORTED_WEIGHTS in listed else WEIGHTS)
-    return Artifact(folder, config, image, metrics, sha256(folder / INDEX), weights)
+    privacy = None
+    if PRIVACY in listed:
+        values = reading.read_object(folder / PRIVACY, ArtifactError)
+        privacy = reading.validated(values, PrivacyStatement, folder / PRIVACY, ArtifactError)
+    return Artifact(folder, config, image, metrics, sha256(folder / INDEX), weights, privacy)
 
 
 def find(path: Path | str) -> Path:
@@ -170,6 +177,7 @@ def save(
     folder: Path, *,
     config: Mapping[str, Any], image: ImageSpec, weights: Mapping[str, torch.Tensor],
     metrics: Mapping[str, float], picture: Path | None = None, checkpoint: str = "",
+    privacy: PrivacyStatement | None = None,
 ) -> None:  # fmt: skip
     """Write an artifact folder in one step, in place of an older one; `checkpoint` is the
     fingerprint of the one that holds the weights."""
@@ -181,6 +189,8 @@ def save(
         finite = {name: value for name, value in metrics.items() if abs(value) < float("inf")}
         write_json(staging / METRICS, finite)
         write_json(staging / VERSIONS, environment.versions())
+        if privacy:
+            write_json(staging / PRIVACY, privacy.model_dump(mode="json"))
         if picture and picture.exists():
             shutil.copyfile(picture, staging / PICTURE)
         write_index(staging, checkpoint=checkpoint)

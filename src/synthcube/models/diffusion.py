@@ -149,10 +149,14 @@ class Diffusion:
         """
         epsilon = torch.randn_like(x_0)
         step = torch.randint(self.fields.num_train_steps, (len(x_0),), device=x_0.device)
-        x_t = self.noise_schedule.add_noise(x_0, epsilon, step)
+        # Not by diffusers' own methods, which move the schedule to the device and keep it: in the
+        # gradient of a single image, that would be a tensor of this computation.
+        share = self._signal_share(step).to(x_0.dtype).view(-1, *[1] * (x_0.ndim - 1))
+        signal, noise = share**0.5, (1 - share) ** 0.5
+        x_t = signal * x_0 + noise * epsilon
         target = {"epsilon": epsilon, "x_0": x_0}.get(self.fields.prediction)
         if target is None:
-            target = self.noise_schedule.get_velocity(x_0, epsilon, step)
+            target = signal * epsilon - noise * x_0
         output = at_least_float32(predict(x_t, step.float()))
         prediction, variance = output[:, : x_0.shape[1]], output[:, x_0.shape[1] :]
         error = self.error(prediction, target, step)

@@ -75,6 +75,9 @@ class FamilyConfig(Schema, ABC):
     not_averaged: ClassVar[str] = ""
     """Why weights that several sites trained cannot be averaged; empty where they can."""
 
+    not_private: ClassVar[str] = ""
+    """Why it cannot be trained with differential privacy; empty where it can."""
+
     name: str = Field(description="Family of the model.")
     optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(), description="Optimizer, with its arguments."
@@ -123,6 +126,21 @@ class FamilyConfig(Schema, ABC):
     def optimizes_by_hand(self) -> bool:
         """Whether several networks are trained, each with its own optimizer."""
         return False
+
+    def private_faults(self, kept: Callable[[str], bool]) -> list[str]:
+        """Reasons why a training with privacy would tell of the images, one sentence each.
+
+        Args:
+            kept: whether the weight or buffer of a name is taken from a trained model.
+        """
+        if self.not_private:
+            return [f"model.name {self.name}: {self.not_private}"]
+        if self.optimizes_by_hand():
+            return [
+                "model.adversarial_weight: a discriminator is trained in steps of its own, which "
+                "are not private; set it to 0"
+            ]
+        return []
 
     def shortened(self) -> tuple[dict[str, int], int]:
         """Settings with which a training passes all its phases soon, and after how many epochs."""

@@ -295,7 +295,7 @@ class SchedulerConfig(Schema):
                 raise ValueError(f"{self.name} takes warmup_steps only, not {unknown}")
             return self
         kind = self._kind()
-        if plugins.called(kind) == "ReduceLROnPlateau" and self.interval == "step":
+        if self.follows_loss and self.interval == "step":
             raise ValueError("ReduceLROnPlateau follows the loss of an epoch: interval is epoch")
         optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
         plugins.check_arguments(
@@ -304,6 +304,12 @@ class SchedulerConfig(Schema):
         if not plugins.is_own(self.name):
             plugins.attempt(lambda: self._torch_schedule(optimizer, 100), plugins.called(kind))
         return self
+
+    @property
+    def follows_loss(self) -> bool:
+        """Whether the learning rate depends on the loss."""
+        is_warmed = self.name.lower() in _WARMED
+        return not is_warmed and plugins.called(self._kind()) == "ReduceLROnPlateau"
 
     def build(
         self, optimizer: Optimizer, num_steps: int, num_epochs: int,
@@ -340,7 +346,7 @@ class SchedulerConfig(Schema):
             message = f"model.scheduler {self.name} does not work with {kind}: {error}"
             raise ConfigError(message) from error
         described = {"scheduler": schedule, "interval": "step" if by_step else "epoch"}
-        if plugins.called(self._kind()) == "ReduceLROnPlateau":
+        if self.follows_loss:
             described["monitor"] = "validation/loss"
         return described
 

@@ -15,17 +15,36 @@ from synthcube.errors import ConfigError, EvaluationError
 from synthcube.escapes import markdown
 from synthcube.models import artifact
 from synthcube.models.artifact import PICTURE, Artifact
+from synthcube.schema import PrivacyStatement
 from synthcube.sharing.conversion import ConversionRecord
 
-INTENDED_USE = (
+_USE = (
     "Research on medical imaging: augmentation, method development, teaching. Not a medical "
-    "device, not for diagnosis or treatment, and not shown to protect the privacy of the people "
-    "whose images it was trained on."
+    "device, not for diagnosis or treatment"
+)
+INTENDED_USE = (
+    f"{_USE}, and not shown to protect the privacy of the people whose images it was trained on."
 )
 _NOTICE = (
     "> For research only: not a medical device, not for diagnosis, and not shown to protect the\n"
     "> privacy of the people whose images it was trained on."
 )
+_PRIVATE_NOTICE = (
+    "> For research only: not a medical device, not for diagnosis. What it may tell of one person\n"
+    "> is bounded by a number, with limits: see Privacy."
+)
+_NOT_PROMISED = """Not covered by these numbers:
+
+- other runs on the same people, also those that were thrown away, and settings that were chosen by
+  looking at their images: they are not counted;
+- the weights that it started from, which are as private as their own training was;
+- subjects that were held out, and every number and picture of an evaluation against real images;
+- the number of subjects, which is treated as public;
+- attacks on the rounding of floating-point numbers: the noise comes from the operating system, but
+  is not hardened against them.
+
+The promise is about each person alone, not about what people have in common, and an epsilon above
+10 is little of a promise."""
 
 Task = Literal["sample", "reconstruct", "translate"]
 _CALLS: dict[Task, str] = {
@@ -104,13 +123,14 @@ def model_card(trained: Artifact, context: CardContext) -> str:
     parts = [
         f"---\n{header}\n---",
         f"# {markdown(name)} trained with SynthCube {__version__}",
-        _NOTICE,
+        _PRIVATE_NOTICE if trained.privacy else _NOTICE,
         f"{picture}{_images(trained)}",
         *([context.notes.strip()] if context.notes.strip() else []),
-        f"## Intended use\n\n{INTENDED_USE}",
+        f"## Intended use\n\n{intended_use(trained)}",
         f"## Out of scope\n\n{_OUT_OF_SCOPE}",
         f"## Training data\n\n{_data(trained, context)}",
         f"## Training\n\n{_training(trained)}",
+        *([f"## Privacy\n\n{_privacy(trained.privacy)}"] if trained.privacy else []),
         f"## Evaluation\n\n{_evaluation(context.results)}",
         f"## How to run it\n\n{_commands(context)}",
         *([f"## Other runtimes\n\n{_conversions(context)}"] if context.conversions else []),
@@ -118,6 +138,13 @@ def model_card(trained: Artifact, context: CardContext) -> str:
         "`config.yaml` holds every setting, `artifact.json` the SHA-256 of every file.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def intended_use(trained: Artifact) -> str:
+    """What a model is for, and whether the privacy of people is bounded."""
+    if trained.privacy is None:
+        return INTENDED_USE
+    return f"{_USE}. What it may tell of one person is bounded by epsilon and delta."
 
 
 def header_of(card: str) -> dict[str, Any]:
@@ -253,6 +280,35 @@ def _data(trained: Artifact, context: CardContext) -> str:
 def _training(trained: Artifact) -> str:
     values = {markdown(name): f"{value:.6g}" for name, value in trained.metrics.items()}
     return _table("training", values)
+
+
+def _privacy(privacy: PrivacyStatement) -> str:
+    """What a differentially private training promises, on what that rests, and what is left out."""
+    start = privacy.start_sha256
+    stage = privacy.first_stage_sha256
+    audit = privacy.canary_audit
+    rows = {
+        "epsilon": f"{math.ceil(100 * privacy.epsilon) / 100:g}",  # never less than was spent
+        "delta": f"{privacy.delta:.2g}",
+        "unit": privacy.unit,
+        "accountant": markdown(privacy.accountant),
+        "sampling": f"{markdown(privacy.sampling)}; each joins a step with probability "
+        f"{privacy.sample_rate:.4g}",
+        "subjects": privacy.subjects,
+        "steps": privacy.steps,
+        "noise multiplier (sigma)": f"{privacy.sigma:.4g}",
+        "clip norm": f"{privacy.clip_norm:g}",
+        "start": f"weights with the SHA-256 {markdown(start)}" if start else "random weights",
+        **({"first stage": f"weights with the SHA-256 {markdown(stage)}"} if stage else {}),
+        "canary audit": "not made of this model"
+        if audit is None
+        else f"epsilon is at least {audit:.3g}",
+    }
+    return (
+        "Trained with differential privacy (DP-SGD): with or without the images of any one "
+        "subject, the trained weights are nearly as likely.\n\n"
+        f"{_table('privacy', rows)}\n\n{_NOT_PROMISED}"
+    )
 
 
 def _evaluation(results: Results | None) -> str:

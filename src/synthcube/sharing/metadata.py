@@ -8,7 +8,7 @@ from typing import Any
 from synthcube import __version__, environment, reading
 from synthcube.errors import ArtifactError
 from synthcube.models.artifact import Artifact
-from synthcube.sharing.card import INTENDED_USE, Results
+from synthcube.sharing.card import Results, intended_use
 from synthcube.sharing.config import VERSION
 
 METADATA = "metadata.json"
@@ -53,8 +53,9 @@ def metadata(
         "data_type": image.file_format,
         "image_classes": ", ".join(image.labels) or "one class",
         "eval_metrics": {f"{score.section}/{score.name}": score.value for score in scores},
-        "intended_use": INTENDED_USE,
+        "intended_use": intended_use(trained),
         "references": [],
+        **({"privacy": trained.privacy.model_dump(mode="json")} if trained.privacy else {}),
         "network_data_format": {
             "inputs": {"image": source_format}
             if source_format

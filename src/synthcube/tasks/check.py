@@ -17,8 +17,11 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import image_suffix, read_manifest, split_warning
 from synthcube.data.module import DataModule
 from synthcube.errors import SynthCubeError, results_or_faults
+from synthcube.models.first_stage import TwoStageFamily
 from synthcube.tasks import hub_pins, plan, train
-from synthcube.training import deepspeed, fine_tuning, memory
+from synthcube.training import deepspeed, fine_tuning, leaks, memory
+from synthcube.training.accountant import noise_warning
+from synthcube.training.privacy import require_differentiable, trained
 
 _SMALL_PART = 0.05  # of the range from -1 to 1: masks and wrong units, but no real image
 
@@ -44,16 +47,44 @@ def check(config_path: Path, data_path: Path, *, overrides: Sequence[str] = ()) 
     data = train.open_data(settings, manifest)
     lines = [*_data_lines(data), *_start_lines(settings, data)]
     resources, shortage = _resources(settings, data)
-    lines += [*resources, *_plan_lines(settings, data)]
-    return CheckReport(lines, _data_warnings(data), shortage)
+    privacy, hopeless = _privacy(settings, data)
+    lines += [*resources, *privacy, *_plan_lines(settings, data)]
+    return CheckReport(lines, [*_data_warnings(data), *hopeless], shortage)
 
 
 def _plan_lines(settings: RunConfig, data: DataModule) -> list[str]:
-    """Where the config differs from what `synthcube plan` would choose."""
+    """Where the config differs from what `synthcube plan` would choose, which knows no privacy."""
+    if settings.training.privacy:
+        return []
     try:
         return plan.differences(settings, data.files)
     except SynthCubeError:  # no plan fits, which the lines above tell better
         return []
+
+
+def _privacy(settings: RunConfig, data: DataModule) -> tuple[list[str], list[str]]:
+    """What a private training does and spends, and a warning where it is mostly noise."""
+    budget = train.planned_budget(settings, data)
+    if budget is None or settings.training.privacy is None:
+        return [], []
+    leaks.require_one_process(
+        settings.training, settings.compute, compute.device(settings.compute.accelerator)
+    )
+    family = settings.model.build(data.image.encoded).train()
+    fine_tuning.take_weights(family, settings.training)
+    fine_tuning.freeze(family, settings.training)
+    leaks.require_private(family)
+    if not isinstance(family, TwoStageFamily):  # which compresses the images first
+        rows = [rows[0] for rows in data.training_subjects[:2]]
+        require_differentiable(family, data.examples(rows), settings.training.privacy)
+    weights = sum(weight.numel() for weight in trained(family).values())
+    lines = [
+        train.privacy_line(budget, settings.training.max_epochs * len(data.train_dataloader())),
+        f"noise over the largest possible signal in a step: {budget.noise_over_signal(weights):.2g}"
+        f" ({weights} trained weights)",
+    ]
+    warning = noise_warning(budget, weights)
+    return lines, [warning] if warning else []
 
 
 def _start_lines(settings: RunConfig, data: DataModule) -> list[str]:
@@ -95,7 +126,7 @@ def _data_lines(data: DataModule) -> list[str]:
         counts = Counter(row.label for row in rows)
         named = {name: counts[index] for index, name in enumerate(image.labels)}
         lines.append(f"classes: {named}")
-    if not data.rows("validation"):
+    if not data.rows("validation") and not data.private:
         lines.append("no validation images: the best checkpoint is chosen by the training loss")
     return lines
 

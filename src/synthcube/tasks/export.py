@@ -191,7 +191,9 @@ def _texts(public: Artifact, context: CardContext, version: str) -> dict[str, st
     about = metadata(
         public, version=version, license_id=context.license_id, results=context.results
     )
+    privacy = public.privacy
     return {
+        **({artifact.PRIVACY: _json(privacy.model_dump(mode="json"))} if privacy else {}),
         artifact.CONFIG: reading.dump(public.config),
         artifact.IMAGE: _json(public.image.model_dump(mode="json")),
         artifact.METRICS: _json(dict(public.metrics)),

@@ -22,8 +22,8 @@ from synthcube.data.manifest import Manifest, read_manifest, write_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, ManifestError, OutputError, first_faults
 from synthcube.models import artifact
-from synthcube.schema import flattened
-from synthcube.training import checkpoints
+from synthcube.schema import PrivacyStatement, flattened
+from synthcube.training import accountant, checkpoints, privacy
 
 log = logging.getLogger("synthcube")
 
@@ -43,9 +43,12 @@ _FREE = (
     "model.first_stage.",  # its hash must stay
     "model.first_stage_image.labels.",  # an export leaves out labels that name people
     "export.",
+    "training.privacy.epsilon.",  # more may be spent; its accountant refuses less
+    "training.privacy.images_at_once.",
 )  # fmt: skip
-# Keys that may never change: the state of the optimizers would no longer fit.
-_FIXED = r"model\.(name|.*optimizer\.name)|training\.(freeze|start_.*)"
+# Keys that may never change: the state of the optimizers, or the privacy that is spent, would no
+# longer fit.
+_FIXED = r"model\.(name|.*optimizer\.name)|training\.(freeze|start_.*|privacy.*)"
 
 
 def take(run: Path, rank: int, locks: ExitStack) -> None:
@@ -296,6 +299,28 @@ def save_artifact(run: Path, settings: RunConfig, data: DataModule) -> None:
         metrics={"epochs": epochs, "steps": steps, **checkpoints.monitored(source)},
         picture=pictures[-1] if pictures else None,
         checkpoint=checkpoints.fingerprint(source),
+        privacy=_statement(settings, source),
+    )
+
+
+def _statement(settings: RunConfig, source: Path) -> PrivacyStatement | None:
+    """What a private training promises, from the steps that its checkpoint counts."""
+    chosen = settings.training.privacy
+    if chosen is None:
+        return None
+    budget = privacy.recorded_budget(checkpoints.load(source, mapped=True), source)
+    return PrivacyStatement(
+        epsilon=budget.epsilon,
+        delta=budget.delta,
+        accountant=accountant.described(),
+        sample_rate=budget.sample_rate,
+        subjects=budget.subjects,
+        steps=budget.steps,
+        sigma=budget.sigma,
+        clip_norm=budget.clip_norm,
+        draws=chosen.draws,
+        start_sha256=settings.training.start_from_sha256,
+        first_stage_sha256=getattr(settings.model, "first_stage_sha256", ""),
     )
 
 

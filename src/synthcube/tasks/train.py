@@ -17,17 +17,28 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import Manifest, read_manifest, require_outside
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
+from synthcube.data.subject_batches import steps_per_epoch
 from synthcube.errors import ConfigError, ImageError
 from synthcube.models.family import Family, ScalesByMoments
 from synthcube.schema import ImageSpec, Moments, near_multiples
 from synthcube.tasks import hub_pins, run_folder
-from synthcube.training import checkpoints, deepspeed, fine_tuning, memory, threads
+from synthcube.training import (
+    accountant,
+    checkpoints,
+    deepspeed,
+    fine_tuning,
+    leaks,
+    memory,
+    threads,
+)
+from synthcube.training.accountant import Budget
 from synthcube.training.config import TrainingConfig
 from synthcube.training.curve import draw_losses
 from synthcube.training.fit import TrainingRun, fit
 from synthcube.training.memory import MemoryEstimate
 from synthcube.training.metrics import MetricsTable, stopped_early
 from synthcube.training.preemption import Preemption
+from synthcube.training.privacy import recorded_budget
 from synthcube.training.proximal import Proximal, ProximalTerm
 
 log = logging.getLogger("synthcube")
@@ -107,6 +118,7 @@ def _train(
         environment.fix_cublas()
     precision, reason = compute.resolve_precision(settings.compute.precision, device)
     deepspeed.require_usable(settings.compute, settings.training, device)
+    leaks.require_one_process(settings.training, settings.compute, device)
     manifest = read_manifest(data_path)
     require_outside({"output_path": run}, manifest)
     storage.make_folder(run, "output_path")
@@ -117,6 +129,7 @@ def _train(
         run_folder.check_unchanged(run, before, settings, accept_changes)
     log.info("Computing on %s in %s (%s).", device.type, precision, reason)
     data = open_data(settings, manifest, federated_round.image if federated_round else None)
+    budget = planned_budget(settings, data, checkpoint)
     if device.type == "cpu" and settings.compute.num_devices in (None, 1) and not end:
         threads.choose_threads(
             settings.model, data.image.encoded, settings.training.batch_size,
@@ -139,7 +152,7 @@ def _train(
                     log.warning("%s.", warning[:1].upper() + warning[1:])
             _fit(
                 run, settings, data, precision, device, checkpoint, preemption, accept_changes,
-                federated_round,
+                federated_round, budget,
             )  # fmt: skip
         if federated_round:
             return None
@@ -162,6 +175,7 @@ def open_data(
         manifest, settings.data, batch_size=settings.training.batch_size,
         seed=settings.seed, cache=environment.cache_folder(),
         conditions=agreed.conditions if agreed else None,
+        private=settings.training.privacy is not None,
     )  # fmt: skip
     if agreed:
         data.image = agreed
@@ -238,8 +252,10 @@ def _join(settings: RunConfig, device: torch.device) -> int:
 def _fit(
     run: Path, settings: RunConfig, data: DataModule, precision: str, device: torch.device,
     checkpoint: Path | None, preemption: Preemption, accept_changes: bool,
-    federated_round: FederatedRound | None,
+    federated_round: FederatedRound | None, budget: Budget | None,
 ) -> None:  # fmt: skip
+    if budget:
+        log.info(privacy_line(budget, _steps(settings, data)))
     log.info(
         "%d training and %d validation images of size %s, %d channel(s).",
         len(data.rows("train")), len(data.rows("validation")),
@@ -268,7 +284,7 @@ def _fit(
         TrainingRun(
             data, settings.training, settings.compute, run, settings.seed, precision, device,
             checkpoint, preemption, accept_changes, settings.dump(),
-            federated_round.until_epoch if federated_round else None, term,
+            federated_round.until_epoch if federated_round else None, term, budget,
         ),
     )  # fmt: skip
 
@@ -284,6 +300,41 @@ def _proximal_term(
         fine_tuning.take_weights(family, settings.training)
         weights = {name: weight.detach().clone() for name, weight in family.named_parameters()}
     return ProximalTerm(proximal.mu, weights)
+
+
+def planned_budget(
+    settings: RunConfig, data: DataModule, checkpoint: Path | None = None
+) -> Budget | None:
+    """The budget of a private training, with the steps of its checkpoint; None without privacy.
+
+    Raises ConfigError where the checkpoint does not fit, or more would be spent than is allowed.
+    """
+    if settings.training.privacy is None:
+        return None
+    before = None
+    if checkpoint:
+        before = recorded_budget(checkpoints.load(checkpoint, mapped=True), checkpoint)
+    return accountant.planned(
+        settings.training.privacy, settings.training.batch_size, len(data.training_subjects),
+        _steps(settings, data), before,
+    )  # fmt: skip
+
+
+def privacy_line(budget: Budget, steps: int) -> str:
+    """What a private training does and spends, in a line."""
+    spent = f", of which {budget.steps} have spent {budget.epsilon:.3g}" if budget.steps else ""
+    return (
+        f"privacy: epsilon {budget.after(steps):.3g} and delta {budget.delta:.2g} for each of "
+        f"{budget.subjects} subjects after {steps} steps{spent}; each joins a step with "
+        f"probability {budget.sample_rate:.3g}, noise multiplier (sigma) {budget.sigma:.3g}, "
+        f"clip norm {budget.clip_norm:g}"
+    )
+
+
+def _steps(settings: RunConfig, data: DataModule) -> int:
+    """Steps of a private training in all."""
+    subjects = len(data.training_subjects)
+    return settings.training.max_epochs * steps_per_epoch(subjects, settings.training.batch_size)
 
 
 def need_of(

@@ -50,6 +50,32 @@ class EarlyStopConfig(BestConfig):
     )
 
 
+class PrivacyConfig(Schema):
+    """A training that is differentially private, with a subject as the unit."""
+
+    epsilon: Annotated[float, Field(ge=0.1, le=20)] = Field(
+        default=8.0,
+        description="Most that the whole training may tell of one subject: 1 is a strong promise, "
+        "above 10 is little of one. The noise follows from it.",
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Probability that the promise does not hold; null: a tenth of one over the "
+        "number of training subjects.",
+    )
+    clip_norm: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        default=1.0, description="Largest norm of the gradient of one subject."
+    )
+    draws: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=8,
+        description="Draws of noise and time for each image, averaged before its gradient is "
+        "clipped: better gradients for more time, at no cost in privacy.",
+    )
+    images_at_once: Annotated[int, Field(ge=1, le=MAX_BATCH)] = Field(
+        default=4, description="Images whose gradients are in memory at once."
+    )
+
+
 class TrainingConfig(Schema):
     """Length, batches, moving average, checkpoints, pictures and loggers of a training."""
 
@@ -136,6 +162,12 @@ class TrainingConfig(Schema):
         '"network.encoder.*".',
     )
 
+    privacy: PrivacyConfig | None = Field(
+        default=None,
+        description="Train with differential privacy: {epsilon: 8, delta: null, clip_norm: 1.0, "
+        "draws: 8, images_at_once: 4}; needs the extra synthcube[privacy]. null: without.",
+    )
+
     @field_validator("loggers")
     @classmethod
     def _no_duplicates(cls, loggers: tuple[LoggerConfig, ...]) -> tuple[LoggerConfig, ...]:
@@ -159,6 +191,8 @@ class TrainingConfig(Schema):
 
     def clip_norm(self, *, by_hand: bool) -> float | None:
         """Largest gradient norm; `by_hand`: for a family with several optimizers."""
+        if self.privacy:
+            return None  # the gradient of each subject is clipped, before the noise
         if self.gradient_clip_norm == "auto":
             # Gradients against a discriminator are about 100 times larger; clipping slows them.
             return None if by_hand else 1.0

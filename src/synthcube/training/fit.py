@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from synthcube import terminal
@@ -26,15 +28,20 @@ from synthcube.models.family import Family
 from synthcube.models.nets.norm import share_statistics
 from synthcube.storage import make_folder, sweep
 from synthcube.training import acceleration, checkpoints, curve, loggers, metrics, progress
+from synthcube.training.accountant import Budget, noise_warning
 from synthcube.training.config import TrainingConfig
 from synthcube.training.ema import RampedEMA
 from synthcube.training.fine_tuning import FreezeCallback, freeze
 from synthcube.training.finiteness import FiniteGuard
+from synthcube.training.leaks import require_private
 from synthcube.training.pictures import SamplePictures
 from synthcube.training.preemption import Preemption
+from synthcube.training.privacy import BudgetRecord, PrivateSteps, require_differentiable, trained
 from synthcube.training.proximal import ProximalTerm
 from synthcube.training.strategies import require_same, strategy
 from synthcube.training.time_limit import NoiseWarning, TimeLimit
+
+log = logging.getLogger("synthcube")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class TrainingRun:
         checkpoint: checkpoint to resume from, if any.
         accept_changes: let a resumed optimizer use the hyperparameters of the config.
         settings: the resolved config, which loggers show as hyperparameters.
+        budget: what a private training may spend; None: it is not private.
         until_epoch: stop after so many epochs although `training.max_epochs` is more; None: train
             to the end. Schedules follow `max_epochs`.
         proximal: holds the weights near those that a round of a federation began with.
@@ -65,6 +73,7 @@ class TrainingRun:
     settings: Mapping[str, Any] = field(default_factory=dict)
     until_epoch: int | None = None
     proximal: ProximalTerm | None = None
+    budget: Budget | None = None
 
     @property
     def num_devices(self) -> int:
@@ -73,7 +82,8 @@ class TrainingRun:
 
     @property
     def validates(self) -> bool:
-        return bool(self.data.rows("validation"))
+        # A loss would tell of the images that it was computed on.
+        return not self.budget and bool(self.data.rows("validation"))
 
     @property
     def checkpoints(self) -> Path:
@@ -172,11 +182,15 @@ def callbacks(
         _guard(run),
         metrics.LogMeans(),
         checkpoints.NewHyperparameters() if run.accept_changes else None,
-        progress.LogLines(training.log_every_n_steps, profiler, bar),
+        progress.LogLines(
+            training.log_every_n_steps, profiler, bar, tells_of_images=not run.budget
+        ),
         progress.SlowestProcess(profiler),
         metrics.MetricGuard(training),
         metrics.best_and_last(run.checkpoints, _monitor(family, run), training),
-        SamplePictures(
+        None
+        if run.budget
+        else SamplePictures(
             run.folder / "samples",
             run.data.examples(_pictured(run)),
             run.data.image,
@@ -199,13 +213,16 @@ def callbacks(
         time_limit,
         StopAfterEpoch(run.until_epoch) if run.until_epoch else None,
         run.proximal,
-        NoiseWarning(silent=run.is_part) if family.predicts_noise else None,
+        NoiseWarning(silent=run.is_part) if family.predicts_noise and not run.budget else None,
+        BudgetRecord() if run.budget else None,
     ]
     return [callback for callback in optional if callback]
 
 
 def _guard(run: TrainingRun) -> FiniteGuard:
     def files(rows: Sequence[int]) -> list[str]:
+        if run.budget:
+            return []  # who was drawn for a step is private
         return [str(path) for row in rows for path in run.data.manifest.rows[row].channels]
 
     def last_good() -> str:
@@ -216,7 +233,10 @@ def _guard(run: TrainingRun) -> FiniteGuard:
 
 
 def _monitor(family: Family, run: TrainingRun) -> str | None:
-    """Name of the loss that chooses the best checkpoint; None for a GAN without validation."""
+    """Name of the loss that chooses the best checkpoint; None for a GAN without validation, and
+    with privacy."""
+    if run.budget:
+        return None
     if run.validates:
         return "validation/loss"
     # An adversarial loss shows which network is ahead, not how good the images are.
@@ -241,6 +261,11 @@ def _prepare(family: Family, run: TrainingRun) -> list[Any]:
     batch = move_data_to_device(run.data.examples(rows[:2]), run.device)
     metrics.require_metrics(family, batch, training, validates=run.validates)
     frozen = freeze(family, training)
+    if training.privacy and run.budget:
+        if warning := noise_warning(run.budget, sum(w.numel() for w in trained(family).values())):
+            log.warning("privacy: %s.", warning)
+        require_private(family.train())
+        require_differentiable(family, batch, training.privacy)
     if compute.activation_checkpointing:
         acceleration.recompute_blocks(family)
     acceleration.compile_networks(family, batch, compute)
@@ -249,7 +274,6 @@ def _prepare(family: Family, run: TrainingRun) -> list[Any]:
 
 def _hardware(family: Family, run: TrainingRun) -> dict[str, Any]:
     """The trainer's arguments for devices, strategy and precision."""
-    by_hand = not family.automatic_optimization
     plugins: list[Any] = [checkpoints.AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # the job script requeues
@@ -261,14 +285,21 @@ def _hardware(family: Family, run: TrainingRun) -> dict[str, Any]:
         "accelerator": "gpu" if run.device.type == "cuda" else "cpu",
         "devices": run.num_devices,
         "num_nodes": run.compute.num_nodes,
-        "strategy": strategy(
-            run.compute, run.training, run.num_devices,
-            by_hand=by_hand, mixed=run.precision == "bf16-mixed",
-        ),
+        "strategy": _strategy(family, run),
         "deterministic": run.compute.deterministic,
         "plugins": plugins,
         **precision,
     }  # fmt: skip
+
+
+def _strategy(family: Family, run: TrainingRun) -> Strategy | str:
+    if run.budget and run.training.privacy:
+        device = torch.device("cuda", 0) if run.device.type == "cuda" else run.device
+        return PrivateSteps(device, run.training.privacy, run.budget)
+    return strategy(
+        run.compute, run.training, run.num_devices,
+        by_hand=not family.automatic_optimization, mixed=run.precision == "bf16-mixed",
+    )  # fmt: skip
 
 
 def _schedule(family: Family, run: TrainingRun) -> dict[str, Any]:

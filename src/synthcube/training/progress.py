@@ -40,9 +40,16 @@ class LogLines(Callback):
     """Logs losses, learning rates and speed every N steps, to the loggers and as a line.
 
     On a terminal they are beside the bar in place of a line. Nothing is read from a GPU in between.
+
+    Args:
+        tells_of_images: log losses and images a second, which depend on the images of a step.
     """
 
-    def __init__(self, interval: int, profiler: TimeProfiler, bar: terminal.Progress) -> None:
+    def __init__(
+        self, interval: int, profiler: TimeProfiler, bar: terminal.Progress, *,
+        tells_of_images: bool = True,
+    ) -> None:  # fmt: skip
+        self.tells_of_images = tells_of_images
         self.interval = interval
         self.profiler = profiler
         self.bar = bar
@@ -75,12 +82,8 @@ class LogLines(Callback):
         self.bar.advance()
         if (trainer.fit_loop.total_batch_idx + 1) % self.interval or outputs is None:
             return
-        terms = module.latest_terms if isinstance(module, Family) else {}
         values = {
-            "train/loss_now": float(outputs["loss"]),
-            **{
-                f"{name}_now": float(value) for name, value in terms.items() if name != "train/loss"
-            },
+            **(self._losses(module, outputs) if self.tells_of_images else {}),
             **self._rates,
             **self._speed(),
             "memory_gb": memory_gb(trainer.strategy.root_device),
@@ -92,6 +95,11 @@ class LogLines(Callback):
             self._show(trainer)
         else:
             log.info("  ".join([line(trainer, values), *self.bar.time_left()]))
+
+    def _losses(self, module: pl.LightningModule, outputs: Any) -> dict[str, float]:
+        terms = module.latest_terms if isinstance(module, Family) else {}
+        others = {f"{name}_now": float(terms[name]) for name in terms if name != "train/loss"}
+        return {"train/loss_now": float(outputs["loss"]), **others}
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.bar.title = "Validating"
@@ -115,7 +123,7 @@ class LogLines(Callback):
         facts = [
             f"epoch {min(trainer.current_epoch + 1, trainer.max_epochs or 1)}/{trainer.max_epochs}"
         ]
-        if self._values:
+        if self._values and self.tells_of_images:
             facts += [
                 f"loss {self._values['train/loss_now']:.4f}",
                 f"{self._values['images_per_second']:.1f} images/s",
@@ -129,7 +137,8 @@ class LogLines(Callback):
         stepped, waited = step - self._before[0], data - self._before[1]
         images, self._images, self._before = self._images, 0, (step, data)
         spent = max(stepped + waited, 1e-9)
-        return {"images_per_second": images / spent, "data_wait_percent": 100 * waited / spent}
+        speed = {"images_per_second": images / spent} if self.tells_of_images else {}
+        return {**speed, "data_wait_percent": 100 * waited / spent}
 
 
 def line(trainer: pl.Trainer, values: dict[str, float]) -> str:
@@ -147,7 +156,7 @@ def line(trainer: pl.Trainer, values: dict[str, float]) -> str:
     return "  ".join([
         f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
         f"step {trainer.global_step}", *losses, *rates,
-        f"{values['images_per_second']:.1f} images/s",
+        *([f"{values['images_per_second']:.1f} images/s"] if "images_per_second" in values else []),
         f"data wait {values['data_wait_percent']:.0f}%",
         f"memory {values['memory_gb']:.2f} GB",
     ])  # fmt: skip

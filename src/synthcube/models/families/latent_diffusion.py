@@ -7,11 +7,11 @@ latents are shifted as well as scaled, as in Esser et al., "Scaling Rectified Fl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
@@ -24,7 +24,7 @@ from synthcube.models.losses import loss_faults
 from synthcube.models.nets.conditioning import GuidanceFields, dropped, guided
 from synthcube.models.nets.unet import TINY_UNET, UNetFields
 from synthcube.models.samplers import noise
-from synthcube.schema import Batch, Condition, ImageSpec, Moments
+from synthcube.schema import Batch, Condition, ImageSpec, Moments, Pair
 
 
 class FlowObjective(FlowFields):
@@ -54,6 +54,32 @@ class LatentDiffusionConfig(UNetFields, GuidanceFields, TwoStageConfig):
         description="What is learned and how images are drawn: {name: flow}, with the keys of "
         "rectified_flow, or {name: diffusion}, with those of ddpm.",
     )
+
+    latent_moments: Pair | None = Field(
+        default=None,
+        description="Mean and standard deviation of the latents, such as [0.1, 2.5]; null: those "
+        "of the training images, or of training.start_from.",
+    )
+
+    @model_validator(mode="after")
+    def _moments_have_a_spread(self) -> Self:
+        if self.latent_moments and self.latent_moments[1] <= 0:
+            raise ValueError(
+                f"latent_moments {list(self.latent_moments)}: the second is a standard deviation, "
+                "above 0"
+            )
+        return self
+
+    def private_faults(self, kept: Callable[[str], bool]) -> list[str]:
+        faults = super().private_faults(kept)
+        if self.latent_moments or (kept("latent_mean") and kept("latent_std")):
+            return faults
+        return [
+            *faults,
+            "model.latent_moments: give mean and standard deviation of latents, such as those of "
+            "public images, or start from a public model (training.start_from); else those of "
+            "the private images become public",
+        ]
 
     def with_sampling(self, settings: Mapping[str, Any]) -> Self:
         of_process = {key: settings.get(key) for key in ("sampler", "steps")}
@@ -114,10 +140,14 @@ class LatentDiffusion(TwoStageFamily):
         return self._measured
 
     def scale_by(self, moments: Moments) -> None:
-        """Scale latents by these moments, as those of several sites together."""
-        self.get_buffer("latent_mean").fill_(moments.mean)
+        """Scale latents by these moments, as those of several sites together.
+
+        Those that the config states come first.
+        """
+        mean, std = self.config.latent_moments or (moments.mean, moments.std)
+        self.get_buffer("latent_mean").fill_(mean)
         # Latents without any spread carry nothing: they are left as they are.
-        self.get_buffer("latent_std").fill_(moments.std if moments.std > 0 else 1.0)
+        self.get_buffer("latent_std").fill_(std if std > 0 else 1.0)
 
     def normalised(self, latent: Tensor) -> Tensor:
         """Latents of the first stage, (B, c, *spatial), scaled for the process."""

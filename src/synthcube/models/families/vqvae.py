@@ -33,6 +33,10 @@ class VQVAEConfig(AutoencoderConfig):
         "the codes of its codebook come to mean something else at each site, so that their "
         "average means nothing; use autoencoder_kl"
     )
+    not_private: ClassVar[str] = (
+        "its codebook follows the images without a gradient, so that nothing bounds what it takes "
+        "from one subject; use autoencoder_kl"
+    )
 
     name: Literal["vqvae"] = Field(default="vqvae", description="Family of the model.")
     channels: Levels = Field(
