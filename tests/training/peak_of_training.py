@@ -3,7 +3,8 @@
 python tests/training/peak_of_training.py '{"family": "ddpm", "size": [64, 64], "batch_size": 16}'
 
 Further keys: channels of the images, model (settings of the family), precision (Lightning's full
-name), recomputed (activation checkpointing) and accelerator; on a GPU it is its memory that counts.
+name), recomputed (activation checkpointing), privacy and accelerator; on a GPU it is its memory
+that counts.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from synthcube.data.phantom import write_phantoms
 from synthcube.data.preprocessing import DataConfig
 from synthcube.models import registry
 from synthcube.training import TrainingConfig, TrainingRun, fit
+from synthcube.training.accountant import Budget
 from synthcube.training.memory import MemoryEstimate
 
 NUM_STEPS = 3
@@ -37,9 +39,15 @@ def train(case: dict[str, Any], folder: Path) -> MemoryEstimate:
     )
     data = DataModule(
         read_manifest(written.parent), DataConfig(validation_fraction=0), batch_size=batch_size,
-        seed=0, cache=folder / "cache",
+        seed=0, cache=folder / "cache", private="privacy" in case,
     )  # fmt: skip
-    training = TrainingConfig(max_epochs=1, batch_size=batch_size, sample_every_n_epochs=0)
+    training = TrainingConfig(
+        max_epochs=1, batch_size=batch_size, sample_every_n_epochs=0, privacy=case.get("privacy")
+    )
+    budget = None
+    if training.privacy:
+        subjects = len(data.training_subjects)
+        budget = Budget(subjects, batch_size, 1e-3, training.privacy.clip_norm, sigma=1.0)
     kind = registry.find(case["family"])
     config = kind.model_validate({"name": case["family"], **case.get("model", {})})
     module = config.build(data.image)
@@ -52,7 +60,8 @@ def train(case: dict[str, Any], folder: Path) -> MemoryEstimate:
     device = torch.device("cuda" if accelerator == "gpu" else "cpu")
     module.to(device)
     precision = case.get("precision", "32-true")
-    fit(module, TrainingRun(data, training, compute, folder / "run", 0, precision, device))
+    run = TrainingRun(data, training, compute, folder / "run", 0, precision, device, budget=budget)
+    fit(module, run)
     return MemoryEstimate(config, data.image, training, compute, precision, device)
 
 

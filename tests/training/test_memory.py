@@ -95,6 +95,8 @@ GRID = [
     {"family": "autoencoder_kl", "size": [64, 64], "batch_size": 8},
     {"family": "vqvae", "size": [64, 64], "batch_size": 16},
     {"family": "dcgan", "size": [64, 64], "batch_size": 16},
+    {"family": "rectified_flow", "size": [32, 32], "batch_size": 8,
+     "privacy": {"draws": 2, "images_at_once": 4}},
 ]  # fmt: skip
 WORKSPACES = 30e6  # of kernels, which pass for libraries
 

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ from synthcube.models.optimizers import OptimizerConfig
 from synthcube.schema import Batch, Condition, ImageSpec
 from synthcube.training.acceleration import first_line, recompute_blocks
 from synthcube.training.config import TrainingConfig
+from synthcube.training.privacy import clipped_sum
+
+Work = Callable[[Family, Batch], object]
+"""What is done with a batch in a step."""
 
 # Below this number of weights x voxels a real step is faster than a traced one.
 _REAL_STEP_LIMIT = 3e8
@@ -106,8 +111,14 @@ def estimate(
     gradients = _bytes(_trained(family.parameters()))
     # Gradients exist during the forward pass only if they accumulate or are communicated.
     held_gradients = gradients * (training.accumulate > 1) + gradients * (processes > 1)
+    work: Work = differentiate
+    if chosen := training.privacy:
+        share = min(share, chosen.images_at_once)  # their gradients are added to a sum
+        work = partial(
+            clipped_sum, clip_norm=chosen.clip_norm, draws=chosen.draws, images_at_once=share
+        )
     with _CudaAutocast() if mixed and on_gpu else nullcontext():
-        peak = _step_peak(family, image, share, mixed=mixed)
+        peak = _step_peak(family, image, share, mixed=mixed, work=work)
     steps = (peak + held_gradients, 2 * gradients)
     image_bytes = 4 * math.prod(image.size) * (image.channels + len(image.source_channels))
     return ProcessMemory(
@@ -123,7 +134,7 @@ def inference_bytes(config: FamilyConfig, image: ImageSpec, batch_size: int, *, 
     """Bytes of a network and its forward pass on a batch, without gradients."""
     family = config.build(image).eval()
     with torch.no_grad():
-        peak = _step_peak(family, image, batch_size, mixed=mixed, backward=False)
+        peak = _step_peak(family, image, batch_size, mixed=mixed, work=Family.loss)
     return _bytes([*family.parameters(), *family.buffers()]) + peak
 
 
@@ -180,33 +191,27 @@ class _PeakCounter(TorchDispatchMode):
 
 
 def _step_peak(
-    family: Family, image: ImageSpec, batch_size: int, *, mixed: bool, backward: bool = True
+    family: Family, image: ImageSpec, batch_size: int, *, mixed: bool, work: Work
 ) -> int:
     from torch._subclasses import FakeTensorMode
 
     weights = sum(weight.numel() for weight in family.parameters())
     if weights * math.prod(image.size) * batch_size < _REAL_STEP_LIMIT:
-        return _measured(family, image, batch_size, mixed=mixed, backward=backward)
+        return _measured(family, image, batch_size, mixed=mixed, work=work)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            return _measured(family, image, batch_size, mixed=mixed, backward=backward)
+            return _measured(family, image, batch_size, mixed=mixed, work=work)
     except Exception:  # a user's family may read values, which these tensors do not have
         family.zero_grad()
-        return batch_size * _measured(family, image, 1, mixed=mixed, backward=backward)
+        return batch_size * _measured(family, image, 1, mixed=mixed, work=work)
 
 
-def _measured(
-    family: Family, image: ImageSpec, batch_size: int, *, mixed: bool, backward: bool
-) -> int:
-    """Peak bytes of the forward and backward passes of every trained network."""
+def _measured(family: Family, image: ImageSpec, batch_size: int, *, mixed: bool, work: Work) -> int:
+    """Peak bytes of what is done with a batch."""
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
     counter = _PeakCounter()
     with torch.random.fork_rng(devices=[]), counter, autocast:
-        batch = blank_batch(image, batch_size)
-        if backward:
-            differentiate(family, batch)
-        else:
-            family.loss(batch)
+        work(family, blank_batch(image, batch_size))
     return counter.peak
 
 
