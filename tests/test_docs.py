@@ -136,10 +136,10 @@ def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> Non
     if page.name == "slides.md":
         module = runpy.run_path(str(ROOT / "examples" / "he_like.py"))
         module["write"](newcomer / "my-slides", slides=5, size=(1024, 768))
-    if page.name in ("dicom.md", "bids.md"):
+    if page.name in ("dicom.md", "bids.md"):  # with so many heads the ages asked for are known
         module = runpy.run_path(str(ROOT / "examples" / "head_like.py"))
-        module["write"](newcomer / "ct-scans", subjects=8)
-        module["write"](newcomer / "my-bids", subjects=8, bids=True)
+        module["write"](newcomer / "ct-scans", subjects=16)
+        module["write"](newcomer / "my-bids", subjects=16, bids=True)
     for line in commands(page):
         if line.startswith(OTHERS):
             continue
