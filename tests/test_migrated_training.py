@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn import functional
 
 from synthcube import config, reading
+from synthcube.data.batches import EpochBatches
 from synthcube.data.manifest import read_manifest
-from synthcube.data.module import EpochBatches
 from synthcube.data.phantom import write_phantoms
 from synthcube.environment import derived_seed
 from synthcube.schema import ImageSpec

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from synthcube import environment as runtime
 from synthcube import reading
-from synthcube.data.module import EpochBatches
+from synthcube.data.batches import EpochBatches
 from synthcube.models import registry
 
 SCRIPT = Path(__file__).parents[1] / "each_rank.py"

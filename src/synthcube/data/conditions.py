@@ -100,9 +100,9 @@ def condition_specs(
             )
             continue
         if kind == "class":
-            found = manifest.labels if name == LABEL else ()
-            found = found or tuple(sorted(trained - {""}, key=natural_key))
-            names = tuple(declared.get(name, found))
+            in_data = manifest.labels if name == LABEL else ()
+            in_data = in_data or tuple(sorted(trained - {""}, key=natural_key))
+            names = tuple(declared.get(name, in_data))
             spec = ConditionSpec(name=name, kind="class", classes=names)
             specs.append(spec)
             known = _indices(spec)

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from synthcube.data import patches
+from synthcube.data.batches import EpochBatches, SubjectBatches, by_subject
 from synthcube.data.cache import ImageCache, load_images
 from synthcube.data.channels import (
     Masks,
@@ -35,7 +36,6 @@ from synthcube.data.geometry import (
 from synthcube.data.images import read_image
 from synthcube.data.manifest import Manifest
 from synthcube.data.preprocessing import DataConfig, Preprocessing, patch_fault
-from synthcube.data.subject_batches import SubjectBatches, by_subject
 from synthcube.data.transforms import TransformConfig
 from synthcube.data.unmeasured import unmeasured
 from synthcube.environment import derived_seed, workers_that_fit
@@ -231,58 +231,6 @@ class CachedImages(Dataset[Batch]):
         for channel, classes in self.masks.items():
             volume[channel] = ((volume[channel] + 1) / 2 * (len(classes) - 1)).round()
         return volume
-
-
-class EpochBatches:
-    """Batches of (epoch, row) pairs whose order depends on the seed and the epoch alone.
-
-    Args:
-        batch_size: rows of a batch over all processes, each of which takes its share.
-        place: rank of this process, and how many share each batch.
-
-    Attributes:
-        start: batches of this epoch that are skipped because they were trained on before.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[int],
-        batch_size: int,
-        seed: int,
-        place: tuple[int, int] = (0, 1),
-        *,
-        shuffle: bool,
-    ) -> None:
-        self.rows = torch.tensor(rows)
-        self.rank, self.processes = place
-        fitting = min(batch_size, len(rows))
-        self.batch_size = max(1, fitting - fitting % self.processes)
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
-        self.start = 0
-        self.sampler = self  # where Lightning looks for set_epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.rows), self.batch_size)
-        return whole + int(not self.shuffle and rest >= self.processes) or min(1, len(self.rows))
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        rows = self.rows
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
-            rows = rows[torch.randperm(len(rows), generator=generator)]
-        for number in range(self.start, len(self)):
-            # Every process needs its share: a rest too small for that joins the last batch.
-            takes_rest = not self.shuffle and number + 1 == len(self)
-            start, size = number * self.batch_size, self.batch_size
-            batch = rows[start:] if takes_rest else rows[start : start + size]
-            share = batch[self.rank :: self.processes] if len(batch) >= self.processes else batch
-            yield [(self.epoch, row) for row in share.tolist()]
 
 
 class DataModule(pl.LightningDataModule):

@@ -14,10 +14,10 @@ import torch
 
 from synthcube import compute, config, environment, storage
 from synthcube.config import RunConfig
+from synthcube.data.batches import steps_per_epoch
 from synthcube.data.manifest import Manifest, read_manifest, require_outside
 from synthcube.data.module import DataModule
 from synthcube.data.postprocessing import Postprocessing
-from synthcube.data.subject_batches import steps_per_epoch
 from synthcube.errors import ConfigError, ImageError
 from synthcube.models.family import Family, ScalesByMoments
 from synthcube.schema import ImageSpec, Moments, near_multiples

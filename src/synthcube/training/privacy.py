@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from synthcube.data.subject_batches import uniform
+from synthcube.data.batches import uniform
 from synthcube.errors import ConfigError
 from synthcube.models.family import Family
 from synthcube.schema import Batch, Condition
@@ -184,10 +184,10 @@ def _gradients(
         result: Tensor = functional_call(module, named, (one,))
         return result
 
-    each = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0, 0), randomness="different")
+    gradients_of = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0, 0), randomness="different")
     # Of torch's kernels of attention, only this one computes many gradients at once.
     with sdpa_kernel(SDPBackend.MATH):
-        gradients: dict[str, Tensor] = each(
+        gradients: dict[str, Tensor] = gradients_of(
             dict(weights), batch["image"], batch["label"], batch["index"],
             condition["values"], condition["source"],
         )  # fmt: skip

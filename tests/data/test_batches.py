@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from synthcube.data.batches import SubjectBatches, by_subject, steps_per_epoch, uniform
 from synthcube.data.manifest import read_manifest
 from synthcube.data.module import DataModule
 from synthcube.data.preprocessing import DataConfig
-from synthcube.data.subject_batches import SubjectBatches, by_subject, steps_per_epoch, uniform
 
 SUBJECTS = [[2 * place, 2 * place + 1] for place in range(24)]
 
