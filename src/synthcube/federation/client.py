@@ -73,8 +73,22 @@ class Client:
         return self._patiently(partial(self._ask, "GET", "/v1/agreement", Agreement))
 
     def send_update(self, number: int, path: Path) -> State:
-        """Send the weights of a round. Raises RefusalError, with code late if it is over."""
-        return self._patiently(partial(self._send_update, number, path))
+        """Send the weights of a round. Raises RefusalError, with code late if it is over.
+
+        After a break, weights that have arrived are not sent again.
+        """
+        broke_off = False
+
+        def send() -> State:
+            nonlocal broke_off
+            if broke_off:
+                state = self._ask("GET", "/v1/state", State)
+                if state.round == number and state.has_yours:
+                    return state
+            broke_off = True
+            return self._send_update(number, path)
+
+        return self._patiently(send)
 
     def take_average(self, number: int, path: Path, limit: int) -> None:
         """Write the average of a round to a file of at most `limit` bytes, in one step."""

@@ -189,9 +189,10 @@ class Coordinator:
                 )
                 self._changed.notify_all()
                 raise
+            # First the log: no kill leaves weights in the average that it does not tell of.
+            self._log("received", "weights", site, number, digest, size, images)
             kept = self.updates / f"{site}.safetensors"
             storage.write_with(kept, partial(storage.link_or_copy, path))
-            self._log("received", "weights", site, number, digest, size, images)
             self._enter(site, kept)
 
     def take_fault(self, site: str, fault: SiteFault) -> None:
