@@ -20,7 +20,11 @@ ON_REQUEST = ("precision", "family_step", "volumes", "processes", "saving", "man
 
 def main() -> int:
     """Run the benches that the command line names, or the default ones."""
-    if sys.argv[1:2] in (["quality"], ["gpu"]):  # they take other options, and print other tables
+    if sys.argv[1:2] in (
+        ["quality"],
+        ["federation"],
+        ["gpu"],
+    ):  # they take other options, and print other tables
         return int(import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(

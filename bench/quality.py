@@ -8,6 +8,10 @@ the tool itself on one thread until the process has used --seconds of CPU, draws
 and is judged against real images of other subjects that no recipe trains on. A trial that is done
 is kept in --work and not repeated; the same command goes on after a kill.
 
+On a machine that does other work, a CPU-second is worth more or less from minute to minute. With
+--steps N in place of --seconds, each recipe takes as many steps as cost what N steps of the first
+recipe cost, by steps of all recipes that are timed in turns before the trials.
+
 The features are those of EfficientNet-Lite0; beside each value stands that of real images against
 real ones, and with several --seed values the range over the trials. `spectrum` is the mean absolute
 difference of the logarithms (base 10) of the radial power spectra.
@@ -37,6 +41,7 @@ from bench.process import one_thread
 MEASURES = ("kernel_distance", "precision", "recall", "coverage")
 _HELD_BACK = 0.2  # share of the subjects that judge, and that no recipe sees
 _SHEET_IMAGES = 12
+_ROUNDS = 3  # in which the steps of all recipes are timed
 
 
 @dataclass(frozen=True)
@@ -59,24 +64,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--paradigm", default="unlabeled", help="as of synthcube prepare")
     parser.add_argument("--recipe", action="append", default=[], help="NAME: KEY=VALUE ...")
     parser.add_argument("--seconds", type=float, default=300.0, help="CPU-seconds of a training")
+    parser.add_argument("--steps", type=int, help="the cost of so many steps of the first recipe")
     parser.add_argument("--images", type=int, default=500, help="images to draw and to judge")
     parser.add_argument("--seed", type=int, action="append", help="repeatable (0)")
     parser.add_argument("--size", type=int, nargs="+", default=[64, 64])
     parser.add_argument("--work", type=Path, required=True, help="folder of the trials")
     parser.add_argument("--trial", help=argparse.SUPPRESS)
+    parser.add_argument("--time", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     recipes = [Recipe.parse(text) for text in options.recipe or ["default"]]
+    if options.time:
+        time_steps(options, recipes)
+        return 0
     if options.trial:
         run_trial(options, recipes[0], int(options.trial))
         return 0
     options.work.mkdir(parents=True, exist_ok=True)
     split(options)
+    command_line = [*(arguments or sys.argv[2:])]
+    if options.steps and not set(recipe_costs(options)) >= {recipe.name for recipe in recipes}:
+        command = [sys.executable, "-m", "bench.quality", *command_line, "--time"]
+        subprocess.run(command, check=True, env=one_thread())
     results: dict[str, list[dict[str, Any]]] = {recipe.name: [] for recipe in recipes}
     for seed in options.seed or [0]:  # recipes take turns, so that all see the same machine
         for recipe in recipes:
             folder = trial_folder(options, recipe, seed)
             if not (folder / "result.json").exists():
-                words = [*(arguments or sys.argv[2:]), "--trial", str(seed)]
+                words = [*command_line, "--trial", str(seed)]
                 chosen = ["--recipe", f"{recipe.name}: {' '.join(recipe.overrides)}"]
                 command = [sys.executable, "-m", "bench.quality", *_without(words), *chosen]
                 subprocess.run(command, check=True, env=one_thread())
@@ -97,7 +111,53 @@ def _without(words: Sequence[str]) -> list[str]:
 
 
 def trial_folder(options: argparse.Namespace, recipe: Recipe, seed: int) -> Path:
-    return Path(options.work) / f"{recipe.name}-{options.seconds:g}s-seed{seed}"
+    budget = f"{options.steps}steps" if options.steps else f"{options.seconds:g}s"
+    return Path(options.work) / f"{recipe.name}-{budget}-seed{seed}"
+
+
+def recipe_costs(options: argparse.Namespace) -> dict[str, float]:
+    """CPU-seconds of a step of each recipe, as far as they are timed."""
+    path = options.work / "steps.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def time_steps(options: argparse.Namespace, recipes: Sequence[Recipe]) -> None:
+    """Time steps of all recipes in turns, and write their medians in CPU-seconds."""
+    import torch
+
+    from synthcube import config
+    from synthcube.planning import cost
+    from synthcube.planning.draft import machine
+    from synthcube.schema import ImageSpec
+
+    torch.set_num_threads(1)
+    on_cpu = [f"data.size={options.size}", "compute.accelerator=cpu"]
+    image = ImageSpec(
+        size=options.size, channels=1, spacing_mm=(1, 1, 1), intensity_range=((0, 255),),
+        affine=tuple(tuple(float(i == j) for j in range(4)) for i in range(4)), file_format="png",
+    )  # fmt: skip
+    times: dict[str, list[float]] = {recipe.name: [] for recipe in recipes}
+    for _ in range(_ROUNDS):
+        for recipe in recipes:
+            settings = config.build({}, [*on_cpu, *recipe.overrides])
+            where = machine(settings.compute, None)
+            times[recipe.name].append(cost.probe(settings, image, where).process_step)
+    medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
+    (options.work / "steps.json").write_text(json.dumps(medians, indent=1))
+    first = medians[recipes[0].name]
+    for name, seconds in medians.items():
+        print(f"{name}: {seconds:.3f} CPU-s a step, {seconds / first:.3f} of {recipes[0].name}")
+
+
+def num_epochs(options: argparse.Namespace, recipe: Recipe) -> int:
+    """The epochs that cost what --steps of the first recipe cost."""
+    from synthcube import config
+
+    costs, settings = recipe_costs(options), config.build({}, recipe.overrides)
+    steps = options.steps * next(iter(costs.values())) / costs[recipe.name]
+    with (options.work / "train.csv").open(newline="") as file:
+        images = len(list(csv.DictReader(file))) * (1 - settings.data.validation_fraction)
+    return max(1, round(steps / (images // settings.training.batch_size)))
 
 
 def split(options: argparse.Namespace) -> None:
@@ -134,17 +194,22 @@ def run_trial(options: argparse.Namespace, recipe: Recipe, seed: int) -> None:
     # CPU-seconds in place of a clock: other work on the machine changes nothing.
     timer.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[attr-defined]
     folder = trial_folder(options, recipe, seed)
-    shutil.rmtree(folder, ignore_errors=True)
     run, drawn = folder / "run", folder / "drawn"
+    shutil.rmtree(drawn, ignore_errors=True)
+    if options.steps:  # a training that was stopped goes on
+        epochs = num_epochs(options, recipe)
+        length = {"max_epochs": epochs, "validate_every_n_epochs": max(1, epochs // 4)}
+    else:
+        shutil.rmtree(run, ignore_errors=True)
+        length = {
+            "max_epochs": 100_000, "max_minutes": options.seconds / 60,
+            "validate_every_n_epochs": 10, "checkpoint_every_n_minutes": None,
+        }  # fmt: skip
     config = {
         "seed": seed,
         "data": {"size": options.size, "num_workers": 0},
-        "training": {
-            "max_epochs": 100_000, "max_minutes": options.seconds / 60,
-            "validate_every_n_epochs": 10, "sample_every_n_epochs": 0,
-            "checkpoint_every_n_minutes": None,
-        },
-    }  # fmt: skip
+        "training": {"sample_every_n_epochs": 0, **length},
+    }
     if options.paradigm == "custom":
         config["data"] |= {"conditions": {"Label": "class"}}  # type: ignore[operator]
     train(config, options.work / "train.csv", run, overrides=recipe.overrides)
@@ -160,7 +225,11 @@ def run_trial(options: argparse.Namespace, recipe: Recipe, seed: int) -> None:
     half = len(judge) // 2
     result = {
         "recipe": recipe.name, "overrides": recipe.overrides, "seed": seed,
-        "cpu_seconds": options.seconds,
+        "cpu_seconds": (
+            options.steps * next(iter(recipe_costs(options).values()))
+            if options.steps
+            else options.seconds
+        ),
         "steps": checkpoints.reached(run / "checkpoints" / "last.ckpt")[1],
         "loss": last_loss(run),
         "seconds_per_image": sampling,
@@ -178,11 +247,14 @@ def run_trial(options: argparse.Namespace, recipe: Recipe, seed: int) -> None:
     (folder / "result.json").write_text(json.dumps(result, indent=1))
 
 
-def last_loss(run: Path) -> float:
-    """The validation loss of the last epoch, of the averaged weights."""
-    with (run / "metrics.csv").open(newline="") as file:
-        losses = [row["validation/loss"] for row in csv.DictReader(file) if row["validation/loss"]]
-    return float(losses[-1])
+def last_loss(run: Path) -> float | None:
+    """The validation loss of the last epoch, of the averaged weights; a private run has none."""
+    path = run / "metrics.csv"
+    if not path.exists():
+        return None
+    with path.open(newline="") as file:
+        losses = [loss for row in csv.DictReader(file) if (loss := row.get("validation/loss"))]
+    return float(losses[-1]) if losses else None
 
 
 def pictures(manifest: Path, size: Sequence[int]) -> np.ndarray:

@@ -110,15 +110,16 @@ def test_the_curves_of_both_precisions_are_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_recipes_are_trained_judged_and_kept(tmp_path: Path) -> None:
-    """Two recipes of a few CPU-seconds; the second call repeats no trial."""
+@pytest.mark.parametrize("budget", ["--seconds", "--steps"])
+def test_recipes_are_trained_judged_and_kept(budget: str, tmp_path: Path) -> None:
+    """Two recipes of a few CPU-seconds or steps; the second call repeats no trial."""
     pictures = tmp_path / "pictures"
     write_phantoms(pictures, num=60, size=(16, 16))
     (pictures / "manifest.csv").unlink()
     tiny = "model.channels=[8,8] model.num_norm_groups=2 model.num_sampling_steps=2"
     command = [
         "-m", "bench", "quality", "--data", str(pictures), "--work", str(tmp_path / "trials"),
-        "--size", "16", "16", "--seconds", "4", "--images", "10",
+        "--size", "16", "16", budget, "4", "--images", "10",
         "--recipe", f"one: {tiny}", "--recipe", f"two: {tiny} training.batch_size=8",
     ]  # fmt: skip
     done = run(*command)
@@ -131,7 +132,26 @@ def test_recipes_are_trained_judged_and_kept(tmp_path: Path) -> None:
     trained = (tmp_path / "trials" / "train.csv").read_text().splitlines()
     assert len(judge) == 12 + 1
     assert not {*judge[1:]} & {*trained[1:]}
-    kept = tmp_path / "trials" / "one-4s-seed0" / "result.json"
+    ending = {"--seconds": "4s", "--steps": "4steps"}[budget]
+    kept = tmp_path / "trials" / f"one-{ending}-seed0" / "result.json"
     before = kept.stat().st_mtime_ns
     assert run(*command).returncode == 0
     assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_federation_of_unlike_sites_is_compared_with_a_training_on_all(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        write_phantoms(tmp_path / name, num=30, size=(16, 16), seed=seed)
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for path in (tmp_path / name).rglob("*.png"):
+            path.rename(tmp_path / "data" / name / path.name)
+    done = run(
+        "-m", "bench", "federation", "--data", str(tmp_path / "data"), "--epochs", "4",
+        "--work", str(tmp_path / "trials"), "--images", "12", "--number", "30",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.strip().splitlines()[-4:]]
+    assert rows == ["central", "each epoch", "every fourth epoch", "real images"]
+    rounds = tmp_path / "trials" / "every-fourth-epoch" / "run" / "sites"
+    assert sorted(path.name for path in rounds.iterdir()) == ["site-1", "site-2"]

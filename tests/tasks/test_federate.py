@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from synthcube import plugins, reading
 from synthcube.config import load_any
-from synthcube.data.manifest import read_manifest
+from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError, FederationError, OutputError
 from synthcube.federation import audit
 from synthcube.federation.update import read_update
-from synthcube.tasks.federate import divide, simulate
+from synthcube.tasks.federate import divide, simulate, site_values
 from synthcube.tasks.federated_model import initial_model, recorded_agreement
 from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
@@ -113,6 +113,32 @@ def test_no_subject_is_at_two_sites(tmp_path: Path) -> None:
     assert shares == divide(manifest, labels, 0)
     with pytest.raises(FederationError, match="6 subjects are too few for 7 sites: site-"):
         divide(manifest, [f"site-{number}" for number in range(1, 8)], 0)
+
+
+def test_a_column_names_the_sites(tiny_config, phantoms: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(phantoms)
+    shares = site_values(manifest, "Label")
+    assert list(shares) == sorted({row.label_name for row in manifest.rows})
+    assert {row["LabelMapping"] for row in shares["ring"]} == {"ring"}
+
+    run = tmp_path / "run"
+    simulate(tiny_config(), phantoms, run, site_column="Label", num_rounds=1, overrides=EXACT)
+    for number, (value, rows) in enumerate(shares.items(), start=1):
+        site = read_manifest(run / "sites" / f"site-{number}" / "data.csv")
+        assert {row.label_name for row in site.rows} == {value}
+        assert len(site.rows) == len(rows)
+
+    rows = [row.cells | {"Centre": "b" if index else ""} for index, row in enumerate(manifest.rows)]
+    write_manifest(tmp_path / "list.csv", rows)
+    with pytest.raises(FederationError, match=r"--site_column Centre: 1 of \d+ rows have no value"):
+        site_values(read_manifest(tmp_path / "list.csv"), "Centre")
+    write_manifest(tmp_path / "list.csv", [row | {"SubjectID": "one"} for row in rows])
+    with pytest.raises(
+        FederationError, match="1 subjects have more than one value; a subject must"
+    ):
+        site_values(read_manifest(tmp_path / "list.csv"), "LabelMapping")
+    with pytest.raises(ConfigError, match="give data, and no --sites"):
+        simulate(tiny_config(), phantoms, run, sites=2, site_column="Label")
 
 
 @pytest.fixture

@@ -92,6 +92,8 @@ GRID = [
     {"family": "rectified_flow", "size": [32, 32, 32], "batch_size": 2, "model": SMALL},
     {"family": "rectified_flow", "size": [32, 32, 32], "batch_size": 2, "model": SMALL,
      "recomputed": True},
+    {"family": "rectified_flow", "size": [32, 32, 32], "batch_size": 4,
+     "model": {"wavelet_levels": 1}},
     {"family": "autoencoder_kl", "size": [64, 64], "batch_size": 8},
     {"family": "vqvae", "size": [64, 64], "batch_size": 16},
     {"family": "dcgan", "size": [64, 64], "batch_size": 16},

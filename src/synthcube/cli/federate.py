@@ -208,9 +208,14 @@ def simulate(
         ),
     ] = None,
     sites: Annotated[
-        int, typer.Option(min=1, max=100, metavar="NUMBER", rich_help_panel=_FEDERATION,
-                          help="Sites that share the subjects."),
-    ] = 2,
+        int | None,
+        typer.Option(min=1, max=100, metavar="NUMBER", rich_help_panel=_FEDERATION,
+                     help="Sites that share the subjects; without it two."),
+    ] = None,
+    site_column: Annotated[
+        str, typer.Option("--site_column", metavar="COLUMN", rich_help_panel=_FEDERATION,
+                          help="Column of the list whose values are the sites."),
+    ] = "",
     rounds: Annotated[
         int, typer.Option(min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
                           help="How often the weights are averaged."),
@@ -228,7 +233,8 @@ def simulate(
     from synthcube.tasks.federate import simulate as task
 
     folder = task(
-        config, data, output, sites=sites, num_rounds=rounds, local_epochs=local_epochs,
+        config, data, output, sites=sites, site_column=site_column or None, num_rounds=rounds,
+        local_epochs=local_epochs,
         ranges=_declared(ranges), proximal=proximal,
         server_optimizer=_mapping(server_optimizer), overrides=overrides,
     )  # fmt: skip

@@ -43,7 +43,8 @@ def simulate(
     data_path: Path | None,
     run: Path,
     *,
-    sites: int = 2,
+    sites: int | None = None,
+    site_column: str | None = None,
     num_rounds: int = 2,
     local_epochs: int = 1,
     minimum_sites: int | None = None,
@@ -59,7 +60,8 @@ def simulate(
     Args:
         config_path: a YAML, or its content; None, together with `data_path`: a demonstration.
         run: folder of the federation; each site has a subfolder of it.
-        sites: how many share the subjects, none of which is at two of them.
+        sites: how many share the subjects, none of which is at two of them (2).
+        site_column: a column of the manifest in place of a number: each of its values is a site.
         num_rounds: how often the weights are averaged.
         local_epochs: passes of each site over its images in a round.
         minimum_sites: a round with fewer updates is refused; None: all sites are needed.
@@ -73,28 +75,42 @@ def simulate(
     """
     if (config_path is None) != (data_path is None):
         raise ConfigError("Give both a config and data, or none of them for the demonstration.")
+    if site_column and (sites or not data_path):
+        raise ConfigError("--site_column takes the sites from the data: give data, and no --sites.")
     settings = config.load_any(_DEMO_CONFIG if config_path is None else config_path, overrides)
     settings = federated(settings, epochs=num_rounds * local_epochs)
     storage.require_separate({"output_path": run}, {"data_path": data_path})
-    if data_path:
-        require_outside({"output_path": run}, read_manifest(data_path))
+    manifest = read_manifest(data_path) if data_path else None
+    if manifest:
+        require_outside({"output_path": run}, manifest)
+    values = site_values(manifest, site_column) if manifest and site_column else None
     federated_model.claim(run, "simulate")
     settings = hub_pins.pinned(settings, {})
     training = fine_tuning.resolved(settings.training, {})
     settings = settings.model_copy(update={"training": training})
-    labels = [f"site-{number}" for number in range(1, sites + 1)]
-    least = sites if minimum_sites is None else minimum_sites
+    labels = [f"site-{number + 1}" for number in range(len(values) if values else sites or 2)]
+    least = len(labels) if minimum_sites is None else minimum_sites
     plan = possible_plan(
         settings, labels, num_rounds, local_epochs, least,
         ranges=dict(ranges or {}), proximal=proximal, server_optimizer=server_optimizer,
     )  # fmt: skip
-    shares = divide(read_manifest(data_path), labels, settings.seed) if data_path else None
     storage.make_folder(run, "output_path")
     with ExitStack() as locks:
         locks.enter_context(run_folder.locked(run))
         storage.settle(run / ARTIFACT)
         federated_model.record_plan(run, plan)
-        shares = shares or divide(_demo_data(run / DEMO), labels, settings.seed)
+        manifest = manifest or _demo_data(run / DEMO)
+        if values:
+            shares = dict(zip(labels, values.values(), strict=True))
+            log.info(
+                "Sites: %s.",
+                ", ".join(
+                    f"{label} is {value}, {len(shares[label])} images"
+                    for label, value in zip(labels, values, strict=True)
+                ),
+            )
+        else:
+            shares = divide(manifest, labels, settings.seed)
         members = [Site(label, run / SITES / label, plan, settings) for label in labels]
         for member in members:
             member.record_images(shares[member.label])
@@ -111,6 +127,30 @@ def _demo_data(folder: Path) -> Manifest:
     if not (folder / "manifest.csv").exists():
         write_phantoms(folder, num=_DEMO_IMAGES, size=_DEMO_SIZE)
     return read_manifest(folder)
+
+
+def site_values(manifest: Manifest, column: str) -> dict[str, list[dict[str, str]]]:
+    """Rows of the manifest by the value that they have in a column, in the order of the values.
+
+    Raises FederationError if a row has none, or a subject is at two sites, which no split undoes.
+    """
+    shares: dict[str, list[dict[str, str]]] = {}
+    places: dict[str, set[str]] = {}
+    for row in manifest.rows:
+        is_class = column == "Label" and row.label >= 0
+        value = row.label_name if is_class else row.known_cells.get(column, "")
+        shares.setdefault(value, []).append(row.cells)
+        places.setdefault(row.subject, set()).add(value)
+    if "" in shares:
+        raise FederationError(
+            f"--site_column {column}: {len(shares[''])} of {len(manifest.rows)} rows have no value."
+        )
+    if shared := sum(len(values) > 1 for values in places.values()):
+        raise FederationError(
+            f"--site_column {column}: {shared} subjects have more than one value; a subject must "
+            "be at one site alone."
+        )
+    return dict(sorted(shares.items()))
 
 
 def divide(manifest: Manifest, labels: Sequence[str], seed: int) -> dict[str, list[dict[str, str]]]:

@@ -79,7 +79,9 @@ def test_the_flow_follows_its_conditions_with_guidance(family, tmp_path) -> None
     agrees(model, tmp_path, "openvino")
 
 
-@pytest.mark.parametrize("keys", [{}, {"mode": "regression", "start": "source"}])
+@pytest.mark.parametrize(
+    "keys", [{}, {"mode": "regression", "start": "source"}, {"wavelet_levels": 1}]
+)
 def test_what_translates_is_converted_with_its_source(keys, family, tmp_path) -> None:
     model = family("rectified_flow", translates=True, num_sampling_steps=2, **keys)
     seeds, values = inference.image_seeds(5, 3), torch.zeros(3, 0).numpy()

@@ -18,7 +18,7 @@ from synthcube import schema
 from synthcube.models import samplers, windows
 from synthcube.models.family import Family, FamilyConfig, size_faults
 from synthcube.models.losses import loss_faults
-from synthcube.models.nets import conditioning
+from synthcube.models.nets import conditioning, wavelet
 from synthcube.models.nets.conditioning import ConditionEmbedding, GuidanceFields
 from synthcube.models.samplers import noise
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec, Level, Levels, Schema
@@ -55,21 +55,36 @@ class UNetFields(Schema):
         description="Whether attention ends with a layer of its own; false: without, as in "
         "monai-generative and GaNDLF-Synth, which built the layer and never called it.",
     )
+    wavelet_levels: int = Field(
+        default=0, ge=0, le=3,
+        description="Levels of a Haar wavelet transform before the network, which then works on "
+        "bands of 1/2, 1/4 or 1/8 of the resolution, and its inverse after it. With 1, a step of "
+        "64x64x64 voxels took a tenth of the time and less than half of the memory.",
+    )  # fmt: skip
 
     def network_faults(self, image: ImageSpec, size_name: str = "data.size") -> list[str]:
         """Reasons why the network cannot be built for such images; see size_faults."""
-        levels = len(self.channels)
-        return size_faults(image, 2 ** (levels - 1), levels, size_name=size_name)
+        levels, key = len(self.channels), "model.channels"
+        if self.wavelet_levels:
+            levels, key = levels + self.wavelet_levels, "model.channels with model.wavelet_levels"
+        return size_faults(image, 2 ** (levels - 1), levels, key=key, size_name=size_name)
 
     def build_network(self, image: ImageSpec, out_channels: int | None = None) -> ConditionalUNet:
         """The network for such images; None: as many channels out as the images have."""
         settings = self._unet_settings(image, out_channels or image.channels)
         settings |= {"channels": self.channels, "use_flash_attention": True}
-        network = ConditionalUNet(image.conditions, **settings)
+        if self.wavelet_levels:
+            bands = 2 ** (image.rank * self.wavelet_levels)
+            settings |= {key: settings[key] * bands for key in ("in_channels", "out_channels")}
+            network: ConditionalUNet = WaveletUNet(
+                image.conditions, self.wavelet_levels, **settings
+            )
+        else:
+            network = ConditionalUNet(image.conditions, **settings)
         if not self.attention_projection:
             _drop_projections(network)
-        coarsest = min(self.attention_from, len(self.channels) - 1)
-        if math.prod(image.size) // 2 ** (image.rank * coarsest) <= _FEW_TOKENS:
+        halvings = min(self.attention_from, len(self.channels) - 1) + self.wavelet_levels
+        if math.prod(image.size) // 2 ** (image.rank * halvings) <= _FEW_TOKENS:
             network.register_forward_pre_hook(_choose_attention)
         return network
 
@@ -124,6 +139,22 @@ class ConditionalUNet(DiffusionModelUNet):
         x = torch.cat([x_t, source], dim=1) if source.shape[1] else x_t
         predicted: Tensor = super().forward(x, time, class_labels=condition["values"])
         return predicted
+
+
+class WaveletUNet(ConditionalUNet):
+    """The U-Net on the Haar bands of its images; what goes in and comes out are images."""
+
+    def __init__(self, conditions: Sequence[ConditionSpec], levels: int, **settings: Any) -> None:
+        super().__init__(conditions, **settings)
+        self.levels = levels
+
+    def forward(  # type: ignore[override]  # as above
+        self, x_t: Tensor, time: Tensor, condition: Condition
+    ) -> Tensor:
+        source = wavelet.bands_of(condition["source"], self.levels)
+        inner = Condition(values=condition["values"], source=source)
+        predicted = super().forward(wavelet.bands_of(x_t, self.levels), time, inner)
+        return wavelet.image_of(predicted, self.levels)
 
 
 class PixelConfig(UNetFields, GuidanceFields, FamilyConfig):
