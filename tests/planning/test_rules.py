@@ -11,6 +11,7 @@ from synthcube.data.fingerprint import Fingerprint
 from synthcube.errors import ConfigError
 from synthcube.planning import rules
 from synthcube.planning.draft import Draft, Machine, PlanRequest
+from synthcube.tasks import plan
 
 CPU = Machine(torch.device("cpu"), int(16e9), cores=4, processes=1, precision="32-true")
 GPU = Machine(torch.device("cuda"), int(24e9), 8, 1, "bf16-mixed", is_here=False)
@@ -93,6 +94,23 @@ def test_size_and_depth_follow_the_shape(
     assert value(made, "model.attention_from") == attention_from
     settings = made.config()
     assert settings.model.faults(made.image(settings)) == []
+
+
+def test_the_network_of_wavelets_is_planned_for_images_of_half_the_size() -> None:
+    wavelets = "model.wavelet_levels=1"
+    volumes = draft(measured((128, 128, 128)), CPU, wavelets)
+    assert value(volumes, "data.size") == [128, 128, 128]
+    assert value(volumes, "model.attention_from") == 2  # 16 places along an axis, not 32
+    odd = draft(measured((70, 70, 70)), CPU, wavelets)
+    assert value(odd, "data.size") == [64, 64, 64]  # a multiple of 16, not of 8
+    for made in (volumes, odd):
+        settings = made.config()
+        assert settings.model.faults(made.image(settings)) == []
+        names = [other.command for other in plan._alternatives(made, settings)]
+        assert not any(wavelets in name for name in names)
+    pixels = draft(measured((128, 128, 128)))
+    names = [other.command for other in plan._alternatives(pixels, pixels.config())]
+    assert f"--set {wavelets}" in names
 
 
 def test_volumes_of_several_spacings_are_padded_and_never_stretched() -> None:

@@ -18,7 +18,7 @@ from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.models.families.autoencoder_kl import AutoencoderKLConfig
 from synthcube.models.families.rectified_flow import RectifiedFlowConfig
 from synthcube.models.nets.unet import UNetFields
-from synthcube.planning.draft import Draft
+from synthcube.planning.draft import Draft, lookup
 from synthcube.schema import ImageSpec, near_multiples
 from synthcube.training.config import TrainingConfig
 
@@ -226,7 +226,7 @@ def _coarser(spacing: Sequence[float], factor: float) -> tuple[float, ...]:
 def _fitting(draft: Draft, exact: Sequence[float], *, up: bool) -> list[int]:
     """The size nearest to `exact` (or not below it) that the model can make."""
     levels = "channels" in draft.family.model_fields and issubclass(draft.family, UNetFields)
-    step = 2 ** (_num_levels(exact, draft) - 1) if levels else 1
+    step = 2 ** (_num_levels(exact, draft) - 1 + _wavelet_levels(draft)) if levels else 1
     while True:
         size = near_multiples([math.ceil(side) for side in exact], step)
         if up:
@@ -249,6 +249,7 @@ def _num_levels(size: Sequence[float], draft: Draft) -> int:
     if stated:
         return len(own)
     levels = len(_default_channels(draft))
+    size = [side / 2 ** _wavelet_levels(draft) for side in size]
     least = _LEAST_COARSE if max(size) < 3 * min(size) else _LEAST_OF_THICK
     while levels > 2 and min(size) / 2 ** (levels - 1) < least:
         levels -= 1
@@ -258,6 +259,12 @@ def _num_levels(size: Sequence[float], draft: Draft) -> int:
     ):
         levels += 1
     return levels
+
+
+def _wavelet_levels(draft: Draft) -> int:
+    """How often the images are halved before the network sees them."""
+    _, own = lookup(draft.fixed, "model.wavelet_levels")
+    return own if isinstance(own, int) else 0
 
 
 def _stated_channels(draft: Draft) -> tuple[bool, list[int]]:
@@ -285,6 +292,7 @@ def choose_depth(draft: Draft) -> None:
     default = _default_channels(draft)
     levels = _num_levels(size, draft)
     channels = [*default[:levels], *[default[-1]] * (levels - len(default))]
+    size = [side / 2 ** _wavelet_levels(draft) for side in size]
     coarse = " x ".join(f"{side / 2 ** (levels - 1):g}" for side in size)
     draft.choose("model.channels", channels, f"{levels} levels, the coarsest of {coarse} places")
     default_from: int = draft.family.model_fields["attention_from"].default
