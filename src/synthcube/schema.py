@@ -140,11 +140,21 @@ class Moments(Schema):
     std: float = Field(default=0.0, ge=0, description="Standard deviation.")
 
 
-class PrivacyStatement(Schema):
-    """What a differentially private training promises, and on what it rests."""
+class SpentPrivacy(Schema):
+    """What the steps of a differentially private training have spent, and what that rests on."""
 
     epsilon: float = Field(ge=0, description="Spent by all steps; a smaller one promises more.")
     delta: float = Field(gt=0, lt=1, description="Probability that the promise does not hold.")
+    sample_rate: float = Field(gt=0, le=1, description="Probability of a subject to join a step.")
+    subjects: int = Field(ge=1, le=MAX_EXACT, description="Training subjects.")
+    steps: int = Field(ge=0, le=MAX_EXACT, description="Steps that were taken.")
+    sigma: float = Field(gt=0, description="Noise of a step, in units of clip_norm.")
+    clip_norm: float = Field(gt=0, description="Largest norm of a subject's gradient.")
+
+
+class PrivacyStatement(SpentPrivacy):
+    """What a differentially private training promises, and on what it rests."""
+
     unit: str = Field(
         default="one subject with all its images, added or removed",
         description="What neighbouring data sets differ in.",
@@ -153,11 +163,6 @@ class PrivacyStatement(Schema):
     sampling: str = Field(
         default="Poisson over subjects, one image of each", description="Who joins a step."
     )
-    sample_rate: float = Field(gt=0, le=1, description="Probability of a subject to join a step.")
-    subjects: int = Field(ge=1, le=MAX_EXACT, description="Training subjects.")
-    steps: int = Field(ge=0, le=MAX_EXACT, description="Steps that were taken.")
-    sigma: float = Field(gt=0, description="Noise of a step, in units of clip_norm.")
-    clip_norm: float = Field(gt=0, description="Largest norm of a subject's gradient.")
     draws: int = Field(ge=1, le=MAX_EXACT, description="Draws of noise for each image.")
     start_sha256: str = Field(default="", description="Of the weights that it started from.")
     first_stage_sha256: str = Field(default="", description="Of the weights of its first stage.")
@@ -165,6 +170,11 @@ class PrivacyStatement(Schema):
         default=None,
         ge=0,
         description="Lower bound of epsilon that an audit with canaries found; null: no audit.",
+    )
+    sites: dict[str, SpentPrivacy] = Field(
+        default={},
+        description="Of each site of a federation; all other numbers are those of the site that "
+        "has spent most.",
     )
 
 

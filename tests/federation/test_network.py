@@ -22,9 +22,10 @@ import torch
 
 from synthcube.errors import FederationError
 from synthcube.federation import audit, averaging, identity
+from synthcube.federation.aggregation import ExpectedModel
 from synthcube.federation.agreement import SiteFacts
 from synthcube.federation.client import Client
-from synthcube.federation.coordinator import Coordinator, ExpectedModel
+from synthcube.federation.coordinator import Coordinator
 from synthcube.federation.messages import RefusalError, State
 from synthcube.federation.plan import FederationPlan
 from synthcube.federation.server import Server
@@ -313,10 +314,15 @@ def test_a_late_update_is_refused_by_name_and_the_site_goes_on(network, tmp_path
         running.until(lambda: running.coordinator._last_round() == 1)  # without waiting for ever
         running.coordinator.round_minutes = 5.0
         assert running.rounds()[0]["absent"] == ["site-c"]
+        assert [client.state().has_sent for client in clients.values()] == [True, True, False]
         with pytest.raises(RefusalError, match=r"round 1 is over: .* of round 1") as refusal:
             send(running, clients["site-c"], "site-c")
         assert refusal.value.code == "late"
         assert clients["site-c"].state().round == 2
+        assert clients["site-c"].state().has_sent
+        places = (running.folder / "agreement.json", running.folder / "average")
+        again = Coordinator(PLAN, running.folder, {}, 1.0, lambda _: ExpectedModel(SHAPES), *places)
+        assert again.state("site-c").has_sent
         clients["site-c"].take_average(1, tmp_path / "average", 10_000)
         send(running, clients["site-c"], "site-c", 2)
         assert clients["site-c"].state().has_yours

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +16,9 @@ import yaml
 from synthcube import reading
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError, FederationError
-from synthcube.medperf.training import generate_plan, start_aggregator
+from synthcube.medperf.training import generate_plan, start_aggregator, train
 from synthcube.tasks import join as joining
+from synthcube.tasks.federated_site import Site
 from synthcube.tasks.infer import InferRequest, infer
 
 PEOPLE = ("erika@b.example", "max@a.example")
@@ -88,6 +91,48 @@ def test_an_aggregator_and_two_sites_end_in_a_model(
     text = (tree / "aggregator" / "logs" / "federation" / "rounds.json").read_text()
     assert text.count("site-1") == text.count("site-2") == 2
     assert "example" not in text
+
+
+def test_a_private_site_that_starts_over_is_refused(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing persists at a site, so that its budget is gone with its container."""
+    monkeypatch.setattr(joining, "_POLL_S", 0.1)
+    path = tree / "training_config.yaml"
+    values = yaml.safe_load(path.read_text()) | {"sites": 1}
+    values["config"]["data"] = {"intensity_range": [0, 255], "validation_fraction": 0}
+    values["config"]["training"]["privacy"] = {"epsilon": 8, "delta": 1e-3, "draws": 1}
+    path.write_text(yaml.safe_dump(values))
+    listed = yaml.safe_load((tree / "cols.yaml").read_text())
+    (tree / "cols.yaml").write_text(yaml.safe_dump({PEOPLE[0]: listed[PEOPLE[0]]}))
+    plan, parameters = planned(tree), {"parameters_file": tree / "parameters.yaml"}
+    owner, site = tree / "aggregator", tree / PEOPLE[0]
+    folders = (owner / "logs", tree / "weights", tree / "report.yaml")
+    aggregating = threading.Thread(
+        target=start_aggregator, kwargs=parameters, daemon=True,
+        args=(plan, tree / "cols.yaml", owner / "node_cert", tree / "ca", *folders),
+    )  # fmt: skip
+    aggregating.start()
+    trained = Site.train_round
+
+    def killed(site: Site, agreement: Any, number: int, average: Path | None) -> Path:
+        if number == 2:
+            raise KeyboardInterrupt
+        return trained(site, agreement, number, average)
+
+    def run(logs: str) -> None:
+        train(site / "data", plan, site / "node_cert", tree / "ca", site / logs, **parameters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Site, "train_round", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("logs-1")
+    with pytest.raises(FederationError, match="the privacy budget would start over"):
+        run("logs-2")
+    run("logs-1")  # which MedPerf does not keep
+    aggregating.join(60)
+    assert yaml.safe_load((tree / "report.yaml").read_text()) == {"IsDone": 1}
+    assert json.loads((tree / "weights" / "privacy.json").read_text())["sites"].keys() == {"site-1"}
 
 
 def test_the_plan_names_no_people_and_no_path(tree: Path) -> None:

@@ -20,8 +20,8 @@ from synthcube import __version__, reading
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError, FederationError, ImageError, OutputError
 from synthcube.federation import audit
+from synthcube.federation.aggregation import ExpectedModel
 from synthcube.federation.agreement import Agreement
-from synthcube.federation.coordinator import ExpectedModel
 from synthcube.federation.plan import FederationPlan, read_plan, shared_config, site_settings
 from synthcube.federation.update import Update, UpdateHeader, write_update
 from synthcube.schema import ImageSpec

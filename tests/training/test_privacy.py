@@ -509,16 +509,6 @@ def test_a_run_in_bfloat16_is_clipped_as_computed() -> None:
     assert 0.01 < norm_of(total) <= 0.75 * (1 + 1e-5)
 
 
-def test_a_federation_refuses_privacy() -> None:
-    from synthcube import config
-    from synthcube.errors import FederationError
-    from synthcube.federation.plan import federated
-
-    settings = config.build({"training": {"privacy": {}}})
-    with pytest.raises(FederationError, match=r"training.privacy: a site cannot train privately"):
-        federated(settings, epochs=3)
-
-
 def test_the_config_is_one_section() -> None:
     text = reading.dump({"training": {"privacy": {"epsilon": 3}}})
     values, _ = reading.parse(text, "text")

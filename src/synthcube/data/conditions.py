@@ -40,7 +40,7 @@ class ConditionFields(Schema):
     ranges: dict[str, Pair] = Field(
         default={},
         description="Declared lowest and highest number of a column: {Age: [0, 100]}; else those "
-        "of the training images. In a federation, its plan declares them.",
+        "of the training images. In a federation they are part of its plan.",
     )
     source_channels: List[ChannelIndex] = Field(
         default=(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -23,6 +23,7 @@ from synthcube.schema import (
     Pair,
     Schema,
 )
+from synthcube.training.accountant import size_faults
 
 _WIDEST_GAP = 1e-3  # of a spacing in mm: rounding in a header, and no other voxel size
 
@@ -32,6 +33,9 @@ class SiteFacts(Schema):
 
     plan: Digest = Field(description="Hash of the plan that the site has.")
     images: int = Field(ge=1, le=MAX_COUNT, description="Training images.")
+    subjects: Count | None = Field(
+        default=None, description="Training subjects, of a site that trains privately."
+    )
     image: ImageSpec = Field(description="Its images, without conditions and class names.")
     classes: dict[str, List[str]] = Field(
         default={}, description="Classes of each column, and of Label."
@@ -51,6 +55,9 @@ class Agreement(Schema):
     plan: Digest = Field(description="Hash of the plan.")
     image: ImageSpec = Field(description="Images of the federation, with the agreed vocabulary.")
     images: dict[SiteName, Count] = Field(description="Training images of each site.")
+    subjects: dict[SiteName, Count] = Field(
+        default={}, description="Training subjects of each site, where they train privately."
+    )
     first_stage_sha256: str = Field(default="", description="Hash of the trained first stage.")
     moments: Moments | None = Field(default=None, description="Of the latents of all sites.")
 
@@ -62,7 +69,8 @@ class Agreement(Schema):
 
 def site_facts(
     plan: FederationPlan, image: ImageSpec, rows: Sequence[Row], trained: Sequence[int],
-    kinds: Mapping[str, str], first_stage_sha256: str = "", moments: Moments | None = None,
+    kinds: Mapping[str, str], *, declared: Mapping[str, Sequence[str]] | None = None,
+    first_stage_sha256: str = "", moments: Moments | None = None, subjects: int | None = None,
 ) -> SiteFacts:  # fmt: skip
     """The facts of a site's data.
 
@@ -71,37 +79,56 @@ def site_facts(
         rows: of its manifest.
         trained: places of the training rows in `rows`.
         kinds: "class" or "number" of each column that the images follow.
+        declared: classes of columns, in place of those in the data.
+        subjects: training subjects of a site that trains privately: then nothing is told but
+            these numbers and what is declared.
 
     Raises:
-        FederationError: a number outside of its declared range, or a cell that is no number.
+        FederationError: a class or number that is not declared, or a cell that is no number.
     """
-    classes, numbers, faults = {}, {}, []
-    if named := {row.label: row.label_name for row in rows if row.label >= 0}:
-        classes[LABEL] = tuple(named[label] for label in sorted(named))
+    is_private, faults = subjects is not None, []
+    classes = {name: tuple(names) for name, names in (declared or {}).items()}
+    numbers: dict[str, tuple[float, float]] = {}
+    if not is_private and (named := {row.label: row.label_name for row in rows if row.label >= 0}):
+        classes.setdefault(LABEL, tuple(named[label] for label in sorted(named)))
     for name, kind in kinds.items():
         texts = {text for row in rows if (text := cell(row, name))}
         if kind == "class":
-            known = sorted(texts, key=natural_key)
-            classes.setdefault(name, tuple(known))
-            continue
-        if wrong := sum(parse_number(text) is None for text in texts):
-            faults.append(f"column {name}: {wrong} cells are no numbers")
+            if is_private and name not in classes:
+                faults.append(f"column {name}: the plan declares no classes of it")
+            known = classes.setdefault(name, tuple(sorted(texts, key=natural_key)))
+            if strange := len(texts.difference(known)):
+                faults.append(f"column {name}: {strange} of its classes are not in data.classes")
             continue
         # As in a training alone, the range is that of the training rows.
-        values = [float(text) for place in trained if (text := cell(rows[place], name))]
-        if values and name not in plan.ranges:
+        trained_texts = [text for place in trained if (text := cell(rows[place], name))]
+        declared_range = plan.ranges.get(name)
+        if fault := _number_fault(texts, trained_texts, declared_range, is_private=is_private):
+            faults.append(f"column {name}: {fault}")
+        elif trained_texts and not declared_range:
+            values = [float(text) for text in trained_texts]
             numbers[name] = (min(values), max(values))
-        elif values:
-            low, high = plan.ranges[name]
-            if not low <= min(values) <= max(values) <= high:
-                faults.append(f"column {name}: a number lies outside of {low:g} to {high:g}")
     if faults:
         raise FederationError("The data of this site do not fit the plan:", faults)
     plain = image.model_copy(update={"labels": (), "conditions": ()})
     return SiteFacts(
-        plan=plan.sha256, images=len(trained), image=plain, classes=classes, numbers=numbers,
-        first_stage_sha256=first_stage_sha256, moments=moments,
+        plan=plan.sha256, images=len(trained), subjects=subjects, image=plain, classes=classes,
+        numbers=numbers, first_stage_sha256=first_stage_sha256, moments=moments,
     )  # fmt: skip
+
+
+def _number_fault(
+    texts: Iterable[str], trained: Sequence[str], declared: Pair | None, *, is_private: bool
+) -> str:
+    """Why a column of numbers does not fit a plan; empty if it does."""
+    if wrong := sum(parse_number(text) is None for text in texts):
+        return f"{wrong} cells are no numbers"
+    if declared is None:
+        return "the plan declares no range of it" if is_private else ""
+    low, high = declared
+    if all(low <= float(text) <= high for text in trained):
+        return ""
+    return f"a number lies outside of {low:g} to {high:g}"
 
 
 def agree(
@@ -117,7 +144,7 @@ def agree(
         FederationError: all reasons why the sites cannot train together.
     """
     facts = dict(sorted(facts.items()))
-    faults = [*_strangers(plan, facts), *_differences(facts)]
+    faults = [*_strangers(plan, facts), *_differences(facts), *_unfit(plan, facts)]
     conditions = [*_conditions(plan, kinds, facts, faults)]
     if faults:
         raise FederationError("The sites cannot train together:", first_faults(faults))
@@ -130,6 +157,7 @@ def agree(
             }
         ),
         images={name: site.images for name, site in facts.items()},
+        subjects={name: site.subjects for name, site in facts.items() if site.subjects},
         first_stage_sha256=next(iter(facts.values())).first_stage_sha256,
         moments=pooled([site.moments for site in facts.values() if site.moments]),
     )
@@ -169,6 +197,8 @@ def _other_plan(
         yield f"plan: the agreement is of {agreement.plan[:12]}, ours is {plan.sha256[:12]}"
     if agreement.images.get(site) != own.images:
         yield f"images: {agreement.images.get(site)} agreed on, {own.images} here"
+    if agreement.subjects.get(site) != own.subjects:
+        yield f"subjects: {agreement.subjects.get(site)} agreed on, {own.subjects} here"
     if agreement.first_stage_sha256 != own.first_stage_sha256:
         yield "first stage: its hash is another one here"
     for key, show in _EQUAL.items():
@@ -231,6 +261,17 @@ def _differences(facts: Mapping[str, SiteFacts]) -> Iterator[str]:
                 yield f"moments: only one of {first} and {name} tells those of its latents"
 
 
+def _unfit(plan: FederationPlan, facts: Mapping[str, SiteFacts]) -> Iterator[str]:
+    """Sites that cannot train privately as the plan says."""
+    if plan.privacy is None:
+        return
+    for name, site in facts.items():
+        if site.subjects is None:
+            yield f"{name}: does not tell its subjects, which training.privacy needs"
+        else:
+            yield from (f"{name}: {fault}" for fault in size_faults(plan.batch_size, site.subjects))
+
+
 def _sides(image: ImageSpec) -> str:
     return " x ".join(f"{side:g}" for side in image.spacing_mm) + " mm"
 
@@ -271,13 +312,15 @@ def _image(facts: Mapping[str, SiteFacts]) -> ImageSpec:
     """The images of the federation: geometry, intensities weighted by images, file format."""
     sites = list(facts.values())
     first, total = sites[0].image, sum(site.images for site in sites)
-    ranges = [
-        (
-            sum(site.images / total * site.image.intensity_range[channel][0] for site in sites),
-            sum(site.images / total * site.image.intensity_range[channel][1] for site in sites),
-        )
-        for channel in range(first.channels)
-    ]
+    ranges = list(first.intensity_range)
+    if any(site.image.intensity_range != first.intensity_range for site in sites):
+        ranges = [
+            (
+                sum(site.images / total * site.image.intensity_range[channel][0] for site in sites),
+                sum(site.images / total * site.image.intensity_range[channel][1] for site in sites),
+            )
+            for channel in range(first.channels)
+        ]
     one_place = all(site.image.affine == first.affine for site in sites)
     affine = first.affine if one_place else as_rows(centred_affine(first.spacing_mm, first.size))
     is_picture = all(site.image.file_format == "png" for site in sites)

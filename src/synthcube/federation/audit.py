@@ -35,6 +35,9 @@ class AuditLine(Schema):
     sha256: Digest = Field(description="Hash of the message.")
     bytes: int = Field(ge=0, le=MAX_EXACT, description="Size of the message.")
     images: int = Field(ge=0, le=MAX_COUNT, description="Images that the message stands for.")
+    epsilon: float | None = Field(
+        default=None, ge=0, description="What a private site has spent with these weights."
+    )
 
 
 def append(path: Path, line: AuditLine) -> None:
@@ -44,7 +47,7 @@ def append(path: Path, line: AuditLine) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write(line.model_dump_json().encode() + b"\n")
+        file.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

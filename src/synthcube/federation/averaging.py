@@ -10,9 +10,13 @@ from torch import Tensor
 from synthcube.errors import FederationError, first_faults
 from synthcube.federation.agreement import Agreement
 from synthcube.federation.plan import FederationPlan
+from synthcube.federation.privacy import spent_by_all, spent_faults
 from synthcube.federation.update import Update, UpdateHeader, are_finite
+from synthcube.schema import SpentPrivacy
 
-FaultCode = Literal["agreement", "images", "not_finite", "plan", "round", "site", "weights"]
+FaultCode = Literal[
+    "agreement", "images", "not_finite", "plan", "privacy", "round", "site", "weights"
+]
 
 
 class UpdateFault(NamedTuple):
@@ -24,21 +28,23 @@ class UpdateFault(NamedTuple):
 
 def average_update(
     plan: FederationPlan, agreement: Agreement, number: int, updates: Mapping[str, Update],
-    shapes: Mapping[str, Tensor],
+    shapes: Mapping[str, Tensor], spent: Mapping[str, SpentPrivacy] | None = None,
 ) -> Update:  # fmt: skip
     """The average of a round as all sites get it; arguments and faults as in :func:`average`."""
-    tensors = average(plan, agreement, number, updates, shapes)
+    tensors = average(plan, agreement, number, updates, shapes, spent)
+    told = {site: update.header.privacy for site, update in updates.items()}
     header = UpdateHeader(
         plan=plan.sha256, agreement=agreement.sha256, round=number,
         images=sum(agreement.images[label] for label in updates),
         constants=next(iter(updates.values())).header.constants,
+        privacy=spent_by_all(spent or {}, told),
     )  # fmt: skip
     return Update(header, tensors)
 
 
 def average(
     plan: FederationPlan, agreement: Agreement, number: int, updates: Mapping[str, Update],
-    shapes: Mapping[str, Tensor],
+    shapes: Mapping[str, Tensor], spent: Mapping[str, SpentPrivacy] | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The weights of all sites, averaged by their images (FedAvg).
 
@@ -50,6 +56,7 @@ def average(
         updates: by the label of the site.
         shapes: tensors with the names, shapes and types of the model, such as those on the meta
             device.
+        spent: of private sites, until the round before.
 
     Raises:
         FederationError: all reasons against this average. Nothing is left out silently.
@@ -58,7 +65,7 @@ def average(
     faults = [
         f"{site}: {fault.text}"
         for site, update in ordered.items()
-        for fault in update_faults(plan, agreement, number, site, update, shapes)
+        for fault in update_faults(plan, agreement, number, site, update, shapes, spent)
     ]
     if len({update.header.constants for update in ordered.values()}) > 1:
         faults.append("whole numbers among the buffers differ between the sites")
@@ -93,7 +100,7 @@ def _weighted(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Te
 
 def update_faults(
     plan: FederationPlan, agreement: Agreement, number: int, site: str, update: Update,
-    shapes: Mapping[str, Tensor],
+    shapes: Mapping[str, Tensor], spent: Mapping[str, SpentPrivacy] | None = None,
 ) -> Iterator[UpdateFault]:  # fmt: skip
     """The reasons why the update of a site cannot be averaged; arguments as in :func:`average`."""
     header = update.header
@@ -109,6 +116,9 @@ def update_faults(
         yield UpdateFault("round", f"is of round {header.round}")
     if header.images < 1:
         yield UpdateFault("images", f"claims {header.images} images")
+    before = (spent or {}).get(site)
+    for fault in spent_faults(plan, agreement, number, site, header.privacy, before):
+        yield UpdateFault("privacy", fault)
     yield from weight_faults(update.tensors, shapes)
 
 

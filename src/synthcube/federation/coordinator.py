@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from synthcube import reading, storage
 from synthcube.errors import FederationError
 from synthcube.federation import audit, averaging
+from synthcube.federation.aggregation import ExpectedModel, aggregated
 from synthcube.federation.agreement import Agreement, SiteFacts, agree
 from synthcube.federation.audit import AuditLine
 from synthcube.federation.messages import (
@@ -31,40 +30,15 @@ from synthcube.federation.messages import (
     State,
 )
 from synthcube.federation.plan import FederationPlan, digest_of
-from synthcube.federation.server_optimizer import stepped
-from synthcube.federation.update import read_update, write_update
+from synthcube.federation.update import Update, read_update, write_update
 
 log = logging.getLogger("synthcube")
 
 FACTS, UPDATES, ROUNDS, AUDIT = "facts", "updates", "rounds.json", "audit.jsonl"
 _REPETITIONS = 3
 """How often a round is waited for again that too few sites came to."""
-_HEADER_BYTES, _TENSOR_BYTES = 1 << 16, 1 << 10  # of a safetensors file: at most, of each tensor
 _FAREWELL_S = 30.0  # for sites to hear that there will be no agreement
 _POLL_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedModel:
-    """What every update must have.
-
-    Args:
-        shapes: names, shapes and types of the weights, on the meta device.
-        constants: hash of the whole numbers that are not sent.
-        initial: weights before the first round, by the names in an update.
-        parameters: names of what is trained, without buffers.
-    """
-
-    shapes: Mapping[str, Tensor]
-    constants: str = ""
-    initial: Mapping[str, Tensor] = field(default_factory=dict)
-    parameters: frozenset[str] = frozenset()
-
-    @property
-    def update_bytes(self) -> int:
-        """The largest size of an update's file."""
-        numbers = sum(4 * tensor.numel() for tensor in self.shapes.values())
-        return numbers + _HEADER_BYTES + _TENSOR_BYTES * len(self.shapes)
 
 
 @dataclass(slots=True)
@@ -102,12 +76,15 @@ class Coordinator:
         self._phase: Phase = "facts"
         self._round = _Round()
         self._faults: tuple[str, ...] = ()
+        lines = audit.read(folder / AUDIT)
         self._informed = {
             line.site
-            for line in audit.read(folder / AUDIT)
+            for line in lines
             if (line.event, line.kind, line.round) == ("sent", "average", plan.rounds)
         }
         """Sites that know how it ended."""
+        self._senders = {line.site for line in lines if line.kind == "weights"}
+        """Sites whose weights came, if only in part."""
         self._agreement = self._read(agreement_path, Agreement)
         if self._agreement:
             self.model = expected(self._agreement)
@@ -134,7 +111,8 @@ class Coordinator:
             )
             return State(
                 plan=self.plan.sha256, site=site, phase=self._phase,
-                round=self._round.number, has_yours=has_yours, faults=self._faults,
+                round=self._round.number, has_yours=has_yours, has_sent=site in self._senders,
+                faults=self._faults,
             )  # fmt: skip
 
     def take_facts(self, site: str, facts: SiteFacts, size: int) -> None:
@@ -174,16 +152,23 @@ class Coordinator:
             assert self.model
             return self.model
 
+    def note_refused(self, site: str, number: int, digest: str, size: int) -> None:
+        """Note that weights came which are not checked: they are late, or were cut off."""
+        with self._changed:
+            self._log("refused", "weights", site, number, digest, size, 0)
+
     def take_update(self, site: str, number: int, path: Path, digest: str) -> None:
         """Check an update in a file, and keep a copy for the average of the round."""
         with self._changed:
-            self.require_round(site, number)
             size = path.stat().st_size
             try:
+                self.require_round(site, number)
                 images = self._check(site, number, path)
             except RefusalError as refusal:
-                self._round.refused[site] = refusal
                 self._log("refused", "weights", site, number, digest, size, 0)
+                if refusal.code == "late":
+                    raise
+                self._round.refused[site] = refusal
                 log.warning(
                     "The update of %s in round %d is refused: %s.", site, number, refusal.code
                 )
@@ -293,12 +278,10 @@ class Coordinator:
         with self._changed:
             assert self.model
             updates = {site: read_update(path) for site, path in current.updates.items()}
-            average = averaging.average_update(
-                self.plan, agreement, number, updates, self.model.shapes
+            before = self._newest_average()
+            average = aggregated(
+                self.plan, agreement, number, updates, self.model, self.folder, before
             )
-            initial = self.model.initial
-            before = read_update(self.average_path).tensors if number > 1 else initial
-            average = stepped(self.plan, self.folder, before, average, self.model.parameters)
             self._record(agreement, current, waited_for())
             write_update(self.average_path, average)
             if number < self.plan.rounds:  # else until the model is written
@@ -363,9 +346,11 @@ class Coordinator:
             update = read_update(path)
         except FederationError as error:
             raise RefusalError("damaged", error.headline) from error
+        average = self._newest_average()
+        spent = average.header.privacy if average else {}
         faults = [
             *averaging.update_faults(
-                self.plan, self._agreement, number, site, update, self.model.shapes
+                self.plan, self._agreement, number, site, update, self.model.shapes, spent
             )
         ]
         agreed, claimed = self._agreement.images[site], update.header.images
@@ -403,7 +388,11 @@ class Coordinator:
 
     def _last_round(self) -> int:
         """The round of the newest average; 0 if there is none."""
-        return read_update(self.average_path).header.round if self.average_path.exists() else 0
+        average = self._newest_average()
+        return average.header.round if average else 0
+
+    def _newest_average(self) -> Update | None:
+        return read_update(self.average_path) if self.average_path.exists() else None
 
     def _facts_path(self, site: str) -> Path:
         return self.folder / FACTS / f"{site}.json"
@@ -415,4 +404,6 @@ class Coordinator:
             "event": event, "kind": kind, "site": site, "round": number, "bytes": size,
             "plan": self.plan.sha256, "sha256": sha256, "images": images,
         }  # fmt: skip
+        if kind == "weights":
+            self._senders.add(site)
         audit.append(self.folder / AUDIT, AuditLine.model_validate(line))

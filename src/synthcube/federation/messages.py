@@ -66,6 +66,10 @@ class State(Schema):
     )
     round: int = Field(ge=0, le=MAX_COUNT, description="The round that updates are awaited of.")
     has_yours: bool = Field(description="Whether this site has sent what is awaited now.")
+    has_sent: bool = Field(
+        default=False,
+        description="Whether weights of this site ever came, those that were refused too.",
+    )
     faults: List[Text] = Field(default=(), description="Why the sites cannot train together.")
 
 

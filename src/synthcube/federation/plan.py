@@ -15,6 +15,7 @@ from synthcube import __version__, config, reading
 from synthcube.config import RunConfig
 from synthcube.errors import ConfigError, FederationError, first_faults
 from synthcube.schema import MAX_COUNT, List, Pair, Schema, Weight, flattened
+from synthcube.training.config import PrivacyConfig
 
 MAX_SITES = 1000
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -25,7 +26,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _OF_THE_SITE = (
     "compute.", "data.num_workers.", "data.cache_gb.", "training.loggers.",
     "training.stop_signals.", "training.checkpoint_every_n_minutes.", "training.start_from.",
-    "training.log_every_n_steps.", "model.first_stage.", "sampling.", "evaluation.", "export.",
+    "training.log_every_n_steps.", "training.privacy.images_at_once.", "model.first_stage.",
+    "sampling.", "evaluation.", "export.",
 )  # fmt: skip
 
 
@@ -80,6 +82,17 @@ class FederationPlan(Schema):
         """Passes over the images in all rounds together."""
         return self.rounds * self.local_epochs
 
+    @property
+    def privacy(self) -> PrivacyConfig | None:
+        """How each site trains privately, of a config that is valid; None: not at all."""
+        chosen = self.config.get("training", {}).get("privacy")
+        return PrivacyConfig.model_validate(chosen) if chosen else None
+
+    @property
+    def batch_size(self) -> int:
+        """Subjects in a private step, on average."""
+        return int(self.config["training"]["batch_size"])
+
 
 def digest_of(values: Schema) -> str:
     """SHA-256 of the values of a schema, the same on every machine."""
@@ -94,8 +107,11 @@ def federated(settings: RunConfig, *, epochs: int) -> RunConfig:
     """
     training, compute, model = settings.training, settings.compute, settings.model
     faults = [f"model.name {model.name}: {model.not_averaged}"] if model.not_averaged else []
-    if training.privacy:
-        faults.append("training.privacy: a site cannot train privately in a federation yet")
+    if training.privacy and training.privacy.delta is None:
+        faults.append(
+            "training.privacy.delta: state it, such as 1e-5; without it each site would take "
+            "another one, a tenth of one over its own subjects"
+        )
     if training.early_stop:
         faults.append("training.early_stop: a site must not stop alone; leave it out")
     if compute.num_devices not in (None, 1) or compute.num_nodes != 1:
@@ -112,9 +128,12 @@ def federated(settings: RunConfig, *, epochs: int) -> RunConfig:
 
 def possible_plan(
     settings: RunConfig, sites: Sequence[str], num_rounds: int, local_epochs: int,
-    minimum_sites: int, **others: Any,
+    minimum_sites: int, *, ranges: Mapping[str, tuple[float, float]], **others: Any,
 ) -> FederationPlan:  # fmt: skip
     """A plan of these values; `others` are further fields of it.
+
+    Args:
+        ranges: declared beside those of the config.
 
     Raises FederationError, with all reasons why it is not possible.
     """
@@ -123,10 +142,16 @@ def possible_plan(
         faults.append(f"--sites {','.join(sites)}: a label is there twice")
     if minimum_sites > len(sites):
         faults.append(f"--minimum_sites {minimum_sites}: there are {len(sites)} sites")
+    faults += [
+        f"--range {name}={low:g},{high:g}: data.ranges says another one"
+        for name, (low, high) in ranges.items()
+        if settings.data.ranges.get(name, (low, high)) != (low, high)
+    ]
     try:
         plan = FederationPlan(
             config=shared_config(settings), sites=tuple(sites), rounds=num_rounds,
-            local_epochs=local_epochs, minimum_sites=minimum_sites, **others,
+            local_epochs=local_epochs, minimum_sites=minimum_sites,
+            ranges={**settings.data.ranges, **ranges}, **others,
         )  # fmt: skip
     except ValidationError as error:
         faults += reading.faults_of(error)

@@ -19,6 +19,7 @@ from synthcube.federation.update import Update, UpdateHeader, are_finite
 from synthcube.models import artifact
 from synthcube.storage import write_with
 from synthcube.training import checkpoints
+from synthcube.training.privacy import recorded_budget
 
 # Of a checkpoint with a moving average: the latest weights, and the averaged ones.
 _LATEST, _AVERAGED = "current_model_state", "state_dict"
@@ -47,9 +48,13 @@ def blank_weights(family: torch.nn.Module, *, ema: bool) -> dict[str, Tensor]:
 
 
 def update_of(
-    checkpoint: Path, *, plan: str, agreement: str, number: int, images: int
+    checkpoint: Path, *, plan: str, agreement: str, number: int, images: int,
+    private_site: str | None = None,
 ) -> Update:  # fmt: skip
     """What a site sends at the end of a round, in float32, out of its checkpoint.
+
+    Args:
+        private_site: label of a site that trains privately, which tells what it has spent.
 
     Raises FederationError if a number is not finite, which nobody should get.
     """
@@ -62,9 +67,15 @@ def update_of(
     if broken := [name for name, tensor in tensors.items() if not are_finite(tensor)]:
         raise FederationError("Not sent, as these weights are not finite:", first_faults(broken))
     header = UpdateHeader(
-        plan=plan, agreement=agreement, round=number, images=images,
+        plan=plan,
+        agreement=agreement,
+        round=number,
+        images=images,
         constants=constants_digest(content[_AVERAGED]),
-    )  # fmt: skip
+        privacy={private_site: recorded_budget(content, checkpoint).spent()}
+        if private_site
+        else {},
+    )
     return Update(header, tensors)
 
 

@@ -204,7 +204,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _take_update(self, site: str, number: int) -> None:
         coordinator = self.server.coordinator
-        model = coordinator.require_round(site, number)
+        announced = self.headers.get(HASH_HEADER, "")
+        try:
+            model = coordinator.require_round(site, number)
+        except RefusalError as refusal:
+            if refusal.code == "late" and re.fullmatch(r"[0-9a-f]{64}", announced):
+                coordinator.note_refused(site, number, announced, self._unread)
+            raise
         size = self._length(model.update_bytes)
         with storage.scratch_folder(coordinator.updates) as folder:
             path = folder / "update.safetensors"
@@ -213,7 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
                 while piece := self._read(_PIECE):
                     digest.update(piece)
                     file.write(piece)
-            if path.stat().st_size < size or digest.hexdigest() != self.headers.get(HASH_HEADER):
+            come = path.stat().st_size
+            if come < size or digest.hexdigest() != announced:
+                coordinator.note_refused(site, number, digest.hexdigest(), come)
                 raise RefusalError("damaged", "it is not what was sent: its hash is another one")
             coordinator.take_update(site, number, path, digest.hexdigest())
         self._reply(coordinator.state(site))

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from synthcube import reading, storage
 from synthcube.errors import FederationError
-from synthcube.federation.plan import Digest
-from synthcube.schema import MAX_COUNT, Schema
+from synthcube.federation.plan import Digest, SiteName
+from synthcube.schema import MAX_COUNT, Schema, SpentPrivacy
 
 _HEADER = "federation"
 _MAX_HEADER_BYTES = 1 << 26
@@ -32,6 +32,10 @@ class UpdateHeader(Schema):
     round: int = Field(ge=0, le=MAX_COUNT, description="Round, from 1; 0: before the first.")
     images: int = Field(le=MAX_COUNT, description="Training images that the weights come from.")
     constants: Digest = Field(description="Hash of the whole numbers that stay at a site.")
+    privacy: dict[SiteName, SpentPrivacy] = Field(
+        default={},
+        description="What a private site has spent; in an average, of all sites that ever sent.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,16 +287,20 @@ def _privacy(privacy: PrivacyStatement) -> str:
     start = privacy.start_sha256
     stage = privacy.first_stage_sha256
     audit = privacy.canary_audit
-    rows = {
-        "epsilon": f"{math.ceil(100 * privacy.epsilon) / 100:g}",  # never less than was spent
-        "delta": f"{privacy.delta:.2g}",
-        "unit": privacy.unit,
-        "accountant": markdown(privacy.accountant),
+    is_federated = bool(privacy.sites)
+    of_one = {
         "sampling": f"{markdown(privacy.sampling)}; each joins a step with probability "
         f"{privacy.sample_rate:.4g}",
         "subjects": privacy.subjects,
         "steps": privacy.steps,
         "noise multiplier (sigma)": f"{privacy.sigma:.4g}",
+    }
+    rows = {
+        "epsilon": _rounded_up(privacy.epsilon) + (", the largest of any site" * is_federated),
+        "delta": f"{privacy.delta:.2g}",
+        "unit": markdown(privacy.unit),
+        "accountant": markdown(privacy.accountant),
+        **({"sampling": markdown(privacy.sampling)} if is_federated else of_one),
         "clip norm": f"{privacy.clip_norm:g}",
         "start": f"weights with the SHA-256 {markdown(start)}" if start else "random weights",
         **({"first stage": f"weights with the SHA-256 {markdown(stage)}"} if stage else {}),
@@ -307,8 +311,30 @@ def _privacy(privacy: PrivacyStatement) -> str:
     return (
         "Trained with differential privacy (DP-SGD): with or without the images of any one "
         "subject, the trained weights are nearly as likely.\n\n"
-        f"{_table('privacy', rows)}\n\n{_NOT_PROMISED}"
+        f"{_table('privacy', rows)}\n\n{_of_sites(privacy)}{_NOT_PROMISED}"
     )
+
+
+def _of_sites(privacy: PrivacyStatement) -> str:
+    """What each site of a federation has done and spent; empty without sites."""
+    if not privacy.sites:
+        return ""
+    lines = [
+        f"| {markdown(label)} | {_rounded_up(site.epsilon)} | {site.subjects} | "
+        f"{site.sample_rate:.4g} | {site.steps} | {site.sigma:.4g} |"
+        for label, site in privacy.sites.items()
+    ]
+    return (
+        "Each site trained privately on its own subjects, and averaging spends nothing more. A "
+        "subject with images at several sites is promised the sum of their epsilons and deltas "
+        "alone. The sites have told these numbers themselves:\n\n"
+        "| site | epsilon | subjects | probability to join a step | steps | sigma |\n"
+        "| --- | --- | --- | --- | --- | --- |\n" + "\n".join(lines) + "\n\n"
+    )
+
+
+def _rounded_up(epsilon: float) -> str:
+    return f"{math.ceil(100 * epsilon) / 100:g}"  # never less than was spent
 
 
 def _evaluation(results: Results | None) -> str:

@@ -15,9 +15,9 @@ from synthcube.data.module import TRAIN, split_subjects
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError, FederationError
 from synthcube.federation import averaging
+from synthcube.federation.aggregation import aggregated
 from synthcube.federation.agreement import Agreement, agree
 from synthcube.federation.plan import FederationPlan, federated, possible_plan
-from synthcube.federation.server_optimizer import stepped
 from synthcube.federation.update import read_update, write_update
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
@@ -206,13 +206,13 @@ def _train_rounds(
     model = federated_model.expected(settings, agreement)
     for number in range(done + 1, plan.rounds + 1):
         before = path if number > 1 else None
+        earlier = read_update(path) if before else None
         updates = {}
         for member in members:
             log.info("Round %d of %d at %s.", number, plan.rounds, member.label)
+            member.require_budget(has_sent=number > 1)
             updates[member.label] = read_update(member.train_round(agreement, number, before))
-        average = averaging.average_update(plan, agreement, number, updates, model.shapes)
-        weights = read_update(path).tensors if before else model.initial
-        write_update(path, stepped(plan, run, weights, average, model.parameters))
+        write_update(path, aggregated(plan, agreement, number, updates, model, run, earlier))
         shares = averaging.image_weights(agreement, updates)
         shown = ", ".join(f"{label} {share:.0%}" for label, share in sorted(shares.items()))
         log.info("Round %d of %d is averaged: %s.", number, plan.rounds, shown)

@@ -11,9 +11,9 @@ from torch import Tensor
 from synthcube import environment, reading, storage
 from synthcube.config import RunConfig
 from synthcube.errors import ConfigError, FederationError, OutputError, first_faults
-from synthcube.federation import rounds
+from synthcube.federation import privacy, rounds
+from synthcube.federation.aggregation import ExpectedModel
 from synthcube.federation.agreement import Agreement
-from synthcube.federation.coordinator import ExpectedModel
 from synthcube.federation.plan import FederationPlan
 from synthcube.federation.update import read_average
 from synthcube.models import artifact
@@ -138,5 +138,6 @@ def save(
             "epochs": plan.epochs,
         },
         checkpoint=storage.sha256(path),
+        privacy=privacy.statement(settings, average.header.privacy),
     )
     return run / ARTIFACT

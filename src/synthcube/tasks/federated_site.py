@@ -62,6 +62,11 @@ class Site:
         return self.folder / DATA
 
     @property
+    def is_private(self) -> bool:
+        """Whether it trains with differential privacy."""
+        return self.settings.training.privacy is not None
+
+    @property
     def checkpoint(self) -> Path:
         """The last checkpoint of its run."""
         return self.folder / RUN / "checkpoints" / checkpoints.LAST
@@ -71,12 +76,14 @@ class Site:
         data = DataModule(
             read_manifest(self.data), self.settings.data,
             batch_size=self.settings.training.batch_size, seed=self.settings.seed,
-            cache=environment.cache_folder(), conditions=(),
+            cache=environment.cache_folder(), conditions=(), private=self.is_private,
         )  # fmt: skip
         return agreements.site_facts(
             self.plan, data.image, data.manifest.rows, data.rows("train"),
-            self.settings.data.conditions,
-            getattr(self.settings.model, "first_stage_sha256", ""), self._moments(data),
+            self.settings.data.conditions, declared=self.settings.data.classes,
+            first_stage_sha256=getattr(self.settings.model, "first_stage_sha256", ""),
+            moments=None if self.is_private else self._moments(data),
+            subjects=len(data.training_subjects) if self.is_private else None,
         )  # fmt: skip
 
     def _moments(self, data: DataModule) -> Moments | None:
@@ -113,6 +120,25 @@ class Site:
         size = len(agreement.model_dump_json())
         self.log("received", "agreement", 0, agreement.sha256, size, sum(agreement.images.values()))
 
+    def require_budget(self, *, has_sent: bool) -> None:
+        """Refuse to train privately where what this site has spent is not known any more.
+
+        Args:
+            has_sent: whether others have weights of this site.
+
+        Raises:
+            FederationError: weights of it are known, and its checkpoint is lost.
+        """
+        if not self.is_private or self.checkpoint.exists():
+            return
+        lines = audit.read(self.folder / AUDIT)
+        if has_sent or any((line.event, line.kind) == ("sent", "weights") for line in lines):
+            raise FederationError(
+                f"{self.checkpoint}: this site has sent weights that were trained privately, and "
+                "the checkpoint that counts what they have spent is lost. Without it the privacy "
+                "budget would start over: put the folder back, or leave this site out."
+            )
+
     def train_round(self, agreement: Agreement, number: int, average: Path | None) -> Path:
         """Train up to the end of a round, and return the file to send.
 
@@ -137,12 +163,14 @@ class Site:
             train_round(self.settings, self.data, self.folder / RUN, until)
         images = agreement.images[self.label]
         update = rounds.update_of(
-            last, plan=self.plan.sha256, agreement=agreement.sha256, number=number, images=images
-        )
+            last, plan=self.plan.sha256, agreement=agreement.sha256, number=number, images=images,
+            private_site=self.label if self.is_private else None,
+        )  # fmt: skip
         path = self.folder / UPDATE
         write_update(path, update)
         size, digest = path.stat().st_size, storage.sha256(path)
-        self.log("sent", "weights", number, digest, size, images)
+        spent = update.header.privacy.get(self.label)
+        self.log("sent", "weights", number, digest, size, images, spent.epsilon if spent else None)
         return path
 
     def _begun(self, agreement: Agreement, number: int, average: Path | None) -> Progress:
@@ -178,10 +206,14 @@ class Site:
         self.log("received", "average", number - 1, digest, size, average.header.images)
         return average
 
-    def log(self, event: str, kind: str, number: int, sha256: str, size: int, images: int) -> None:
+    def log(
+        self, event: str, kind: str, number: int, sha256: str, size: int, images: int,
+        epsilon: float | None = None,
+    ) -> None:  # fmt: skip
         """Add a line to its audit log."""
         line = {
             "event": event, "kind": kind, "site": self.label, "round": number,
             "plan": self.plan.sha256, "sha256": sha256, "bytes": size, "images": images,
+            "epsilon": epsilon,
         }  # fmt: skip
         audit.append(self.folder / AUDIT, AuditLine.model_validate(line))

@@ -12,9 +12,9 @@ from synthcube import storage
 from synthcube.data.manifest import read_manifest, require_outside
 from synthcube.errors import FederationError, SynthCubeError, first_faults
 from synthcube.federation import averaging, identity
+from synthcube.federation.aggregation import ExpectedModel
 from synthcube.federation.agreement import Agreement
 from synthcube.federation.client import Client
-from synthcube.federation.coordinator import ExpectedModel
 from synthcube.federation.messages import FAULT_KINDS, RefusalError
 from synthcube.federation.plan import read_plan, site_settings
 from synthcube.federation.update import read_average, read_update
@@ -136,6 +136,7 @@ def _train_rounds(client: Client, member: Site, agreement: Agreement, model: Exp
             continue
         log.info("Round %d of %d.", number, plan.rounds)
         with _told(client, number):
+            member.require_budget(has_sent=state.has_sent)
             path = member.train_round(agreement, number, average)
         try:
             state = client.send_update(number, path)

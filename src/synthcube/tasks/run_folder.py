@@ -310,14 +310,8 @@ def _statement(settings: RunConfig, source: Path) -> PrivacyStatement | None:
         return None
     budget = privacy.recorded_budget(checkpoints.load(source, mapped=True), source)
     return PrivacyStatement(
-        epsilon=budget.epsilon,
-        delta=budget.delta,
+        **budget.spent().model_dump(),
         accountant=accountant.described(),
-        sample_rate=budget.sample_rate,
-        subjects=budget.subjects,
-        steps=budget.steps,
-        sigma=budget.sigma,
-        clip_norm=budget.clip_norm,
         draws=chosen.draws,
         start_sha256=settings.training.start_from_sha256,
         first_stage_sha256=getattr(settings.model, "first_stage_sha256", ""),

@@ -17,7 +17,7 @@ from synthcube.federation.plan import read_plan, site_settings
 from synthcube.federation.server import Server
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
-from synthcube.training import fine_tuning
+from synthcube.training import accountant, fine_tuning
 
 log = logging.getLogger("synthcube")
 
@@ -66,6 +66,8 @@ def serve(
             "The plan's server_optimizer needs the trained weights that the sites start from: give "
             f"their place by --set training.start_from=...; their SHA-256 is {start}."
         )
+    if settings.training.privacy:
+        accountant.require_installed()  # it checks what the sites have spent
     settings = hub_pins.pinned(settings, {})
     training = fine_tuning.resolved(settings.training, {})
     settings = settings.model_copy(update={"training": training})

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from synthcube.errors import ConfigError
+from synthcube.schema import SpentPrivacy
 from synthcube.training.config import PrivacyConfig
 
 HOPELESS = 2.0
@@ -113,6 +114,13 @@ class Budget:
         """Norm of the noise in a step over the largest norm that its gradient can have."""
         return self.sigma * math.sqrt(weights) / self.batch_size
 
+    def spent(self) -> SpentPrivacy:
+        """What the steps so far have spent, as it is published."""
+        return SpentPrivacy(
+            epsilon=self.epsilon, delta=self.delta, sample_rate=self.sample_rate,
+            subjects=self.subjects, steps=self.steps, sigma=self.sigma, clip_norm=self.clip_norm,
+        )  # fmt: skip
+
     def record(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
         return asdict(self)
@@ -190,6 +198,11 @@ def described() -> str:
     from importlib.metadata import version
 
     return f"PRV (Gopi et al. 2021), opacus {version('opacus')}"
+
+
+def require_installed() -> None:
+    """Raise ConfigError unless the accountant is installed."""
+    _opacus()
 
 
 def _opacus() -> Any:
