@@ -10,7 +10,7 @@ import torch
 
 from synthcube.errors import FederationError
 from synthcube.federation.plan import FederationPlan
-from synthcube.federation.server_optimizer import stepped
+from synthcube.federation.server_optimizer import stepped, with_moving_average
 from synthcube.federation.update import Update, UpdateHeader
 
 CASES: dict[str, tuple[dict[str, Any], Any]] = {
@@ -77,6 +77,45 @@ def test_without_moving_average_the_final_weights_are_stepped(tmp_path: Path) ->
     only = Update(came.header, {"averaged.w": torch.ones(3)})
     result = stepped(values, tmp_path, {"averaged.w": torch.zeros(3)}, only, ["w"])
     assert result.tensors["averaged.w"].tolist() == [0.5] * 3
+
+
+def rounds_of(values: FederationPlan, folder: Path, repeated: int = 1) -> list[Update]:
+    """What three rounds end with, whose weights are 1, 5 and 2."""
+    ended = []
+    for number, value in enumerate((1.0, 5.0, 2.0), start=1):
+        came = average(values, number, torch.empty(0))
+        names = ("averaged.w", "averaged.norm.running_mean", "averaged.mean")
+        came = Update(came.header, {name: torch.full((2,), value) for name in names})
+        for _ in range(repeated):  # as after a kill before the average was written
+            result = with_moving_average(values, folder, came, ["w"])
+        ended.append(result)
+    return ended
+
+
+@pytest.mark.parametrize(("decay", "last"), [(0.9, 0.25), (0.1, 0.1), (0.0, 0.0)])
+def test_the_moving_average_of_the_server(decay: float, last: float, tmp_path: Path) -> None:
+    """Its decay is 2/11 in the second round and 3/12 in the third, or less if the plan says so."""
+    values = plan(None).model_copy(
+        update={"rounds": 3, "average": "server", "average_decay": decay}
+    )
+    one, two, three = rounds_of(values, tmp_path)
+    assert one.tensors["averaged.w"].tolist() == [1.0] * 2  # the sites go on with the latest
+    assert two.tensors["averaged.w"].tolist() == [5.0] * 2
+    second = min(decay, 2 / 11)
+    expected = last * (second * 1 + (1 - second) * 5) + (1 - last) * 2
+    for name in ("averaged.w", "averaged.norm.running_mean"):
+        torch.testing.assert_close(three.tensors[name], torch.full((2,), expected))
+    assert three.tensors["averaged.mean"].tolist() == [2.0] * 2  # a buffer
+    again = rounds_of(values, tmp_path, repeated=2)[-1]
+    assert torch.equal(again.tensors["averaged.w"], three.tensors["averaged.w"])
+
+
+def test_a_lost_moving_average_is_refused(tmp_path: Path) -> None:
+    values = plan(None).model_copy(update={"average": "server"})
+    rounds_of(values, tmp_path)
+    fifth = average(values, 5, torch.ones(3))
+    with pytest.raises(FederationError, match="state of the plan's moving average is not that"):
+        with_moving_average(values, tmp_path, fifth, ["w"])
 
 
 def test_a_lost_state_is_refused(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from synthcube.data.manifest import read_manifest, write_manifest
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError, FederationError, OutputError
 from synthcube.federation import audit
+from synthcube.federation.agreement import Agreement
 from synthcube.federation.update import read_update
 from synthcube.tasks.federate import divide, simulate, site_values
 from synthcube.tasks.federated_model import initial_model, recorded_agreement
+from synthcube.tasks.federated_site import Site
 from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.train import train
 from synthcube.training import checkpoints
@@ -218,6 +220,44 @@ def test_the_server_steps_from_the_weights_that_the_sites_began_with(
         torch.testing.assert_close(weights["half"][name], (start[name] + average) / 2)
     with pytest.raises(FederationError, match=r"server_optimizer.lr: Input should be greater"):
         simulate(config, phantoms, tmp_path / "no", server_optimizer={"name": "sgd", "lr": 0})
+
+
+def test_the_server_keeps_the_moving_average_and_sites_send_half_as_much(
+    tiny_config, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str, average: str) -> Path:
+        simulate(tiny_config(), phantoms, tmp_path / name, average=average, average_decay=0.1,
+                 overrides=EXACT)  # fmt: skip
+        return tmp_path / name
+
+    server = run("server", "server")
+    sent = [server / "sites" / f"site-{number}" / "update.safetensors" for number in (1, 2)]
+    first = load_file(server / "moving-average-1.safetensors")
+    updates = [load_file(path) for path in sent]
+    final = load_file(server / "artifact" / "weights.safetensors")
+    for name, update in updates[0].items():
+        second = (update.double() + updates[1][name].double()) / 2
+        expected = 0.1 * first[name] + 0.9 * second
+        torch.testing.assert_close(
+            final[name.removeprefix("averaged.")].double(), expected, atol=1e-6, rtol=1e-6
+        )
+    moved = max((first[name] - updates[0][name]).abs().max() for name in first)
+    assert moved > 1e-4, "the second round changed nothing"
+    other = run("sites", "sites") / "sites" / "site-1" / "update.safetensors"
+    assert sent[0].stat().st_size < 0.55 * other.stat().st_size
+
+    trained = Site.train_round
+
+    def killed(site: Site, agreement: Agreement, number: int, average: Path | None) -> Path:
+        if number == 2:
+            raise KeyboardInterrupt
+        return trained(site, agreement, number, average)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Site, "train_round", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed", "server")
+    assert_same(load_file(run("killed", "server") / "artifact" / "weights.safetensors"), final)
 
 
 def test_batch_norms_are_averaged_and_their_counters_are_not(

@@ -35,6 +35,7 @@ from synthcube.tasks.serve import serve
 
 EXACT = ["compute.deterministic=true", "compute.accelerator=cpu", "compute.precision='32'"]
 SHARED = ["training.ema={decay: 0.9}", "training.sample_every_n_epochs=0"]
+ADAM = {"name": "adam", "lr": 0.01}
 SECRET = "Erika-Mustermann"
 IMAGE = ImageSpec(
     size=(16, 16), channels=1, spacing_mm=(1, 1, 1), intensity_range=((0, 255),),
@@ -133,7 +134,14 @@ def assert_same_weights(one: Path, other: Path) -> None:
     ("family", "options"),
     [
         ("rectified_flow", {}),
-        ("rectified_flow", {"server_optimizer": {"name": "adam", "lr": 0.01}, "proximal": 0.1}),
+        (
+            "rectified_flow",
+            {
+                "server_optimizer": {"name": "adam", "lr": 0.01},
+                "proximal": 0.1,
+                "average": "server",
+            },
+        ),
         ("latent_diffusion", {}),
         ("dcgan", {}),
     ],
@@ -316,11 +324,14 @@ def test_a_plan_has_all_that_sites_share_and_no_path(
 ) -> None:
     config, path = tiny_config("latent_diffusion"), tmp_path / "plan.json"
     words = ("federate", "plan", "-c", config, "-o", path, "--sites", "site-a, site-b")
-    code, out, errors = cli(*words, "--rounds", 3, "--local_epochs", 2, "--range", "Age=0,100")
+    code, out, errors = cli(*words, "--rounds", 3, "--local_epochs", 2, "--range", "Age=0,100",
+                            "--average", "server", "--average_decay", 0.5)  # fmt: skip
     assert code == 0, errors
     plan = read_plan(path)
     assert out == f"Plan: {path}, SHA-256 {plan.sha256}\n"
     assert (plan.sites, plan.epochs, plan.minimum_sites) == (("site-a", "site-b"), 6, 2)
+    assert (plan.average, plan.average_decay) == ("server", 0.5)
+    assert plan.config["training"]["ema"] is None
     assert str(tmp_path) not in path.read_text()
     stage = str(first_stage("autoencoder_kl"))
     assert stage not in path.read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -61,6 +61,17 @@ ServerOptimizer = Annotated[
                  help="FedAvgM or FedAdam, as in '{name: sgd, lr: 1.0, momentum: 0.9}'; without "
                  "it the plain average."),
 ]  # fmt: skip
+Average = Annotated[
+    Literal["sites", "server"],
+    typer.Option("--average", metavar="PLACE", rich_help_panel=_FEDERATION,
+                 help="Where the moving average of the weights is: at the sites, or at the server "
+                 "over the rounds, with half the traffic."),
+]  # fmt: skip
+AverageDecay = Annotated[
+    float, typer.Option("--average_decay", min=0, metavar="NUMBER",
+                        rich_help_panel=_FEDERATION,
+                        help="Decay of the server's moving average."),
+]  # fmt: skip
 Certificates = Annotated[
     Path, typer.Option("--certificates", "-k", metavar="FOLDER", rich_help_panel=FILES,
                        help="Folder with crt.crt, key.key and root.crt."),
@@ -95,6 +106,8 @@ def plan(
     ranges: Ranges = [],  # noqa: B006  # Typer copies it
     proximal: Proximal = 0.0,
     server_optimizer: ServerOptimizer = "",
+    average: Average = "sites",
+    average_decay: AverageDecay = 0.9,
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -106,7 +119,8 @@ def plan(
     written = task(
         config, output, sites=[label.strip() for label in sites.split(",")], num_rounds=rounds,
         local_epochs=local_epochs, minimum_sites=minimum_sites, ranges=_declared(ranges),
-        proximal=proximal, server_optimizer=_mapping(server_optimizer), overrides=overrides,
+        proximal=proximal, server_optimizer=_mapping(server_optimizer), average=average,
+        average_decay=average_decay, overrides=overrides,
     )  # fmt: skip
     say(f"Plan: {output}, SHA-256 {written.sha256}")
 
@@ -224,6 +238,8 @@ def simulate(
     ranges: Ranges = [],  # noqa: B006  # Typer copies it
     proximal: Proximal = 0.0,
     server_optimizer: ServerOptimizer = "",
+    average: Average = "sites",
+    average_decay: AverageDecay = 0.9,
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -236,7 +252,8 @@ def simulate(
         config, data, output, sites=sites, site_column=site_column or None, num_rounds=rounds,
         local_epochs=local_epochs,
         ranges=_declared(ranges), proximal=proximal,
-        server_optimizer=_mapping(server_optimizer), overrides=overrides,
+        server_optimizer=_mapping(server_optimizer), average=average,
+        average_decay=average_decay, overrides=overrides,
     )  # fmt: skip
     say(f"Trained model: {folder}")
 

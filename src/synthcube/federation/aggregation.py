@@ -11,7 +11,7 @@ from torch import Tensor
 from synthcube.federation.agreement import Agreement
 from synthcube.federation.averaging import average_update
 from synthcube.federation.plan import FederationPlan
-from synthcube.federation.server_optimizer import stepped
+from synthcube.federation.server_optimizer import stepped, with_moving_average
 from synthcube.federation.update import Update
 
 _HEADER_BYTES = 1 << 19  # of a file, at most: what 1000 private sites have spent is in it
@@ -50,7 +50,7 @@ def aggregated(
     Args:
         number: of the round, from 1.
         updates: by the label of the site.
-        folder: where the plan's optimizer keeps its state.
+        folder: where the plan's optimizer and moving average keep their state.
         before: what the round before came to; None in the first.
 
     Raises:
@@ -59,4 +59,7 @@ def aggregated(
     spent = before.header.privacy if before else {}
     weights = before.tensors if before else model.initial
     average = average_update(plan, agreement, number, updates, model.shapes, spent)
-    return stepped(plan, folder, weights, average, model.parameters)
+    average = stepped(plan, folder, weights, average, model.parameters)
+    if plan.average == "sites":
+        return average
+    return with_moving_average(plan, folder, average, model.parameters)

@@ -20,6 +20,7 @@ from synthcube.training.config import PrivacyConfig
 MAX_SITES = 1000
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 """A label that the federation gives to a site; it goes into logs."""
+WhereAveraged = Literal["sites", "server"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 # What a site may choose: where it computes, and where its files are. The hashes of the files stay.
@@ -71,6 +72,18 @@ class FederationPlan(Schema):
     server_optimizer: ServerOptimizer | None = Field(
         default=None, description="Moves the weights along the average: FedAvgM, FedAdam."
     )
+    average: WhereAveraged = Field(
+        default="sites",
+        description="Where the moving average of the weights is: at each site, which sends it with "
+        "its weights, or at the server, over the rounds; then the sites send half as much.",
+    )
+    average_decay: float = Field(
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Decay of the server's moving average; ramped up as (1 + n) / (10 + n) after n "
+        "rounds.",
+    )
 
     @property
     def sha256(self) -> str:
@@ -100,8 +113,10 @@ def digest_of(values: Schema) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def federated(settings: RunConfig, *, epochs: int) -> RunConfig:
+def federated(settings: RunConfig, *, epochs: int, average: WhereAveraged = "sites") -> RunConfig:
     """The config of a site's run: it trains for so many epochs, however long that takes.
+
+    Where the server keeps a moving average, the sites keep none.
 
     Raises FederationError, with all reasons why such a training cannot be averaged.
     """
@@ -121,6 +136,8 @@ def federated(settings: RunConfig, *, epochs: int) -> RunConfig:
     if faults:
         raise FederationError("This config cannot be trained by several sites:", faults)
     changes = {"max_epochs": epochs, "max_minutes": None, "best": None}
+    if average == "server":
+        changes["ema"] = None
     changed = training.model_copy(update=changes)
     one = compute.model_copy(update={"num_devices": 1})
     return settings.model_copy(update={"training": changed, "compute": one})
@@ -214,4 +231,4 @@ def site_settings(plan: FederationPlan, overrides: Iterable[str] = ()) -> RunCon
     ]
     if faults:
         raise ConfigError("All sites must train with the values of the plan:", first_faults(faults))
-    return federated(settings, epochs=plan.epochs)
+    return federated(settings, epochs=plan.epochs, average=plan.average)

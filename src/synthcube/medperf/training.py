@@ -18,7 +18,13 @@ from synthcube import config, reading, storage
 from synthcube.compute import ComputeConfig
 from synthcube.errors import FederationError
 from synthcube.federation.identity import SiteCertificate
-from synthcube.federation.plan import MAX_SITES, FederationPlan, ServerOptimizer, checked_plan
+from synthcube.federation.plan import (
+    MAX_SITES,
+    FederationPlan,
+    ServerOptimizer,
+    WhereAveraged,
+    checked_plan,
+)
 from synthcube.medperf.infer import find_model, read_parameters
 from synthcube.schema import MAX_COUNT, Pair, Schema, Weight
 from synthcube.tasks.federation_plan import write_plan
@@ -41,6 +47,8 @@ class TrainingConfigFile(Schema):
     ranges: dict[str, Pair] = Field(default={}, description="Declared ranges of numbers.")
     proximal: Weight = Field(default=0.0, description="FedProx.")
     server_optimizer: ServerOptimizer | None = Field(default=None, description="FedAvgM, FedAdam.")
+    average: WhereAveraged = Field(default="sites", description="sites, or server.")
+    average_decay: float = Field(default=0.9, ge=0, lt=1, description="Of the server's average.")
 
 
 class AggregatorConfig(Schema):
@@ -74,6 +82,7 @@ def generate_plan(
             num_rounds=wanted.rounds, local_epochs=wanted.local_epochs,
             minimum_sites=wanted.minimum_sites, ranges=wanted.ranges, proximal=wanted.proximal,
             server_optimizer=optimizer.model_dump() if optimizer else None,
+            average=wanted.average, average_decay=wanted.average_decay,
             overrides=[*_first_stage(additional_files)],
         )  # fmt: skip
     values = {

@@ -17,7 +17,7 @@ from synthcube.errors import ConfigError, FederationError
 from synthcube.federation import averaging
 from synthcube.federation.aggregation import aggregated
 from synthcube.federation.agreement import Agreement, agree
-from synthcube.federation.plan import FederationPlan, federated, possible_plan
+from synthcube.federation.plan import FederationPlan, WhereAveraged, federated, possible_plan
 from synthcube.federation.update import read_update, write_update
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
@@ -51,6 +51,8 @@ def simulate(
     ranges: Mapping[str, tuple[float, float]] | None = None,
     proximal: float = 0.0,
     server_optimizer: Mapping[str, Any] | None = None,
+    average: WhereAveraged = "sites",
+    average_decay: float = 0.9,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train on data that is divided among sites, as a federation would; returns the artifact.
@@ -68,6 +70,9 @@ def simulate(
         ranges: declared lowest and highest value of columns of numbers.
         proximal: FedProx, weight of the term that holds a site near the weights of its round.
         server_optimizer: FedAvgM or FedAdam, as {"name": "sgd", "lr": 1.0, "momentum": 0.9}.
+        average: where the moving average of the weights is: at the sites, or at the server over
+            the rounds.
+        average_decay: of the server's.
 
     Raises:
         FederationError: the sites cannot train together, or an update is refused.
@@ -78,7 +83,7 @@ def simulate(
     if site_column and (sites or not data_path):
         raise ConfigError("--site_column takes the sites from the data: give data, and no --sites.")
     settings = config.load_any(_DEMO_CONFIG if config_path is None else config_path, overrides)
-    settings = federated(settings, epochs=num_rounds * local_epochs)
+    settings = federated(settings, epochs=num_rounds * local_epochs, average=average)
     storage.require_separate({"output_path": run}, {"data_path": data_path})
     manifest = read_manifest(data_path) if data_path else None
     if manifest:
@@ -93,6 +98,7 @@ def simulate(
     plan = possible_plan(
         settings, labels, num_rounds, local_epochs, least,
         ranges=dict(ranges or {}), proximal=proximal, server_optimizer=server_optimizer,
+        average=average, average_decay=average_decay,
     )  # fmt: skip
     storage.make_folder(run, "output_path")
     with ExitStack() as locks:

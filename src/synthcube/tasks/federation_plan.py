@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from synthcube import config, storage
-from synthcube.federation.plan import FederationPlan, federated, possible_plan
+from synthcube.federation.plan import FederationPlan, WhereAveraged, federated, possible_plan
 from synthcube.tasks import hub_pins
 from synthcube.training import fine_tuning
 
@@ -26,6 +26,8 @@ def write_plan(
     ranges: Mapping[str, tuple[float, float]] | None = None,
     proximal: float = 0.0,
     server_optimizer: Mapping[str, Any] | None = None,
+    average: WhereAveraged = "sites",
+    average_decay: float = 0.9,
     overrides: Sequence[str] = (),
 ) -> FederationPlan:
     """Write the plan of a federation as JSON; returns it.
@@ -40,20 +42,24 @@ def write_plan(
         ranges: declared lowest and highest value of columns of numbers.
         proximal: FedProx, weight of the term that holds a site near the weights of its round.
         server_optimizer: FedAvgM or FedAdam, as {"name": "sgd", "lr": 1.0, "momentum": 0.9}.
+        average: where the moving average of the weights is: at the sites, or at the server over
+            the rounds.
+        average_decay: of the server's.
 
     Raises:
         FederationError: such a training cannot be averaged, or the plan is not possible.
     """
     storage.require_own_file(path, '{\n  "synthcube": ', "output_path")
     settings = config.load_any(config_path, overrides)
-    settings = federated(settings, epochs=num_rounds * local_epochs)
+    settings = federated(settings, epochs=num_rounds * local_epochs, average=average)
     settings = hub_pins.pinned(settings, {})
     training = fine_tuning.resolved(settings.training, {})
     settings = settings.model_copy(update={"training": training})
     least = min(2, len(sites)) if minimum_sites is None else minimum_sites
     plan = possible_plan(
         settings, sites, num_rounds, local_epochs, least, ranges=dict(ranges or {}),
-        proximal=proximal, server_optimizer=server_optimizer,
+        proximal=proximal, server_optimizer=server_optimizer, average=average,
+        average_decay=average_decay,
     )  # fmt: skip
     storage.make_folder(path.parent)
     storage.write_json(path, plan.model_dump(mode="json"))
