@@ -77,6 +77,10 @@ ROLES: dict[str, dict[str, Volumes]] = {
             },
             {"output_logs": DIRECTORY},
         ),
+        "get_experiment_status": Volumes(
+            {"plan_path": FILE, "node_cert_folder": DIRECTORY, "ca_cert_folder": DIRECTORY},
+            {"output_status_file": FILE},
+        ),
     },
     "evaluator": {
         "evaluate": Volumes(

@@ -48,7 +48,7 @@ def study(certificates: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
     """Folders with certificates by owner; `stranger` is in no list, `foreign` of another CA."""
     folder = tmp_path_factory.mktemp("study")
     authority = certificates.Authority(folder / "own")
-    owners = {name: authority.issue(name) for name in (*SITES, "server", "stranger")}
+    owners = {name: authority.issue(name) for name in (*SITES, "server", "stranger", "admin")}
     owners["elsewhere"] = authority.issue("elsewhere", host="127.0.0.9")
     other = certificates.Authority(folder / "other")
     owners["foreign"] = other.issue("foreign")
@@ -68,6 +68,7 @@ class Network:
         self.server = Server(
             ("127.0.0.1", 0), identity.server_context(study["server"]),
             identity.allowed_sites(study["list"], PLAN), self.coordinator,
+            identity.common_name_digest("Admin"),
         )  # fmt: skip
         self.outcome: object = None
 
@@ -407,6 +408,33 @@ class Raw:
 
     def model_dump_json(self) -> str:
         return self.text
+
+
+def test_an_administrator_alone_is_told_where_it_stands(network) -> None:
+    with network() as running:
+        admin = running.client("site-a", "admin")
+        before = admin.status()
+        assert (before.phase, before.round, before.rounds) == ("facts", 0, 3)
+        assert before.awaited == SITES
+        clients = running.agreed()
+        send(running, clients["site-a"], "site-a")
+        with pytest.raises(RefusalError):
+            send(running, clients["site-b"], "site-b", value=math.nan)
+        status = admin.status()
+        assert (status.phase, status.round, status.done) == ("rounds", 1, ())
+        assert (status.arrived, status.awaited) == (("site-a",), ("site-c",))
+        assert status.refused == {"site-b": "not_finite"}
+        for site in ("site-b", "site-c"):
+            send(running, clients[site], site)
+        running.until(lambda: running.coordinator._last_round() == 1)
+        (done,) = admin.status().done
+        assert done.sites == IMAGES
+        for owner, code in {"site-a": "unknown", "stranger": "certificate"}.items():
+            with pytest.raises(RefusalError) as refusal:
+                running.client("site-a", owner).status()
+            assert refusal.value.code == code
+        with pytest.raises(RefusalError, match=r"the plan is"):
+            running.client("site-a", "admin", plan="f" * 64).status()
 
 
 def test_an_average_that_is_too_large_is_refused(network, tmp_path: Path) -> None:

@@ -16,12 +16,18 @@ import yaml
 from synthcube import reading
 from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError, FederationError
-from synthcube.medperf.training import generate_plan, start_aggregator, train
+from synthcube.medperf.training import (
+    generate_plan,
+    get_experiment_status,
+    start_aggregator,
+    train,
+)
 from synthcube.tasks import join as joining
 from synthcube.tasks.federated_site import Site
 from synthcube.tasks.infer import InferRequest, infer
 
 PEOPLE = ("erika@b.example", "max@a.example")
+ADMIN = "Otto@c.example"
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def tree(tmp_path: Path, tiny_config, certificates: ModuleType) -> Path:
         port = free.getsockname()[1]
     run = reading.read_yaml(tiny_config(), ConfigError)
     compute = run.pop("compute")
-    training = {"config": run, "sites": 2, "rounds": 2}
+    training = {"config": run, "sites": 2, "rounds": 2, "admin": ADMIN.lower()}
     (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(training))
     place = {"address": "127.0.0.1", "port": port, "admin_port": port}
     (tmp_path / "aggregator_config.yaml").write_text(yaml.safe_dump(place))
@@ -41,13 +47,13 @@ def tree(tmp_path: Path, tiny_config, certificates: ModuleType) -> Path:
     )
     authority = certificates.Authority(tmp_path / "authority")
     folders = []
-    for name in ("aggregator", *PEOPLE):
+    for name in ("aggregator", *PEOPLE, ADMIN):
         issued = authority.issue(name)
         (issued / "root.crt").unlink()  # which is in ca_cert_folder
         folders.append(shutil.move(issued, tmp_path / name / "node_cert"))
     (tmp_path / "ca").mkdir()
     shutil.copy(authority.root, tmp_path / "ca")
-    certificates.site_list(tmp_path / "cols.yaml", folders[1:], PEOPLE)
+    certificates.site_list(tmp_path / "cols.yaml", folders[1:3], PEOPLE)
     for name in PEOPLE:
         write_phantoms(tmp_path / name / "data", num=6, size=(16, 16))
         (tmp_path / name / "labels").mkdir()
@@ -129,6 +135,16 @@ def test_a_private_site_that_starts_over_is_refused(
             run("logs-1")
     with pytest.raises(FederationError, match="the privacy budget would start over"):
         run("logs-2")
+    status = tree / "status.yaml"
+    status.touch()
+    asked = (plan, tree / ADMIN / "node_cert", tree / "ca", status)
+    get_experiment_status(*asked)
+    told = yaml.safe_load(status.read_text())
+    assert (told["phase"], told["round"], told["failed"]) == (
+        "rounds", 2, {"site-1": "FederationError"},
+    )  # fmt: skip
+    with pytest.raises(FederationError, match="there is no such address"):
+        get_experiment_status(plan, site / "node_cert", *asked[2:])
     run("logs-1")  # which MedPerf does not keep
     aggregating.join(60)
     assert yaml.safe_load((tree / "report.yaml").read_text()) == {"IsDone": 1}
@@ -138,7 +154,7 @@ def test_a_private_site_that_starts_over_is_refused(
 def test_the_plan_names_no_people_and_no_path(tree: Path) -> None:
     text = planned(tree).read_text()
     values = yaml.safe_load(text)
-    assert values.keys() == {"federation", "aggregator"}
+    assert values.keys() == {"federation", "aggregator", "admin_sha256"}
     assert values["aggregator"].keys() == {"address", "port"}
     assert values["federation"]["sites"] == ["site-1", "site-2"]
     assert "example" not in text

@@ -45,8 +45,8 @@ _PREPARE, _CHECK, _STATISTICS, _INFER, _EVALUATE, _SCRIPT = map(
     mounts().__getitem__,
     ("prepare", "sanity_check", "statistics", "infer", "evaluate", "run_script"),
 )
-_PLAN, _AGGREGATE, _TRAIN = map(
-    mounts().__getitem__, ("generate_plan", "start_aggregator", "train")
+_PLAN, _AGGREGATE, _TRAIN, _STATUS = map(
+    mounts().__getitem__, ("generate_plan", "start_aggregator", "train", "get_experiment_status")
 )
 _OPTIONAL = "; none where MedPerf mounts none"
 
@@ -355,6 +355,22 @@ def train(
         additional_files=_mounted(additional_files, _TRAIN["additional_files"]),
     )  # fmt: skip
     say(f"Trained: {folder}")
+
+
+@_task("medperf get_experiment_status --plan_path plan.yaml", "get_experiment_status")
+def get_experiment_status(
+    plan_path: _PlanFile = _STATUS["plan_path"],
+    node_cert_folder: _NodeCertificates = _STATUS["node_cert_folder"],
+    ca_cert_folder: _Authority = _STATUS["ca_cert_folder"],
+    output_status_file: Annotated[
+        Path, _option("output_status_file", "YAML to write.")
+    ] = _STATUS["output_status_file"],
+) -> None:  # fmt: skip
+    """Write where a federated training stands, as its administrator."""
+    setup_process()
+    from synthcube.medperf.training import get_experiment_status as task
+
+    say(task(plan_path, node_cert_folder, ca_cert_folder, output_status_file).rstrip())
 
 
 @command(MODELS, "package -m run -o container")

@@ -24,10 +24,12 @@ from synthcube.federation.messages import (
     MAX_MESSAGE_BYTES,
     PLAN_HEADER,
     SITE_HEADER,
+    STATUS,
     Refusal,
     RefusalError,
     SiteFault,
     State,
+    Status,
 )
 from synthcube.schema import Schema
 
@@ -42,7 +44,7 @@ _PIECE = 1 << 20
 
 
 class Client:
-    """Talks to the coordinator for one site.
+    """Talks to the coordinator for one site, or for an administrator.
 
     Args:
         address: HOST:PORT.
@@ -63,6 +65,10 @@ class Client:
     def state(self) -> State:
         """Where the federation stands."""
         return self._patiently(partial(self._ask, "GET", "/v1/state", State))
+
+    def status(self) -> Status:
+        """Where the federation stands, for an administrator."""
+        return self._patiently(partial(self._ask, "GET", STATUS, Status))
 
     def send_facts(self, facts: SiteFacts) -> State:
         """Tell the facts of this site's data."""

@@ -28,6 +28,7 @@ from synthcube.federation.messages import (
     RoundRecords,
     SiteFault,
     State,
+    Status,
 )
 from synthcube.federation.plan import FederationPlan, digest_of
 from synthcube.federation.update import Update, read_update, write_update
@@ -113,6 +114,24 @@ class Coordinator:
                 plan=self.plan.sha256, site=site, phase=self._phase,
                 round=self._round.number, has_yours=has_yours, has_sent=site in self._senders,
                 faults=self._faults,
+            )  # fmt: skip
+
+    def status(self) -> Status:
+        """Where the federation stands, for an administrator."""
+        with self._changed:
+            current = self._round
+            failed = {site: fault.kind for site, fault in sorted(current.failed.items())}
+            refused = {site: refusal.code for site, refusal in sorted(current.refused.items())}
+            if self._phase in ("facts", "failed"):
+                sites, arrived = {*self.plan.sites}, {*self._sites_with_facts()}
+            else:
+                sites = {*self._agreement.images} if self._agreement else set()
+                arrived = sites if self._phase == "done" else {*current.updates}
+            return Status(
+                plan=self.plan.sha256, phase=self._phase, round=current.number,
+                rounds=self.plan.rounds, arrived=tuple(sorted(arrived)),
+                awaited=tuple(sorted(sites - arrived - failed.keys() - refused.keys())),
+                refused=refused, failed=failed, done=self._records(),
             )  # fmt: skip
 
     def take_facts(self, site: str, facts: SiteFacts, size: int) -> None:
@@ -233,7 +252,7 @@ class Coordinator:
     def _agree(self) -> Agreement:
         log.info("Waiting for the facts of %s.", ", ".join(self.plan.sites))
         sites = self.plan.sites
-        self._gather("The agreement", lambda: [s for s in sites if self._facts_path(s).exists()],
+        self._gather("The agreement", self._sites_with_facts,
                      lambda: [s for s in sites if not self._facts_path(s).exists()])  # fmt: skip
         with self._changed:
             facts = {
@@ -292,11 +311,6 @@ class Coordinator:
 
     def _record(self, agreement: Agreement, current: _Round, absent: list[str]) -> None:
         """Add the round to the records; one that a kill left behind is replaced."""
-        path = self.folder / ROUNDS
-        before: tuple[RoundRecord, ...] = ()
-        if path.exists():
-            values = reading.read_object(path, FederationError)
-            before = reading.validated(values, RoundRecords, path, FederationError).rounds
         record = RoundRecord(
             round=current.number,
             sites={site: agreement.images[site] for site in sorted(current.updates)},
@@ -304,9 +318,17 @@ class Coordinator:
             failed={site: fault.kind for site, fault in sorted(current.failed.items())},
             absent=tuple(absent),
         )
-        kept = [earlier for earlier in before if earlier.round < current.number]
+        kept = [earlier for earlier in self._records() if earlier.round < current.number]
         records = RoundRecords(rounds=(*kept, record))
-        storage.write_json(path, records.model_dump(mode="json"))
+        storage.write_json(self.folder / ROUNDS, records.model_dump(mode="json"))
+
+    def _records(self) -> tuple[RoundRecord, ...]:
+        """The rounds that are recorded so far."""
+        path = self.folder / ROUNDS
+        if not path.exists():
+            return ()
+        values = reading.read_object(path, FederationError)
+        return reading.validated(values, RoundRecords, path, FederationError).rounds
 
     def _gather(
         self, what: str, there: Callable[[], list[str]], awaited: Callable[[], list[str]]
@@ -393,6 +415,9 @@ class Coordinator:
 
     def _newest_average(self) -> Update | None:
         return read_update(self.average_path) if self.average_path.exists() else None
+
+    def _sites_with_facts(self) -> list[str]:
+        return [site for site in self.plan.sites if self._facts_path(site).exists()]
 
     def _facts_path(self, site: str) -> Path:
         return self.folder / FACTS / f"{site}.json"

@@ -67,6 +67,11 @@ def allowed_sites(path: Path, plan: FederationPlan) -> dict[str, str]:
     return labels
 
 
+def common_name_digest(name: str) -> str:
+    """The SHA-256 of a common name, which stands for it where no people are named."""
+    return hashlib.sha256(name.strip().lower().encode()).hexdigest()
+
+
 def fingerprint(certificate: bytes) -> str:
     """The SHA-256 of a certificate in DER form."""
     return hashlib.sha256(certificate).hexdigest()

@@ -13,6 +13,8 @@ from synthcube.schema import MAX_COUNT, Count, List, Schema
 
 MAX_MESSAGE_BYTES = 1 << 24
 """Largest message without weights; facts and an agreement hold names of classes."""
+STATUS = "/v1/status"
+"""Address that an administrator alone is answered at."""
 SITE_HEADER, PLAN_HEADER, HASH_HEADER = "X-Site", "X-Plan", "X-Content-SHA256"
 
 RefusalCode = (
@@ -106,3 +108,17 @@ class RoundRecords(Schema):
     """The rounds of a federation so far."""
 
     rounds: List[RoundRecord] = Field(default=(), description="In their order.")
+
+
+class Status(Schema):
+    """Where a federation stands, for an administrator: counts and labels, nothing of an image."""
+
+    plan: Digest = Field(description="Hash of the plan.")
+    phase: Phase = Field(description="facts: before the agreement; done: all rounds are over.")
+    round: int = Field(ge=0, le=MAX_COUNT, description="The round that updates are awaited of.")
+    rounds: Count = Field(description="Rounds in all.")
+    arrived: List[SiteName] = Field(description="Sites whose facts or updates are here.")
+    awaited: List[SiteName] = Field(description="Sites that are waited for.")
+    refused: dict[SiteName, RefusalCode] = Field(description="Updates of the round, by reason.")
+    failed: dict[SiteName, str] = Field(description="Sites with an error in the round, by kind.")
+    done: List[RoundRecord] = Field(description="The rounds that are over.")

@@ -25,12 +25,13 @@ from synthcube import storage
 from synthcube.errors import FederationError, SynthCubeError
 from synthcube.federation.agreement import SiteFacts
 from synthcube.federation.coordinator import Coordinator
-from synthcube.federation.identity import fingerprint
+from synthcube.federation.identity import common_name_digest, fingerprint
 from synthcube.federation.messages import (
     HASH_HEADER,
     MAX_MESSAGE_BYTES,
     PLAN_HEADER,
     SITE_HEADER,
+    STATUS,
     Refusal,
     RefusalError,
     SiteFault,
@@ -54,6 +55,7 @@ class Server(socketserver.ThreadingTCPServer):
         address: host and port; port 0 takes a free one.
         tls: requires a certificate of the client.
         allowed: labels of sites by the SHA-256 of their certificates.
+        admin: SHA-256 of the common name of who may ask for the status; empty: nobody.
     """
 
     allow_reuse_address = True
@@ -63,8 +65,9 @@ class Server(socketserver.ThreadingTCPServer):
 
     def __init__(
         self, address: tuple[str, int], tls: ssl.SSLContext, allowed: Mapping[str, str],
-        coordinator: Coordinator,
+        coordinator: Coordinator, admin: str = "",
     ) -> None:  # fmt: skip
+        self.admin = admin
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.tls, self.allowed, self.coordinator = tls, allowed, coordinator
         try:
@@ -130,7 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
         text = self.headers.get("Content-Length", "0")
         self._unread = int(text) if re.fullmatch(r"[0-9]{1,15}", text) else 0
         try:
-            self._route(method, self._site())
+            if (method, self.path) == ("GET", STATUS) and self._is_admin():
+                self._require_plan("The administrator")
+                self._reply(self.server.coordinator.status())
+            else:
+                self._route(method, self._site())
         except RefusalError as refusal:
             faults = tuple(fault[:1000] for fault in refusal.faults)
             self._reply(Refusal(code=refusal.code, faults=faults), refusal.status)
@@ -155,11 +162,23 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get(SITE_HEADER, site) != site:
             log.warning("%s is refused: it says that it is another site.", site)
             raise RefusalError("site", f"the certificate is that of {site}")
+        self._require_plan(site)
+        return site
+
+    def _require_plan(self, who: str) -> None:
         plan = self.server.coordinator.plan.sha256
         if (theirs := self.headers.get(PLAN_HEADER, "")) != plan:
-            log.warning("%s is refused: it has another plan.", site)
+            log.warning("%s is refused: it has another plan.", who)
             raise RefusalError("plan", f"the plan is {plan[:12]}, not {theirs[:12]}")
-        return site
+
+    def _is_admin(self) -> bool:
+        """Whether the certificate, which the authority has signed, is that of the administrator."""
+        connection: Any = self.connection
+        subject = (connection.getpeercert() or {}).get("subject", ())
+        names = [value for part in subject for key, value in part if key == "commonName"]
+        return bool(self.server.admin) and [common_name_digest(n) for n in names] == [
+            self.server.admin
+        ]
 
     def _route(self, method: str, site: str) -> None:
         coordinator, address = self.server.coordinator, f"{method} {self.path}"

@@ -17,7 +17,9 @@ from pydantic import Field
 from synthcube import config, reading, storage
 from synthcube.compute import ComputeConfig
 from synthcube.errors import FederationError
-from synthcube.federation.identity import SiteCertificate
+from synthcube.federation import identity
+from synthcube.federation.client import Client
+from synthcube.federation.identity import SiteCertificate, common_name_digest
 from synthcube.federation.plan import (
     MAX_SITES,
     FederationPlan,
@@ -49,6 +51,11 @@ class TrainingConfigFile(Schema):
     server_optimizer: ServerOptimizer | None = Field(default=None, description="FedAvgM, FedAdam.")
     average: WhereAveraged = Field(default="sites", description="sites, or server.")
     average_decay: float = Field(default=0.9, ge=0, lt=1, description="Of the server's average.")
+    admin: str = Field(
+        default="",
+        description="E-mail of the administrator, the common name of the certificate that may ask "
+        "for the status. The plan has its SHA-256 alone.",
+    )
 
 
 class AggregatorConfig(Schema):
@@ -88,6 +95,7 @@ def generate_plan(
     values = {
         "federation": plan.model_dump(mode="json"),
         "aggregator": aggregator.model_dump(mode="json", include={"address", "port"}),
+        **({"admin_sha256": common_name_digest(wanted.admin)} if wanted.admin else {}),
     }
     storage.write_mounted(plan_path, reading.dump(values))
     return plan.sha256
@@ -100,7 +108,7 @@ def start_aggregator(
 ) -> Path:  # fmt: skip
     """Lead the sites through all rounds; returns the folder with the trained model."""
     parameters = read_parameters(parameters_file, TrainerConfig)
-    plan, aggregator = _read_plan(plan_path)
+    plan, aggregator, admin = _read_plan(plan_path)
     storage.make_folder(output_logs, "output_logs")
     storage.write_json(output_logs / _PLAN, plan.model_dump(mode="json"))
     listed = reading.read_yaml(collaborators, FederationError)
@@ -121,7 +129,7 @@ def start_aggregator(
     folder = serve(
         output_logs / _PLAN, node_cert_folder, output_logs / _SITES, output_logs / _RUN,
         address=f"0.0.0.0:{aggregator.port}", round_minutes=parameters.round_minutes,
-        root=ca_cert_folder, overrides=[*_first_stage(additional_files)],
+        root=ca_cert_folder, admin=admin, overrides=[*_first_stage(additional_files)],
     )  # fmt: skip
     with storage.replaced_folder(output_weights) as staging:
         shutil.copytree(folder, staging, dirs_exist_ok=True)
@@ -136,7 +144,7 @@ def train(
 ) -> Path:  # fmt: skip
     """Train at a site until the last round; returns the folder of its run."""
     parameters = read_parameters(parameters_file, TrainerConfig)
-    plan, aggregator = _read_plan(plan_path)
+    plan, aggregator, _ = _read_plan(plan_path)
     storage.make_folder(output_logs, "output_logs")
     storage.write_json(output_logs / _PLAN, plan.model_dump(mode="json"))
     compute = json.dumps(parameters.compute.model_dump(mode="json"))
@@ -149,12 +157,27 @@ def train(
     return output_logs / _RUN
 
 
-def _read_plan(path: Path) -> tuple[FederationPlan, AggregatorConfig]:
+def get_experiment_status(
+    plan_path: Path, node_cert_folder: Path, ca_cert_folder: Path, output_status_file: Path
+) -> str:
+    """Write where a federation stands, as its aggregator tells the administrator; returns it."""
+    plan, aggregator, _ = _read_plan(plan_path)
+    tls = identity.client_context(node_cert_folder, ca_cert_folder)
+    address = f"{aggregator.address}:{aggregator.port}"
+    status = Client(address, tls, None, plan.sha256, patience_minutes=0).status()
+    text = reading.dump(status.model_dump(mode="json"))
+    storage.write_mounted(output_status_file, text)
+    return text
+
+
+def _read_plan(path: Path) -> tuple[FederationPlan, AggregatorConfig, str]:
+    """The plan, where the aggregator is, and the SHA-256 of the administrator's common name."""
     values = reading.read_yaml(path, FederationError, name="plan_path")
-    if values.keys() != {"federation", "aggregator"}:
+    if values.keys() - {"admin_sha256"} != {"federation", "aggregator"}:
         raise FederationError(f"plan_path {path} is not a plan that generate_plan wrote.")
     aggregator = reading.validated(values["aggregator"], AggregatorConfig, path, FederationError)
-    return checked_plan(values["federation"], path), aggregator
+    admin = str(values.get("admin_sha256", ""))
+    return checked_plan(values["federation"], path), aggregator, admin
 
 
 def _first_stage(additional_files: Path | None) -> Iterator[str]:

@@ -33,6 +33,7 @@ def serve(
     address: str,
     round_minutes: float = 120.0,
     root: Path | None = None,
+    admin: str = "",
     overrides: Sequence[str] = (),
 ) -> Path:
     """Lead the sites of a plan through all rounds; returns the artifact.
@@ -47,6 +48,7 @@ def serve(
         round_minutes: how long a round waits for all sites; then the plan's `minimum_sites` are
             enough.
         root: folder with the authority's certificate; None: `certificates`.
+        admin: SHA-256 of the common name in the certificate of who may ask for the status.
         overrides: what the coordinator chooses itself, such as the path of the first stage.
 
     Raises:
@@ -80,7 +82,7 @@ def serve(
             plan, run, settings.data.conditions, round_minutes,
             partial(federated_model.expected, settings), run / AGREEMENT, run / AVERAGE,
         )  # fmt: skip
-        with _served(Server(listen, tls, allowed, coordinator)):
+        with _served(Server(listen, tls, allowed, coordinator, admin)):
             agreement = coordinator.lead()
             state = federated_model.initial_model(settings, agreement).state_dict()
             folder = federated_model.save(run, plan, agreement, settings, state)
