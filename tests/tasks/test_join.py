@@ -28,6 +28,7 @@ from synthcube.schema import ImageSpec
 from synthcube.tasks import join as joining
 from synthcube.tasks.federate import simulate
 from synthcube.tasks.federated_site import Site
+from synthcube.tasks.federation_audit import audit_table
 from synthcube.tasks.federation_plan import write_plan
 from synthcube.tasks.infer import InferRequest, infer
 from synthcube.tasks.join import join
@@ -178,6 +179,8 @@ def test_sites_on_a_network_come_to_the_bits_of_the_simulation(
     received = [line for line in audit.read(tmp_path / "server" / "audit.jsonl")
                 if line.site == "site-1"]  # fmt: skip
     assert [line.sha256 for line in received] == [line.sha256 for line in lines]
+    _, rows = audit_table(tmp_path / "site-1", tmp_path / "server")
+    assert len(rows) == 6
 
 
 @pytest.mark.slow

@@ -298,6 +298,29 @@ def mix(
     say(f"Images: {path}")
 
 
+@command(MODELS, "federate audit run --server coordinator/audit.jsonl", of=federate)
+def audit(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Folder of a site, or its audit.jsonl."),
+    ],
+    server: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", rich_help_panel=FILES,
+                     help="Folder of the coordinator, or its audit.jsonl, to compare with."),
+    ] = None,
+) -> None:  # fmt: skip
+    """Show what a site has sent and received, by its audit log."""
+    setup_process()
+    from synthcube import terminal
+    from synthcube.tasks.federation_audit import audit_table
+
+    titles, rows = audit_table(folder, server)
+    terminal.print_table("", titles, rows)
+    if server:
+        say("The server says the same.")
+
+
 def _mapping(text: str) -> dict[str, Any] | None:
     """The value of --server_optimizer; None if it is not given."""
     from synthcube import reading
