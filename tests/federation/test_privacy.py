@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from synthcube.data.manifest import Row
 from synthcube.errors import FederationError
 from synthcube.federation.agreement import Agreement, SiteFacts, agree, site_facts
 from synthcube.federation.plan import FederationPlan
@@ -90,6 +92,22 @@ def test_a_private_site_tells_no_more_than_the_plan_declares() -> None:
         site_facts(PLAN, IMAGE, (), (), kinds, subjects=20)
     assert "column Scanner: the plan declares no classes of it" in str(refusal.value)
     assert "column Age: the plan declares no range of it" in str(refusal.value)
+
+
+def test_classes_of_a_private_site_are_those_of_the_plan() -> None:
+    row = Row((Path("/1.png"),), "p1", label=0, label_name="Rare", conditions={"Scanner": "GE"})
+
+    def told(kinds: dict[str, str], declared: dict[str, list[str]], subjects: int | None) -> Any:
+        return site_facts(
+            PLAN, IMAGE, (row,), (0,), kinds, declared=declared, subjects=subjects
+        ).classes
+
+    assert told({}, {}, None) == {"Label": ("Rare",)}
+    assert told({}, {}, 20) == {}  # what no condition follows is not told
+    declared = {"Scanner": ["Philips", "GE"]}
+    assert told({"Scanner": "class"}, declared, 20) == {"Scanner": ("Philips", "GE")}
+    with pytest.raises(FederationError, match="column Scanner: 1 of its classes are not in data"):
+        told({"Scanner": "class"}, {"Scanner": ["Philips"]}, 20)
 
 
 def test_sites_with_too_few_subjects_do_not_agree() -> None:

@@ -19,6 +19,7 @@ from synthcube.config import load_any
 from synthcube.data.manifest import read_manifest
 from synthcube.errors import ConfigError, FederationError
 from synthcube.federation import audit
+from synthcube.federation.plan import site_settings
 from synthcube.federation.update import read_update
 from synthcube.models import artifact
 from synthcube.sharing.card import CardContext, model_card
@@ -208,6 +209,11 @@ def test_undeclared_classes_and_ranges_are_refused_at_once(tiny_config, tmp_path
     plan = write_plan(tiny_config(), tmp_path / "plan.json", sites=["a", "b"], num_rounds=1,
                       overrides=[*PRIVATE, CONDITIONS, *DECLARED])  # fmt: skip
     assert plan.ranges == {"Radius": (0, 20)}
+    settings = site_settings(plan, ["training.privacy.images_at_once=1"])  # its memory is its own
+    assert settings.training.privacy
+    assert settings.training.privacy.images_at_once == 1
+    with pytest.raises(ConfigError, match=r"training.privacy.epsilon: 8.0 in the plan, 20.0 here"):
+        site_settings(plan, ["training.privacy.epsilon=20"])
     with pytest.raises(FederationError, match=r"--range Radius=0,9: data.ranges says another one"):
         write_plan(tiny_config(), tmp_path / "plan.json", sites=["a", "b"], num_rounds=1,
                    ranges={"Radius": (0, 9)},

@@ -31,7 +31,7 @@ from synthcube.federation.messages import (
     Status,
 )
 from synthcube.federation.plan import FederationPlan, digest_of
-from synthcube.federation.update import Update, read_update, write_update
+from synthcube.federation.update import read_header, read_update, write_update
 
 log = logging.getLogger("synthcube")
 
@@ -297,7 +297,7 @@ class Coordinator:
         with self._changed:
             assert self.model
             updates = {site: read_update(path) for site, path in current.updates.items()}
-            before = self._newest_average()
+            before = read_update(self.average_path) if number > 1 else None
             average = aggregated(
                 self.plan, agreement, number, updates, self.model, self.folder, before
             )
@@ -368,8 +368,7 @@ class Coordinator:
             update = read_update(path)
         except FederationError as error:
             raise RefusalError("damaged", error.headline) from error
-        average = self._newest_average()
-        spent = average.header.privacy if average else {}
+        spent = read_header(self.average_path).privacy if self.average_path.exists() else {}
         faults = [
             *averaging.update_faults(
                 self.plan, self._agreement, number, site, update, self.model.shapes, spent
@@ -388,7 +387,7 @@ class Coordinator:
     def _is_of_round(self, path: Path, number: int) -> bool:
         """Whether a kept update, which was checked when it came, is of that round."""
         try:
-            return read_update(path).header.round == number
+            return read_header(path).round == number
         except FederationError:  # damaged since
             return False
 
@@ -410,11 +409,7 @@ class Coordinator:
 
     def _last_round(self) -> int:
         """The round of the newest average; 0 if there is none."""
-        average = self._newest_average()
-        return average.header.round if average else 0
-
-    def _newest_average(self) -> Update | None:
-        return read_update(self.average_path) if self.average_path.exists() else None
+        return read_header(self.average_path).round if self.average_path.exists() else 0
 
     def _sites_with_facts(self) -> list[str]:
         return [site for site in self.plan.sites if self._facts_path(site).exists()]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,18 @@ def write_update(path: Path, update: Update) -> None:
     storage.write_with(path, partial(save_file, tensors, metadata=metadata))
 
 
+def read_header(path: Path) -> UpdateHeader:
+    """What the update in a file says of itself; errors as in :func:`read_update`."""
+    with _damages_explained():
+        with reading.open_file(path, FederationError) as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+        if length > _MAX_HEADER_BYTES:
+            raise FederationError("An update is refused: its header is too long.")
+        with safe_open(path, "pt") as content:
+            metadata = content.metadata() or {}
+        return UpdateHeader.model_validate(json.loads(metadata[_HEADER]))
+
+
 def read_update(path: Path) -> Update:
     """The update in a file, which is only parsed, never run.
 
@@ -61,15 +74,16 @@ def read_update(path: Path) -> Update:
     Raises:
         FederationError: the file is damaged, or no update.
     """
-    try:
-        with reading.open_file(path, FederationError) as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-        if length > _MAX_HEADER_BYTES:
-            raise FederationError("An update is refused: its header is too long.")
-        with safe_open(path, "pt") as content:
-            metadata = content.metadata() or {}
-        header = UpdateHeader.model_validate(json.loads(metadata[_HEADER]))
+    header = read_header(path)
+    with _damages_explained():
         return Update(header, load_file(path))
+
+
+@contextmanager
+def _damages_explained() -> Iterator[None]:
+    """Turn what a damaged file raises into a FederationError."""
+    try:
+        yield
     except (SafetensorError, KeyError, ValueError, ValidationError, struct.error) as error:
         raise FederationError(
             f"An update is refused: it is damaged, or no update ({type(error).__name__})."

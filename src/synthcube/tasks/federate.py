@@ -18,7 +18,7 @@ from synthcube.federation import averaging
 from synthcube.federation.aggregation import aggregated
 from synthcube.federation.agreement import Agreement, agree
 from synthcube.federation.plan import FederationPlan, WhereAveraged, federated, possible_plan
-from synthcube.federation.update import read_update, write_update
+from synthcube.federation.update import read_header, read_update, write_update
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
 from synthcube.tasks.federated_site import Site
@@ -208,16 +208,16 @@ def _train_rounds(
 ) -> None:  # fmt: skip
     """Do the rounds that are still to do."""
     path = run / AVERAGE
-    done = read_update(path).header.round if path.exists() else 0
+    done = read_header(path).round if path.exists() else 0
     model = federated_model.expected(settings, agreement)
     for number in range(done + 1, plan.rounds + 1):
         before = path if number > 1 else None
-        earlier = read_update(path) if before else None
         updates = {}
         for member in members:
             log.info("Round %d of %d at %s.", number, plan.rounds, member.label)
             member.require_budget(has_sent=number > 1)
             updates[member.label] = read_update(member.train_round(agreement, number, before))
+        earlier = read_update(path) if before else None
         write_update(path, aggregated(plan, agreement, number, updates, model, run, earlier))
         shares = averaging.image_weights(agreement, updates)
         shown = ", ".join(f"{label} {share:.0%}" for label, share in sorted(shares.items()))

@@ -17,7 +17,7 @@ from synthcube.federation.agreement import Agreement
 from synthcube.federation.client import Client
 from synthcube.federation.messages import FAULT_KINDS, RefusalError
 from synthcube.federation.plan import read_plan, site_settings
-from synthcube.federation.update import read_average, read_update
+from synthcube.federation.update import read_average, read_header
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
 from synthcube.tasks.federated_site import Site
@@ -158,7 +158,7 @@ def _average(
 ) -> Path | None:
     """The file with the average of a round, checked; None if a newer one has replaced it."""
     path = member.folder / AVERAGE
-    if path.exists() and read_update(path).header.round == number:
+    if path.exists() and read_header(path).round == number:
         return path
     try:
         client.take_average(number, path, model.update_bytes)
