@@ -99,6 +99,7 @@ def test_an_aggregator_and_two_sites_end_in_a_model(
     assert "example" not in text
 
 
+@pytest.mark.slow
 def test_a_private_site_that_starts_over_is_refused(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,17 +106,19 @@ def test_each_site_spends_what_its_own_subjects_and_all_rounds_come_to(
         work()
 
 
+@pytest.mark.slow
 def test_one_private_site_has_the_mechanism_of_a_training(
     tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
-    simulate(tiny_config(), phantoms, tmp_path / "one", sites=1, num_rounds=2, local_epochs=2,
+    simulate(tiny_config(), phantoms, tmp_path / "one", sites=1, num_rounds=2,
              overrides=PRIVATE)  # fmt: skip
     train(
-        tiny_config(), phantoms, tmp_path / "plain", overrides=[*PRIVATE, "training.max_epochs=4"]
+        tiny_config(), phantoms, tmp_path / "plain", overrides=[*PRIVATE, "training.max_epochs=2"]
     )
     assert budget(tmp_path / "one" / "sites" / "site-1" / "run") == budget(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_a_site_on_a_network_that_lost_its_folder_is_refused_until_it_is_back(
     tiny_config, phantoms: Path, tmp_path: Path, certificates: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -182,6 +184,26 @@ def test_a_round_is_clipped_and_noised(tiny_config, phantoms: Path, tmp_path: Pa
         record = budget(run / "sites" / label / "run")
         expected = record["sigma"] * clip / 4 * math.sqrt(record["steps"])
         assert moved.std().item() == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.slow
+def test_private_latents_are_scaled_by_what_the_plan_declares(
+    tiny_config, phantoms: Path, tmp_path: Path
+) -> None:
+    """With FedProx, FedAdam and the moving average of the server, which all spend nothing."""
+    overrides = [*PRIVATE, "model.latent_moments=[0.25, 2.0]"]
+    run = tmp_path / "run"
+    simulate(
+        tiny_config("latent_diffusion"), phantoms, run, num_rounds=2, proximal=0.1,
+        server_optimizer={"name": "adam", "lr": 0.01}, average="server", overrides=overrides,
+    )  # fmt: skip
+    assert json.loads((run / "agreement.json").read_text())["moments"] is None
+    weights = load_file(run / "artifact" / "weights.safetensors")
+    assert (weights["latent_mean"], weights["latent_std"]) == (0.25, 2)
+    said = artifact.load(run).privacy
+    assert said is not None
+    assert 7.8 < said.epsilon <= 8
+    assert said.first_stage_sha256
 
 
 UNDECLARED = {
