@@ -156,6 +156,12 @@ def dicom() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def brats() -> ModuleType:
+    """tests/brats_maker.py: cases of BraTS's challenges."""
+    return _module("brats_maker")
+
+
+@pytest.fixture(scope="session")
 def gandlf_networks() -> ModuleType:
     """tests/test_import_gandlf.py: networks and checkpoints as GaNDLF-Synth has them."""
     return _module("test_import_gandlf")

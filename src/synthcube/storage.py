@@ -104,6 +104,7 @@ def require_own_file(path: Path, start: str, name: str) -> None:
 
 _MARKS = {
     "artifact.json": "a trained model", "federation.json": "a federation",
+    "challenge.json": "a container for a challenge",
     "mixture.json": "a mixture of images",
     "provenance.json": "images that infer has made",
     "prepared.json": "prepared images", "container_config.yaml": "a package", "split.csv": "a run",

@@ -11,7 +11,20 @@ from synthcube.cli import train
 from synthcube.cli import models
 
 # isort: split
+from synthcube.cli import challenge
+
+# isort: split
 from synthcube.cli import data, federate, installation, medperf
 from synthcube.cli.app import app, main
 
-__all__ = ["app", "data", "federate", "installation", "main", "medperf", "models", "train"]
+__all__ = [
+    "app",
+    "challenge",
+    "data",
+    "federate",
+    "installation",
+    "main",
+    "medperf",
+    "models",
+    "train",
+]

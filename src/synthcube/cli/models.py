@@ -24,11 +24,13 @@ from synthcube.cli.app import (
     say,
     setup_process,
 )
+from synthcube.containers import IMAGE
 from synthcube.sharing.runtimes import NAMES as RUNTIMES
 from synthcube.sharing.runtimes import RuntimeOrTorch, Weights
 
 # The panels of single commands.
 _IMAGES, _DESCRIPTION, _CARD, _HUB = "Images", "Description of the images", "Model card", "Hub"
+_CHALLENGE = "Container for a challenge"
 
 
 @command(MODELS, "infer -m run -o generated -n 16 --seed 7")
@@ -426,6 +428,23 @@ def export(
             "--commit_message", metavar="TEXT", rich_help_panel=_HUB, help="Message of the commit."
         ),
     ] = "",
+    challenge: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_CHALLENGE,
+            help="Write a container for it: brats-inpainting, brats-brasyn, or a YAML that "
+            "declares its files.",
+        ),
+    ] = "",
+    base: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_CHALLENGE,
+            help="Image of SynthCube to build the container on.",
+        ),
+    ] = IMAGE,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:
@@ -441,8 +460,14 @@ def export(
         "revision": revision, "commit_message": commit_message,
     }  # fmt: skip
     request = read_request(config, options, overrides)
-    folder = task(located(model), output, request)
-    say(f"Exported model: {folder}")
+    if challenge:
+        from synthcube.tasks.challenge_container import export_container
+
+        folder = export_container(located(model), output, request, challenge=challenge, base=base)
+        say(f"Container: {folder}\nIts README.md says how to build, try and submit it.")
+    else:
+        folder = task(located(model), output, request)
+        say(f"Exported model: {folder}")
     if not request.license:
         say("No license is stated (--license): without one nobody else may use the model.")
     if request.push_to:

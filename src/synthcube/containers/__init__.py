@@ -33,16 +33,16 @@ _IMAGE_LINE = re.compile(rf"^( *)image: {IMAGE}\n", re.MULTILINE)
 _BUILDING = re.compile(r"^  build_\w+: .*\n|^singularity:\n(?:  .*\n)+\n", re.MULTILINE)
 
 
-def image_name(text: str) -> str:
-    """Return `text` if it is a valid name of a container image.
+def image_name(text: str, option: str = "--image") -> str:
+    """Return `text`, the value of `option`, if it is a valid name of a container image.
 
     Raises:
         ConfigError: it is not.
     """
     if len(text) > 255 or not _REFERENCE.fullmatch(text):
         raise ConfigError(
-            f"--image {text!r:.120} is not the name of a container image: use registry/name:tag in "
-            "lower case, such as docker.io/group/synthcube:1.0."
+            f"{option} {text!r:.120} is not the name of a container image: use registry/name:tag "
+            "in lower case, such as docker.io/group/synthcube:1.0."
         )
     return text
 

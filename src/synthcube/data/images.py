@@ -144,7 +144,7 @@ def write_image(
         image = nifti_of(tensor, affine, integer=integer, path=path)
         image.header["descrip"] = description.encode()
         raw = bytes(image.to_bytes())
-        write_with(path, lambda temporary: _write_gzip(temporary, raw))
+        write_with(path, lambda temporary: write_gzip(temporary, raw))
     else:
         raise ImageError(f"{path.name}: images are written as .png or .nii.gz only.")
 
@@ -253,8 +253,8 @@ def check_finite(path: Path, voxels: Array) -> None:
     )
 
 
-def _write_gzip(path: Path, raw: bytes) -> None:
-    # neither name nor time in the header: the same image is the same file
+def write_gzip(path: Path, raw: bytes | bytearray) -> None:
+    """Write `raw` packed, without name and time in the header: the same bytes, the same file."""
     with (
         path.open("wb") as file,
         gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=file, mtime=0) as packed,
@@ -304,12 +304,17 @@ _SCANNER = 1  # form code: millimetres in the coordinates of the scanner
 _INTEGERS = (np.uint8, np.int16, np.int32)
 
 
-def _read_nifti(path: Path) -> _FileImage:
-    """Read a .nii or .nii.gz of 2 to 5 axes; its scale factors are applied."""
+def nifti_image(path: Path) -> Any:
+    """The nibabel image in a .nii or .nii.gz, of which no more is read than its header says."""
     with open_file(path, ImageError) as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        image = _unpacked(path, gzip.GzipFile(fileobj=file) if packed else file)
+        return _unpacked(path, gzip.GzipFile(fileobj=file) if packed else file)
+
+
+def _read_nifti(path: Path) -> _FileImage:
+    """Read a .nii or .nii.gz of 2 to 5 axes; its scale factors are applied."""
+    image = nifti_image(path)
     proxy: Any = image.dataobj
     coloured = bool(proxy.dtype.names)
     if proxy.dtype.kind == "c":
@@ -408,7 +413,7 @@ def nifti_of(
     voxels, matrix = _voxels_of(path, tensor), np.asarray(affine, dtype=np.float64)
     _check_affine(path, matrix)
     data = voxels[0] if len(voxels) == 1 else np.moveaxis(voxels, 0, -1)[:, :, :, None]
-    image = nib.Nifti1Image(_stored(data, integer), matrix)
+    image = nib.Nifti1Image(stored(data, integer), matrix)
     # both forms, as readers differ in which they prefer; shears are in the sform only
     image.set_sform(matrix, code=_SCANNER)
     image.set_qform(matrix, code=_SCANNER)
@@ -427,7 +432,8 @@ def _check_affine(path: Path, affine: Array) -> None:
         )
 
 
-def _stored(data: Array, integer: bool) -> Array:
+def stored(data: Array, integer: bool) -> Array:
+    """The voxels in the type in which they are written; see :func:`write_image`."""
     if not integer:
         return data.astype(np.float32)
     rounded = np.rint(data)

@@ -89,7 +89,7 @@ def infer(request: InferRequest) -> Path | None:
     """
     trained = artifact.load(request.model)
     storage.require_separate({"output_path": request.output}, request.paths())
-    changes = _changes(request, trained)
+    changes = stated_changes(request, trained)
     settings = inference_settings(trained, changes, request.runtime)
     device = compute.device(settings["compute"]["accelerator"])
     precision, reason = compute.resolve_precision(settings["compute"]["precision"], device)
@@ -179,7 +179,7 @@ def _condition_requests(
     return read_condition_requests(specs, number, request.conditions, table)
 
 
-def _changes(request: InferRequest, trained: Artifact) -> dict[str, Any]:
+def stated_changes(request: InferRequest, trained: Artifact) -> dict[str, Any]:
     """The keys that the request sets.
 
     Raises:

@@ -23,7 +23,7 @@ from synthcube.data.geometry import placed_like
 from synthcube.data.images import read_image, write_image
 from synthcube.data.manifest import Manifest
 from synthcube.data.postprocessing import Postprocessing
-from synthcube.data.preprocessing import to_intensities, trained_data_config
+from synthcube.data.preprocessing import DataConfig, to_intensities, trained_data_config
 from synthcube.errors import ConfigError, ImageError
 from synthcube.models import inference
 from synthcube.models.artifact import Artifact
@@ -166,6 +166,20 @@ class LoadedModel:
                 "images of that size, or train ddpm or rectified_flow."
             )
 
+    @property
+    def source_config(self) -> DataConfig:
+        """How images that have the source channels alone are preprocessed."""
+        data_config = trained_data_config(self.trained.config, self.trained.folder)
+        return data_config.selected(self.image.source_channels)
+
+    @property
+    def has_fixed_range(self) -> bool:
+        """Whether the first channel that it makes has one range of intensities in all images."""
+        sources = self.image.source_channels
+        target = next(channel for channel in range(len(sources) + 1) if channel not in sources)
+        data_config = trained_data_config(self.trained.config, self.trained.folder)
+        return data_config.fixed_range(target)[1] is not None
+
     def load(self, manifest: Manifest) -> ImageCache:
         """The images of a manifest, preprocessed as those of the training."""
         data_config = trained_data_config(self.trained.config, self.trained.folder)
@@ -175,7 +189,7 @@ class LoadedModel:
             and data_config.channels
             and len(read_image(manifest.rows[0].channels).tensor) == len(sources)
         ):
-            data_config = data_config.selected(sources)
+            data_config = self.source_config
         return load_images(manifest, data_config, environment.cache_folder())
 
     def reconstruction_spec(self, originals: ImageCache, index: int) -> ImageSpec:

@@ -1,0 +1,70 @@
+"""The command that a challenge's container runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from synthcube.cli.app import (
+    FILES,
+    MODELS,
+    OptionalConfig,
+    Override,
+    Plugins,
+    Trust,
+    command,
+    located,
+    say,
+    setup_process,
+)
+
+
+@command(MODELS, "challenge -m container -d cases -o predictions")
+def challenge(
+    task: Annotated[
+        Literal["infer"], typer.Argument(metavar="[infer]", help="May be left out.")
+    ] = "infer",
+    model: Annotated[
+        Path,
+        typer.Option(
+            "--model_path", "-m", metavar="FOLDER", rich_help_panel=FILES, show_default=True,
+            help="What export --challenge wrote.",
+        ),
+    ] = Path("/challenge"),
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data_path", "-d", metavar="FOLDER", rich_help_panel=FILES, show_default=True,
+            help="Folders of cases; nothing is written into it.",
+        ),
+    ] = Path("/input"),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output_path", "-o", metavar="FOLDER", rich_help_panel=FILES, show_default=True,
+            help="Folder for one file of each case.",
+        ),
+    ] = Path("/output"),
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", rich_help_panel=FILES,
+            help="Another such folder, or a trained model, in place of --model_path.",
+        ),
+    ] = None,
+    config: OptionalConfig = None,
+    overrides: Override = [],  # noqa: B006
+    plugins: Plugins = [],  # noqa: B006
+    trust: Trust = [],  # noqa: B006
+) -> None:  # fmt: skip
+    """Make the missing image, or the missing part, of every case of a challenge."""
+    setup_process(plugins, trust)
+    from synthcube.tasks.challenge import run_challenge
+
+    paths = run_challenge(
+        model, data, output,
+        weights=located(weights) if weights else None, config=config, overrides=overrides,
+    )  # fmt: skip
+    say(f"Written: {len(paths)} files in {output}")
