@@ -310,7 +310,10 @@ class Generator:
                     manifest.rows, _texts(condition, len(originals)), strict=True
                 )
             ]
-        channels = channels_to_translate(self.image, originals.shape[1], "translate")
+        fills_holes = self._model.data_config.inpainting is not None
+        channels = channels_to_translate(
+            self.image, originals.shape[1], "translate", fills_holes=fills_holes
+        )
         self._require_shape(originals, originals.shape[1])
         values = requested_values(self.image.conditions, texts)
         seeds = inference.image_seeds(seed, len(originals))

@@ -34,6 +34,7 @@ from synthcube.data.geometry import (
     spacing_of,
 )
 from synthcube.data.images import read_image
+from synthcube.data.inpainting import InpaintingConfig, cut_holes
 from synthcube.data.manifest import Manifest
 from synthcube.data.preprocessing import DataConfig, Preprocessing, patch_fault
 from synthcube.data.transforms import TransformConfig
@@ -144,20 +145,24 @@ class CachedImages(Dataset[Batch]):
         augmentation: Sequence[TransformConfig],
         seed: int,
         masks: Masks,
+        inpainting: InpaintingConfig | None = None,
         *,
-        random_patches: bool = False,
+        is_random: bool = False,
     ) -> None:
         """Open rows of `cache`: of each, the patch of the size that `image` says.
 
         Args:
-            random_patches: another one in every epoch; else the middle of each image.
+            inpainting: the holes that are cut into the images, which then are source and target.
+            is_random: another patch, and other holes, in every epoch; else the middle of each
+                image, and always the same holes.
         """
         self.cache, self.size = cache, image.size
         self.is_part = not cache.is_of_one_shape or image.size != cache.shape[2:]
-        self.random_patches = random_patches and self.is_part
+        self.inpainting, self.is_random = inpainting, is_random
+        self.random_patches = is_random and self.is_part
         self.labels = torch.tensor([row.label for row in manifest.rows], dtype=torch.int64)
         self.conditions = torch.from_numpy(condition_values(image.conditions, manifest.rows))
-        self.source = list(image.source_channels)
+        self.source = [] if inpainting else list(image.source_channels)
         self.target = [i for i in range(cache.shape[1]) if i not in self.source]
         self.masks, self.target_masks = masks, image.masks
         self.augmentation = [transform.build() for transform in augmentation]
@@ -184,7 +189,14 @@ class CachedImages(Dataset[Batch]):
                     for one, place, start in zip(image, places, starts, strict=True)
                 ]
             )
-        condition = Condition(values=self.conditions[rows], source=image[:, self.source])
+        source = image[:, self.source]
+        if self.inpainting:
+            seeds = [
+                derived_seed(self.seed, "holes", epoch if self.is_random else 0, row)
+                for epoch, row in places
+            ]
+            source = cut_holes(image, self.inpainting, seeds)
+        condition = Condition(values=self.conditions[rows], source=source)
         targets = image[:, self.target] if self.source else image
         return Batch(
             image=encoded(targets, self.target_masks),
@@ -332,8 +344,9 @@ class DataModule(pl.LightningDataModule):
     def _batches(self, rows: Sequence[int], size: int) -> Iterator[Batch]:
         # once for all batches: it looks at every row
         images = CachedImages(
-            self.cache, self.manifest, self.image, (), self.seed, self.config.masks
-        )
+            self.cache, self.manifest, self.image, (), self.seed, self.config.masks,
+            self.config.inpainting,
+        )  # fmt: skip
         for start in range(0, len(rows), size):
             yield images.__getitems__([(0, row) for row in rows[start : start + size]])
 
@@ -363,7 +376,8 @@ class DataModule(pl.LightningDataModule):
                 augmentation,
                 self.seed,
                 self.config.masks,
-                random_patches=split == "train",
+                self.config.inpainting,
+                is_random=split == "train",
             ),
             batch_sampler=batches,
             collate_fn=_unchanged,
@@ -380,7 +394,8 @@ class DataModule(pl.LightningDataModule):
     def _batch_bytes(self) -> int:
         """Bytes of a batch in shared memory: images, labels and indices, each in its own pages."""
         pages = 3 * 4096
-        image_bytes = self.cache.shape[1] * int(np.prod(self.image.size)) * 4
+        channels = self.image.channels + len(self.image.source_channels)
+        image_bytes = channels * int(np.prod(self.image.size)) * 4
         return min(self.batch_size, len(self.rows("train"))) * image_bytes + pages
 
     def _split(self) -> list[str]:
@@ -434,7 +449,10 @@ class DataModule(pl.LightningDataModule):
             integer=all(source.integers[channel] for channel in images) and keeps,
             labels=self.manifest.labels,
             conditions=self.conditions,
-            source_channels=self.config.source_channels,
+            # of holes: the emptied images and the mask, before the images themselves
+            source_channels=tuple(range(len(target) + 1))
+            if self.config.inpainting
+            else self.config.source_channels,
             masks=masks,
             patches=self.config.patches is not None,
         )

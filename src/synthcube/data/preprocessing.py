@@ -16,6 +16,7 @@ from typing_extensions import Self
 from synthcube.data.channels import (
     ChannelConfigs,
     ImageChannel,
+    MaskChannel,
     class_indices,
     masks_of,
     require_classes,
@@ -25,11 +26,20 @@ from synthcube.data.channels import (
 from synthcube.data.conditions import ConditionFields
 from synthcube.data.geometry import Affine, cropped_or_padded, resampled, spacing_of
 from synthcube.data.images import Image
+from synthcube.data.inpainting import InpaintingConfig
 from synthcube.data.transforms import AugmentationConfig, TransformConfig
 from synthcube.errors import ArtifactError, ImageError
 from synthcube.plugins import TRAINED
 from synthcube.reading import validated
-from synthcube.schema import LARGEST_SPACING, MAX_SIDE, SMALLEST_SPACING, List, Pair, size_fault
+from synthcube.schema import (
+    LARGEST_SPACING,
+    MAX_SIDE,
+    SMALLEST_SPACING,
+    ImageSpec,
+    List,
+    Pair,
+    size_fault,
+)
 
 Plane = Literal["axial", "coronal", "sagittal"]
 _ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of RAS that slices are cut across
@@ -77,6 +87,11 @@ class DataConfig(ConditionFields):
         default=(),
         description="TorchIO transforms applied once, before resampling and sizing: "
         "[{name: CropOrPad, target_shape: 64}].",
+    )
+    inpainting: InpaintingConfig | None = Field(
+        default=None,
+        description="Train to fill holes that are cut into the images: other ones in every epoch. "
+        "{} for the defaults, {max_size: 0.5}; null: no holes.",
     )
     augmentation: List[AugmentationConfig] = Field(
         default=(),
@@ -129,6 +144,20 @@ class DataConfig(ConditionFields):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_have_holes(self) -> Self:
+        if self.inpainting and self.source_channels:
+            raise ValueError(
+                f"inpainting and source_channels {list(self.source_channels)}: only one of them is "
+                "possible, because holes are cut into all channels"
+            )
+        if self.inpainting and self.masks:
+            raise ValueError(
+                f"inpainting: channel {min(self.masks)} is a mask, and holes are cut into images: "
+                "leave it out"
+            )
+        return self
+
     @property
     def preprocessing_key(self) -> dict[str, Any]:
         """The settings on which a preprocessed image depends."""
@@ -164,6 +193,24 @@ class DataConfig(ConditionFields):
             if channel in self.channels
         }
         return self.model_copy(update={"channels": parts})
+
+    def of_sources(self, channels: Sequence[int]) -> Self:
+        """The settings of images that have a model's source channels alone, in this order.
+
+        With holes these are the images themselves, emptied, and the mask of the holes.
+        """
+        settings = self.selected(channels)
+        if not self.inpainting:
+            return settings
+        parts = {**settings.channels, len(channels) - 1: MaskChannel()}
+        return settings.model_copy(update={"channels": parts})
+
+    def targets(self, image: ImageSpec) -> list[int]:
+        """The channels of its images that a model makes, of the training of which `image` is."""
+        if self.inpainting:
+            return list(range(image.channels))
+        channels = range(image.channels + len(image.source_channels))
+        return [channel for channel in channels if channel not in image.source_channels]
 
     @property
     def target_masks(self) -> dict[int, tuple[int, ...]]:

@@ -24,11 +24,7 @@ def unmeasured(image: ImageSpec, config: DataConfig) -> ImageSpec:
     if faults := list(_faults(image, config)):
         raise ConfigError("With training.privacy nothing is measured on the images:", faults)
     is_picture = image.file_format == "png"
-    targets = [
-        channel
-        for channel in range(image.channels + len(image.source_channels))
-        if channel not in image.source_channels
-    ]
+    targets = config.targets(image)
     ranges: list[tuple[float, float]] = []
     integer = image.integer
     for place, channel in enumerate(targets):

@@ -68,6 +68,13 @@ class EvaluationConfig(Schema):
         description="Whether predictions and labels match one by one, by Source, SubjectID or "
         "file name; null: where they do.",
     )
+    mask_channel: int | None = Field(
+        default=None,
+        ge=0,
+        lt=4096,
+        description="Channel of the labels' files, counted from 0, that is a mask: SSIM, PSNR and "
+        "MSE of pairs are computed inside of it too, as BraTS ranks inpainting; null: not.",
+    )
     usefulness: bool = Field(
         default=True,
         description="Train a small classifier on predictions and test it on real images, where "

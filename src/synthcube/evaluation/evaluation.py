@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
+from synthcube.data.preprocessing import DataConfig
 from synthcube.evaluation.class_fidelity import class_fidelity
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.evaluation.extractors import load_extractor
 from synthcube.evaluation.features import Features, extract
 from synthcube.evaluation.fidelity import diversity, fidelity
 from synthcube.evaluation.gallery import gallery
+from synthcube.evaluation.inside_mask import add_inside_mask
 from synthcube.evaluation.masks import compare_masks
 from synthcube.evaluation.membership import membership
 from synthcube.evaluation.memorisation import memorisation
@@ -31,6 +33,7 @@ class Evaluation:
         sets: `predictions`, `labels` and, to look for copies, `train_data`.
         folder: for tables that are too large for memory; it must stay until the end.
         trained: the model that made the predictions.
+        data: how the real images were placed on their grid.
     """
 
     def __init__(
@@ -41,12 +44,13 @@ class Evaluation:
         folder: Path,
         device: torch.device,
         trained: Artifact | None = None,
+        data: DataConfig | None = None,
     ) -> None:
         # masks are judged apart, by their classes
         self.sets = {name: images.without_masks() for name, images in sets.items()}
         self.whole_sets = dict(sets)
         self.config, self.seed, self.folder = config, seed, folder
-        self.device, self.trained = device, trained
+        self.device, self.trained, self.data = device, trained, data or DataConfig()
         labels = sets["labels"]
         self.pairs = match_pairs(sets["predictions"], labels, config.pairs)
         self.extractor = load_extractor(config.extractor, labels.rank, device)
@@ -64,7 +68,12 @@ class Evaluation:
             yield class_fidelity(predictions, labels, tables_of_both, column, config, seed)
         yield diversity(predictions, labels, seed)
         if self.pairs:
-            yield compare_pairs(predictions, labels, self.pairs, seed)
+            section = compare_pairs(predictions, labels, self.pairs, seed)
+            if config.mask_channel is not None:
+                add_inside_mask(
+                    section, predictions, labels, self.pairs, self.data, config.mask_channel, seed
+                )
+            yield section
         whole = self.whole_sets["predictions"], self.whole_sets["labels"]
         if whole[1].masks:
             yield compare_masks(*whole, self.pairs, seed)

@@ -55,6 +55,9 @@ _MEANINGS: dict[str, dict[str, Meaning]] = {
         "ms_ssim": Meaning("MS-SSIM", "higher"),
         "mae": Meaning("Mean absolute error (MAE)", "lower"),
         "ncc": Meaning("Correlation (NCC)", "higher"),
+        "ssim_in_mask": Meaning("SSIM inside the mask", "higher"),
+        "psnr_db_in_mask": Meaning("PSNR (dB) inside the mask", "higher"),
+        "mse_in_mask": Meaning("Mean squared error (MSE) inside the mask", "lower"),
     },
     "masks": {
         "dice": Meaning("Overlap with the label (Dice)", "higher"),

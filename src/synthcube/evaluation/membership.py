@@ -184,7 +184,8 @@ def _model_images(trained: Artifact, manifest: Manifest, cache: Path) -> CachedI
     spec = trained.image
     data = trained_data_config(trained.config, trained.folder)
     images = load_images(manifest, data, cache)
-    channels = spec.channels + len(spec.source_channels)
+    made_of = 0 if data.inpainting else len(spec.source_channels)
+    channels = spec.channels + made_of
     count, *size = images.shape[1:]
     # Of larger images, a model of patches judges the middle.
     fits = not patch_fault(spec.size, size) if spec.patches else tuple(size) == spec.size
@@ -202,7 +203,7 @@ def _model_images(trained: Artifact, manifest: Manifest, cache: Path) -> CachedI
                 f"classes that the model was trained on, {', '.join(condition.classes)}."
             )
     try:
-        return CachedImages(images, manifest, spec, (), 0, data.masks)
+        return CachedImages(images, manifest, spec, (), 0, data.masks, data.inpainting)
     except ValueError as error:
         raise ManifestError(f"{manifest.path}: a condition is no number: {error}.") from error
 

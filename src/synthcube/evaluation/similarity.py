@@ -47,6 +47,29 @@ def structural_similarity(x: Floats, y: Floats, scales: int) -> tuple[Floats, Fl
     return first, product
 
 
+def ssim_map(x: Floats, y: Floats) -> Floats:
+    """SSIM at every voxel of a pair, (*spatial), with the window in the last two axes.
+
+    Images are mirrored at their borders, as in torchmetrics.
+
+    Args:
+        x, y: (*spatial), scaled so that the data range is 0 to 1.
+    """
+
+    def blurred(image: Floats) -> Floats:
+        smooth: Floats = gaussian_filter(
+            image, _SIGMA, radius=_RADIUS, mode="mirror", axes=(-2, -1)
+        )
+        return smooth
+
+    mean_x, mean_y = blurred(x), blurred(y)
+    variances = blurred(x * x) - mean_x**2 + blurred(y * y) - mean_y**2
+    covariance = blurred(x * y) - mean_x * mean_y
+    contrast = (2 * covariance + _C_2) / (variances + _C_2)
+    ssim: Floats = (2 * mean_x * mean_y + _C_1) / (mean_x**2 + mean_y**2 + _C_1) * contrast
+    return ssim
+
+
 def correlation(x: Floats, y: Floats) -> Floats:
     """Pearson's correlation of each pair, (B,): over voxels, then the mean over channels; NaN
     where a channel is constant."""

@@ -97,7 +97,7 @@ def evaluate(
         check_comparable(sets, faults)
         evaluation = Evaluation(
             sets, settings.evaluation, settings.seed, folder,
-            compute.device(settings.compute.accelerator), trained,
+            compute.device(settings.compute.accelerator), trained, settings.data,
         )  # fmt: skip
         questions = followed(
             evaluation.sections(), evaluation.num_sections, "Comparing", "question"

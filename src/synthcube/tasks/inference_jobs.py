@@ -282,11 +282,15 @@ class Translation(Job):
         manifest = self.images.rows_of(manifest)
         super().__init__(model, output, len(manifest.rows), description)
         spec, self.sources = model.image, manifest.rows
-        self.channels = channels_to_translate(spec, self.images.shape[1], manifest.path)
+        fills_holes = model.data_config.inpainting is not None
+        self.channels = channels_to_translate(
+            spec, self.images.shape[1], manifest.path, fills_holes=fills_holes
+        )
         # Where all channels are there, as in training, those that are made are the truth.
-        others = [c for c in range(self.images.shape[1]) if c not in self.channels]
+        is_whole = fills_holes and len(self.channels) == spec.channels
+        others = [c for c in range(self.images.shape[1]) if is_whole or c not in self.channels]
         self.truth = others if len(others) == spec.channels else []
-        several = len(self.channels) > 1
+        several = len(spec.source_channels) > 1
         sources = [f"Source, channel {c}" if several else "Source" for c in spec.source_channels]
         self.headings = (*sources, "Generated", *(["Truth"] if self.truth else []))
         self.values = requested_values(
@@ -307,7 +311,7 @@ class Translation(Job):
     def make(self, indices: range) -> list[WrittenImage]:
         span, spec, written = slice(indices.start, indices.stop), self.model.image, []
         channels = torch.from_numpy(self.images.read(indices))
-        sources = channels[:, self.channels]
+        sources = self.model.sources(channels[:, self.channels], self.seeds[span])
         with self._watched(indices) as moments:
             images = self.model.generate(self.seeds[span], self.values[span], sources)
         for index, source, image in zip(indices, sources, images, strict=True):

@@ -21,6 +21,7 @@ from synthcube.data.conditions import (
 from synthcube.data.dicom_writing import Study, write_dicom
 from synthcube.data.geometry import placed_like
 from synthcube.data.images import read_image, write_image
+from synthcube.data.inpainting import cut_holes, voided
 from synthcube.data.manifest import Manifest
 from synthcube.data.postprocessing import Postprocessing
 from synthcube.data.preprocessing import DataConfig, to_intensities, trained_data_config
@@ -96,6 +97,7 @@ class LoadedModel:
         sampling = settings["sampling"]
         self.trained = trained
         self.image = trained.image
+        self.data_config = trained_data_config(trained.config, trained.folder)
         self.family: Any = trained.build(device)
         self._trained_config: FamilyConfig = self.family.config
         self.sampling = {key: sampling.get(key) for key in SAMPLING_KEYS}
@@ -133,8 +135,21 @@ class LoadedModel:
         See :func:`synthcube.models.inference.generate`.
         """
         family = self.family
+        source = None if source is None else self.sources(source, seeds)
         images = inference.generate(family, seeds, values, self.precision, family.device, source)
         return decoded(images, self.image.masks)
+
+    def sources(self, images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """What the model makes images out of, (B, S, *spatial) in [-1, 1].
+
+        Of a model that fills holes: whole images get holes, one seed for each; and images with the
+        mask of theirs are emptied there as in the training, whatever their file had in the holes.
+        """
+        if not self.data_config.inpainting:
+            return images
+        if images.shape[1] == self.image.channels:
+            return cut_holes(images, self.data_config.inpainting, seeds)
+        return voided(images[:, :-1], images[:, -1:] > 0)
 
     def reconstruct(self, originals: torch.Tensor) -> torch.Tensor:
         """One batch of reconstructions, (B, C, *spatial) in [-1, 1] on the CPU."""
@@ -169,24 +184,20 @@ class LoadedModel:
     @property
     def source_config(self) -> DataConfig:
         """How images that have the source channels alone are preprocessed."""
-        data_config = trained_data_config(self.trained.config, self.trained.folder)
-        return data_config.selected(self.image.source_channels)
+        return self.data_config.of_sources(self.image.source_channels)
 
     @property
     def has_fixed_range(self) -> bool:
         """Whether the first channel that it makes has one range of intensities in all images."""
-        sources = self.image.source_channels
-        target = next(channel for channel in range(len(sources) + 1) if channel not in sources)
-        data_config = trained_data_config(self.trained.config, self.trained.folder)
-        return data_config.fixed_range(target)[1] is not None
+        target = self.data_config.targets(self.image)[0]
+        return self.data_config.fixed_range(target)[1] is not None
 
     def load(self, manifest: Manifest) -> ImageCache:
         """The images of a manifest, preprocessed as those of the training."""
-        data_config = trained_data_config(self.trained.config, self.trained.folder)
-        sources = self.image.source_channels
+        data_config, sources = self.data_config, self.image.source_channels
         if (
             sources
-            and data_config.channels
+            and (data_config.channels or data_config.inpainting)
             and len(read_image(manifest.rows[0].channels).tensor) == len(sources)
         ):
             data_config = self.source_config
@@ -253,14 +264,19 @@ class LoadedModel:
             yield ending, intensities[channels], integer or channels[0] in spec.masks
 
 
-def channels_to_translate(spec: ImageSpec, channels: int, where: object) -> list[int]:
+def channels_to_translate(
+    spec: ImageSpec, channels: int, where: object, *, fills_holes: bool = False
+) -> list[int]:
     """Which of the channels of given images are the model's sources.
 
     Args:
         channels: those of the images: the sources alone, or all channels as in training.
         where: begins the ImageError about another number.
+        fills_holes: whether whole images may be given too, into which holes are cut.
     """
     sources = list(spec.source_channels)
+    if fills_holes and channels == spec.channels:
+        return list(range(channels))
     if channels == len(sources):
         return list(range(channels))
     if channels != len(sources) + spec.channels:
