@@ -91,6 +91,8 @@ FROM {base}
 # readable for every user, whatever the permissions are here
 COPY --chmod=755 {DECLARATION} /challenge/{DECLARATION}
 COPY --chmod=755 {MODELS} /challenge/{MODELS}
+# the folder for the output is often root's alone; any other user may run it too (docker run -u)
+USER 0:0
 ENTRYPOINT ["/app/bin/synthcube", "challenge", "--model_path=/challenge"]
 """
 
