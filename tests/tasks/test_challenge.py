@@ -197,11 +197,13 @@ def test_all_faults_come_at_once_and_nothing_is_written(
 ) -> None:
     data = brats.inpainting_cases(tmp_path / "input", ["a", "b", "c", "d"])
     (data / "a" / "a-mask.nii.gz").unlink()
+    (data / "c" / "c-mask.nii").write_bytes(b"again")
     (data / "empty").mkdir()
     brats.write(data / "other" / "d-mask.nii.gz", np.ones((2, 2, 2)))
     with pytest.raises(ManifestError) as raised:
         run_challenge(inpainter, data, tmp_path / "out")
     assert raised.value.faults == (
+        f"{data / 'c' / 'c-mask.nii.gz'}: c-mask.nii is the same file of the same case",
         f"{data / 'a'}: case a: t1n-inference is made out of t1n-voided, mask, and there is no "
         "mask",
         f"case d is in {data / 'd'} and in {data / 'other'}",
