@@ -108,7 +108,7 @@ def test_every_epoch_has_other_holes_the_same_under_a_seed_and_validation_always
     def sources(module: DataModule, epoch: int, split: str) -> dict[int, torch.Tensor]:
         loader = module.train_dataloader() if split == "train" else module.val_dataloader()
         loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-        found = {}
+        by_row = {}
         for batch in loader:
             for row, image, source in zip(
                 batch["index"].tolist(), batch["image"], batch["condition"]["source"], strict=True
@@ -116,8 +116,8 @@ def test_every_epoch_has_other_holes_the_same_under_a_seed_and_validation_always
                 mask = source[1:] == 1
                 assert torch.equal(image[~mask], source[:1][~mask])
                 assert (source[:1][mask] == -1).all()
-                found[row] = source
-        return found
+                by_row[row] = source
+        return by_row
 
     first, second = sources(data, 0, "train"), sources(data, 1, "train")
     same = sources(data_of(tmp_path / "data", size), 1, "train")

@@ -108,10 +108,10 @@ def assert_only_the_mask_is_made(case: Path, path: Path) -> np.ndarray:
     np.testing.assert_array_equal(before[:start], after[:start])
     inside = np.repeat(where.ravel(order="F"), size)
     np.testing.assert_array_equal(before[start:][~inside], after[start:][~inside])
-    made = nib.load(path)
-    assert made.shape == nib.load(voided).shape
-    np.testing.assert_array_equal(made.affine, nib.load(voided).affine)
-    return np.asarray(made.dataobj)[where]
+    output = nib.load(path)
+    assert output.shape == nib.load(voided).shape
+    np.testing.assert_array_equal(output.affine, nib.load(voided).affine)
+    return np.asarray(output.dataobj)[where]
 
 
 def test_the_void_is_filled_with_what_infer_makes_and_every_other_byte_stays(
@@ -168,11 +168,11 @@ def test_the_missing_contrast_decides_the_model(
     for path in paths:
         name = path.name[0]
         source = nib.load(data / name / f"{name}-t1n.nii.gz")
-        made = nib.load(path)
-        assert made.shape == source.shape
-        assert made.get_data_dtype() == np.float32
-        np.testing.assert_array_equal(made.affine, source.affine)
-        assert np.isfinite(made.get_fdata()).all()
+        output = nib.load(path)
+        assert output.shape == source.shape
+        assert output.get_data_dtype() == np.float32
+        np.testing.assert_array_equal(output.affine, source.affine)
+        assert np.isfinite(output.get_fdata()).all()
     before = [path.read_bytes() for path in paths]
     paths[0].unlink()  # as after a kill
     again = run_challenge(synthesizer, data, tmp_path / "output")
@@ -310,9 +310,9 @@ def test_a_case_of_the_true_size(coarse_inpainter: Path, brats: ModuleType, tmp_
     )
     (path,) = run_challenge(folder, data, tmp_path / "out")
     voxels = assert_only_the_mask_is_made(data / "BraTS-GLI-00000-000", path)
-    made = nib.load(path)
-    assert made.shape == size
-    assert made.affine[:3, 3].tolist() == [0, 239, 0]
+    output = nib.load(path)
+    assert output.shape == size
+    assert output.affine[:3, 3].tolist() == [0, 239, 0]
     assert voxels.std() > 0
 
 

@@ -184,8 +184,8 @@ def _model_images(trained: Artifact, manifest: Manifest, cache: Path) -> CachedI
     spec = trained.image
     data = trained_data_config(trained.config, trained.folder)
     images = load_images(manifest, data, cache)
-    made_of = 0 if data.inpainting else len(spec.source_channels)
-    channels = spec.channels + made_of
+    sources = 0 if data.inpainting else len(spec.source_channels)
+    channels = spec.channels + sources
     count, *size = images.shape[1:]
     # Of larger images, a model of patches judges the middle.
     fits = not patch_fault(spec.size, size) if spec.patches else tuple(size) == spec.size

@@ -263,11 +263,11 @@ class _TaskModel:
         images = []
         for span in self.model.batches(len(prepared.parts)):
             batch = [prepared.parts[place] for place in span]
-            made = self.model.generate(
+            generated = self.model.generate(
                 [seed] * len(batch), np.repeat(self.values, len(batch), axis=0),
                 torch.stack([part.tensor for part in batch]),
             )  # fmt: skip
-            images += [self._intensities(*pair) for pair in zip(made, batch, strict=True)]
+            images += [self._intensities(*pair) for pair in zip(generated, batch, strict=True)]
         image, affine = _assembled(images, prepared.parts)
         voxels, inside = on_grid(image, affine, prepared.shape, prepared.affine)
         if prepared.mask is None:
