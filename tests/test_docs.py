@@ -8,6 +8,7 @@ import runpy
 import shlex
 import subprocess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nibabel as nib
@@ -71,6 +72,18 @@ def _write_brats(folder: Path) -> None:
     (folder / "brats.yaml").write_text(reading.dump(values), encoding="utf-8")
 
 
+def _write_challenge(folder: Path, brats: ModuleType) -> None:
+    """What docs/how-to/challenges.md has its reader write: fewer cases, and a smaller network."""
+    for name, count in (("brats-train", 4), ("brats-validation", 3)):
+        cases = [f"BraTS-GLI-{i:05d}-{count:03d}" for i in range(count)]
+        brats.inpainting_cases(folder / name, cases, whole=True)
+    page = (ROOT / "docs" / "how-to" / "challenges.md").read_text(encoding="utf-8")
+    values = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    values["model"] |= {"channels": [8, 8], "num_res_blocks": 1}
+    values["data"]["patches"] = [16, 16, 16]
+    (folder / "inpainting.yaml").write_text(reading.dump(values), encoding="utf-8")
+
+
 def _write_old_project(folder: Path) -> None:
     rows = read_manifest(folder / "pictures").rows
     lines = [str(channel.resolve()) for row in rows for channel in row.channels]
@@ -129,10 +142,14 @@ def _marked(page: Path) -> Any:
 
 
 @pytest.mark.parametrize("page", [_marked(page) for page in PAGES])
-def test_every_command_runs_as_written(page: Path, newcomer: Path, forks) -> None:
+def test_every_command_runs_as_written(
+    page: Path, newcomer: Path, brats: ModuleType, forks
+) -> None:
     """As written, but a training is short, and images are drawn in few steps."""
     if page.name == "image-and-mask.md":
         _write_brats(newcomer)
+    if page.name == "challenges.md":
+        _write_challenge(newcomer, brats)
     if page.name == "slides.md":
         module = runpy.run_path(str(ROOT / "examples" / "he_like.py"))
         module["write"](newcomer / "my-slides", slides=5, size=(1024, 768))
