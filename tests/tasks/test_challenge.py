@@ -283,8 +283,9 @@ def test_a_runner_of_mlcube_s_kind_calls_it_with_weights_and_parameters(
 
 
 def test_a_model_of_slices_makes_a_volume(
-    tmp_path_factory, heads: Path, brats: ModuleType, tmp_path: Path
-) -> None:
+    tmp_path_factory, heads: Path, brats: ModuleType, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     run = trained(tmp_path_factory.mktemp("slices"), heads, source_channels=[0, 1],
                   channels={"1": MASK}, slices="axial", size=[16, 16])  # fmt: skip
     folder = container(tmp_path_factory, run, "brats-inpainting", "of-slices")
@@ -295,6 +296,14 @@ def test_a_model_of_slices_makes_a_volume(
     by_slice = [np.asarray(nib.load(path).dataobj)[..., z][mask[..., z]] for z in (9, 10, 11)]
     assert all(part.std() > 0 for part in by_slice)
     assert len(voxels) == mask.sum()
+    assert "lie outside" not in caplog.text
+    mask[..., 10] = True  # all of a slice is void
+    voided = np.where(mask, 0, brats.head(brats.SIZE, 0))
+    brats.write(data / "a" / "a-mask.nii.gz", mask, "u1")
+    brats.write(data / "a" / "a-t1n-voided.nii.gz", voided)
+    (path,) = run_challenge(folder, data, tmp_path / "out")
+    assert_only_the_mask_is_made(data / "a", path)
+    assert f"a: {24 * 24} voxels of the mask lie outside of what the model sees" in caplog.text
 
 
 @pytest.mark.slow

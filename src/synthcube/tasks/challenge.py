@@ -268,13 +268,20 @@ class _TaskModel:
                 torch.stack([part.tensor for part in batch]),
             )  # fmt: skip
             images += [self._intensities(*pair) for pair in zip(generated, batch, strict=True)]
-        image, affine = _assembled(images, prepared.parts)
+        lowest = min(float(part.min()) for part in images)
+        image, affine = _assembled(images, prepared.parts, lowest)
         voxels, inside = on_grid(image, affine, prepared.shape, prepared.affine)
         if prepared.mask is None:
             spec = self.model.image
             integer = spec.integer and self.model.postprocessing.keeps_integers
             write_like(path, prepared.first, voxels, integer=integer)
             return
+        if prepared.parts[0].slice is not None:  # a slice may be left out, being all void
+            slices = [torch.ones_like(part) for part in images]
+            seen, _ = on_grid(
+                _assembled(slices, prepared.parts, 0)[0], affine, prepared.shape, prepared.affine
+            )
+            inside = inside & (seen > 0)
         if beyond := int((prepared.mask & ~inside).sum()):
             log.warning(
                 "%s: %d voxels of the mask lie outside of what the model sees, and become the "
@@ -295,18 +302,18 @@ class _TaskModel:
 
 
 def _assembled(
-    images: Sequence[torch.Tensor], parts: Sequence[Prepared]
+    images: Sequence[torch.Tensor], parts: Sequence[Prepared], left_out: float
 ) -> tuple[torch.Tensor, np.ndarray]:
     """The volume of these slices, (X, Y, Z), or the only image itself; and its affine.
 
-    Slices that were left out, because they hold nothing, have the lowest intensity.
+    Args:
+        left_out: the voxels of slices that were left out, because they are of one intensity.
     """
     if parts[0].slice is None:
         return images[0], parts[0].affine
     numbers = [part.slice or 0 for part in parts]
     first, last = numbers[0], numbers[-1]
-    lowest = min(float(image.min()) for image in images)
-    volume = torch.full((*images[0].shape, last - first + 1), lowest)
+    volume = torch.full((*images[0].shape, last - first + 1), left_out)
     for number, image in zip(numbers, images, strict=True):
         volume[..., number - first] = image
     return volume, parts[0].affine
