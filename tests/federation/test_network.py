@@ -350,7 +350,9 @@ def test_too_few_sites_stop_it_and_nothing_is_lost(network) -> None:
         assert third.rounds()[0]["sites"] == IMAGES
 
 
-def test_a_restarted_coordinator_knows_facts_agreement_and_updates(network) -> None:
+def test_a_restarted_coordinator_knows_facts_agreement_and_updates(
+    network, study, tmp_path: Path
+) -> None:
     with network() as running:
         running.client("site-a").send_facts(facts("site-a"))
     with network() as again:
@@ -360,6 +362,11 @@ def test_a_restarted_coordinator_knows_facts_agreement_and_updates(network) -> N
         again.until(lambda: again.coordinator.state("site-a").phase == "rounds")
         agreement = again.client("site-a").agreement()
         send(again, again.client("site-c"), "site-c", value=4.0)
+    waiting = Network(study, tmp_path / "run", 5.0)  # it serves, and does not lead yet
+    with waiting.server:
+        states = {site: waiting.coordinator.state(site) for site in SITES}
+    assert {(state.phase, state.round) for state in states.values()} == {("rounds", 1)}
+    assert [site for site, state in states.items() if state.has_yours] == ["site-c"]
     with network() as third:
         assert third.client("site-a").agreement() == agreement
         third.until(lambda: third.coordinator.state("site-c").has_yours)
@@ -455,3 +462,27 @@ def test_a_coordinator_that_is_away_is_waited_for(network, study, tmp_path: Path
     client = Client("127.0.0.1:9", tls, "site-a", PLAN.sha256, 0.01)
     with pytest.raises(FederationError, match=r"could not be reached for 0.01 minutes .*goes on"):
         client.state()
+
+
+def test_weights_whose_reply_was_lost_are_not_sent_again(network) -> None:
+    with network() as running:
+        client = running.agreed()["site-a"]
+        client.patience_minutes = 1.0
+        taken: list[str] = []
+        take_update, reply = running.coordinator.take_update, running.coordinator.state
+
+        def taking(site: str, *arguments: Any) -> None:
+            take_update(site, *arguments)
+            taken.append(site)
+
+        def breaking_once(site: str) -> State:
+            if len(taken) == 1:
+                taken.append("broke off")
+                raise OSError("the coordinator is killed before it replies")
+            return reply(site)
+
+        running.coordinator.take_update = taking  # type: ignore[method-assign]
+        running.coordinator.state = breaking_once  # type: ignore[method-assign]
+        send(running, client, "site-a")
+        assert taken == ["site-a", "broke off"]
+        assert client.state().has_yours

@@ -89,7 +89,8 @@ class Coordinator:
         self._agreement = self._read(agreement_path, Agreement)
         if self._agreement:
             self.model = expected(self._agreement)
-            self._phase = "rounds"
+            # Before any site can ask: none must hear of a round that is not.
+            self._begin_round(self._agreement, min(self._last_round() + 1, plan.rounds))
 
     def _read(self, path: Path, kind: type[Agreement]) -> Agreement | None:
         if not path.exists():
@@ -280,13 +281,17 @@ class Coordinator:
         log.info("%d sites agree, with %d images.", len(facts), sum(agreement.images.values()))
         return agreement
 
-    def _do_round(self, agreement: Agreement, number: int) -> None:
+    def _begin_round(self, agreement: Agreement, number: int) -> None:
         with self._changed:
             self._phase, self._round = "rounds", _Round(number)
             for site in agreement.images:  # after a kill
                 path = self.updates / f"{site}.safetensors"
                 if path.exists() and self._is_of_round(path, number):
                     self._enter(site, path)
+
+    def _do_round(self, agreement: Agreement, number: int) -> None:
+        if self._round.number < number:
+            self._begin_round(agreement, number)
         current = self._round
 
         def waited_for() -> list[str]:

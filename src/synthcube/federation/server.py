@@ -238,9 +238,9 @@ class _Handler(BaseHTTPRequestHandler):
                 while piece := self._read(_PIECE):
                     digest.update(piece)
                     file.write(piece)
-            come = path.stat().st_size
-            if come < size or digest.hexdigest() != announced:
-                coordinator.note_refused(site, number, digest.hexdigest(), come)
+            num_bytes = path.stat().st_size
+            if num_bytes < size or digest.hexdigest() != announced:
+                coordinator.note_refused(site, number, digest.hexdigest(), num_bytes)
                 raise RefusalError("damaged", "it is not what was sent: its hash is another one")
             coordinator.take_update(site, number, path, digest.hexdigest())
         self._reply(coordinator.state(site))
