@@ -15,7 +15,9 @@ DEFAULT = (
     "startup", "train_step", "gan_step", "vqvae_step", "data_path", "sampling", "runtimes",
     "memory", "evaluation",
 )  # fmt: skip
-ON_REQUEST = ("precision", "family_step", "volumes", "processes", "saving", "manifest")
+ON_REQUEST = (
+    "precision", "family_step", "volumes", "processes", "saving", "manifest", "profile",
+)  # fmt: skip
 
 
 def main() -> int:

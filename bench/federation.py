@@ -1,13 +1,12 @@
-"""Is a federation of unlike sites as good as a training on all images? Trials and a table.
+"""Is a federation as good as a training on all images? Trials and a table.
 
     python -m bench federation --data MedNIST --work trials --epochs 24
 
-Each class of the folder is a site of its own: the least alike that sites can be. One training on
-all images is compared with federations that average after each epoch and after every fourth; all
-have the same config and pass --epochs times over the images. They draw images of every class,
-which are judged on images that none of them saw: in the features of EfficientNet-Lite0, and by a
-classifier that is trained on generated images and tested on real ones. Trials that are done are
-kept in --work.
+A training on all images is compared with federations of as many sites as there are classes: sites
+that are alike, and sites of one class each, which are the least alike that there can be. All have
+the same config. They draw images of every class, which are judged on images that none of them saw:
+in the features of EfficientNet-Lite0, and by a classifier that is trained on generated images and
+tested on real ones. Trials that are done are kept in --work.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,24 @@ CONFIG: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Federation:
+    """How the images are divided, and how long the sites train."""
+
+    local_epochs: int = 1
+    by_class: bool = True
+    times_as_long: int = 1
+
+
+ARMS: Mapping[str, Federation | None] = {
+    "one training on all": None,
+    "alike, averaged each epoch": Federation(by_class=False),
+    "a class each, averaged each epoch": Federation(),
+    "a class each, every fourth epoch": Federation(local_epochs=4),
+    "a class each, three times as long": Federation(times_as_long=3),
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train the arms that are not trained yet, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench federation", description=__doc__)
@@ -48,11 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     classes = split(options)
     results = {}
-    for name, local_epochs in (("central", None), ("each-epoch", 1), ("every-fourth-epoch", 4)):
-        folder = options.work / name
+    for name, federation in ARMS.items():
+        folder = options.work / name.replace(",", "").replace(" ", "-")
         if not (folder / "results.yaml").exists():
-            train_and_draw(options, folder, classes, local_epochs)
-        results[name.replace("-", " ")] = yaml.safe_load((folder / "results.yaml").read_text())
+            train_and_draw(options, folder, classes, federation)
+        results[name] = yaml.safe_load((folder / "results.yaml").read_text())
     print(table(results))
     return 0
 
@@ -75,7 +93,7 @@ def split(options: argparse.Namespace) -> list[str]:
 
 
 def train_and_draw(
-    options: argparse.Namespace, folder: Path, classes: Sequence[str], local_epochs: int | None
+    options: argparse.Namespace, folder: Path, classes: Sequence[str], federation: Federation | None
 ) -> None:
     """One arm; its last act is to write results.yaml. A training that was stopped goes on."""
     from synthcube.tasks.evaluate import evaluate
@@ -84,10 +102,13 @@ def train_and_draw(
     from synthcube.tasks.train import train
 
     data, run, drawn = options.work / "train.csv", folder / "run", folder / "drawn"
-    if local_epochs:
-        rounds = options.epochs // local_epochs
+    if federation:
+        sites: dict[str, Any] = (
+            {"site_column": "Label"} if federation.by_class else {"sites": len(classes)}
+        )
+        local_epochs, epochs = federation.local_epochs, federation.times_as_long * options.epochs
         simulate(
-            CONFIG, data, run, site_column="Label", num_rounds=rounds, local_epochs=local_epochs
+            CONFIG, data, run, num_rounds=epochs // local_epochs, local_epochs=local_epochs, **sites
         )
     else:
         train(CONFIG, data, run, overrides=[f"training.max_epochs={options.epochs}"])

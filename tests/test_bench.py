@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.federation import ARMS
+from synthcube.data.manifest import read_manifest
 from synthcube.data.phantom import write_phantoms
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +49,7 @@ def test_an_unknown_bench_is_named() -> None:
     [
         ("startup", "data_path"),
         ("train_step",),
-        ("processes", "saving"),
+        ("processes", "saving", "profile"),
         ("gan_step", "vqvae_step"),
         ("sampling", "memory"),
         ("evaluation",),
@@ -151,7 +153,11 @@ def test_a_federation_of_unlike_sites_is_compared_with_a_training_on_all(tmp_pat
         "--work", str(tmp_path / "trials"), "--images", "12", "--number", "30",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = [line.split("|")[1].strip() for line in done.stdout.strip().splitlines()[-4:]]
-    assert rows == ["central", "each epoch", "every fourth epoch", "real images"]
-    rounds = tmp_path / "trials" / "every-fourth-epoch" / "run" / "sites"
-    assert sorted(path.name for path in rounds.iterdir()) == ["site-1", "site-2"]
+    rows = [line.split("|")[1].strip() for line in done.stdout.strip().splitlines()[-6:]]
+    assert rows == [*ARMS, "real images"]
+    for name, count in (("alike-averaged-each-epoch", 2), ("a-class-each-averaged-each-epoch", 1)):
+        sites = tmp_path / "trials" / name / "run" / "sites"
+        assert sorted(path.name for path in sites.iterdir()) == ["site-1", "site-2"]
+        for site in sites.iterdir():
+            rows = read_manifest(site / "data.csv").rows
+            assert len({row.label_name for row in rows}) == count
