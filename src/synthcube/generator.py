@@ -19,9 +19,10 @@ from PIL.Image import Image as Picture
 from synthcube import compute, storage, terminal
 from synthcube.data.conditions import caption, cell, requested_values
 from synthcube.data.geometry import placed_like
-from synthcube.data.images import nifti_of, picture_of
 from synthcube.data.manifest import read_manifest
+from synthcube.data.nifti import nifti_of
 from synthcube.data.pictures import grid, plane_of, tile
+from synthcube.data.raster import picture_of
 from synthcube.errors import ConfigError, FamilyError, ImageError
 from synthcube.models import artifact, inference
 from synthcube.models.family import Reconstructs, Samples

@@ -27,7 +27,8 @@ from synthcube.data.dicom_files import (
 )
 from synthcube.data.dicom_geometry import Plane, flat_affine, stacked
 from synthcube.data.geometry import Affine
-from synthcube.data.images import check_declared, write_image
+from synthcube.data.image_files import check_declared
+from synthcube.data.images import write_image
 from synthcube.data.layouts import Item, LeftOut, Paradigm
 from synthcube.data.manifest import natural_key
 from synthcube.errors import ImageError

@@ -22,7 +22,7 @@ from synthcube import __version__
 from synthcube.data.dicom_files import is_readable
 from synthcube.data.dicom_geometry import LPS_TO_RAS
 from synthcube.data.geometry import Affine, spacing_of
-from synthcube.data.images import picture_of
+from synthcube.data.raster import picture_of
 from synthcube.errors import ConfigError, ImageError
 from synthcube.storage import make_folder, replaced_folder, write_with
 

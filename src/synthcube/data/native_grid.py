@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from synthcube.data.images import nifti_image, stored, write_gzip
+from synthcube.data.nifti import nifti_image, stored, write_gzip
 from synthcube.storage import write_with
 
 Bools = npt.NDArray[np.bool_]

@@ -23,7 +23,7 @@ from typing_extensions import Self
 
 from synthcube import plugins
 from synthcube.data.channels import class_values, require_classes
-from synthcube.data.images import Array
+from synthcube.data.image_files import Array
 from synthcube.data.transforms import (
     TransformConfig,
     own_class,

@@ -14,18 +14,11 @@ import numpy as np
 import torch
 from nibabel.arrayproxy import ArrayProxy
 
-from synthcube.data.images import (
-    MAX_CHANNELS_4D,
-    Array,
-    axes_of,
-    check_declared,
-    check_finite,
-    decoding,
-    nifti_header,
-    write_image,
-)
+from synthcube.data.image_files import Array, check_declared, check_finite, decoding
+from synthcube.data.images import write_image
 from synthcube.data.layouts import LeftOut
 from synthcube.data.manifest import bids_subject, image_suffix
+from synthcube.data.nifti import MAX_CHANNELS_4D, axes_of, nifti_header
 from synthcube.errors import ImageError, ManifestError, OutputError
 from synthcube.reading import open_file
 from synthcube.storage import make_folder

@@ -13,8 +13,9 @@ from typing import Any
 
 import nibabel as nib
 
-from synthcube.data.images import decoding, nifti_header
+from synthcube.data.image_files import decoding
 from synthcube.data.manifest import image_suffix
+from synthcube.data.nifti import nifti_header
 from synthcube.data.tables import CsvTable
 from synthcube.errors import ImageError, ManifestError, first_faults
 from synthcube.reading import open_file
