@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import importlib.util
+import locale
 import logging
 import socket
 import sys
@@ -72,8 +73,11 @@ def _own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("PYTHONSAFEPATH", "")  # commands set it for the processes that they start
     monkeypatch.delenv("PYTHONSAFEPATH")
+    characters = locale.setlocale(locale.LC_CTYPE)
     with plugins.vouching():
         yield
+    # Where a library has changed it, the next test would read text in another encoding.
+    locale.setlocale(locale.LC_CTYPE, characters)
     for name in ("my_autoencoder", "my_transforms"):  # of examples/plugins, or a copy of them
         sys.modules.pop(name, None)
     log = logging.getLogger("synthcube")

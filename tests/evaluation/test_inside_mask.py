@@ -107,7 +107,7 @@ def test_evaluate_has_them_for_each_case_and_on_average(cli, cases: Path) -> Non
     assert paired["mse_in_mask"]["value"] == pytest.approx(np.mean(errors), rel=1e-4)
     assert paired["mse_in_mask"]["real_baseline"] > 0
     assert paired["psnr_db_in_mask"]["count"] == 4
-    assert "inside the mask" in (cases / "report" / "report.html").read_text()
+    assert "inside the mask" in (cases / "report" / "report.html").read_text(encoding="utf-8")
     code, _, err = cli(*words, "--set", "evaluation.mask_channel=3")
     assert code == 2
     assert "evaluation.mask_channel is 3, and label " in err
