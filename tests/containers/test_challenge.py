@@ -1,4 +1,8 @@
-"""A container for a challenge: built on the image, and run as the organisers run it."""
+"""A container for a challenge: built on the image, and run as the organisers run it.
+
+What the host does is done in forks: threads of a training in this process would not be in the forks
+of the tests after these, which would wait for them for ever.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,6 @@ import pytest
 
 from synthcube import reading
 from synthcube.models import registry
-from synthcube.sharing.config import ExportRequest
-from synthcube.tasks.challenge import run_challenge
-from synthcube.tasks.challenge_container import export_container
-from synthcube.tasks.train import train
 
 NAMES = ["BraTS-GLI-00002-000", "BraTS-GLI-00003-000"]
 SUBMISSION = f"synthcube-submission:{os.getpid()}"  # other processes test it at the same time
@@ -24,7 +24,9 @@ STRICT = ("--rm", "--network=none", "--read-only", "--tmpfs=/tmp", "--cap-drop=a
 
 
 @pytest.fixture(scope="module")
-def submission(tmp_path_factory, brats: ModuleType, tool: str, image: str) -> Iterator[Path]:
+def submission(
+    tmp_path_factory, brats: ModuleType, forks: ModuleType, tool: str, image: str
+) -> Iterator[Path]:
     """What export has written, of which the image SUBMISSION is built."""
     folder = tmp_path_factory.mktemp("submission")
     brats.inpainting_cases(folder / "heads", [f"h{i}" for i in range(4)], whole=True)
@@ -36,15 +38,19 @@ def submission(tmp_path_factory, brats: ModuleType, tool: str, image: str) -> It
         "compute": {"accelerator": "cpu", "precision": "32"},
     }  # fmt: skip
     (folder / "config.yaml").write_text(reading.dump(settings))
-    train(folder / "config.yaml", data, folder / "run")
+    trained = forks.command(
+        "train", "-c", folder / "config.yaml", "-d", data, "-o", folder / "run"
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
     mask = os.umask(0o077)  # nobody else may read what it writes, and yet every user may run it
     try:
-        export_container(
-            folder / "run", folder / "container", ExportRequest(), challenge="brats-inpainting",
-            base=image,
+        exported = forks.command(
+            "export", "-m", folder / "run", "-o", folder / "container",
+            "--challenge", "brats-inpainting", "--base", image,
         )  # fmt: skip
     finally:
         os.umask(mask)
+    assert exported.returncode == 0, exported.stderr
     built = subprocess.run(
         [tool, "build", "--tag", SUBMISSION, str(folder / "container")],
         capture_output=True, text=True,
@@ -65,7 +71,7 @@ def submission(tmp_path_factory, brats: ModuleType, tool: str, image: str) -> It
     ids=["2025", "2024"],
 )  # fmt: skip
 def test_it_runs_as_the_organisers_run_it(
-    submission: Path, brats: ModuleType, tool: str, known, tmp_path: Path,
+    submission: Path, brats: ModuleType, forks: ModuleType, tool: str, known, tmp_path: Path,
     arguments: list[str], data: str, predictions: str,
 ) -> None:  # fmt: skip
     cases = brats.inpainting_cases(tmp_path / "cases", NAMES)
@@ -90,7 +96,8 @@ def test_it_runs_as_the_organisers_run_it(
     assert done.returncode == 0, done.stdout + done.stderr
     assert known.hashes(cases) == before, "the input was changed"
     expected = tmp_path / "expected"
-    run_challenge(submission, cases, expected)
+    on_host = forks.command("challenge", "-m", submission, "-d", cases, "-o", expected)
+    assert on_host.returncode == 0, on_host.stderr
     assert known.hashes(out) == known.hashes(expected)
     assert len(known.hashes(out)) == 2
     assert {path.stat().st_uid for path in out.iterdir()} == {12345}
