@@ -62,6 +62,18 @@ def test_a_class_has_the_same_id_at_every_site() -> None:
     assert condition_values(own, [row(1, "Siemens", "50")])[0, 1] == 0
 
 
+def test_a_class_of_one_site_alone_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "synthcube")
+    agree(PLAN, KINDS, {"a": facts("GE Siemens Philips"), "b": facts("GE Philips")})
+    (record,) = caplog.records
+    assert "Scanner: Siemens: no other site has images of these classes." in record.getMessage()
+    caplog.clear()
+    alike = PLAN.model_copy(update={"minimum_sites": 1})
+    agree(alike, KINDS, {"a": facts("GE Siemens", alike)})
+    agree(PLAN, KINDS, {"a": facts("GE Siemens"), "b": facts("Siemens GE")})
+    assert not caplog.records
+
+
 def test_a_wrong_vocabulary_is_refused_before_it_is_averaged() -> None:
     """The tables of both sites would have the same shape, and class 0 would be GE and Philips."""
     agreement, told = both()

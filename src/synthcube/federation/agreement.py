@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,8 @@ from synthcube.schema import (
     Schema,
 )
 from synthcube.training.accountant import size_faults
+
+log = logging.getLogger("synthcube")
 
 _WIDEST_GAP = 1e-3  # of a spacing in mm: rounding in a header, and no other voxel size
 
@@ -148,6 +152,13 @@ def agree(
     conditions = [*_conditions(plan, kinds, facts, faults)]
     if faults:
         raise FederationError("The sites cannot train together:", first_faults(faults))
+    for name, kind in kinds.items():
+        if kind == "class" and (lonely := _at_one_site(name, facts)):
+            log.warning(
+                "%s: %s: no other site has images of these classes. A site learns little of what "
+                "distinguishes its class from those of others, and the average may mix them "
+                "(docs/federation.md).", name, ", ".join(lonely),
+            )  # fmt: skip
     return Agreement(
         plan=plan.sha256,
         image=_image(facts).model_copy(
@@ -161,6 +172,12 @@ def agree(
         first_stage_sha256=next(iter(facts.values())).first_stage_sha256,
         moments=pooled([site.moments for site in facts.values() if site.moments]),
     )
+
+
+def _at_one_site(name: str, facts: Mapping[str, SiteFacts]) -> list[str]:
+    """The classes of a column that a single one of several sites has."""
+    holders = Counter(label for site in facts.values() for label in site.classes.get(name, ()))
+    return sorted(label for label, count in holders.items() if count == 1 < len(facts))
 
 
 def pooled(moments: Sequence[Moments]) -> Moments | None:
