@@ -37,11 +37,10 @@ CONFIG: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Federation:
-    """How the images are divided, and how long the sites train."""
+    """How the images are divided, and how often the sites are averaged."""
 
     local_epochs: int = 1
     by_class: bool = True
-    times_as_long: int = 1
 
 
 ARMS: Mapping[str, Federation | None] = {
@@ -49,7 +48,6 @@ ARMS: Mapping[str, Federation | None] = {
     "alike, averaged each epoch": Federation(by_class=False),
     "a class each, averaged each epoch": Federation(),
     "a class each, every fourth epoch": Federation(local_epochs=4),
-    "a class each, three times as long": Federation(times_as_long=3),
 }
 
 
@@ -106,10 +104,11 @@ def train_and_draw(
         sites: dict[str, Any] = (
             {"site_column": "Label"} if federation.by_class else {"sites": len(classes)}
         )
-        local_epochs, epochs = federation.local_epochs, federation.times_as_long * options.epochs
+        local_epochs = federation.local_epochs
         simulate(
-            CONFIG, data, run, num_rounds=epochs // local_epochs, local_epochs=local_epochs, **sites
-        )
+            CONFIG, data, run, num_rounds=options.epochs // local_epochs,
+            local_epochs=local_epochs, **sites,
+        )  # fmt: skip
     else:
         train(CONFIG, data, run, overrides=[f"training.max_epochs={options.epochs}"])
     shutil.rmtree(drawn, ignore_errors=True)
