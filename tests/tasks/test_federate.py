@@ -18,7 +18,7 @@ from synthcube.errors import ConfigError, FederationError, OutputError
 from synthcube.federation import audit
 from synthcube.federation.agreement import Agreement
 from synthcube.federation.update import read_update
-from synthcube.tasks.federate import divide, simulate, site_values
+from synthcube.tasks.federate import divide, divide_by_column, simulate
 from synthcube.tasks.federated_model import initial_model, recorded_agreement
 from synthcube.tasks.federated_site import Site
 from synthcube.tasks.infer import InferRequest, infer
@@ -119,7 +119,7 @@ def test_no_subject_is_at_two_sites(tmp_path: Path) -> None:
 
 def test_a_column_names_the_sites(tiny_config, phantoms: Path, tmp_path: Path) -> None:
     manifest = read_manifest(phantoms)
-    shares = site_values(manifest, "Label")
+    shares = divide_by_column(manifest, "Label")
     assert list(shares) == sorted({row.label_name for row in manifest.rows})
     assert {row["LabelMapping"] for row in shares["ring"]} == {"ring"}
 
@@ -133,12 +133,12 @@ def test_a_column_names_the_sites(tiny_config, phantoms: Path, tmp_path: Path) -
     rows = [row.cells | {"Centre": "b" if index else ""} for index, row in enumerate(manifest.rows)]
     write_manifest(tmp_path / "list.csv", rows)
     with pytest.raises(FederationError, match=r"--site_column Centre: 1 of \d+ rows have no value"):
-        site_values(read_manifest(tmp_path / "list.csv"), "Centre")
+        divide_by_column(read_manifest(tmp_path / "list.csv"), "Centre")
     write_manifest(tmp_path / "list.csv", [row | {"SubjectID": "one"} for row in rows])
     with pytest.raises(
         FederationError, match="1 subjects have more than one value; a subject must"
     ):
-        site_values(read_manifest(tmp_path / "list.csv"), "LabelMapping")
+        divide_by_column(read_manifest(tmp_path / "list.csv"), "LabelMapping")
     with pytest.raises(ConfigError, match="give data, and no --sites"):
         simulate(tiny_config(), phantoms, run, sites=2, site_column="Label")
 

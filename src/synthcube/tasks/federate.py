@@ -88,12 +88,12 @@ def simulate(
     manifest = read_manifest(data_path) if data_path else None
     if manifest:
         require_outside({"output_path": run}, manifest)
-    values = site_values(manifest, site_column) if manifest and site_column else None
+    by_value = divide_by_column(manifest, site_column) if manifest and site_column else None
     federated_model.claim(run, "simulate")
     settings = hub_pins.pinned(settings, {})
     training = fine_tuning.resolved(settings.training, {})
     settings = settings.model_copy(update={"training": training})
-    labels = [f"site-{number + 1}" for number in range(len(values) if values else sites or 2)]
+    labels = [f"site-{number + 1}" for number in range(len(by_value) if by_value else sites or 2)]
     least = len(labels) if minimum_sites is None else minimum_sites
     plan = possible_plan(
         settings, labels, num_rounds, local_epochs, least,
@@ -106,13 +106,13 @@ def simulate(
         storage.settle(run / ARTIFACT)
         federated_model.record_plan(run, plan)
         manifest = manifest or _demo_data(run / DEMO)
-        if values:
-            shares = dict(zip(labels, values.values(), strict=True))
+        if by_value:
+            shares = dict(zip(labels, by_value.values(), strict=True))
             log.info(
                 "Sites: %s.",
                 ", ".join(
                     f"{label} is {value}, {len(shares[label])} images"
-                    for label, value in zip(labels, values, strict=True)
+                    for label, value in zip(labels, by_value, strict=True)
                 ),
             )
         else:
@@ -135,7 +135,7 @@ def _demo_data(folder: Path) -> Manifest:
     return read_manifest(folder)
 
 
-def site_values(manifest: Manifest, column: str) -> dict[str, list[dict[str, str]]]:
+def divide_by_column(manifest: Manifest, column: str) -> dict[str, list[dict[str, str]]]:
     """Rows of the manifest by the value that they have in a column, in the order of the values.
 
     Raises FederationError if a row has none, or a subject is at two sites, which no split undoes.
