@@ -25,6 +25,7 @@ def main() -> int:
     if sys.argv[1:2] in (
         ["quality"],
         ["federation"],
+        ["memorisation"],
         ["gpu"],
     ):  # they take other options, and print other tables
         return int(import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))

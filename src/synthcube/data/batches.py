@@ -12,6 +12,12 @@ import torch
 from synthcube.environment import derived_seed
 
 
+def evenly_spaced(rows: Sequence[int], number: int) -> list[int]:
+    """At most `number` of `rows`, spread over all of them so that sorted classes all appear."""
+    number = min(number, len(rows))
+    return [rows[i * len(rows) // number] for i in range(number)]
+
+
 class _Batches:
     """Batches of one epoch after the other.
 

@@ -335,13 +335,14 @@ class DataModule(pl.LightningDataModule):
 
     def examples(self, rows: Sequence[int]) -> Batch:
         """Those rows of the manifest as one batch, not augmented."""
-        return next(self._batches(rows, len(rows)))
+        return next(self.batches(rows, len(rows)))
 
     def every_image(self) -> Iterator[Batch]:
         """All rows of the manifest in order, in batches, not augmented."""
-        yield from self._batches(range(len(self.manifest.rows)), self.batch_size)
+        yield from self.batches(range(len(self.manifest.rows)), self.batch_size)
 
-    def _batches(self, rows: Sequence[int], size: int) -> Iterator[Batch]:
+    def batches(self, rows: Sequence[int], size: int) -> Iterator[Batch]:
+        """Those rows of the manifest, `size` at once, not augmented."""
         # once for all batches: it looks at every row
         images = CachedImages(
             self.cache, self.manifest, self.image, (), self.seed, self.config.masks,

@@ -224,7 +224,7 @@ def _end(run: Path, checkpoint: Path | None, training: TrainingConfig) -> str:
     if checkpoints.is_complete(checkpoint, training):
         end = "raise training.max_epochs, or max_minutes,"
     elif reason := stopped_early(checkpoint, training):
-        end = f"{reason}; raise that patience"
+        end = reason
     else:
         return ""
     if checkpoint.parent.resolve() != (run / "checkpoints").resolve():

@@ -33,8 +33,21 @@ class BestConfig(Schema):
     mode: Mode = Field(default="min", description="Whether less is better, or more (max).")
 
 
+COPIES = "validation/copies"
+"""Share of drawn images that are copies of training images; computed where it ends a training."""
+
+_MOST_COPIES = 0.1
+
+
 class EarlyStopConfig(BestConfig):
-    """When a training stops because a metric no longer improves."""
+    """When a training stops because a metric no longer improves, or is too bad."""
+
+    metric: str = Field(
+        default="validation/loss",
+        description="Name of a column of metrics.csv that is logged once an epoch; or copies: "
+        "images are drawn at each validation, and those counted that are copies of training images "
+        "(the column validation/copies).",
+    )
 
     patience: int = Field(
         default=10,
@@ -48,6 +61,33 @@ class EarlyStopConfig(BestConfig):
         le=1e30,
         description="Least change that is an improvement, in the metric's unit.",
     )
+    limit: float | None = Field(
+        default=None,
+        ge=-1e30,
+        le=1e30,
+        description="Stop at once where the metric is worse than this. null: only when it no "
+        "longer improves; for copies, which are a share from 0 to 1 and need no patience: 0.1.",
+    )
+    num_images: int = Field(
+        default=32, ge=2, le=MAX_COUNT,
+        description="Images that are drawn at each validation to look for copies.",
+    )  # fmt: skip
+
+    @field_validator("metric")
+    @classmethod
+    def _in_full(cls, metric: str) -> str:
+        return COPIES if metric == "copies" else metric
+
+    @model_validator(mode="after")
+    def _fewer_copies_are_better(self) -> Self:
+        if self.metric == COPIES and self.mode == "max":
+            raise ValueError("metric: copies: fewer are better; leave out mode: max")
+        return self
+
+    @property
+    def worst(self) -> float | None:
+        """The value beyond which it stops at once."""
+        return _MOST_COPIES if self.metric == COPIES and self.limit is None else self.limit
 
 
 class PrivacyConfig(Schema):
@@ -175,6 +215,15 @@ class TrainingConfig(Schema):
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise ValueError(f"{', '.join(twice)} is there more than once: name each logger once")
         return loggers
+
+    @model_validator(mode="after")
+    def _copies_are_no_merit(self) -> Self:
+        if self.best and self.best.metric == COPIES:
+            raise ValueError(
+                f"best.metric is {COPIES}: a model that has learned nothing has none; name a loss "
+                "here, and copies in early_stop"
+            )
+        return self
 
     @model_validator(mode="after")
     def _start_is_named(self) -> Self:

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from synthcube import terminal
 from synthcube.compute import ComputeConfig, devices_used
+from synthcube.data.batches import evenly_spaced
 from synthcube.data.module import DataModule
 from synthcube.environment import derived_seed, quiet_lightning
 from synthcube.errors import ConfigError
@@ -29,7 +30,8 @@ from synthcube.models.nets.norm import share_statistics
 from synthcube.storage import make_folder, sweep
 from synthcube.training import acceleration, checkpoints, curve, loggers, metrics, progress
 from synthcube.training.accountant import Budget, noise_warning
-from synthcube.training.config import TrainingConfig
+from synthcube.training.config import COPIES, TrainingConfig
+from synthcube.training.copies import CopyWatch
 from synthcube.training.ema import RampedEMA
 from synthcube.training.fine_tuning import FreezeCallback, freeze
 from synthcube.training.finiteness import FiniteGuard
@@ -180,6 +182,9 @@ def callbacks(
     optional: list[Callback | None] = [
         StepSeeds(run.seed),
         _guard(run),
+        CopyWatch(run.data, training.early_stop.num_images, run.seed)
+        if training.early_stop and training.early_stop.metric == COPIES
+        else None,
         metrics.LogMeans(),
         checkpoints.NewHyperparameters() if run.accept_changes else None,
         progress.LogLines(
@@ -244,10 +249,9 @@ def _monitor(family: Family, run: TrainingRun) -> str | None:
 
 
 def _pictured(run: TrainingRun) -> list[int]:
-    """Rows of the images in sample pictures, evenly spaced so that sorted classes all appear."""
+    """Rows of the images in sample pictures."""
     rows = run.data.rows("validation") or run.data.rows("train")
-    number = min(run.training.num_sample_images, len(rows))
-    return [rows[i * len(rows) // number] for i in range(number)]
+    return evenly_spaced(rows, run.training.num_sample_images)
 
 
 def _prepare(family: Family, run: TrainingRun) -> list[Any]:

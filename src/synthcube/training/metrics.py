@@ -6,6 +6,8 @@ import copy
 import csv
 import io
 import itertools
+import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,13 +21,15 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from synthcube import reading
 from synthcube.errors import ConfigError, OutputError
-from synthcube.models.family import EpochMeans, Family
-from synthcube.schema import Batch
+from synthcube.models.family import EpochMeans, Family, Samples
+from synthcube.schema import MAX_COUNT, Batch
 from synthcube.storage import storage_errors, write_with
 from synthcube.training.acceleration import trained_terms
 from synthcube.training.checkpoints import BestAndLast, load
-from synthcube.training.config import EarlyStopConfig, TrainingConfig
+from synthcube.training.config import COPIES, EarlyStopConfig, TrainingConfig
 from synthcube.training.strategies import gather_objects
+
+log = logging.getLogger("synthcube")
 
 _FIRST_COLUMNS = ("epoch", "step")
 
@@ -188,6 +192,11 @@ def require_metrics(
     if validates:
         with torch.no_grad():
             known |= {f"validation/{name}" for name in copy.deepcopy(family).eval().loss(batch)}
+        # A translated image is near to its own training image, as it should be; and patches are
+        # cut at random places.
+        is_comparable = not (family.image.source_channels or family.image.patches)
+        if training.early_stop and isinstance(family, Samples) and is_comparable:
+            known |= {COPIES}
     _refuse_unknown(metrics, sorted(known), validates=validates)
 
 
@@ -224,34 +233,61 @@ class EarlyStop(EarlyStopping):
         super().__init__(
             monitor=config.metric,
             min_delta=config.min_change,
-            patience=config.patience,
+            patience=config.patience if config.metric != COPIES else MAX_COUNT,
+            divergence_threshold=config.worst,
             mode=config.mode,
             check_finite=False,
             # Validation metrics are new only at the end of a validation.
             check_on_train_epoch_end=not config.metric.startswith("validation/"),
         )
-        self.every_n_epochs = every_n_epochs
+        self.config, self.every_n_epochs = config, every_n_epochs
+        self.last = math.nan
+        """The value that was looked at last."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self.last = float(trainer.callback_metrics.get(self.monitor, math.nan))
             super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.last = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        super().on_validation_end(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning would restore the earlier patience.
         super().load_state_dict({**state_dict, "patience": self.patience})
+        self.last = float(state_dict.get("last", math.nan))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and (reason := self.reason()):
+            log.info("Stopped early: %s to continue.", reason)
+
+    def reason(self) -> str:
+        """Why it ends the training, and what would continue it; empty if it does not."""
+        config, worst = self.config, self.config.worst
+        if worst is not None and (self.last - worst) * (1 if config.mode == "min" else -1) > 0:
+            return (
+                f"{config.metric} is {self.last:.6g} (training.early_stop.limit is {worst:g}); "
+                f"{'raise' if config.mode == 'min' else 'lower'} that limit"
+            )
+        if self.wait_count < self.patience:
+            return ""
+        return (
+            f"{config.metric} has not improved on {float(self.best_score):.6g} in "
+            f"{self.wait_count} validations (training.early_stop.patience is {config.patience}); "
+            "raise that patience"
+        )
 
 
 def stopped_early(checkpoint: Path, training: TrainingConfig) -> str:
-    """Why early stopping ended the training of a checkpoint; empty if it did not."""
-    config = training.early_stop
-    if config is None:
+    """Why early stopping ended the training of a checkpoint, and what would continue it; empty if
+    it did not end it."""
+    if training.early_stop is None:
         return ""
-    key = EarlyStop(config, training.validate_every_n_epochs).state_key
-    state = load(checkpoint, mapped=True)["callbacks"].get(key, {})
-    waited = int(state.get("wait_count", 0))
-    if waited < config.patience:
-        return ""
-    return (
-        f"{config.metric} has not improved on {float(state['best_score']):.6g} in {waited} "
-        f"validations (training.early_stop.patience is {config.patience})"
-    )
+    stop = EarlyStop(training.early_stop, training.validate_every_n_epochs)
+    if state := load(checkpoint, mapped=True)["callbacks"].get(stop.state_key):
+        stop.load_state_dict(state)
+    return stop.reason()
