@@ -26,6 +26,7 @@ def main() -> int:
         ["quality"],
         ["federation"],
         ["memorisation"],
+        ["privacy"],
         ["gpu"],
     ):  # they take other options, and print other tables
         return int(import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))

@@ -35,17 +35,26 @@ def main() -> None:
     parser.add_argument("--as", dest="name", help="class they should be of")
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
-    torch.manual_seed(0)
-    classes = sorted(path.name for path in options.real.iterdir() if path.is_dir())
-    halves = [pictures(options.real / name) for name in classes]
-    images = torch.cat([each[::2] for each in halves])
-    labels = torch.cat([torch.full((len(each[::2]),), i) for i, each in enumerate(halves)])
-    network = trained(images, labels, options.epochs)
-    print(f"classifier: {len(images)} real pictures of {len(classes)} classes")
+    classes, halves, network = classifier(options.real, options.epochs)
+    print(f"classifier: {sum(len(half[::2]) for half in halves)} real pictures of "
+          f"{len(classes)} classes")  # fmt: skip
     if options.name:
         compare(network, classes.index(options.name), halves, pictures(options.made))
     else:
         compare_classes(network, classes, halves, options.made)
+
+
+def classifier(
+    real: Path, epochs: int = 4, side: int = 64
+) -> tuple[list[str], Halves, nn.Sequential]:
+    """The classes of a folder, their pictures of so many pixels, and a classifier of the even
+    ones."""
+    torch.manual_seed(0)
+    classes = sorted(path.name for path in real.iterdir() if path.is_dir())
+    halves = [pictures(real / name, side) for name in classes]
+    images = torch.cat([half[::2] for half in halves])
+    labels = torch.cat([torch.full((len(half[::2]),), i) for i, half in enumerate(halves)])
+    return classes, halves, trained(images, labels, epochs)
 
 
 def compare(network: nn.Sequential, wanted: int, halves: Halves, made: torch.Tensor) -> None:
@@ -80,10 +89,10 @@ def compare_classes(
     print(f"all: {len(right)} made, {np.mean(right):.1%} taken for the class asked for")
 
 
-def pictures(folder: Path) -> torch.Tensor:
-    """(N, 1, 64, 64) in [-1, 1], in the order of their names."""
-    found = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".jpeg", ".jpg"))
-    arrays = [np.asarray(Image.open(path).convert("L").resize((64, 64))) for path in found]
+def pictures(folder: Path, side: int = 64) -> torch.Tensor:
+    """(N, 1, side, side) in [-1, 1], in the order of their names."""
+    names = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".jpeg", ".jpg"))
+    arrays = [np.asarray(Image.open(path).convert("L").resize((side, side))) for path in names]
     return torch.from_numpy(np.stack(arrays)).float()[:, None] / 127.5 - 1
 
 

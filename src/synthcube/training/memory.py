@@ -36,7 +36,6 @@ _REAL_STEP_LIMIT = 3e8
 # Resident memory of a host for each byte of a step that is alive at its peak: glibc keeps holes.
 _HOST_STEP, _HOST_RECOMPUTED = 1.33, 2.1
 _KEYS_SHOWN = 3
-_MAX_HALVINGS = 6  # of the batch size
 _SHORTAGE_MESSAGES = (
     "out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator",
     "ALLOC_FAILED", "std::bad_alloc", "Cannot allocate memory",
@@ -405,25 +404,36 @@ def _advice(memory: MemoryEstimate, free: int) -> list[str]:
 
 
 def _smaller_batch(memory: MemoryEstimate, free: int) -> Iterator[tuple[str, MemoryEstimate]]:
-    """The largest batch that should fit, with the rest of it accumulated."""
-    training = memory.training
-    for halves in range(1, _MAX_HALVINGS):
-        size, rest = divmod(training.batch_size, 2**halves)
-        if rest or size % memory.processes or not size:
-            size = max(1, size // memory.processes) * memory.processes
-        if size >= training.batch_size:
-            return
-        accumulate = training.accumulate * -(-training.batch_size // size)
-        changes = {"batch_size": size, "accumulate": accumulate}
-        other = replace(memory, training=training.model_copy(update=changes))
-        last = size == memory.processes or halves + 1 == _MAX_HALVINGS
-        try:
-            fits = other.bytes_needed() <= free
-        except (RuntimeError, MemoryError):
-            fits = False
-        if fits or last:
-            yield f"training.batch_size={size} training.accumulate={accumulate}", other
-            return
+    """The largest batch that should fit, with the rest of it accumulated.
+
+    Memory grows by the same amount with each image of a batch.
+    """
+    whole, least = memory.training.batch_size, memory.processes
+    if whole <= least:
+        return
+    most = least
+    try:
+        lowest = _with_batch(memory, least).bytes_needed()
+        added = (memory.bytes_needed() - lowest) / (whole - least)
+        if added > 0 and free > lowest:
+            most = min(least + int((free - lowest) / added), whole - 1)
+    except (RuntimeError, MemoryError):  # out of memory again
+        pass
+    parts = -(-whole // most)
+    size = max(least, -(-whole // parts) // least * least)
+    other = _with_batch(memory, size)
+    training = other.training
+    yield (
+        f"training.batch_size={training.batch_size} training.accumulate={training.accumulate}",
+        other,
+    )
+
+
+def _with_batch(memory: MemoryEstimate, size: int) -> MemoryEstimate:
+    """Steps of as many images, of which `size` are computed at once."""
+    accumulate = memory.training.accumulate * -(-memory.training.batch_size // size)
+    changes = {"batch_size": size, "accumulate": accumulate}
+    return replace(memory, training=memory.training.model_copy(update=changes))
 
 
 def _cheaper_step(memory: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate]]:
