@@ -26,6 +26,7 @@ def main() -> int:
         ["quality"],
         ["federation"],
         ["memorisation"],
+        ["plan"],
         ["privacy"],
         ["gpu"],
     ):  # they take other options, and print other tables

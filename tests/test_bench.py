@@ -161,3 +161,53 @@ def test_a_federation_of_unlike_sites_is_compared_with_a_training_on_all(tmp_pat
         for site in sites.iterdir():
             rows = read_manifest(site / "data.csv").rows
             assert len({row.label_name for row in rows}) == count
+
+
+@pytest.mark.slow
+def test_passes_until_the_first_copies_are_counted(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "data", num=120, size=(16, 16))
+    (tmp_path / "data" / "manifest.csv").unlink()
+    done = run(
+        "-m", "bench", "memorisation", "--data", str(tmp_path / "data"), "--numbers", "16",
+        "--work", str(tmp_path / "trials"), "--most_steps", "20",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    number, steps, passes, copies, *_ = done.stdout.strip().splitlines()[-1].strip("| ").split("|")
+    assert [int(number), int(steps), int(passes)] == [16, 20, 10]
+    assert 0 <= float(copies) <= 1
+
+
+@pytest.mark.slow
+def test_privacy_is_compared_epsilon_by_epsilon(tmp_path: Path) -> None:
+    for seed, name in enumerate(("private", "public")):
+        write_phantoms(tmp_path / name, num=60, size=(32, 32), seed=seed)
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for path in (tmp_path / name).rglob("*.png"):
+            path.rename(tmp_path / "data" / name / path.name)
+    done = run(
+        "-m", "bench", "privacy", "--data", str(tmp_path / "data"), "--private", "private",
+        "--work", str(tmp_path / "trials"), "--epochs", "1", "--public_epochs", "1",
+        "--images", "12",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:4] for line in done.stdout.strip().splitlines()[-7:]]
+    sigma = {name.strip(): cell.strip() for name, cell, _ in rows}
+    assert [sigma[name] for name in ("public start", "few weights, not private")] == ["-", "-"]
+    noise = [float(sigma[f"few weights, epsilon {epsilon}"]) for epsilon in (10, 3, 1)]
+    assert noise == sorted(noise)
+    assert noise[0] < noise[2]
+
+
+@pytest.mark.slow
+def test_a_plan_is_held_to_what_it_said(tmp_path: Path) -> None:
+    done = run(
+        "-m", "bench", "plan", "--pictures", str(tmp_path), "--volumes", str(tmp_path),
+        "--work", str(tmp_path / "trials"), "--minutes", "0.1", "--sets", "four channels",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    name, _, seconds, memory, distances, *_ = (
+        cell.strip() for cell in done.stdout.strip().splitlines()[-1].strip("|").split("|")
+    )
+    assert name == "four channels"
+    assert all(float(part.split()[0]) > 0 for part in [*seconds.split(","), *memory.split(",")])
+    assert "(" in distances

@@ -61,6 +61,7 @@ def draft(
     rules.choose_validation(made)
     rules.choose_size(made, longest)
     rules.choose_depth(made)
+    rules.choose_recipe(made)
     rules.choose_augmentation(made)
     rules.choose_batch(made)
     return made
@@ -146,7 +147,9 @@ def test_a_coarse_axis_takes_the_tenth_percentile() -> None:
     ("shape", "number", "batch"),
     [
         ((64, 64), 1500, 16),
-        ((64, 64), 200, 9),  # 5% of 180
+        ((64, 64), 900, 16),
+        ((64, 64), 500, 8),  # a short training
+        ((64, 64), 150, 6),  # 5% of 135
         ((64, 64), 40, 2),
         ((64, 64), 2, 1),
         ((32, 32, 32), 1500, 4),
@@ -157,6 +160,43 @@ def test_a_batch_is_no_more_than_5_percent_of_the_images(
     shape: tuple[int, ...], number: int, batch: int
 ) -> None:
     assert value(draft(measured(shape, number)), "training.batch_size") == batch
+
+
+@pytest.mark.parametrize(
+    ("number", "where", "request_of", "short"),
+    [
+        (1500, CPU, {}, False),  # 135,000 images are seen
+        (300, CPU, {}, True),  # 27,000
+        (1500, CPU, {"hours": 0.5}, True),
+        (1500, CPU, {"hours": 2.5}, False),
+        (1500, CPU, {"budget_images": 54_000}, True),
+        (1500, CPU, {"budget_images": 54_001}, False),
+        (300, GPU, {"hours": 0.5}, False),
+        (300, CPU, {"family": "ddpm"}, False),
+        (300, CPU, {"goal": "compress"}, False),
+    ],
+)
+def test_a_short_training_takes_more_and_cheaper_steps(
+    number: int, where: Machine, request_of: dict[str, Any], short: bool
+) -> None:
+    made = draft(measured(number=number), where, **request_of)
+    keys = ("model.num_res_blocks", "model.optimizer", "model.scheduler")
+    expected = (1, {"lr": 2e-3, "betas": [0.9, 0.99]}, {"warmup_steps": 20})
+    assert [value(made, key) for key in keys] == list(expected if short else [None] * 3)
+    if short:
+        assert value(made, "model.attention_from") == 3
+        assert value(made, "training.batch_size") == 8
+        settings = made.config()
+        assert settings.model.faults(made.image(settings)) == []
+        assert settings.model.optimizer.model_dump()["lr"] == 2e-3
+    own = draft(measured(number=number), where, "model.optimizer.lr=1e-4", **request_of)
+    assert own.values["model"].get("optimizer", {"lr": 1e-4}) == {"lr": 1e-4}
+
+
+def test_volumes_have_no_recipe_of_their_own() -> None:
+    made = draft(measured((32, 32, 32), 7), hours=0.5)
+    assert value(made, "model.optimizer") is None
+    assert value(made, "model.attention_from") == 2
 
 
 def test_processes_share_a_batch_evenly() -> None:

@@ -102,6 +102,7 @@ def _drafted(
         rules.choose_validation(draft)
         rules.choose_size(draft, longest)
         rules.choose_depth(draft)
+        rules.choose_recipe(draft)
         rules.choose_augmentation(draft)
         rules.choose_batch(draft)
         fits = rules.fit_memory(draft, cost.training_bytes)
@@ -265,12 +266,17 @@ def differences(settings: RunConfig, manifest: Manifest) -> list[str]:
         pinned.append(f"data.slices={settings.data.slices}")
     if settings.data.source_channels:
         pinned.append(f"data.source_channels={[*settings.data.source_channels]}")
+    # Not a plan for a short training, whose recipe is no matter of right or wrong.
+    long = rules.SHORT_IMAGES + 1
     free = _drafted(
-        measured, where, PlanRequest(overrides=tuple(pinned)), _longest_side(measured, where)
-    )
+        measured, where, PlanRequest(overrides=tuple(pinned), budget_images=long),
+        _longest_side(measured, where),
+    )  # fmt: skip
     size = settings.data.size or free.along_axes(measured.shape.median)
     pinned.append(f"data.size={[int(side) for side in size]}")
-    sized = _drafted(measured, where, PlanRequest(overrides=tuple(pinned)), None)
+    sized = _drafted(
+        measured, where, PlanRequest(overrides=tuple(pinned), budget_images=long), None
+    )
     lines = [*_data_differences(free, settings), *_step_differences(sized, settings)]
     seen = settings.training.max_epochs * free.num_training_images
     if seen < rules.FLOOR_IMAGES:

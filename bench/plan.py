@@ -1,0 +1,186 @@
+"""Does a plan keep its word? Memory, time and images of planned trainings, on eight data sets.
+
+    python -m bench plan --pictures MedNIST --volumes VOLUMES --work trials --minutes 3
+
+For each data set `synthcube plan` chooses the settings of a training that takes about --minutes. It
+is trained without an edit: its time and its peak of memory stand beside those that the plan named.
+A config that somebody wrote for such images is trained for as many CPU-seconds. Both draw images,
+which are judged on images that neither saw, in the features of EfficientNet-Lite0. Results are kept
+in --work, and the same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.plan_sets import DataSet, data_sets
+from bench.process import apart, one_thread
+
+_IMAGES = 100
+_FIRST_BUDGET = 1000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is not done yet, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench plan", description=__doc__)
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of class folders")
+    parser.add_argument("--volumes", type=Path, required=True, help="folder of volumes")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the trials")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of each training")
+    parser.add_argument("--sets", nargs="+", help="names of sets (all)")
+    options = parser.parse_args(arguments)
+    results = {}
+    for data_set in data_sets():
+        if options.sets is None or data_set.name in options.sets:
+            folder = options.work / data_set.name.replace(" ", "-")
+            if not (folder / "result.json").exists():
+                run_set(options, data_set, folder)
+            results[data_set.name] = json.loads((folder / "result.json").read_text())
+    print(table(results))
+    return 0
+
+
+def run_set(options: argparse.Namespace, data_set: DataSet, folder: Path) -> None:
+    """Plan, train and judge; its last act is to write result.json."""
+    if not (folder / "written").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        data_set.write(folder, options.pictures, options.volumes)
+        (folder / "written").touch()
+    train, judge = (
+        next((path for path in (folder / f"{part}.csv", folder / part) if path.exists()), None)
+        for part in ("train", "judge")
+    )
+    assert train
+    cost = apart(planned_cost, folder / "plan.yaml", train, _FIRST_BUDGET)
+    for _ in range(2):  # validations and pictures follow from the length
+        rest = cost["seconds"] - cost["steps_seconds"]
+        share = max(1.0, 60 * options.minutes - rest) / cost["steps_seconds"]
+        cost = apart(planned_cost, folder / "plan.yaml", train, round(share * cost["images"]))
+    planned = _trained(folder / "plan.yaml", train, folder / "planned")
+    config = {**data_set.written_by_hand}
+    config["training"] = {
+        **config.get("training", {}), "max_epochs": 100_000,
+        "max_minutes": round(planned["cpu_seconds"] / 60, 3),
+    }  # fmt: skip
+    (folder / "by-hand.yaml").write_text(yaml.safe_dump(config))
+    by_hand = _trained(folder / "by-hand.yaml", train, folder / "by-hand")
+    for name, result in (("planned", planned), ("by-hand", by_hand)):
+        result["fidelity"] = _judged(folder, name, judge)
+    result = {"cost": cost, "planned": planned, "by_hand": by_hand, "libraries": apart(libraries)}
+    (folder / "result.json").write_text(json.dumps(result, indent=1))
+
+
+def planned_cost(path: Path, data: Path, budget: int) -> dict[str, float]:
+    """Plan for so many images, write the plan, and return what it says that the training costs."""
+    from synthcube.planning.draft import PlanRequest
+    from synthcube.tasks import plan
+
+    planned = plan.plan(data, PlanRequest(budget_images=budget))
+    path.unlink(missing_ok=True)
+    plan.write(planned, path)
+    cost, training = planned.cost, planned.settings.training
+    assert cost.duration
+    return {
+        "bytes": cost.training_bytes, "seconds": cost.duration.total,
+        "steps_seconds": cost.duration.steps, "steps": cost.steps,
+        "images": cost.steps * training.batch_size * training.accumulate,
+    }  # fmt: skip
+
+
+def libraries() -> int:
+    """Bytes of a process that can train and has no model."""
+    import resource
+
+    import torchio  # noqa: F401
+
+    import synthcube.tasks.train  # noqa: F401
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _trained(config: Path, data: Path, run: Path) -> dict[str, Any]:
+    """Train with the command line; returns seconds, CPU-seconds, peak memory and steps."""
+    shutil.rmtree(run, ignore_errors=True)
+    words = ["train", "-c", str(config), "-d", str(data), "-o", str(run)]
+    command = [sys.executable, "-m", "synthcube", *words, "--set", "compute.accelerator=cpu"]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env=one_thread())
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"training {run} failed: {status}")
+    with (run / "metrics.csv").open() as file:
+        steps = int(file.readlines()[-1].split(",")[1])
+    return {
+        "seconds": time.perf_counter() - start, "cpu_seconds": used.ru_utime + used.ru_stime,
+        "peak": used.ru_maxrss * 1024, "steps": steps,
+    }  # fmt: skip
+
+
+def _judged(folder: Path, name: str, judge: Path | None) -> dict[str, Any]:
+    """The fidelity of drawn images; empty where there is nothing to judge by."""
+    run, drawn = folder / name, folder / f"{name}-drawn"
+    shutil.rmtree(drawn, ignore_errors=True)
+    command = [sys.executable, "-m", "synthcube"]
+    words = ["infer", "-m", str(run), "-o", str(drawn), "-n", str(_IMAGES)]
+    subprocess.run([*command, *words], check=True, env=one_thread())
+    if judge is None:
+        return {}
+    results = folder / f"{name}.yaml"
+    words = ["evaluate", "-p", str(drawn), "-l", str(judge), "-o", str(results)]
+    config = folder / "evaluation.yaml"
+    config.write_text("evaluation: {usefulness: false}\n")
+    subprocess.run([*command, *words, "-c", str(config)], check=True, env=one_thread())
+    fidelity: dict[str, Any] = yaml.safe_load(results.read_text())["fidelity"]
+    return {key: fidelity[key] for key in ("kernel_distance", "precision", "recall")}
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table: a row for each set."""
+    heads = [
+        "images", "steps: plan, by hand", "time: planned, taken", "memory: planned, peak",
+        "kernel distance: plan, by hand (real)", "precision, recall: plan", "by hand",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for name, result in results.items():
+        cost, planned, by_hand = result["cost"], result["planned"], result["by_hand"]
+        needed = cost["bytes"] + result["libraries"]
+        first, second = planned["fidelity"], by_hand["fidelity"]
+        distances = "-"
+        if first:
+            real = first["kernel_distance"].get("real_baseline")
+            both = ", ".join(_number(r["kernel_distance"]["value"]) for r in (first, second))
+            distances = f"{both} ({_number(real)})"
+        cells = [
+            name, f"{planned['steps']}, {by_hand['steps']}",
+            f"{cost['seconds']:.0f} s, {planned['seconds']:.0f} s",
+            f"{needed / 1e9:.2f} GB, {planned['peak'] / 1e9:.2f} GB", distances,
+            *(_shares(fidelity) for fidelity in (first, second)),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _shares(fidelity: Mapping[str, Any]) -> str:
+    if not fidelity:
+        return "-"
+    return ", ".join(_number(fidelity[key]["value"]) for key in ("precision", "recall"))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
