@@ -36,6 +36,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from bench import recognition
 from bench.process import one_thread
 
 MEASURES = ("kernel_distance", "precision", "recall", "coverage")
@@ -214,7 +215,7 @@ def run_trial(options: argparse.Namespace, recipe: Recipe, seed: int) -> None:
         config["data"] |= {"conditions": {"Label": "class"}}  # type: ignore[operator]
     train(config, options.work / "train.csv", run, overrides=recipe.overrides)
     begun = time.process_time()
-    infer(InferRequest(run, drawn, num_images=options.images))
+    infer(InferRequest(run, drawn, num_images=number_of_images(options)))
     sampling = (time.process_time() - begun) / options.images
     evaluate(
         drawn, options.work / "judge.csv", folder / "results.yaml",
@@ -244,7 +245,30 @@ def run_trial(options: argparse.Namespace, recipe: Recipe, seed: int) -> None:
             if isinstance(entry, dict) and "value" in entry
         },
     }  # fmt: skip
+    if options.paradigm == "custom":
+        result["recognised"] = recognised(options, drawn)
     (folder / "result.json").write_text(json.dumps(result, indent=1))
+
+
+def number_of_images(options: argparse.Namespace) -> int | str:
+    """As `infer -n` takes it: so many in all, as many of each class."""
+    if options.paradigm != "custom":
+        return int(options.images)
+    with (options.work / "train.csv").open(newline="") as file:
+        classes = sorted({row["LabelMapping"] for row in csv.DictReader(file)})
+    return ",".join(f"{name}={max(1, options.images // len(classes))}" for name in classes)
+
+
+def recognised(options: argparse.Namespace, drawn: Path) -> dict[str, float]:
+    """Shares that a classifier of real images takes for the class asked for: mean and worst."""
+    classifier = recognition.classifier(options.data, side=options.size[0])
+    images = recognition.pictures(drawn / "images", options.size[0])
+    rates = recognition.shares(*classifier, images, recognition.asked_for(drawn))
+    drawn_shares, real_shares = zip(*rates.values(), strict=True)
+    return {
+        "mean": float(np.mean(drawn_shares)), "worst": min(drawn_shares),
+        "real_mean": float(np.mean(real_shares)), "real_worst": min(real_shares),
+    }  # fmt: skip
 
 
 def last_loss(run: Path) -> float | None:
@@ -286,19 +310,22 @@ def _radial_power(images: np.ndarray) -> np.ndarray:
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
     """A Markdown table: a row for each recipe, means over its seeds, then the real baseline."""
     names = [*MEASURES, "spectrum"]
-    lines = [
-        "| recipe | steps | loss | " + " | ".join(name.replace("_", " ") for name in names)
-        + " | images per CPU-s |",
-        "| --- " * (len(names) + 4) + "|",
+    first = next(iter(results.values()))[0]
+    shares = ["mean", "worst"] if "recognised" in first else []
+    heads = [
+        "recipe", "steps", "loss", *(name.replace("_", " ") for name in names),
+        *(f"recognised, {name}" for name in shares), "images per CPU-s",
     ]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, trials in results.items():
         cells = [_mean([trial["steps"] for trial in trials], ".0f")]
         cells += [_mean([trial["loss"] for trial in trials], ".4f")]
         cells += [_mean([trial[key].get("value") for trial in trials], ".3g") for key in names]
+        cells += [_mean([trial["recognised"][key] for trial in trials], ".3f") for key in shares]
         cells += [_mean([1 / trial["seconds_per_image"] for trial in trials], ".2f")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    real = next(iter(results.values()))[0]
-    cells = [_mean([real[key].get("real_baseline")], ".3g") for key in names]
+    cells = [_mean([first[key].get("real_baseline")], ".3g") for key in names]
+    cells += [_mean([first["recognised"][f"real_{key}"]], ".3f") for key in shares]
     lines.append(f"| real images | | | {' | '.join(cells)} | |")
     return "\n".join(lines)
 

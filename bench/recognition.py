@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,24 @@ def classifier(
     return classes, halves, trained(images, labels, epochs)
 
 
+def shares(
+    classes: Sequence[str],
+    halves: Halves,
+    network: nn.Sequential,
+    images: torch.Tensor,
+    labels: Sequence[str],
+) -> dict[str, tuple[float, float]]:
+    """By class, which share of the images asked to be of it is taken for it, and of real ones."""
+    taken = network(images).argmax(1)
+    rates = {}
+    for index, name in enumerate(classes):
+        chosen = [place for place, label in enumerate(labels) if label == name]
+        if chosen:
+            real = (network(halves[index][1::2]).argmax(1) == index).float().mean().item()
+            rates[name] = ((taken[chosen] == index).float().mean().item(), real)
+    return rates
+
+
 def compare(network: nn.Sequential, wanted: int, halves: Halves, made: torch.Tensor) -> None:
     """Print how pictures of one class fare beside real ones."""
     held_out = halves[wanted][1::2]
@@ -73,20 +92,20 @@ def compare_classes(
     network: nn.Sequential, classes: list[str], halves: Halves, folder: Path
 ) -> None:
     """Print the share of each class that is taken for it, beside that of real pictures."""
+    labels = asked_for(folder)
+    rates = shares(classes, halves, network, pictures(folder / "images"), labels)
+    for name, (share, real) in rates.items():
+        number = labels.count(name)
+        print(f"{name}: {number} made, {share:.1%} taken for it (real, held out: {real:.1%})")
+    mean = np.mean([rates[label][0] for label in labels])
+    print(f"all: {len(labels)} made, {mean:.1%} taken for the class asked for")
+
+
+def asked_for(folder: Path) -> list[str]:
+    """The class of each image that `synthcube infer` wrote, in the order of their names."""
     with (folder / "manifest.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    made = pictures(folder / "images")
-    taken = network(made).argmax(1)
-    right = []
-    for index, name in enumerate(classes):
-        chosen = [number for number, row in enumerate(rows) if row["Label"] == name]
-        if not chosen:
-            continue
-        right += (taken[chosen] == index).tolist()
-        share = (taken[chosen] == index).float().mean().item()
-        real = (network(halves[index][1::2]).argmax(1) == index).float().mean().item()
-        print(f"{name}: {len(chosen)} made, {share:.1%} taken for it (real, held out: {real:.1%})")
-    print(f"all: {len(right)} made, {np.mean(right):.1%} taken for the class asked for")
+        rows = sorted(csv.DictReader(file), key=lambda row: row["Channel_0"])
+    return [row["Label"] for row in rows]
 
 
 def pictures(folder: Path, side: int = 64) -> torch.Tensor:

@@ -142,6 +142,29 @@ def test_recipes_are_trained_judged_and_kept(budget: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_classes_that_recipes_draw_are_recognised(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        write_phantoms(tmp_path / name, num=40, size=(16, 16), seed=seed)
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for path in (tmp_path / name).rglob("*.png"):
+            path.rename(tmp_path / "data" / name / path.name)
+    done = run(
+        "-m", "bench", "quality", "--data", str(tmp_path / "data"), "--paradigm", "custom",
+        "--work", str(tmp_path / "trials"), "--size", "16", "16", "--seconds", "4",
+        "--images", "20", "--recipe",
+        "one: model.channels=[8,8] model.num_norm_groups=2 model.num_sampling_steps=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    heading, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in done.stdout.strip().splitlines()[-4:]
+    )
+    for row in rows:
+        shares = [float(row[heading.index(f"recognised, {name}")]) for name in ("mean", "worst")]
+        assert 0 <= shares[1] <= shares[0] <= 1
+
+
+@pytest.mark.slow
 def test_a_federation_of_unlike_sites_is_compared_with_a_training_on_all(tmp_path: Path) -> None:
     for seed, name in enumerate(("a", "b")):
         write_phantoms(tmp_path / name, num=30, size=(16, 16), seed=seed)
