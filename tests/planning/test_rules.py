@@ -9,7 +9,7 @@ import torch
 
 from synthcube.data.fingerprint import Fingerprint
 from synthcube.errors import ConfigError
-from synthcube.planning import rules
+from synthcube.planning import length, rules
 from synthcube.planning.draft import Draft, Machine, PlanRequest
 from synthcube.tasks import plan
 
@@ -61,7 +61,7 @@ def draft(
     rules.choose_validation(made)
     rules.choose_size(made, longest)
     rules.choose_depth(made)
-    rules.choose_recipe(made)
+    length.choose_recipe(made)
     rules.choose_augmentation(made)
     rules.choose_batch(made)
     return made
@@ -334,7 +334,7 @@ def test_what_the_user_fixed_stays_and_the_rest_adapts() -> None:
 )
 def test_length(number: int, request_of: dict[str, Any], seconds: Any, epochs: int) -> None:
     made = draft(measured(number=number), **request_of)
-    rules.choose_length(made, seconds)
+    length.choose_length(made, seconds)
     assert value(made, "training.max_epochs") == epochs
     assert value(made, "training.max_minutes") == (60 if "hours" in request_of else None)
     assert bool(made.warnings) == (number == 40)

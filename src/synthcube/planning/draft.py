@@ -129,6 +129,12 @@ class Draft:
         return registry.find(self.values["model"]["name"])
 
     @property
+    def wavelet_levels(self) -> int:
+        """How often the images are halved before the network sees them."""
+        own = lookup(self.fixed, "model.wavelet_levels")[1]
+        return own if isinstance(own, int) else 0
+
+    @property
     def slice_axis(self) -> int | None:
         """The axis across which volumes are cut into slices (data.slices)."""
         plane = lookup(self.fixed, "data.slices")[1]

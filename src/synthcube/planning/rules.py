@@ -1,7 +1,8 @@
 """The rules of `synthcube plan`: each chooses keys of the config, with a reason for the user.
 
 A rule that was not measured in this project names its source. Averages and samplers are no choice
-of a plan, nor are learning rates and schedules but for short trainings: the family's defaults hold.
+of a plan, nor are learning rates and schedules but for short trainings (length.py): the family's
+defaults hold.
 
 No rule ever adds a flip: across the body's midline it would put the liver on the left.
 """
@@ -18,7 +19,8 @@ from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.models.families.autoencoder_kl import AutoencoderKLConfig
 from synthcube.models.families.rectified_flow import RectifiedFlowConfig
 from synthcube.models.nets.unet import UNetFields
-from synthcube.planning.draft import Draft, lookup
+from synthcube.planning.draft import Draft
+from synthcube.planning.length import is_short
 from synthcube.schema import ImageSpec, near_multiples
 from synthcube.training.config import TrainingConfig
 
@@ -36,14 +38,7 @@ MOST_TOKENS = 4096  # at the finest level with attention
 _BATCH_SHARE = 0.05  # of the images in one step (nnU-Net)
 _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 at 128^3
 _FEW_IMAGES = 500
-FLOOR_IMAGES = 27_000  # 20 epochs of 1,350 hands: the first good pictures (docs/results.md)
-SHORT_IMAGES = 2 * FLOOR_IMAGES
-"""Images seen by the longest training that is short; its recipe was measured with 12,000."""
-_SHORT_HOURS = 2.0
 _SHORT_BATCH = 8
-_CEILING_IMAGES = {True: 2_000_000, False: 200_000}  # on a GPU, on a CPU
-_MANY_PASSES = 300
-_STEPS_BETWEEN = 200  # validations
 _ANISOTROPIC = 3.0
 _MOST_VALIDATED = 2000
 _FEW_OF_A_CLASS = 10
@@ -230,7 +225,7 @@ def _coarser(spacing: Sequence[float], factor: float) -> tuple[float, ...]:
 def _fitting(draft: Draft, exact: Sequence[float], *, up: bool) -> list[int]:
     """The size nearest to `exact` (or not below it) that the model can make."""
     levels = "channels" in draft.family.model_fields and issubclass(draft.family, UNetFields)
-    step = 2 ** (_num_levels(exact, draft) - 1 + _wavelet_levels(draft)) if levels else 1
+    step = 2 ** (_num_levels(exact, draft) - 1 + draft.wavelet_levels) if levels else 1
     while True:
         size = near_multiples([math.ceil(side) for side in exact], step)
         if up:
@@ -253,7 +248,7 @@ def _num_levels(size: Sequence[float], draft: Draft) -> int:
     if stated:
         return len(own)
     levels = len(_default_channels(draft))
-    size = [side / 2 ** _wavelet_levels(draft) for side in size]
+    size = [side / 2**draft.wavelet_levels for side in size]
     least = _LEAST_COARSE if max(size) < 3 * min(size) else _LEAST_OF_THICK
     while levels > 2 and min(size) / 2 ** (levels - 1) < least:
         levels -= 1
@@ -263,12 +258,6 @@ def _num_levels(size: Sequence[float], draft: Draft) -> int:
     ):
         levels += 1
     return levels
-
-
-def _wavelet_levels(draft: Draft) -> int:
-    """How often the images are halved before the network sees them."""
-    _, own = lookup(draft.fixed, "model.wavelet_levels")
-    return own if isinstance(own, int) else 0
 
 
 def _stated_channels(draft: Draft) -> tuple[bool, list[int]]:
@@ -296,7 +285,7 @@ def choose_depth(draft: Draft) -> None:
     default = _default_channels(draft)
     levels = _num_levels(size, draft)
     channels = [*default[:levels], *[default[-1]] * (levels - len(default))]
-    size = [side / 2 ** _wavelet_levels(draft) for side in size]
+    size = [side / 2**draft.wavelet_levels for side in size]
     coarse = " x ".join(f"{side / 2 ** (levels - 1):g}" for side in size)
     draft.choose("model.channels", channels, f"{levels} levels, the coarsest of {coarse} places")
     default_from: int = draft.family.model_fields["attention_from"].default
@@ -306,34 +295,6 @@ def choose_depth(draft: Draft) -> None:
     )
     what = f"{places[first]:,.0f} places" if first < levels else "no level is coarse enough"
     draft.choose("model.attention_from", first, f"{what}; more than {MOST_TOKENS:,} cost too much")
-
-
-def is_short(draft: Draft) -> bool:
-    """Whether pictures are trained on for so short a time on a CPU that steps are what lacks."""
-    request, rank = draft.request, len(draft.values["data"].get("size") or ())
-    if draft.machine.is_gpu or rank != 2 or request.goal != "generate":
-        return False
-    if draft.family is not RectifiedFlowConfig or _wavelet_levels(draft):
-        return False
-    if request.hours:
-        return request.hours <= _SHORT_HOURS
-    return images_wanted(draft, None)[0] <= SHORT_IMAGES
-
-
-def choose_recipe(draft: Draft) -> None:
-    """Cheaper and more steps with a higher learning rate, where a training is short.
-
-    Measured on hands for 25 minutes on one core (docs/recipes.md): three times the steps of the
-    defaults, and better images by every measure but the spectrum.
-    """
-    if not is_short(draft):
-        return
-    why = "short training: more steps matter more than weights"
-    draft.choose("model.num_res_blocks", 1, why)
-    levels = len(draft.values["model"]["channels"])
-    draft.choose("model.attention_from", levels - 1, "short training: at the coarsest level alone")
-    draft.choose("model.optimizer", {"lr": 2e-3, "betas": [0.9, 0.99]}, "short training")
-    draft.choose("model.scheduler", {"warmup_steps": 20}, "short training")
 
 
 def choose_batch(draft: Draft) -> None:
@@ -439,58 +400,6 @@ def choose_augmentation(draft: Draft) -> None:
     if draft.machine.is_gpu:
         workers = max(1, min(4, draft.machine.cores - 1))
         draft.choose("data.num_workers", workers, "augmentation is computed on the CPU")
-
-
-def images_wanted(draft: Draft, seconds_an_image: float | None) -> tuple[float, str]:
-    """Images to train on, counting each time it is seen, and why.
-
-    Hours with a timed step say it; a number of images says it; else it follows from the data: the
-    default number of epochs, at least what the first good model of this project took.
-    """
-    request, number = draft.request, draft.num_training_images
-    if request.budget_images:
-        return request.budget_images, f"--budget_images {request.budget_images:,}"
-    if request.hours and seconds_an_image:
-        images = request.hours * 3600 / seconds_an_image
-        return images, f"{request.hours:g} hours at {seconds_an_image:.3g} s an image"
-    ceiling = _CEILING_IMAGES[draft.machine.is_gpu]
-    images = min(max(DEFAULTS.max_epochs * number, FLOOR_IMAGES), max(ceiling, number))
-    if images == FLOOR_IMAGES:
-        return images, f"{images:,} images seen: fewer gave no good pictures"
-    if images < DEFAULTS.max_epochs * number:
-        return images, f"{images:,} images seen; more with --hours"
-    return images, f"{DEFAULTS.max_epochs} passes over the data, the default"
-
-
-def choose_length(draft: Draft, seconds_an_image: float | None) -> None:
-    """Epochs, the end by the clock, and how often to validate.
-
-    Memorisation begins after a number of passes over the data that hardly depends on how many
-    images there are (Bonnaire et al., NeurIPS 2025, arXiv 2505.17638). That number was not
-    measured for these families: the warning is careful, and `evaluate` counts the copies.
-    """
-    number, training = draft.num_training_images, draft.values["training"]
-    wanted, reason = images_wanted(draft, seconds_an_image)
-    epochs = max(1, round(wanted / number))
-    epochs = draft.choose("training.max_epochs", epochs, reason)
-    if draft.request.hours:
-        limit = f"--hours {draft.request.hours:g}"
-        draft.choose("training.max_minutes", round(draft.request.hours * 60, 2), limit)
-    steps = max(1, number // training["batch_size"])
-    every = max(1, min(round(_STEPS_BETWEEN / steps), epochs // 10 or 1))
-    if every > 1:
-        reason = f"{steps * every} steps between: {steps} an epoch would mostly validate"
-        draft.choose("training.validate_every_n_epochs", every, reason)
-    pictures = max(DEFAULTS.sample_every_n_epochs, math.ceil(epochs / 20 / every) * every)
-    if pictures != DEFAULTS.sample_every_n_epochs:
-        draft.choose("training.sample_every_n_epochs", pictures, "about 20 sample pictures")
-    if epochs > _MANY_PASSES:
-        draft.warnings.append(
-            f"each of the {number} training images is seen {epochs:,} times: the model may "
-            "memorise them. More images are the cure; stop when `synthcube evaluate` counts "
-            "copies, or choose fewer with --budget_images (this number of passes, "
-            f"{_MANY_PASSES}, was not measured)"
-        )
 
 
 def choose_sampling(draft: Draft, image: ImageSpec, bytes_of: Callable[[int], int]) -> None:

@@ -15,7 +15,7 @@ from synthcube.data.manifest import Manifest, read_manifest
 from synthcube.errors import ConfigError, MemoryShortageError
 from synthcube.models import registry
 from synthcube.models.nets.unet import PixelConfig
-from synthcube.planning import cost, rules
+from synthcube.planning import cost, length, rules
 from synthcube.planning.cost import StepTime
 from synthcube.planning.draft import Choice, Draft, Machine, PlanRequest, machine
 from synthcube.planning.table import HEADING, Alternative, Cost, Plan, yaml_text
@@ -79,7 +79,7 @@ def planned(
         draft, timed = _resized_for_time(draft, timed, longest, probe)
     settings = draft.config()
     image_seconds = cost.seconds_an_image(settings, timed) if timed else None
-    rules.choose_length(draft, image_seconds)
+    length.choose_length(draft, image_seconds)
     return _finished(draft, timed)
 
 
@@ -102,7 +102,7 @@ def _drafted(
         rules.choose_validation(draft)
         rules.choose_size(draft, longest)
         rules.choose_depth(draft)
-        rules.choose_recipe(draft)
+        length.choose_recipe(draft)
         rules.choose_augmentation(draft)
         rules.choose_batch(draft)
         fits = rules.fit_memory(draft, cost.training_bytes)
@@ -150,7 +150,7 @@ def _resized_for_time(
         native = max(draft.along_axes(draft.fingerprint.shape.median))
         size = draft.values["data"]["size"]
         seconds = cost.seconds_an_image(draft.config(), timed) * 2 ** len(size)
-        enough = hours * 3600 / seconds >= _ENLARGED_FROM * rules.FLOOR_IMAGES
+        enough = hours * 3600 / seconds >= _ENLARGED_FROM * length.FLOOR_IMAGES
         if native <= longest or not enough:
             break
         longest *= 2
@@ -171,10 +171,10 @@ def _finished(draft: Draft, timed: StepTime | None) -> Plan:
     batches = max(1, draft.num_training_images // training.batch_size)
     seen = training.max_epochs * draft.num_training_images
     duration = cost.duration(draft, settings, timed) if timed else None
-    if timed and seen < rules.FLOOR_IMAGES and draft.request.hours:
+    if timed and seen < length.FLOOR_IMAGES and draft.request.hours:
         draft.warnings.append(
             f"{seen:,} images are seen in this time; the first good pictures of 64 x 64 voxels "
-            f"took {rules.FLOOR_IMAGES:,}. Give more hours, or a smaller data.size"
+            f"took {length.FLOOR_IMAGES:,}. Give more hours, or a smaller data.size"
         )
     total = Cost(
         training_bytes=cost.training_bytes(draft),
@@ -267,7 +267,7 @@ def differences(settings: RunConfig, manifest: Manifest) -> list[str]:
     if settings.data.source_channels:
         pinned.append(f"data.source_channels={[*settings.data.source_channels]}")
     # Not a plan for a short training, whose recipe is no matter of right or wrong.
-    long = rules.SHORT_IMAGES + 1
+    long = length.SHORT_IMAGES + 1
     free = _drafted(
         measured, where, PlanRequest(overrides=tuple(pinned), budget_images=long),
         _longest_side(measured, where),
@@ -279,10 +279,10 @@ def differences(settings: RunConfig, manifest: Manifest) -> list[str]:
     )
     lines = [*_data_differences(free, settings), *_step_differences(sized, settings)]
     seen = settings.training.max_epochs * free.num_training_images
-    if seen < rules.FLOOR_IMAGES:
+    if seen < length.FLOOR_IMAGES:
         lines.append(
             f"training.max_epochs {settings.training.max_epochs}: {seen:,} images are seen; the "
-            f"first good pictures of 64 x 64 voxels took {rules.FLOOR_IMAGES:,}"
+            f"first good pictures of 64 x 64 voxels took {length.FLOOR_IMAGES:,}"
         )
     return [f"the plan differs: {line}" for line in lines]
 

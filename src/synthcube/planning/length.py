@@ -1,0 +1,98 @@
+"""How long a plan trains, and the recipe of a training that is short."""
+
+from __future__ import annotations
+
+import math
+
+from synthcube.models.families.rectified_flow import RectifiedFlowConfig
+from synthcube.planning.draft import Draft
+from synthcube.training.config import TrainingConfig
+
+FLOOR_IMAGES = 27_000  # 20 epochs of 1,350 hands: the first good pictures (docs/results.md)
+SHORT_IMAGES = 2 * FLOOR_IMAGES
+"""Images seen by the longest training that is short; its recipe was measured with 12,000."""
+_SHORT_HOURS = 2.0
+_CEILING_IMAGES = {True: 2_000_000, False: 200_000}  # on a GPU, on a CPU
+_MANY_PASSES = 300
+_STEPS_BETWEEN = 200  # validations
+_DEFAULTS = TrainingConfig()
+
+
+def images_wanted(draft: Draft, seconds_an_image: float | None) -> tuple[float, str]:
+    """Images to train on, counting each time it is seen, and why.
+
+    Hours with a timed step say it; a number of images says it; else it follows from the data: the
+    default number of epochs, at least what the first good model of this project took.
+    """
+    request, number = draft.request, draft.num_training_images
+    if request.budget_images:
+        return request.budget_images, f"--budget_images {request.budget_images:,}"
+    if request.hours and seconds_an_image:
+        images = request.hours * 3600 / seconds_an_image
+        return images, f"{request.hours:g} hours at {seconds_an_image:.3g} s an image"
+    ceiling = _CEILING_IMAGES[draft.machine.is_gpu]
+    images = min(max(_DEFAULTS.max_epochs * number, FLOOR_IMAGES), max(ceiling, number))
+    if images == FLOOR_IMAGES:
+        return images, f"{images:,} images seen: fewer gave no good pictures"
+    if images < _DEFAULTS.max_epochs * number:
+        return images, f"{images:,} images seen; more with --hours"
+    return images, f"{_DEFAULTS.max_epochs} passes over the data, the default"
+
+
+def choose_length(draft: Draft, seconds_an_image: float | None) -> None:
+    """Epochs, the end by the clock, and how often to validate.
+
+    Memorisation begins after a number of passes over the data that hardly depends on how many
+    images there are (Bonnaire et al., NeurIPS 2025, arXiv 2505.17638). That number was not
+    measured for these families: the warning is careful, and `evaluate` counts the copies.
+    """
+    number, training = draft.num_training_images, draft.values["training"]
+    wanted, reason = images_wanted(draft, seconds_an_image)
+    epochs = max(1, round(wanted / number))
+    epochs = draft.choose("training.max_epochs", epochs, reason)
+    if draft.request.hours:
+        limit = f"--hours {draft.request.hours:g}"
+        draft.choose("training.max_minutes", round(draft.request.hours * 60, 2), limit)
+    steps = max(1, number // training["batch_size"])
+    every = max(1, min(round(_STEPS_BETWEEN / steps), epochs // 10 or 1))
+    if every > 1:
+        reason = f"{steps * every} steps between: {steps} an epoch would mostly validate"
+        draft.choose("training.validate_every_n_epochs", every, reason)
+    pictures = max(_DEFAULTS.sample_every_n_epochs, math.ceil(epochs / 20 / every) * every)
+    if pictures != _DEFAULTS.sample_every_n_epochs:
+        draft.choose("training.sample_every_n_epochs", pictures, "about 20 sample pictures")
+    if epochs > _MANY_PASSES:
+        draft.warnings.append(
+            f"each of the {number} training images is seen {epochs:,} times: the model may "
+            "memorise them. More images are the cure; stop when `synthcube evaluate` counts "
+            "copies, or choose fewer with --budget_images (this number of passes, "
+            f"{_MANY_PASSES}, was not measured)"
+        )
+
+
+def is_short(draft: Draft) -> bool:
+    """Whether pictures are trained on for so short a time on a CPU that steps are what lacks."""
+    request, rank = draft.request, len(draft.values["data"].get("size") or ())
+    if draft.machine.is_gpu or rank != 2 or request.goal != "generate":
+        return False
+    if draft.family is not RectifiedFlowConfig or draft.wavelet_levels:
+        return False
+    if request.hours:
+        return request.hours <= _SHORT_HOURS
+    return images_wanted(draft, None)[0] <= SHORT_IMAGES
+
+
+def choose_recipe(draft: Draft) -> None:
+    """Cheaper and more steps with a higher learning rate, where a training is short.
+
+    Measured on hands for 25 minutes on one core (docs/recipes.md): three times the steps of the
+    defaults, and better images by every measure but the spectrum.
+    """
+    if not is_short(draft):
+        return
+    why = "short training: more steps matter more than weights"
+    draft.choose("model.num_res_blocks", 1, why)
+    levels = len(draft.values["model"]["channels"])
+    draft.choose("model.attention_from", levels - 1, "short training: at the coarsest level alone")
+    draft.choose("model.optimizer", {"lr": 2e-3, "betas": [0.9, 0.99]}, "short training")
+    draft.choose("model.scheduler", {"warmup_steps": 20}, "short training")
