@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,17 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from examples import brats_like, he_like, head_like
+_EXAMPLES = Path(__file__).parents[1] / "examples"
 
-_ROOT = Path(__file__).parents[1] / "examples"
+
+def _script(name: str) -> Any:
+    """A script of examples/, as a module; a library has taken the name of that folder."""
+    specification = spec_from_file_location(name, _EXAMPLES / f"{name}.py")
+    assert specification
+    assert specification.loader
+    module = module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ def _real_pictures(classes: list[str] | None, most: int) -> Callable[[Path, Path
 
 def _colour_patches(folder: Path, *_: Path) -> None:
     """Patches of drawn slides, 64x64, RGB; other slides judge."""
+    he_like = _script("he_like")
     for part, numbers in (("train", range(12)), ("judge", range(100, 106))):
         (folder / part).mkdir()
         for number in numbers:
@@ -76,6 +86,7 @@ def _seven_volumes(folder: Path, _: Path, volumes: Path) -> None:
 
 def _thick_slices(folder: Path, *_: Path) -> None:
     """Drawn CT scans of heads, of which every fourth slice is left: 4 x 4 x 20 mm."""
+    head_like = _script("head_like")
     matrix = head_like.affine() @ np.diag([1, 1, 4, 1])
     for part, numbers in (("train", range(40)), ("judge", range(100, 140))):
         (folder / part).mkdir()
@@ -88,6 +99,7 @@ def _thick_slices(folder: Path, *_: Path) -> None:
 
 def _image_and_mask(folder: Path, *_: Path) -> None:
     """Slices of drawn heads, 48x48, with the tumour's mask as a second channel."""
+    brats_like = _script("brats_like")
     for part, numbers in (("train", range(120)), ("judge", range(200, 260))):
         (folder / part).mkdir()
         rows = []
@@ -106,6 +118,7 @@ def _image_and_mask(folder: Path, *_: Path) -> None:
 
 def _four_channels(folder: Path, *_: Path) -> None:
     """Drawn heads in T1, FLAIR, their mean and their difference: volumes of 48x48x32."""
+    brats_like = _script("brats_like")
     matrix = np.diag([brats_like.SPACING_MM] * 3 + [1.0])
     for part, numbers in (("train", range(40)), ("judge", range(100, 140))):
         (folder / part).mkdir()
@@ -125,7 +138,7 @@ def _example(name: str, **changes: Any) -> Mapping[str, Any]:
     from synthcube import reading
     from synthcube.errors import ConfigError
 
-    values = dict(reading.read_yaml(_ROOT / name, ConfigError))
+    values = dict(reading.read_yaml(_EXAMPLES / name, ConfigError))
     for section, keys in changes.items():
         values[section] = {**values.get(section, {}), **keys}
     return values

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--public_epochs", type=int, default=16)
     parser.add_argument("--freeze", nargs="*", default=FREEZE, help="patterns of names")
     parser.add_argument("--epochs", type=int, default=20, help="of the private trainings")
-    parser.add_argument("--lr", type=float, default=2e-3, help="of the private trainings")
+    parser.add_argument("--lr", type=float, default=4e-3, help="of few weights")
     parser.add_argument("--draws", type=int, default=1, help="as training.privacy.draws")
     parser.add_argument("--images", type=int, default=200, help="to draw and to judge")
     options = parser.parse_args(arguments)
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     few = [
         start, f"training.freeze={json.dumps([*options.freeze])}",
-        f"training.batch_size={num_private // 2}", f"training.max_epochs={options.epochs}",
+        f"training.batch_size={num_private // 4}", f"training.max_epochs={options.epochs}",
         f"model.optimizer.lr={options.lr}", "data.validation_fraction=0",
         "model.scheduler.warmup_steps=2",
     ]  # fmt: skip
@@ -103,19 +103,19 @@ def write_lists(options: argparse.Namespace) -> int:
 def trial(
     options: argparse.Namespace, run: Path, data: str, overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """Train, draw and judge; its last act is to write results.yaml."""
+    """Train, draw and judge; its last act is to write the results."""
     from synthcube.tasks.evaluate import evaluate
     from synthcube.tasks.infer import InferRequest, infer
     from synthcube.tasks.train import train
 
-    path, drawn = run / "results.yaml", run / "drawn"
+    path, drawn = run.with_name(f"{run.name}.yaml"), run.with_name(f"{run.name}-drawn")
     if not path.exists():
         train(CONFIG, options.work / data, run, overrides=overrides)
         shutil.rmtree(drawn, ignore_errors=True)
         infer(InferRequest(run, drawn, num_images=options.images))
         evaluate(
             drawn, options.work / "judge.csv", path,
-            config_path={"evaluation": {"usefulness": False}},
+            config_path={**CONFIG, "evaluation": {"usefulness": False}},
         )  # fmt: skip
     result: dict[str, Any] = yaml.safe_load(path.read_text())
     budget = run / "artifact" / "privacy.json"

@@ -338,6 +338,8 @@ def test_length(number: int, request_of: dict[str, Any], seconds: Any, epochs: i
     assert value(made, "training.max_epochs") == epochs
     assert value(made, "training.max_minutes") == (60 if "hours" in request_of else None)
     assert bool(made.warnings) == (number == 40)
+    stop = {"metric": "copies", "num_images": 16} if number == 40 else None
+    assert value(made, "training.early_stop") == stop
     settings = made.config()
     assert settings.training.max_epochs >= settings.training.validate_every_n_epochs
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError
 from synthcube.storage import sha256
 from synthcube.tasks.train import train
@@ -100,6 +101,16 @@ def test_looking_for_copies_changes_no_training(
         for name in ("plain", "watched")
     )
     assert plain == watched
+
+
+def test_images_of_one_subject_tell_nothing(tiny_config, tmp_path: Path) -> None:
+    folder = write_phantoms(tmp_path / "data", num=6, size=(16, 16)).parent
+    rows = [("a" if i else "b", folder / f"phantom-{i:05d}.png") for i in range(6)]
+    lines = [f"{name},{path},{'train' if name == 'a' else 'validation'}" for name, path in rows]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(["SubjectID,Channel_0,Split", *lines]) + "\n")
+    with pytest.raises(ConfigError, match="all training images are of one; leave it out"):
+        train(tiny_config(), path, tmp_path / "run", overrides=[STOP])
 
 
 @pytest.mark.parametrize(

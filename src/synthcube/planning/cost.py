@@ -19,6 +19,7 @@ from synthcube.planning.draft import Draft, Machine
 from synthcube.schema import Batch, Condition, ImageSpec
 from synthcube.training import memory
 from synthcube.training.acceleration import recompute_blocks
+from synthcube.training.config import COPIES
 
 PROBE_STEPS = 20
 _WARM_UP = 3
@@ -187,9 +188,12 @@ def duration(draft: Draft, settings: RunConfig, timed: StepTime) -> Duration:
     every = training.sample_every_n_epochs
     pictures = math.ceil(training.max_epochs / every) if every else 0  # one at the end
     shown = min(training.num_sample_images, max(1, held_out or number))
+    stop = training.early_stop
+    looked_at = stop.num_images if stop and stop.metric == COPIES else 0
     return Duration(
         steps=steps * timed.step,
-        validation=validations * batches_validated * timed.forward,
+        validation=validations
+        * (batches_validated * timed.forward + looked_at * image_seconds(settings, timed)),
         pictures=pictures * shown * image_seconds(settings, timed),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from synthcube.models.families.rectified_flow import RectifiedFlowConfig
-from synthcube.planning.draft import Draft
+from synthcube.planning.draft import Draft, lookup
 from synthcube.training.config import TrainingConfig
 
 FLOOR_IMAGES = 27_000  # 20 epochs of 1,350 hands: the first good pictures (docs/results.md)
@@ -43,8 +43,8 @@ def choose_length(draft: Draft, seconds_an_image: float | None) -> None:
     """Epochs, the end by the clock, and how often to validate.
 
     Memorisation begins after a number of passes over the data that hardly depends on how many
-    images there are (Bonnaire et al., NeurIPS 2025, arXiv 2505.17638). That number was not
-    measured for these families: the warning is careful, and `evaluate` counts the copies.
+    images there are (Bonnaire et al., NeurIPS 2025, arXiv 2505.17638): about 700 with 50 hands of
+    32 x 32 (docs/recipes.md). Other networks differ: above 300 the training looks for copies.
     """
     number, training = draft.num_training_images, draft.values["training"]
     wanted, reason = images_wanted(draft, seconds_an_image)
@@ -64,10 +64,15 @@ def choose_length(draft: Draft, seconds_an_image: float | None) -> None:
     if epochs > _MANY_PASSES:
         draft.warnings.append(
             f"each of the {number} training images is seen {epochs:,} times: the model may "
-            "memorise them. More images are the cure; stop when `synthcube evaluate` counts "
-            "copies, or choose fewer with --budget_images (this number of passes, "
-            f"{_MANY_PASSES}, was not measured)"
+            "memorise them. More images are the cure, or fewer passes (--budget_images)"
         )
+        validates = lookup(draft.values, "data.validation_fraction")[1] != 0
+        if draft.request.goal == "generate" and validates and not draft.is_fixed("data.patches"):
+            drawn = 16 if len(draft.values["data"]["size"]) == 2 else 8
+            draft.choose(
+                "training.early_stop", {"metric": "copies", "num_images": drawn},
+                f"{epochs:,} passes: stop when drawn images are copies",
+            )  # fmt: skip
 
 
 def is_short(draft: Draft) -> bool:

@@ -21,6 +21,7 @@ from torch.nn import functional
 from synthcube.data.batches import evenly_spaced
 from synthcube.data.module import DataModule
 from synthcube.environment import derived_seed
+from synthcube.errors import ConfigError
 from synthcube.schema import Condition
 from synthcube.training.config import COPIES
 
@@ -78,6 +79,13 @@ class CopyWatch(Callback):
     num_images: int
     seed: int
     _known: tuple[NearestSubjects, float] | None = field(default=None, init=False)
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if len(self.data.training_subjects) < 2:
+            raise ConfigError(
+                "training.early_stop.metric copies: a copy is told by its distance to another "
+                "subject, and all training images are of one; leave it out."
+            )
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         if trainer.sanity_checking:
