@@ -462,7 +462,7 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-_FLOWER_SOCKET = "SYNTHCUBE_FLOWER_SOCKET"
+FLOWER_SOCKET = "SYNTHCUBEFLOWER_SOCKET"
 
 
 def of_flower(scratch: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -476,10 +476,10 @@ def of_flower(scratch: Path, environment: Mapping[str, str] = os.environ) -> dic
         **kept, "FLWR_HOME": str(scratch), "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
-        "PYTHONSAFEPATH": "1", _FLOWER_SOCKET: str(scratch / "socket"),
+        "PYTHONSAFEPATH": "1", FLOWER_SOCKET: str(scratch / "socket"),
     }  # fmt: skip
 
 
 def flower_socket(environment: Mapping[str, str] = os.environ) -> str:
     """Where the process that has started Flower listens to its apps."""
-    return environment[_FLOWER_SOCKET]
+    return environment[FLOWER_SOCKET]

@@ -33,6 +33,7 @@ from synthcube.federation_flower.processes import (
     OPEN,
     READY,
     Process,
+    listening,
     output,
     receive,
     require_flower,
@@ -74,7 +75,7 @@ def served(
         scratch = held.enter_context(storage.scratch_folder())
         inner, outer = held.enter_context(socket.socket()), held.enter_context(_listening(address))
         inner.bind(("127.0.0.1", 0))
-        listener = held.enter_context(Listener(str(scratch / "socket"), "AF_UNIX"))
+        listener = held.enter_context(listening(scratch))
         superlink = Process(
             ["-m", "synthcube.federation_flower.nodes", "superlink", inner.fileno(),
              outer.fileno(), (certificates / CERTIFICATE).absolute(),
@@ -255,9 +256,7 @@ class _Courier:
             self._pause(site, ask)
             return
         try:
-            answer, file = decoded(content, Answer)
-            if answer.nonce != ask.nonce:
-                raise RefusalError("certificate", "the answer is not of this site")
+            answer, file = _verified(content, ask.nonce)
         except FederationError:
             log.warning("An answer that should be of %s is refused.", site.label)
             self._pause(site, ask)
@@ -266,24 +265,26 @@ class _Courier:
             site.refusal = None
             self._pause(site, ask)
             return
+        self._note_sent(site, ask)
+        try:
+            self._hand_over(site.label, ask.state, answer, file)
+        except RefusalError as error:
+            if error.code != "late":
+                site.refusal = _refusal(error)
+        if answer.fault:
+            self._pause(site, ask)
+
+    def _note_sent(self, site: _Site, ask: _Ask) -> None:
+        """Note what a site has received, as it has answered."""
         state = ask.state
         if ask.average_bytes:
             number = state.round - (state.phase == "rounds")
             self.coordinator.average_was_sent(
                 site.label, number, ask.average_sha256, ask.average_bytes
             )
-        if state.phase in ("failed", "done"):
-            site.is_informed = True
-            if state.phase == "failed":
-                self.coordinator.failure_was_told(site.label)
-            return
-        try:
-            self._hand_over(site.label, state, answer, file)
-        except RefusalError as error:
-            if error.code != "late":
-                site.refusal = _refusal(error)
-        if answer.fault:
-            self._pause(site, ask)
+        site.is_informed = state.phase in ("failed", "done")
+        if state.phase == "failed":
+            self.coordinator.failure_was_told(site.label)
 
     def _hand_over(self, label: str, state: State, answer: Answer, file: bytes) -> None:
         if answer.fault:
@@ -320,6 +321,14 @@ class _Courier:
 def _accept(listener: Listener, connections: deque[Connection]) -> None:
     with suppress(OSError):  # once the listener is closed
         connections.append(listener.accept())
+
+
+def _verified(content: bytes, nonce: str) -> tuple[Answer, bytes]:
+    """An answer and its file, of the node that the nonce was sent to. Raises FederationError."""
+    answer, file = decoded(content, Answer)
+    if not secrets.compare_digest(answer.nonce, nonce):
+        raise FederationError("An answer is refused: it is not of the site that was asked.")
+    return answer, file
 
 
 def _refusal(error: RefusalError) -> Refusal:

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,6 +141,18 @@ def output(words: Sequence[object], scratch: Path) -> str:
         name = " ".join(["flwr", *map(str, words[1:3])])
         raise FederationError(f"Flower's command {name} failed:", lines[-_MOST_LINES:])
     return result.stdout
+
+
+def listening(scratch: Path) -> Listener:
+    """Listens to Flower's apps on this machine, in a folder of this user alone."""
+    path = environment.of_flower(scratch)[environment.FLOWER_SOCKET]
+    try:
+        return Listener(path, "AF_UNIX")
+    except OSError as error:  # Linux takes 107 characters
+        raise FederationError(
+            f"{path}: Flower's processes cannot meet there ({error.strerror or error}); TMPDIR "
+            "must name a folder with a shorter path."
+        ) from error
 
 
 def send(connection: Connection, header: Mapping[str, Any], content: bytes = b"") -> None:

@@ -20,7 +20,14 @@ from synthcube.federation.client import Client
 from synthcube.federation.messages import FAULT_KINDS, RefusalError, SiteFault, State
 from synthcube.federation_flower import keys
 from synthcube.federation_flower.messages import Answer, Order, decoded, encoded
-from synthcube.federation_flower.processes import FOREIGN, REFUSED, SENT, Process, require_flower
+from synthcube.federation_flower.processes import (
+    FOREIGN,
+    REFUSED,
+    SENT,
+    Process,
+    listening,
+    require_flower,
+)
 
 log = logging.getLogger("synthcube")
 
@@ -55,13 +62,15 @@ class FlowerClient(Client):
         self._current: tuple[Connection, Order, bytes] | None = None
         self._held = ExitStack()
         self._process: Process | None = None
+        self._is_on_its_way = False
+        """Whether an answer has not reached the coordinator yet."""
 
     def __enter__(self) -> FlowerClient:
         with ExitStack() as held:
             self._scratch = held.enter_context(storage.scratch_folder())
             keys.write_private_key(self._certificates, self._scratch / "key")
             self._require_reach()
-            listener = held.enter_context(Listener(str(self._scratch / "socket"), "AF_UNIX"))
+            listener = held.enter_context(listening(self._scratch))
             threading.Thread(target=self._listen, args=(listener,), daemon=True).start()
             held.callback(self._end)
             self._held = held.pop_all()
@@ -72,19 +81,18 @@ class FlowerClient(Client):
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         with self._held:
-            if self._current is None or (error and not isinstance(error, Exception)):
-                return
-            while self._process and self._process.sign():
-                pass  # of earlier answers
-            if error is None:
-                self._answer(Answer(nonce=self._current[1].nonce))
-            else:
+            if error and not isinstance(error, Exception):
+                return  # a signal, which leaves no time
+            if self._current and error:
                 name = type(error).__name__ if isinstance(error, SynthCubeError) else "other"
                 number = max(1, self._current[1].state.round)
                 self.tell_fault(number, name if name in FAULT_KINDS else "other")
+            elif self._current:
+                self._answer(Answer(nonce=self._current[1].nonce))
             end = time.monotonic() + _FAREWELL_S
             while self._process and self._process.code is None and time.monotonic() < end:
-                if self._process.sign() == SENT:
+                self._read_signs(self._process)
+                if not self._is_on_its_way:
                     break
                 time.sleep(0.1)
 
@@ -153,6 +161,7 @@ class FlowerClient(Client):
         connection, self._current = self._current[0], None
         with connection:
             try:
+                self._is_on_its_way = True
                 connection.send_bytes(encoded(answer, file))
             except OSError:  # its SuperNode has ended meanwhile: the coordinator asks again
                 log.warning("An answer was not taken: the coordinator will ask again.")
@@ -180,9 +189,7 @@ class FlowerClient(Client):
         """Keep a SuperNode running. Raises FederationError where that has no prospect."""
         if self._process is None:
             self._process = self._started()
-        while sign := self._process.sign():
-            if sign == FOREIGN:
-                log.warning("The coordinator sent code of its own, which is refused.")
+        self._read_signs(self._process)
         if self._process.code == REFUSED:
             raise FederationError(
                 f"The coordinator at {self.address} does not know the key of this site: "
@@ -195,6 +202,13 @@ class FlowerClient(Client):
             self._require_reach()
         elif time.monotonic() - self._checked > _CHECK_S:
             self._require_reach()
+
+    def _read_signs(self, process: Process) -> None:
+        while sign := process.sign():
+            if sign == FOREIGN:
+                log.warning("The coordinator sent code of its own, which is refused.")
+            else:
+                self._is_on_its_way = False
 
     def _started(self) -> Process:
         with socket.socket() as free:
