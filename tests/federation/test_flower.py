@@ -437,7 +437,8 @@ def test_of_an_error_at_a_site_its_kind_alone_leaves_it(
     data = write_phantoms(tmp_path / "images", num=6, size=(16, 16)).parent
     write_plan(tiny_config(), tmp_path / "plan.json", sites=["site-1", "site-2"], num_rounds=1,
                minimum_sites=1, overrides=SHARED)  # fmt: skip
-    server, first = federation.serve(), federation.join("site-1", data, run=f"{SECRET}/first")
+    server = federation.serve(minutes=1.5)  # to be short, as the last average waits for both sites
+    first = federation.join("site-1", data, run=f"{SECRET}/first")
     until(lambda: "site-1 told its facts" in server.output, server, first)
     (tmp_path / SECRET / "first" / "run").write_text("no folder")
     second = federation.join("site-2", data)

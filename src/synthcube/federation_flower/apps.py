@@ -6,6 +6,8 @@ that Flower reads from. What the bytes mean, and whether they are accepted, is d
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Client, Connection
@@ -29,6 +31,7 @@ _UNANSWERED = 0  # "unknown" among Flower's codes
 @client.query()  # type: ignore[untyped-decorator]
 def answer(message: Message, context: Context) -> Message:
     """Hand a message to the site, and reply with what it answers."""
+    _end_with_parent()
     try:
         with Client(environment.flower_socket(), "AF_UNIX") as site:
             site.send_bytes(_bytes(message))
@@ -41,6 +44,7 @@ def answer(message: Message, context: Context) -> Message:
 @server.main()  # type: ignore[untyped-decorator]
 def relay(grid: Grid, context: Context) -> None:
     """Send what the coordinator hands over, and hand it the replies, until it hangs up."""
+    _end_with_parent()
     pending: set[str] = set()
     shown = -_NODES_S
     with (
@@ -55,6 +59,18 @@ def relay(grid: Grid, context: Context) -> None:
                          for node in grid.get_nodes()]  # fmt: skip
                 send(coordinator, {"nodes": nodes})
             _collect(grid, coordinator, pending)
+
+
+def _end_with_parent() -> None:
+    """End this process with the one that started it, whatever it does then."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_S)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _send_all(grid: Grid, coordinator: Connection, pending: set[str]) -> None:

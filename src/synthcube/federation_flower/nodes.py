@@ -11,11 +11,14 @@ import asyncio
 import dataclasses
 import importlib
 import os
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
 
 import uvicorn
 from flwr.app import Error, Message
@@ -89,7 +92,7 @@ async def _serve(servers: tuple[tuple[uvicorn.Server, socket.socket], ...]) -> N
         print(word, flush=True)
         if not await loop.run_in_executor(None, sys.stdin.readline):
             break
-    os._exit(0)  # a child of Flower's ends once this process is gone
+    _end()
 
 
 def _only_sites(app: Asgi) -> Asgi:
@@ -146,7 +149,7 @@ def supernode(*words: str) -> None:
 
 def _end_with_input() -> None:
     sys.stdin.read()
-    os._exit(0)
+    _end()
 
 
 def _guarded(pull: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -212,6 +215,15 @@ def _end_if_refused() -> None:
             raise
 
     FleetHttpClient.ActivateNode = activated
+
+
+def _end() -> NoReturn:
+    """End at once with all children, which do not hear of it while they start."""
+    for path in Path("/proc/self/task").glob("*/children"):
+        for child in path.read_text().split():
+            with suppress(OSError):
+                os.kill(int(child), signal.SIGKILL)
+    os._exit(0)
 
 
 if __name__ == "__main__":
