@@ -5,13 +5,15 @@ The slow tests start real processes of `.venv-flower` (make flower-env), which t
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -46,14 +48,19 @@ SECRET = "Erika-Mustermann"
 NONCE = "ab" * 32
 LIMIT_S = 400.0
 
-flower = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(
-        not PYTHON.with_name("flwr").exists(),
-        reason="there is no .venv-flower: make flower-env makes it",
-    ),
-]
+
+def with_flower(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test as slow, and as one that needs the environment with Flower."""
+    is_missing = not PYTHON.with_name("flwr").exists()
+    reason = "there is no .venv-flower: make flower-env makes it"
+    marks = (
+        pytest.mark.slow,
+        pytest.mark.timeout(1200),
+        pytest.mark.skipif(is_missing, reason=reason),
+    )
+    for mark in marks:
+        test = mark(test)
+    return test
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def study(certificates: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
 def test_without_flower_one_error_says_how_to_install_it(
     study, tiny_config, phantoms: Path, tmp_path: Path, cli
 ) -> None:
-    if sys.modules.get("flwr") or shutil.which("flwr"):
+    if importlib.util.find_spec("flwr"):
         pytest.skip("Flower is in this environment")
     plan = tmp_path / "plan.json"
     write_plan(tiny_config(), plan, sites=["site-1", "site-2"], num_rounds=2)
@@ -255,8 +262,6 @@ def read(process: int, name: str) -> bytes:
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -360,9 +365,9 @@ class Flower:
                        check=True, capture_output=True, timeout=LIMIT_S)  # fmt: skip
 
 
-@pytest.mark.parametrize("_", [pytest.param(None, marks=flower)])
+@with_flower
 def test_two_sites_come_to_the_bits_of_the_simulation_and_run_no_foreign_code(
-    _: None, tiny_config, study, federation: Federation, tmp_path: Path
+    tiny_config, study, federation: Federation, tmp_path: Path
 ) -> None:
     lists = simulated(tiny_config(), tmp_path)
     server, first = federation.serve(), federation.join("site-1", lists[0])
@@ -373,8 +378,6 @@ def test_two_sites_come_to_the_bits_of_the_simulation_and_run_no_foreign_code(
         stranger.output
     )
     assert not (tmp_path / "strange").exists()
-
-    import ssl
 
     trust = ssl.create_default_context(cafile=str(study["server"] / "root.crt"))
     for path in (
@@ -409,18 +412,22 @@ def test_two_sites_come_to_the_bits_of_the_simulation_and_run_no_foreign_code(
         assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
 
 
-@pytest.mark.parametrize("_", [pytest.param(None, marks=flower)])
-def test_a_coordinator_that_is_killed_goes_on(
-    _: None, tiny_config, federation: Federation, tmp_path: Path
+@with_flower
+def test_a_site_and_the_coordinator_are_killed_and_go_on(
+    tiny_config, federation: Federation, tmp_path: Path
 ) -> None:
     lists = simulated(tiny_config(), tmp_path)
     server = federation.serve()
-    sites = [federation.join(f"site-{n}", path) for n, path in enumerate(lists, start=1)]
-    until((tmp_path / "server" / "rounds.json").exists, server, *sites)
+    first, second = (federation.join(f"site-{n}", path) for n, path in enumerate(lists, start=1))
+    until((tmp_path / "server" / "rounds.json").exists, server, first, second)
+    second.process.send_signal(signal.SIGKILL)
+    assert second.ended() == -signal.SIGKILL
+    second = federation.join("site-2", lists[1])
+    until(lambda: server.output.count("site-2 is connected") == 2, server, first, second)
     server.process.send_signal(signal.SIGKILL)
     assert server.ended() == -signal.SIGKILL
     again = federation.serve()
-    for command in (again, *sites):
+    for command in (again, first, second):
         assert command.ended() == 0, command.output
     assert_simulated_weights(tmp_path, "server", "site-1", "site-2")
     received = {(line.kind, line.site, line.round)
@@ -429,9 +436,9 @@ def test_a_coordinator_that_is_killed_goes_on(
     assert received >= {("weights", site, n) for site in ("site-1", "site-2") for n in (1, 2)}
 
 
-@pytest.mark.parametrize("_", [pytest.param(None, marks=flower)])
+@with_flower
 def test_of_an_error_at_a_site_its_kind_alone_leaves_it(
-    _: None, tiny_config, federation: Federation, tmp_path: Path
+    tiny_config, federation: Federation, tmp_path: Path
 ) -> None:
     """A name is in the path of the folder that the first site cannot write to."""
     data = write_phantoms(tmp_path / "images", num=6, size=(16, 16)).parent

@@ -179,15 +179,16 @@ class _Courier:
                     raise EOFError
                 if connections:
                     self._step(connections[0])
-        except (EOFError, OSError):
+        except SynthCubeError as error:  # such as a full disk
+            self.coordinator.stop(error)
+        except Exception as error:  # whatever it is, the leading thread must not wait for ever
             self.coordinator.stop(
                 FederationError(
-                    "Flower has ended. Nothing is lost: the same command goes on. Its last lines:",
+                    f"Flower has ended ({type(error).__name__}). Nothing is lost: the same command "
+                    "goes on. Its last lines:",
                     superlink.last_lines,
                 )
             )
-        except SynthCubeError as error:  # such as a full disk
-            self.coordinator.stop(error)
         finally:
             for connection in connections:
                 connection.close()
@@ -265,7 +266,8 @@ class _Courier:
             site.refusal = None
             self._pause(site, ask)
             return
-        self._note_sent(site, ask)
+        if not answer.fault:
+            self._note_sent(site, ask)
         try:
             self._hand_over(site.label, ask.state, answer, file)
         except RefusalError as error:

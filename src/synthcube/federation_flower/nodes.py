@@ -32,7 +32,7 @@ from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from synthcube.federation_flower import bundle
-from synthcube.federation_flower.processes import FOREIGN, OPEN, READY, REFUSED, SENT
+from synthcube.federation_flower.processes import FOREIGN, KEY, OPEN, READY, REFUSED, SENT
 
 # Modules that are hidden by functions of their name.
 flower_superlink = importlib.import_module("flwr.superlink.cli.flower_superlink")
@@ -149,6 +149,7 @@ def supernode(*words: str) -> None:
 
 def _end_with_input() -> None:
     sys.stdin.read()
+    Path(KEY).unlink(missing_ok=True)  # else it would stay after a kill
     _end()
 
 

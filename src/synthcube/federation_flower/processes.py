@@ -34,6 +34,8 @@ _PATIENCE_S, _MOST_LINES = 10.0, 20
 READY, OPEN = "synthcube: ready", "synthcube: open"
 FOREIGN, SENT = "synthcube: foreign", "synthcube: sent"
 """Lines that the processes of `nodes` print."""
+KEY = "key"
+"""Name of the file with a site's key, in the folder that a SuperNode starts in."""
 REFUSED = 21
 """Exit code of a SuperNode whose key the coordinator does not know."""
 

@@ -22,6 +22,7 @@ from synthcube.federation_flower import keys
 from synthcube.federation_flower.messages import Answer, Order, decoded, encoded
 from synthcube.federation_flower.processes import (
     FOREIGN,
+    KEY,
     REFUSED,
     SENT,
     Process,
@@ -68,7 +69,7 @@ class FlowerClient(Client):
     def __enter__(self) -> FlowerClient:
         with ExitStack() as held:
             self._scratch = held.enter_context(storage.scratch_folder())
-            keys.write_private_key(self._certificates, self._scratch / "key")
+            keys.write_private_key(self._certificates, self._scratch / KEY)
             self._require_reach()
             listener = held.enter_context(listening(self._scratch))
             threading.Thread(target=self._listen, args=(listener,), daemon=True).start()
@@ -218,7 +219,7 @@ class FlowerClient(Client):
         return Process(
             ["-m", "synthcube.federation_flower.nodes", "supernode",
              "--superlink", f"{host}:{self._port}", "--root-certificates", self._root.absolute(),
-             "--auth-supernode-private-key", self._scratch / "key",
+             "--auth-supernode-private-key", self._scratch / KEY,
              "--host", "127.0.0.1", "--port", port],
             self._scratch, signs=(FOREIGN, SENT),
         )  # fmt: skip
