@@ -15,10 +15,12 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -165,6 +167,37 @@ def test_no_status_for_an_administrator(study, tiny_config, tmp_path: Path, monk
     with pytest.raises(FederationError, match="--engine flower tells an administrator no status"):
         serving.serve(plan, study["server"], study["list"], tmp_path / "run", admin="a" * 64,
                       address="127.0.0.1:0", engine="flower")  # fmt: skip
+
+
+def test_a_site_says_why_it_does_not_trust_a_coordinator(
+    study, certificates, tmp_path: Path, monkeypatch
+) -> None:
+    """Flower has one text for every fault of a connection; it is not started at all here."""
+    pytest.importorskip("cryptography")
+    from synthcube.federation_flower import site
+
+    monkeypatch.setattr(site, "require_flower", lambda: None)
+    other = certificates.Authority(tmp_path / "other").issue("site-1")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(study["server"] / "crt.crt", study["server"] / "key.key")
+
+        def greet() -> None:
+            with suppress(OSError):
+                context.wrap_socket(listening.accept()[0], server_side=True).close()
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        client = site.FlowerClient(address, other, None, "site-1", "a" * 64, 0.0)
+        with pytest.raises(FederationError, match=r"its certificate is not accepted: .* root\.crt"):
+            client.__enter__()
+        thread.join()
+    client = site.FlowerClient(address, other, None, "site-1", "a" * 64, 0.0)
+    with pytest.raises(FederationError, match=r"could not be reached for 0 minutes"):
+        client.__enter__()
 
 
 # With Flower

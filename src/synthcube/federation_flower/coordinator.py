@@ -266,7 +266,7 @@ class _Courier:
             site.refusal = None
             self._pause(site, ask)
             return
-        if not answer.fault:
+        if not answer.fault or ask.state.phase == "failed":
             self._note_sent(site, ask)
         try:
             self._hand_over(site.label, ask.state, answer, file)
