@@ -28,7 +28,7 @@ SLOW_FLAGS ?=
 QUICK := not slow and not gpu and not container and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all test-gpu bench lint format lock docs clean image sif mlcube test-containers test-browser
+.PHONY: help setup demo test test-slow test-all test-gpu bench lint format lock flower-env docs clean image sif mlcube test-containers test-browser
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,9 +67,11 @@ format: $(STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lock: $(STAMP) ## Write constraints.txt anew with the newest versions
+lock: $(STAMP) ## Write constraints.txt and constraints-flower.txt anew with the newest versions
 	$(BIN)/uv pip compile --universal --python-version 3.10 --group dev --group docs --no-annotate \
 	  --no-python-downloads --upgrade --output-file constraints.txt pyproject.toml
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra flower --no-annotate \
+	  --no-python-downloads --upgrade --output-file constraints-flower.txt pyproject.toml
 
 image: ## Build the container image (variables: IMAGE, TORCH=cpu|cuda, CONTAINER, IMAGE_FLAGS)
 	$(CONTAINER) build --tag $(IMAGE) --build-arg TORCH=$(TORCH) $(VERSION_ARGS) \
@@ -81,6 +83,8 @@ sif: ## Make the Singularity image of the container image (variables: SIF, IMAGE
 	$(CONTAINER) save --output synthcube.tar $(IMAGE)
 	$(SINGULARITY) build --force $(SIF_FLAGS) $(VERSION_ARGS) $(SIF) Singularity.def
 	rm -f synthcube.tar
+
+flower-env: .venv-flower/.installed ## Make .venv-flower, with Flower beside what is in .venv (Python 3.11 or newer)
 
 mlcube: .venv-mlcube/.installed ## Make .venv-mlcube, with MLCube and its two runners
 
@@ -126,6 +130,17 @@ $(DOCS): $(STAMP)
 VERSION_ARGS = \
   --build-arg VERSION=$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/synthcube/__init__.py) \
   --build-arg REVISION=$(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+
+# What Flower needs in other versions comes before all that is in .venv.
+PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
+.venv-flower/.installed: constraints-flower.txt | $(STAMP)
+	rm -rf .venv-flower
+	$(BIN)/python -m venv --without-pip .venv-flower
+	$(PIP) --python .venv-flower/bin/python install --quiet --constraint constraints-flower.txt \
+	  'flwr>=1.42,<1.43'
+	printf 'import site; site.addsitedir("%s")\n' "$$($(BIN)/python -c $(PURELIB))" \
+	  > "$$(.venv-flower/bin/python -c $(PURELIB))/main.pth"
+	@touch $@
 
 # MLCube 0.0.9 asks for an omegaconf whose metadata newer pips refuse: its own venv, an older pip.
 .venv-mlcube/.installed: | $(STAMP)

@@ -460,3 +460,26 @@ def derived_seed(*parts: int | str) -> int:
     """A seed in [0, 2**63) that depends on every part, the same on every machine."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+FLOWER_SOCKET = "SYNTHCUBEFLOWER_SOCKET"
+
+
+def of_flower(scratch: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of Flower's processes: its commands are found, and it does not phone home.
+
+    Args:
+        scratch: private folder, in place of the user's own folder of Flower.
+    """
+    kept = {name: value for name, value in environment.items() if not name.startswith("FLWR_")}
+    return {
+        **kept, "FLWR_HOME": str(scratch), "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
+        "PYTHONSAFEPATH": "1", FLOWER_SOCKET: str(scratch / "socket"),
+    }  # fmt: skip
+
+
+def flower_socket(environment: Mapping[str, str] = os.environ) -> str:
+    """Where the process that has started Flower listens to its apps."""
+    return environment[FLOWER_SOCKET]

@@ -77,6 +77,13 @@ Certificates = Annotated[
                        help="Folder with crt.crt, key.key and root.crt."),
 ]  # fmt: skip
 
+Engine = Annotated[
+    Literal["https", "flower"],
+    typer.Option("--engine", metavar="NAME", rich_help_panel=_FEDERATION,
+                 help="What carries the messages: our own connection, or Flower; the same at the "
+                 "coordinator and all sites."),
+]  # fmt: skip
+
 
 @command(
     MODELS,
@@ -147,6 +154,7 @@ def serve(
                             rich_help_panel=_FEDERATION,
                             help="How long a round waits for all sites."),
     ] = 120.0,
+    engine: Engine = "https",
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -157,7 +165,7 @@ def serve(
 
     folder = task(
         plan, certificates, site_certificates, output, address=address,
-        round_minutes=round_minutes, overrides=overrides,
+        round_minutes=round_minutes, engine=engine, overrides=overrides,
     )  # fmt: skip
     say(f"Trained model: {folder}")
 
@@ -186,6 +194,7 @@ def join(
                             rich_help_panel=_FEDERATION,
                             help="How long the coordinator may be away."),
     ] = 60.0,
+    engine: Engine = "https",
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -196,7 +205,7 @@ def join(
 
     folder = task(
         plan, data, certificates, output, address=address, site=site,
-        patience_minutes=patience_minutes, overrides=overrides,
+        patience_minutes=patience_minutes, engine=engine, overrides=overrides,
     )  # fmt: skip
     say(f"Trained model: {folder}")
 

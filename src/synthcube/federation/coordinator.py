@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from synthcube import reading, storage
-from synthcube.errors import FederationError
+from synthcube.errors import FederationError, SynthCubeError
 from synthcube.federation import audit, averaging
 from synthcube.federation.aggregation import ExpectedModel, aggregated
 from synthcube.federation.agreement import Agreement, SiteFacts, agree
@@ -77,6 +77,7 @@ class Coordinator:
         self._phase: Phase = "facts"
         self._round = _Round()
         self._faults: tuple[str, ...] = ()
+        self._stopped: SynthCubeError | None = None
         lines = audit.read(folder / AUDIT)
         self._informed = {
             line.site
@@ -104,8 +105,6 @@ class Coordinator:
     def state(self, site: str) -> State:
         """Where the federation stands, for a site."""
         with self._changed:
-            if self._phase == "failed":
-                self._informed.add(site)
             has_yours = (
                 self._facts_path(site).exists()
                 if self._phase == "facts"
@@ -227,6 +226,18 @@ class Coordinator:
             if number == self.plan.rounds:
                 self._informed.add(site)
                 self._changed.notify_all()
+
+    def failure_was_told(self, site: str) -> None:
+        """Note that a site knows that there will be no agreement."""
+        with self._changed:
+            self._informed.add(site)
+            self._changed.notify_all()
+
+    def stop(self, error: SynthCubeError) -> None:
+        """End the leading thread with an error, as nothing will come any more."""
+        with self._changed:
+            self._stopped = error
+            self._changed.notify_all()
 
     # What the leading thread calls.
 
@@ -362,8 +373,10 @@ class Coordinator:
     def _wait(self, is_over: Callable[[], bool], limit_s: float) -> None:
         end = time.monotonic() + limit_s
         with self._changed:
-            while not is_over() and (left := end - time.monotonic()) > 0:
+            while not is_over() and not self._stopped and (left := end - time.monotonic()) > 0:
                 self._changed.wait(min(left, _POLL_S))
+            if self._stopped:
+                raise self._stopped
 
     def _check(self, site: str, number: int, path: Path) -> int:
         """The images that an update stands for; raises RefusalError with all faults of it."""

@@ -41,6 +41,15 @@ _SITES: TypeAdapter[dict[str, SiteCertificate]] = TypeAdapter(dict[SiteName, Sit
 def allowed_sites(path: Path, plan: FederationPlan) -> dict[str, str]:
     """The labels of the sites that may connect, by the SHA-256 of their certificates.
 
+    Errors as in :func:`site_certificates`.
+    """
+    certificates = site_certificates(path, plan)
+    return {fingerprint(certificate): label for label, certificate in certificates.items()}
+
+
+def site_certificates(path: Path, plan: FederationPlan) -> dict[str, bytes]:
+    """The certificates of the sites in DER form, by label.
+
     Raises FederationError, with all faults of the file.
     """
     try:
@@ -53,18 +62,18 @@ def allowed_sites(path: Path, plan: FederationPlan) -> dict[str, str]:
         ) from error
     faults = [f"{label}: is not a site of the plan" for label in listed if label not in plan.sites]
     faults += [f"{label}: has no certificate" for label in plan.sites if label not in listed]
-    labels: dict[str, str] = {}
+    labels: dict[bytes, str] = {}
     for label, entry in listed.items():
-        digest = _fingerprint(entry.certificate)
-        if digest is None:
+        certificate = _decoded(entry.certificate)
+        if certificate is None:
             faults.append(f"{label}: its certificate is neither PEM text nor that in base64")
-        elif digest in labels:
-            faults.append(f"{label}: has the certificate of {labels[digest]}")
+        elif certificate in labels:
+            faults.append(f"{label}: has the certificate of {labels[certificate]}")
         else:
-            labels[digest] = label
+            labels[certificate] = label
     if faults:
         raise FederationError(f"--site_certificates {path} does not fit the plan:", faults)
-    return labels
+    return {label: certificate for certificate, label in labels.items()}
 
 
 def common_name_digest(name: str) -> str:
@@ -77,13 +86,13 @@ def fingerprint(certificate: bytes) -> str:
     return hashlib.sha256(certificate).hexdigest()
 
 
-def _fingerprint(text: str) -> str | None:
-    """The fingerprint of the first certificate in PEM text, or in base64 of it; None if none."""
+def _decoded(text: str) -> bytes | None:
+    """The first certificate in PEM text, or in base64 of it, in DER form; None if none."""
     try:
         if "-----BEGIN" not in text:
             text = base64.b64decode("".join(text.split()), validate=True).decode("ascii")
         match = _PEM.search(text)
-        return fingerprint(ssl.PEM_cert_to_DER_cert(match[0])) if match else None
+        return ssl.PEM_cert_to_DER_cert(match[0]) if match else None
     except (binascii.Error, ValueError):
         return None
 

@@ -183,7 +183,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, method: str, site: str) -> None:
         coordinator, address = self.server.coordinator, f"{method} {self.path}"
         if address == "GET /v1/state":
-            self._reply(coordinator.state(site))
+            state = coordinator.state(site)
+            self._reply(state)
+            if state.phase == "failed":
+                coordinator.failure_was_told(site)
         elif address == "GET /v1/agreement":
             self._reply(coordinator.agreement(site))
         elif address == "POST /v1/facts":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from synthcube import storage
@@ -18,6 +18,8 @@ from synthcube.federation.client import Client
 from synthcube.federation.messages import FAULT_KINDS, RefusalError
 from synthcube.federation.plan import read_plan, site_settings
 from synthcube.federation.update import read_average, read_header
+from synthcube.federation_flower import processes
+from synthcube.federation_flower.processes import Engine
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
 from synthcube.tasks.federated_site import Site
@@ -38,6 +40,7 @@ def join(
     site: str | None = None,
     patience_minutes: float = 60.0,
     root: Path | None = None,
+    engine: Engine = "https",
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train as a site of a federation until its last round; returns the artifact.
@@ -51,6 +54,7 @@ def join(
         site: label of this site; None: that of its certificate at the coordinator.
         patience_minutes: how long the coordinator may be away.
         root: folder with the authority's certificate; None: `certificates`.
+        engine: what carries the messages: our own client, or Flower.
         overrides: what a site chooses itself, such as the device and the path of the first stage.
 
     Raises:
@@ -62,8 +66,15 @@ def join(
         raise FederationError(
             f"--site {site}: the plan has no such site; its sites are {', '.join(plan.sites)}."
         )
-    tls = identity.client_context(certificates, root)
-    client = Client(address, tls, site, plan.sha256, patience_minutes)
+    connecting: AbstractContextManager[Client]
+    if engine == "flower":
+        processes.require_flower()
+        from synthcube.federation_flower.site import FlowerClient
+
+        connecting = FlowerClient(address, certificates, root, site, plan.sha256, patience_minutes)
+    else:
+        tls = identity.client_context(certificates, root)
+        connecting = nullcontext(Client(address, tls, site, plan.sha256, patience_minutes))
     inputs = {"--plan": plan_path, "--certificates": certificates, "data_path": data_path}
     storage.require_separate({"output_path": run}, inputs)
     federated_model.claim(run, "join")
@@ -75,21 +86,22 @@ def join(
         )
     manifest = read_manifest(data_path)
     require_outside({"output_path": run}, manifest)
-    label = client.state().site  # which tells whether it is known, before any work
-    settings = hub_pins.pinned(settings, {})
-    training = fine_tuning.resolved(settings.training, {})
-    settings = settings.model_copy(update={"training": training})
-    storage.make_folder(run, "output_path")
-    with run_folder.locked(run):
-        storage.settle(run / ARTIFACT)
-        federated_model.record_plan(run, plan)
-        member = Site(label, run, plan, settings)
-        member.record_images([row.cells for row in manifest.rows])
-        agreement = _agree(client, member)
-        model = ExpectedModel(federated_model.shapes(settings, agreement))
-        _train_rounds(client, member, agreement, model)
-        own = checkpoints.weights(member.checkpoint)
-        return federated_model.save(run, plan, agreement, settings, own)
+    with connecting as client:
+        label = client.state().site  # which tells whether it is known, before any work
+        settings = hub_pins.pinned(settings, {})
+        training = fine_tuning.resolved(settings.training, {})
+        settings = settings.model_copy(update={"training": training})
+        storage.make_folder(run, "output_path")
+        with run_folder.locked(run):
+            storage.settle(run / ARTIFACT)
+            federated_model.record_plan(run, plan)
+            member = Site(label, run, plan, settings)
+            member.record_images([row.cells for row in manifest.rows])
+            agreement = _agree(client, member)
+            model = ExpectedModel(federated_model.shapes(settings, agreement))
+            _train_rounds(client, member, agreement, model)
+            own = checkpoints.weights(member.checkpoint)
+            return federated_model.save(run, plan, agreement, settings, own)
 
 
 def _agree(client: Client, member: Site) -> Agreement:

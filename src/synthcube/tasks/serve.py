@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from synthcube.federation import identity
 from synthcube.federation.coordinator import Coordinator
 from synthcube.federation.plan import read_plan, site_settings
 from synthcube.federation.server import Server
+from synthcube.federation_flower import processes
+from synthcube.federation_flower.processes import Engine
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
 from synthcube.training import accountant, fine_tuning
@@ -34,6 +36,7 @@ def serve(
     round_minutes: float = 120.0,
     root: Path | None = None,
     admin: str = "",
+    engine: Engine = "https",
     overrides: Sequence[str] = (),
 ) -> Path:
     """Lead the sites of a plan through all rounds; returns the artifact.
@@ -49,6 +52,7 @@ def serve(
             enough.
         root: folder with the authority's certificate; None: `certificates`.
         admin: SHA-256 of the common name in the certificate of who may ask for the status.
+        engine: what carries the messages: our own server, or Flower.
         overrides: what the coordinator chooses itself, such as the path of the first stage.
 
     Raises:
@@ -56,7 +60,11 @@ def serve(
     """
     plan = read_plan(plan_path)
     tls, listen = identity.server_context(certificates, root), identity.parsed_address(address)
-    allowed = identity.allowed_sites(site_certificates, plan)
+    sites = identity.site_certificates(site_certificates, plan)
+    if engine == "flower":
+        processes.require_flower()
+        if admin:
+            raise FederationError("--engine flower tells an administrator no status.")
     inputs = {"--plan": plan_path, "--certificates": certificates,
               "--site_certificates": site_certificates}  # fmt: skip
     storage.require_separate({"output_path": run}, inputs)
@@ -82,7 +90,15 @@ def serve(
             plan, run, settings.data.conditions, round_minutes,
             partial(federated_model.expected, settings), run / AGREEMENT, run / AVERAGE,
         )  # fmt: skip
-        with _served(Server(listen, tls, allowed, coordinator, admin)):
+        serving: AbstractContextManager[None]
+        if engine == "flower":
+            from synthcube.federation_flower.coordinator import served
+
+            serving = served(coordinator, listen, certificates, sites)
+        else:
+            allowed = {identity.fingerprint(value): label for label, value in sites.items()}
+            serving = _served(Server(listen, tls, allowed, coordinator, admin))
+        with serving:
             agreement = coordinator.lead()
             state = federated_model.initial_model(settings, agreement).state_dict()
             folder = federated_model.save(run, plan, agreement, settings, state)
