@@ -40,15 +40,15 @@ def main() -> int:
         "--quick", action="store_true", help="tiny numbers and no verdict: only to see it run"
     )
     parser.add_argument("--output", type=Path, help="picture to draw (precision)")
-    given = parser.parse_args()
-    unknown = sorted({*given.names} - {*DEFAULT, *ON_REQUEST})
+    arguments = parser.parse_args()
+    unknown = sorted({*arguments.names} - {*DEFAULT, *ON_REQUEST})
     if unknown:
         parser.error(f"there is no bench {', '.join(unknown)}")
-    options = Options(quick=given.quick, output=given.output)
-    if given.quick:
+    options = Options(quick=arguments.quick, output=arguments.output)
+    if arguments.quick:
         os.environ[QUICK] = "1"
     rows: list[Row] = []
-    for name in given.names or DEFAULT:
+    for name in arguments.names or DEFAULT:
         print(f"bench {name} ...", file=sys.stderr, flush=True)
         rows += import_module(f"bench.{name}").measure(options)
     print(table(rows, options))

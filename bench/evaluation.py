@@ -21,7 +21,7 @@ SETS = ("predictions", "labels", "train_data")
 
 def measure(options: Options) -> list[Row]:
     number = 60 if options.quick else 10_000
-    few, many = (apart(cost, each) for each in (max(number // 10, 40), number))
+    few, many = (apart(cost, size) for size in (max(number // 10, 40), number))
     minutes = many["seconds"] / 60
     return [
         Row(
@@ -48,7 +48,7 @@ def cost(number: int) -> dict[str, float]:
     torch.set_num_threads(2)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        sets = [_write(folder / each, number, seed) for seed, each in enumerate(SETS)]
+        sets = [_write(folder / name, number, seed) for seed, name in enumerate(SETS)]
         start, start_cpu = time.perf_counter(), time.process_time()
         evaluate(sets[0], sets[1], folder / "results.yaml", train_data=sets[2])
         done, done_cpu = time.perf_counter(), time.process_time()

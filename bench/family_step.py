@@ -54,9 +54,11 @@ def bare_step(model: dict[str, Any], size: tuple[int, ...], batch_size: int) -> 
     image = image_spec(SIDE).model_copy(update={"size": size})
     family: Any = config.build(image).train()
     judge = getattr(family, "discriminator", None)
-    judging = {id(each) for each in judge.parameters()} if judge else set()
+    judging = {id(weight) for weight in judge.parameters()} if judge else set()
     made_by = [
-        each for each in family.parameters() if each.requires_grad and id(each) not in judging
+        weight
+        for weight in family.parameters()
+        if weight.requires_grad and id(weight) not in judging
     ]
     groups = [(made_by, config.optimizer)]
     if judge:
@@ -77,10 +79,10 @@ def bare_step(model: dict[str, Any], size: tuple[int, ...], batch_size: int) -> 
             learn(optimizers[0], family.loss(batch)["loss"])
             return
         judge.requires_grad_(False)
-        terms, made = family.generator_loss(batch)
+        terms, generated = family.generator_loss(batch)
         learn(optimizers[0], terms["loss"])
         judge.requires_grad_(True)
-        learn(optimizers[1], family.discriminator_loss(batch, made.detach())["loss"])
+        learn(optimizers[1], family.discriminator_loss(batch, generated.detach())["loss"])
 
     return take
 

@@ -62,7 +62,8 @@ def _bare_step(precision: str) -> Callable[[], None]:
     maker: Any = family.generator
     judge: Any = family.discriminator
     adams = [
-        torch.optim.Adam(each.parameters(), lr=2e-4, betas=(0.5, 0.999)) for each in (maker, judge)
+        torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
+        for network in (maker, judge)
     ]
     real = torch.rand(BATCH_SIZE, 1, SIDE, SIDE) * 2 - 1
     nothing, ones = torch.zeros(BATCH_SIZE, 0), torch.ones(BATCH_SIZE)
@@ -71,14 +72,14 @@ def _bare_step(precision: str) -> Callable[[], None]:
     def take() -> None:
         judge.requires_grad_(False)
         with mixed:
-            made = maker(torch.randn(BATCH_SIZE, 100), nothing)
-            fooled = judge(made, nothing)
+            generated = maker(torch.randn(BATCH_SIZE, 100), nothing)
+            fooled = judge(generated, nothing)
         cross_entropy(fooled.float(), ones).backward()
         adams[0].step()
         adams[0].zero_grad()
         judge.requires_grad_(True)
         with mixed:
-            logits = judge(real, nothing), judge(made.detach(), nothing)
+            logits = judge(real, nothing), judge(generated.detach(), nothing)
         loss = cross_entropy(logits[0].float(), ones) + cross_entropy(logits[1].float(), 0 * ones)
         loss.backward()
         adams[1].step()

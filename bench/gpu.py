@@ -391,8 +391,8 @@ def report(
     yield f"| network | images at once | s for {SAMPLING_STEPS} steps, bfloat16 | images/s |"
     yield "|" + " --- |" * 4
     for case, seconds in samplings:
-        each = case.batch_size / seconds
-        yield f"| {case.name} | {case.batch_size} | {seconds:.3g} | {each:.3g} |"
+        rate = case.batch_size / seconds
+        yield f"| {case.name} | {case.batch_size} | {seconds:.3g} | {rate:.3g} |"
     yield ""
     for best in best_of_each(results):
         verdict = "met" if best.ratio >= GOAL else "MISSED"

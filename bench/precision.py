@@ -23,8 +23,8 @@ def measure(options: Options) -> list[Row]:
     num_seeds, num_epochs, num_images = (1, 2, 40) if options.quick else (3, 12, 480)
     curves: Curves = {name: [] for name in PRECISIONS}
     for seed in range(num_seeds):
-        for name, found in curves.items():
-            found.append(apart(validation_losses, name, seed, num_epochs, num_images))
+        for name, runs in curves.items():
+            runs.append(apart(validation_losses, name, seed, num_epochs, num_images))
     if options.output:
         draw(curves, options.output)
     rows = [
@@ -33,8 +33,8 @@ def measure(options: Options) -> list[Row]:
             losses[-1],
             " ".join(f"{loss:.5f}" for loss in losses),
         )
-        for name, found in curves.items()
-        for seed, losses in enumerate(found)
+        for name, runs in curves.items()
+        for seed, losses in enumerate(runs)
     ]
     full, mixed = (mean(losses[-1] for losses in curves[name]) for name in PRECISIONS)
     shown = f"{mixed / full:.4f} ({mixed:.5f} against {full:.5f})"
@@ -76,7 +76,7 @@ def draw(curves: Curves, path: Path) -> None:
     """A plot of all curves, one colour for each precision."""
     from PIL import Image, ImageDraw
 
-    losses = [loss for found in curves.values() for curve in found for loss in curve]
+    losses = [loss for runs in curves.values() for curve in runs for loss in curve]
     low, high = min(losses), max(losses)
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     pen = ImageDraw.Draw(picture)
@@ -84,9 +84,9 @@ def draw(curves: Curves, path: Path) -> None:
     pen.text((4, MARGIN), f"{high:.3f}", fill="black")
     pen.text((4, HEIGHT - MARGIN - 10), f"{low:.3f}", fill="black")
     pen.text((WIDTH // 2 - 40, HEIGHT - MARGIN + 12), "validations", fill="black")
-    for place, (name, found) in enumerate(curves.items()):
+    for place, (name, runs) in enumerate(curves.items()):
         pen.text((MARGIN + 100 * place, 14), name, fill=PRECISIONS[name])
-        for curve in found:
+        for curve in runs:
             pen.line(_points(curve, low, high), fill=PRECISIONS[name], width=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)

@@ -35,7 +35,7 @@ def measure(options: Options) -> list[Row]:
             ratios.append(two / one)
             speeds.append((two, one))
             ceilings.append(strangers(folder, f"{number}-strangers") / one)
-    two, one = (median(each) for each in zip(*speeds, strict=True))
+    two, one = (median(rates) for rates in zip(*speeds, strict=True))
     return [
         Row(
             "processes: images per second of ddpm trained by 2 processes on 2 cores over 1 process "
@@ -62,9 +62,9 @@ def images_per_second(folder: Path, name: str, num_devices: int) -> float:
 def strangers(folder: Path, name: str) -> float:
     """The sum of two trainings that run at the same time, each with half the batch."""
     names = [f"{name}-{number}" for number in range(2)]
-    started = [_started(folder, each, 1, BATCH_SIZE // 2) for each in names]
+    started = [_started(folder, name, 1, BATCH_SIZE // 2) for name in names]
     pairs = zip(names, started, strict=True)
-    return sum(_speed(folder / each, process) for each, process in pairs)
+    return sum(_speed(folder / name, process) for name, process in pairs)
 
 
 def _started(folder: Path, name: str, num_devices: int, batch_size: int) -> subprocess.Popen[str]:
@@ -93,4 +93,4 @@ def _speed(run: Path, process: subprocess.Popen[str]) -> float:
         raise RuntimeError(f"synthcube train failed:\n{errors}")
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         speeds = [row.get("images_per_second") for row in csv.DictReader(file)]
-    return median([float(each) for each in speeds if each][1:])
+    return median([float(speed) for speed in speeds if speed][1:])

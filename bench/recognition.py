@@ -76,12 +76,12 @@ def shares(
     return rates
 
 
-def compare(network: nn.Sequential, wanted: int, halves: Halves, made: torch.Tensor) -> None:
+def compare(network: nn.Sequential, wanted: int, halves: Halves, generated: torch.Tensor) -> None:
     """Print how pictures of one class fare beside real ones."""
     held_out = halves[wanted][1::2]
-    number = min(len(made), len(held_out) // 2)
+    number = min(len(generated), len(held_out) // 2)
     reference = features(network, held_out[number:])
-    for title, group in (("real, held out", held_out[:number]), ("made", made[:number])):
+    for title, group in (("real, held out", held_out[:number]), ("made", generated[:number])):
         share = (network(group).argmax(1) == wanted).float().mean().item()
         distance = float(FIDMetric()(features(network, group), reference))
         print(f"{title}: {number} pictures, {share:.1%} taken for that class, "

@@ -66,12 +66,12 @@ def images_per_second(family_name: str, runtime: str, folder: str) -> float:
     seeds = inference.image_seeds(0, BATCH_SIZE)
     values, device = np.zeros((BATCH_SIZE, 0), np.float32), torch.device("cpu")
     in_one_pass = family_name in ("dcgan", "stylegan")
-    found = []
+    rates = []
     for _ in range(10 if in_one_pass else 2):
         start = time.process_time()
         images = inference.generate(family, seeds, values, "32-true", device)
-        found.append(len(images) / (time.process_time() - start))
-    return max(found[1:])
+        rates.append(len(images) / (time.process_time() - start))
+    return max(rates[1:])
 
 
 def _model(family_name: str) -> Any:

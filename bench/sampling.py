@@ -22,7 +22,7 @@ def measure(options: Options) -> list[Row]:
             what = f"{family_name}, default sampler, {SIDE}x{SIDE}, batch {BATCH_SIZE}, {precision}"
             name = f"sampling: {what}: images per CPU-second"
             row = Row(name, speed, f"{speed:.2f}", at_least=BOUNDS.get((family_name, precision)))
-            rows += [row] if name not in {each.name for each in rows} else []
+            rows += [row] if name not in {known.name for known in rows} else []
     return rows
 
 

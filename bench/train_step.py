@@ -131,8 +131,8 @@ def _reference_step(reference: str, precision: str) -> Callable[[], None]:
     nothing = {"values": torch.zeros(BATCH_SIZE, 0), "source": torch.zeros(BATCH_SIZE, 0)}
 
     def follow(x_t: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = network(x_t, step, nothing)
-        return made
+        output: torch.Tensor = network(x_t, step, nothing)
+        return output
 
     return _bare_step(network, adamw, precision, clip_norm=1.0, call=follow)
 

@@ -57,8 +57,8 @@ def bare_steps(num_steps: int) -> list[float]:
     for _ in range(WARM_UP + num_steps + 1):
         starts.append(time.process_time())
         adam.zero_grad()
-        made, commitment = network(images)
-        (torch.nn.functional.mse_loss(made, images) + commitment).backward()
+        reconstructed, commitment = network(images)
+        (torch.nn.functional.mse_loss(reconstructed, images) + commitment).backward()
         adam.step()
     return between(starts)
 

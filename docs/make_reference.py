@@ -72,8 +72,8 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
         return annotation
     if typing.get_origin(annotation) in (tuple, list):
         return None
-    found = [model_in(part) for part in typing.get_args(annotation)]
-    return next((each for each in found if each), None)
+    models = [model_in(part) for part in typing.get_args(annotation)]
+    return next((model for model in models if model), None)
 
 
 def plain(value: Any) -> str:

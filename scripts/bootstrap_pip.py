@@ -31,9 +31,9 @@ def download_wheel(index_url: str) -> bytes:
     if link is None:
         sys.exit(f"{page_url} does not offer {WHEEL}")
     wheel = fetch(urljoin(page_url, link.partition("#")[0]))
-    found = hashlib.sha256(wheel).hexdigest()
-    if found != SHA256:
-        sys.exit(f"{WHEEL} from {page_url} has sha256 {found}, expected {SHA256}")
+    digest = hashlib.sha256(wheel).hexdigest()
+    if digest != SHA256:
+        sys.exit(f"{WHEEL} from {page_url} has sha256 {digest}, expected {SHA256}")
     return wheel
 
 

@@ -24,8 +24,8 @@ class Spying(pl.Trainer):
         super().fit(model, *args, **kwargs)
         # Where the weights are cut into pieces, all processes put them together.
         state = {
-            name: getattr(each, "full_tensor", each.contiguous)().clone()
-            for name, each in model.state_dict().items()
+            name: getattr(tensor, "full_tensor", tensor.contiguous)().clone()
+            for name, tensor in model.state_dict().items()
         }
         save_file(state, Path(sys.argv[3]) / f"rank_{self.global_rank}.safetensors")
 

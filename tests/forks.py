@@ -157,8 +157,8 @@ def script_together(path: Path, *words: object, processes: int = 2, **environmen
         runpy.run_path(str(path), run_name="__main__")
 
     ended = _all_ended([Fork(run, {**environment, **place}) for place in _places(processes)])
-    said = "".join(each.stderr for each in ended)
-    assert [each.returncode for each in ended] == [0] * processes, said
+    said = "".join(fork.stderr for fork in ended)
+    assert [fork.returncode for fork in ended] == [0] * processes, said
     return said
 
 

@@ -213,14 +213,14 @@ def _run_args_faults(run_args: Any) -> list[str]:
 def _volume_faults(volume: Any, kind: str, places: dict[str, str], name: str) -> list[str]:
     if not isinstance(volume, dict) or set(volume) != {"mount_path", "type"}:
         return ["exactly mount_path and type are needed"]
-    path, given = volume["mount_path"], volume["type"]
-    faults = [] if given == kind else [f"type {given!r}, the client mounts a {kind}"]
+    path, mount_kind = volume["mount_path"], volume["type"]
+    faults = [] if mount_kind == kind else [f"type {mount_kind!r}, the client mounts a {kind}"]
     if not isinstance(path, str) or not path.startswith("/"):
         return [*faults, f"mount_path {path!r} is not absolute"]
     plain = str(PurePosixPath(path))
     if plain != path or ".." in path.split("/") or path == "/":
         faults.append(f"mount_path {path!r} is not written plainly")
-    if any(plain == each or plain.startswith(each + "/") for each in RESERVED):
+    if any(plain == reserved or plain.startswith(reserved + "/") for reserved in RESERVED):
         faults.append(f"mount_path {path!r} hides a folder of the container")
     faults += [
         f"mount_path {path!r} is in, or holds, that of {other}"
@@ -235,8 +235,8 @@ def _handed_on(tasks: dict[str, Any]) -> list[str]:
     """metadata_path is supplied to the later tasks only where prepare writes it."""
 
     def has(task: str, side: str) -> bool:
-        found = tasks.get(task)
-        volumes = found.get(side) if isinstance(found, dict) else None
+        of_container = tasks.get(task)
+        volumes = of_container.get(side) if isinstance(of_container, dict) else None
         return isinstance(volumes, dict) and "metadata_path" in volumes
 
     if has("prepare", "output_volumes"):
@@ -330,7 +330,7 @@ def commands_in(page: str) -> list[str]:
     blocks += re.findall(r"^ {4}\S.*$", text, re.MULTILINE)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
     spans = re.findall(r"(?<!`)`([^`]+)`(?!`)", text)
-    return [" ".join(each.split()) for each in (*lines, *spans) if each.startswith("medperf ")]
+    return [" ".join(text.split()) for text in (*lines, *spans) if text.startswith("medperf ")]
 
 
 def command_fault(command: str) -> str:

@@ -42,5 +42,5 @@ class Normed(Family):
         return {"loss": (self.reconstruct(batch["image"]) - batch["image"]).square().mean()}
 
     def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = self.network(image)
-        return made
+        output: torch.Tensor = self.network(image)
+        return output

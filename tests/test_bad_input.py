@@ -58,7 +58,11 @@ def refused(cli, place: Place) -> Callable[..., str]:
         assert code == 2, (words, code, said)
         assert "Traceback" not in said, words
         assert said.strip(), words
-        hidden = {each for each in said if each != "\n" and unicodedata.category(each)[0] == "C"}
+        hidden = {
+            character
+            for character in said
+            if character != "\n" and unicodedata.category(character)[0] == "C"
+        }
         assert not hidden, (words, hidden)
         said.encode()
         assert len(said) < 10_000, words
@@ -111,7 +115,7 @@ FINE = {("medperf demo", "file"), ("medperf demo", "loop")}
 
 
 @pytest.mark.parametrize(
-    ("where", "kind"), [each for each in product(PLACES, STRANGE) if each not in FINE]
+    ("where", "kind"), [case for case in product(PLACES, STRANGE) if case not in FINE]
 )
 def test_a_strange_path(where: str, kind: str, refused: Callable[..., str]) -> None:
     refused(*(STRANGE[kind] if word == "X" else word for word in PLACES[where]))

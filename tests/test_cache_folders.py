@@ -68,12 +68,12 @@ def test_what_someone_else_could_have_prepared_is_not_used(
 ) -> None:
     prepare(shared / "caches")
     with caplog.at_level(logging.WARNING, "synthcube"):
-        found = private(shared / "caches" / below)
-    assert not found.is_relative_to(shared / "caches")
-    assert stat.S_IMODE(found.parent.stat().st_mode) == 0o700
-    assert found.parent.stat().st_uid == os.geteuid()
+        folder = private(shared / "caches" / below)
+    assert not folder.is_relative_to(shared / "caches")
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+    assert folder.parent.stat().st_uid == os.geteuid()
     assert "may be someone else's" in caplog.text
-    assert private(shared / "caches" / below) == found
+    assert private(shared / "caches" / below) == folder
 
 
 def test_a_folder_that_is_made_is_this_user_s_alone(shared: Path) -> None:
@@ -113,9 +113,9 @@ def test_without_a_home_it_is_a_folder_of_the_user(
     monkeypatch: pytest.MonkeyPatch, shared: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(shared))
-    found = cache_folder({})
-    assert found == shared / f"synthcube-{os.geteuid()}"
-    assert stat.S_IMODE(found.stat().st_mode) == 0o700
+    folder = cache_folder({})
+    assert folder == shared / f"synthcube-{os.geteuid()}"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_a_fresh_folder_goes_at_the_end(shared: Path) -> None:

@@ -63,7 +63,7 @@ def test_unknown_keys_name_the_nearest_right_one_and_the_line(write) -> None:
 
 
 def test_every_fault_is_reported_at_once(write) -> None:
-    found = faults(
+    told = faults(
         write(
             "seed: -1\n"
             "model: {optimizer: {name: AdamWW}, sampler: magic}\n"
@@ -71,8 +71,8 @@ def test_every_fault_is_reported_at_once(write) -> None:
             "compute: {precision: '12', strategy: dpp, num_devices: 0}\n"
         )
     )
-    text = "\n".join(found)
-    assert len(found) == 9
+    text = "\n".join(told)
+    assert len(told) == 9
     assert "seed (line 1): should be greater than or equal to 0, not -1" in text
     assert "unknown optimizer 'AdamWW'; did you mean AdamW?" in text
     assert "training.batch_size (line 3): should be a valid integer, not '16'" in text
@@ -100,7 +100,7 @@ def test_names_and_arguments_are_checked_at_start(write, section: str, expected:
 
 
 def test_transforms_are_checked_at_start(write) -> None:
-    found = faults(
+    told = faults(
         write(
             "data:\n"
             "  preprocessing: [{name: CropOrPadd}]\n"
@@ -108,14 +108,14 @@ def test_transforms_are_checked_at_start(write) -> None:
             "  percentiles: [99, 1]\n"
         )
     )
-    assert "torchio has no transform 'CropOrPadd'; did you mean CropOrPad" in found[0]
-    assert "RandomFlip does not take these arguments" in found[1]
+    assert "torchio has no transform 'CropOrPadd'; did you mean CropOrPad" in told[0]
+    assert "RandomFlip does not take these arguments" in told[1]
 
 
 def test_other_faults_are_found_beside_an_unknown_family(write) -> None:
-    found = faults(write("model: {name: gan}\ntraining: {batch_size: 0}\n"))
-    assert "There is no family 'gan'" in found[0]
-    assert "training.batch_size" in found[1]
+    told = faults(write("model: {name: gan}\ntraining: {batch_size: 0}\n"))
+    assert "There is no family 'gan'" in told[0]
+    assert "training.batch_size" in told[1]
 
 
 @pytest.mark.parametrize(

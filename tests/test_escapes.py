@@ -71,7 +71,7 @@ def test_formulas_in_a_manifest_are_none_for_a_spreadsheet_and_the_same_for_us(
     write_manifest(tmp_path / "list.csv", rows)
     with (tmp_path / "list.csv").open(newline="") as file:
         cells = [cell for line in csv.reader(file) for cell in line]
-    assert not [each for each in cells if re.match(r"[=@]|[+-](?!\.?\d)", each)]
+    assert not [cell for cell in cells if re.match(r"[=@]|[+-](?!\.?\d)", cell)]
     read = read_manifest(tmp_path / "list.csv").rows
     assert [row.subject for row in read] == [row["SubjectID"] for row in rows]
     assert [row.label_name for row in read] == [row["LabelMapping"] for row in rows]

@@ -64,11 +64,11 @@ def judge(cli, light: Path, tmp_path: Path):
 
 def numbers(value: Any) -> Iterator[float]:
     if isinstance(value, dict):
-        for each in value.values():
-            yield from numbers(each)
+        for inner in value.values():
+            yield from numbers(inner)
     elif isinstance(value, list):
-        for each in value:
-            yield from numbers(each)
+        for inner in value:
+            yield from numbers(inner)
     elif isinstance(value, float):
         yield value
 
@@ -77,49 +77,51 @@ def measures(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         if "value" in value:
             yield value
-        for each in value.values():
-            yield from measures(each)
+        for inner in value.values():
+            yield from measures(inner)
 
 
 def test_results_are_plain_numbers_each_with_a_value_or_a_reason(judge, sides, tmp_path) -> None:
-    code, err, found = judge(sides, "--report", tmp_path / "report")
+    code, err, results = judge(sides, "--report", tmp_path / "report")
     assert code == 0, err
-    assert {"fidelity", "diversity", "memorisation", "membership", "usefulness"} <= found.keys()
-    assert all(math.isfinite(each) for each in numbers(found))
-    told = list(measures(found))
+    assert {"fidelity", "diversity", "memorisation", "membership", "usefulness"} <= results.keys()
+    assert all(math.isfinite(number) for number in numbers(results))
+    told = list(measures(results))
     assert len(told) > 8
-    assert all(each["value"] is not None or each["reason"] for each in told)
-    assert found["images"]["predictions"]["count"] == 12
-    assert found["extractor"]["name"] == "radiomic"
-    assert found["extractor"]["comparable"] is False
-    assert found["extractor"]["sha256"] is None, "it has no weights"
+    assert all(entry["value"] is not None or entry["reason"] for entry in told)
+    assert results["images"]["predictions"]["count"] == 12
+    assert results["extractor"]["name"] == "radiomic"
+    assert results["extractor"]["comparable"] is False
+    assert results["extractor"]["sha256"] is None, "it has no weights"
     assert (tmp_path / "report" / "report.html").stat().st_size > 1000
     assert (tmp_path / "report" / "cases.csv").exists()
 
 
 def test_the_main_numbers_and_the_verdict_are_printed(cli, light, sides, tmp_path) -> None:
-    real, made = (phantoms(tmp_path / name, 40, seed=seed) for seed, name in enumerate(("r", "m")))
+    real, generated = (
+        phantoms(tmp_path / name, 40, seed=seed) for seed, name in enumerate(("r", "m"))
+    )
     output = tmp_path / "results.yaml"
-    words = ("-p", made, "-l", real, "-t", sides["-t"], "-o", output, "-c", light)
+    words = ("-p", generated, "-l", real, "-t", sides["-t"], "-o", output, "-c", light)
     code, out, err = cli("evaluate", *words, "--report", tmp_path / "report")
     assert code == 0, err
     lines = out.splitlines()
-    found = yaml.safe_load(output.read_text())
-    kernel = found["fidelity"]["kernel_distance"]
+    results = yaml.safe_load(output.read_text())
+    kernel = results["fidelity"]["kernel_distance"]
     (line,) = [line for line in lines if line.startswith("Distance to real images (kernel)")]
     assert f"{number(kernel['value'])} (" in line
     assert f"  {number(kernel['real_baseline'])}  " in line
     assert line.endswith("↓ lower")
-    assert [line for line in lines if line.startswith("What is ")] == found["verdict"]
+    assert [line for line in lines if line.startswith("What is ")] == results["verdict"]
     assert lines[-2:] == [f"Results: {output}", f"Report: {tmp_path / 'report' / 'report.html'}"]
     page = (tmp_path / "report" / "report.html").read_text()
     assert "disc: generated" in page
-    assert {name.rpartition("_")[2] for name in found["fidelity_by_class"] if "precision" in name}
+    assert {name.rpartition("_")[2] for name in results["fidelity_by_class"] if "precision" in name}
 
 
 def test_nothing_of_the_site_is_in_the_results(judge, sides, tmp_path: Path) -> None:
-    _, _, found = judge(sides)
-    text = yaml.safe_dump(found)
+    _, _, results = judge(sides)
+    text = yaml.safe_dump(results)
     assert str(tmp_path) not in text
     assert "phantom-0" not in text, "a subject, or the name of a file"
 
@@ -144,10 +146,10 @@ def test_held_out_rows_are_those_of_test_and_training_rows_those_of_train(
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    code, err, found = judge({**sides, "-l": folder, "-t": folder})
+    code, err, results = judge({**sides, "-l": folder, "-t": folder})
     assert code == 0, err
-    assert found["images"]["labels"]["count"] == 6
-    assert found["images"]["train_data"]["count"] == 10
+    assert results["images"]["labels"]["count"] == 6
+    assert results["images"]["train_data"]["count"] == 10
 
 
 def test_volumes_are_compared_too(judge, tmp_path: Path) -> None:
@@ -155,9 +157,9 @@ def test_volumes_are_compared_too(judge, tmp_path: Path) -> None:
         flag: renamed(phantoms(tmp_path / flag, num=6, size=(16, 16, 16), seed=seed), f"of{seed}")
         for seed, flag in enumerate(("-p", "-l", "-t"))
     }
-    code, err, found = judge(sides)
+    code, err, results = judge(sides)
     assert code == 0, err
-    assert found["images"]["labels"]["shape"] == [1, 16, 16, 16]
+    assert results["images"]["labels"]["shape"] == [1, 16, 16, 16]
 
 
 def test_real_images_are_brought_to_the_grid_of_the_training(
@@ -169,9 +171,9 @@ def test_real_images_are_brought_to_the_grid_of_the_training(
     assert "predictions have the shape [1, 16, 16], labels [1, 24, 24]" in err
     assert "give the config of the training as -c" in err
     light.write_text(LIGHT + "data: {size: [16, 16]}\n")
-    code, err, found = judge(sides)
+    code, err, results = judge(sides)
     assert code == 0, err
-    assert found["images"]["labels"]["shape"] == [1, 16, 16]
+    assert results["images"]["labels"]["shape"] == [1, 16, 16]
 
 
 def spoiled(folder: Path, name: str, change) -> Path:
@@ -247,12 +249,12 @@ def test_what_cannot_be_compared_is_named_and_nothing_is_written(
     spoil, judge, sides, tmp_path: Path
 ) -> None:
     expected = spoil(sides, tmp_path)
-    code, err, found = judge(sides, "--report", tmp_path / "report")
+    code, err, results = judge(sides, "--report", tmp_path / "report")
     assert code == 2, err
     assert "Traceback" not in err
     for text in expected:
         assert text in err
-    assert found == {}
+    assert results == {}
     assert not list((tmp_path / "out").glob("*"))
     assert not list((tmp_path / "report").glob("*"))
 
@@ -260,9 +262,9 @@ def test_what_cannot_be_compared_is_named_and_nothing_is_written(
 def test_grey_images_of_a_poor_model_are_judged_and_told_of(judge, sides) -> None:
     for path in sides["-p"].glob("*.png"):
         spoiled(sides["-p"], path.name, lambda x: 120 + (x - 120) / 30)
-    code, err, found = judge(sides)
+    code, err, results = judge(sides)
     assert code == 0, err
-    assert any(note.startswith("Predictions lie in [1") for note in found["notes"])
+    assert any(note.startswith("Predictions lie in [1") for note in results["notes"])
 
 
 def test_faults_of_all_sets_are_told_together(judge, sides, tmp_path: Path) -> None:
@@ -310,7 +312,7 @@ def test_a_mounted_file_is_written_in_place(tmp_path: Path, monkeypatch) -> None
     assert path.stat().st_ino == inode
     with pytest.raises(OutputError, match="busy"):
         storage.write_mounted(tmp_path / "other", "")
-    assert [each.name for each in tmp_path.iterdir()] == ["results.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["results.yaml"]
 
 
 def test_the_run_of_a_training_stands_for_what_it_held_out(
@@ -328,11 +330,11 @@ def test_the_run_of_a_training_stands_for_what_it_held_out(
     assert cli("infer", "-m", run, "-o", images, "-d", tmp_path / "held-out.csv")[0] == 0
     code, _, err = cli(*words)
     assert code == 0, err
-    found = yaml.safe_load(output.read_text())
-    assert found["images"]["labels"]["count"] == len(kept) == 3
-    assert found["images"]["train_data"]["count"] == 13
-    assert found["paired"]["num_pairs"] == 3
-    assert found["extractor"]["name"] == "radiomic", "the run's own config"
+    results = yaml.safe_load(output.read_text())
+    assert results["images"]["labels"]["count"] == len(kept) == 3
+    assert results["images"]["train_data"]["count"] == 13
+    assert results["paired"]["num_pairs"] == 3
+    assert results["extractor"]["name"] == "radiomic", "the run's own config"
     for path in (images / "images").iterdir():
         path.unlink()
         break

@@ -30,14 +30,14 @@ def test_example_validates_and_its_images_fit(path: Path) -> None:
 
 
 def test_there_is_an_example_of_every_family_in_2d_and_3d() -> None:
-    found = set()
+    names = set()
     for path in EXAMPLES:
         if path.stem != "own_family":
             settings = config.load(path)
-            found.add((settings.model.name, len(settings.data.size or ())))
+            names.add((settings.model.name, len(settings.data.size or ())))
     from synthcube.models import registry
 
-    assert found == {(name, rank) for name in registry.names() for rank in (2, 3)}
+    assert names == {(name, rank) for name in registry.names() for rank in (2, 3)}
 
 
 def test_own_family_and_transform_train_and_reconstruct(tmp_path: Path, forks) -> None:

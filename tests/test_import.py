@@ -153,12 +153,12 @@ def test_same_shapes_that_compute_something_else_are_refused(cli, config, tmp_pa
     command = ["--family", "ddpm", "-c", config("ddpm"), "-o", tmp_path / "model"]
     assert cli("import", tmp_path / "old.pt", *command)[0] == 0
     ours = artifact.load(tmp_path / "model").build(torch.device("cpu"))
-    found = legacy.converted(network.state_dict(), ours.network)
-    wrong = dict(found.state)
+    converted = legacy.converted(network.state_dict(), ours.network)
+    wrong = dict(converted.state)
     name = next(key for key in wrong if key.endswith("out_proj.weight"))
     wrong[name] = network.state_dict()[name.replace(".attn.out_proj.", ".proj_attn.")]
     ours.network.load_state_dict(wrong)
-    assert legacy.largest_difference(ours, found) > 1e-3
+    assert legacy.largest_difference(ours, converted) > 1e-3
 
 
 def test_a_pickle_with_code_is_not_run(cli, config, tmp_path: Path) -> None:
@@ -232,11 +232,11 @@ def test_an_imported_discriminator_judges_as_the_old_one_did(
     assert model.metrics["imported_discriminator_difference"] < 1e-5
     ours = model.build(torch.device("cpu")).discriminator
     image = torch.randn(3, 1, *[16] * rank, generator=torch.Generator().manual_seed(5))
-    for made, theirs in zip(ours(image), network(image), strict=True):
+    for output, theirs in zip(ours(image), network(image), strict=True):
         assert theirs.std() > 0.01
-        torch.testing.assert_close(made, theirs, rtol=0, atol=1e-5)
-    assert {key: each.shape for key, each in ours.state_dict().items()} == {
-        key: each.shape for key, each in network.state_dict().items()
+        torch.testing.assert_close(output, theirs, rtol=0, atol=1e-5)
+    assert {key: tensor.shape for key, tensor in ours.state_dict().items()} == {
+        key: tensor.shape for key, tensor in network.state_dict().items()
     }
 
 

@@ -110,14 +110,14 @@ def test_image_and_mask_are_files_of_their_own(images: Path) -> None:
 
 def test_python_makes_the_same_files(run: Path, images: Path, tmp_path: Path) -> None:
     model = synthcube.from_pretrained(run, accelerator="cpu")
-    made = model.sample(6, seed=3)
-    assert made.tensor.shape == (6, 2, 16, 16, 8)
-    assert set(np.unique(made[0][1])) <= {0, 1, 4}
-    paths = made.save(tmp_path)
+    drawn = model.sample(6, seed=3)
+    assert drawn.tensor.shape == (6, 2, 16, 16, 8)
+    assert set(np.unique(drawn[0][1])) <= {0, 1, 4}
+    paths = drawn.save(tmp_path)
     assert [path.name for path in paths[:2]] == ["00000_image_0.nii.gz", "00000_mask_1.nii.gz"]
     for path in paths:
         assert path.read_bytes() == (images / "images" / path.name).read_bytes()
-    first, second = made.to_nifti()[:2]
+    first, second = drawn.to_nifti()[:2]
     assert (first.get_data_dtype(), second.get_data_dtype()) == (np.float32, np.uint8)
 
 
@@ -193,7 +193,7 @@ def test_pictures_with_masks(cli, tmp_path: Path) -> None:
 def test_a_mask_is_made_of_an_image_and_an_image_of_a_mask(
     cli, scans: Path, tmp_path: Path
 ) -> None:
-    for source, made in ((0, 1), (1, 0)):
+    for source, target in ((0, 1), (1, 0)):
         folder = tmp_path / str(source)
         folder.mkdir()
         run = trained(folder, scans, "rectified_flow", CHANNELS, (source,))
@@ -205,7 +205,7 @@ def test_a_mask_is_made_of_an_image_and_an_image_of_a_mask(
             code, _, err = cli("infer", "-m", run, "-d", data, "-o", out)
             assert code == 0, err
             image = nib.load(out / rows_of(out)[0]["Channel_0"])
-            if made == 1:
+            if target == 1:
                 assert set(np.unique(image.dataobj)) <= {0, 1, 4}
                 assert image.get_data_dtype() == np.uint8
             else:

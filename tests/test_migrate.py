@@ -346,12 +346,12 @@ def rates(section: Any, lr: float, epochs: int) -> list[float]:
     assert model.scheduler
     built = model.scheduler.build(optimizer, 1000, epochs)
     assert built["interval"] == "epoch"
-    found = []
+    keys = []
     for _ in range(epochs):
-        found.append(optimizer.param_groups[0]["lr"])
+        keys.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         built["scheduler"].step()
-    return found
+    return keys
 
 
 def test_schedules_have_the_rates_of_there() -> None:

@@ -77,8 +77,8 @@ def test_every_optimizer_learns_and_resumes(name: str) -> None:
 @pytest.mark.parametrize("name", known_optimizers())
 def test_optimizers_are_found_in_any_case(name: str) -> None:
     for spelt in (name.lower(), name.upper(), name.swapcase()):
-        made = OptimizerConfig(name=spelt).build(model().parameters())
-        assert type(made).__name__ == name
+        optimizer = OptimizerConfig(name=spelt).build(model().parameters())
+        assert type(optimizer).__name__ == name
 
 
 def rates(name: str, epochs: int, steps: int, **arguments: Any) -> list[float]:

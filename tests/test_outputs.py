@@ -190,7 +190,7 @@ ALLOWED = (
 )
 
 
-@pytest.mark.parametrize("words", [each for each in ALLOWED if "d2" not in each])
+@pytest.mark.parametrize("words", [words for words in ALLOWED if "d2" not in words])
 def test_what_is_ours_is_written_twice(place: Path, cli, words: str) -> None:
     for _ in range(2):
         code, _, err = cli(*words.split())

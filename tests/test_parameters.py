@@ -26,7 +26,7 @@ def cli(cli):
 
 
 @pytest.fixture
-def given(tmp_path: Path, tiny_config, phantoms: Path) -> dict[str, str]:
+def parameters(tmp_path: Path, tiny_config, phantoms: Path) -> dict[str, str]:
     """The words of a training that would succeed, by parameter."""
     return {
         "data_path": f"--data_path={phantoms}",
@@ -48,12 +48,12 @@ def given(tmp_path: Path, tiny_config, phantoms: Path) -> dict[str, str]:
     ],
 )
 def test_a_path_that_cannot_be_used(
-    cli, given, tmp_path: Path, name: str, value: str, expected: str
+    cli, parameters, tmp_path: Path, name: str, value: str, expected: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("mine")
-    given[name] = f"--{name}={tmp_path / value}"
-    code, line = cli("train", *given.values())
+    parameters[name] = f"--{name}={tmp_path / value}"
+    code, line = cli("train", *parameters.values())
     assert code == 2
     assert line.startswith(f"error: {expected.format(tmp_path / value)}"), line
 
@@ -74,25 +74,25 @@ def test_a_model_that_is_not_there(cli, command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["data_path", "output_path"])  # without parameters it plans
-def test_a_parameter_that_is_missing(cli, given, name: str) -> None:
-    del given[name]
-    code, line = cli("train", *given.values())
+def test_a_parameter_that_is_missing(cli, parameters, name: str) -> None:
+    del parameters[name]
+    code, line = cli("train", *parameters.values())
     assert code == 2
     assert line.startswith("Error: Missing option")
     assert f"'--{name}'" in line
 
 
-def test_parameters_and_tasks_that_are_unknown(cli, given) -> None:
+def test_parameters_and_tasks_that_are_unknown(cli, parameters) -> None:
     for spelling in ("--data_paths", "--data-paths"):
-        code, line = cli("train", *given.values(), f"{spelling}=/x")
+        code, line = cli("train", *parameters.values(), f"{spelling}=/x")
         assert code == 2
         assert line.startswith("Error: No such option: --data_paths")
         assert "--data_path" in line.removeprefix("Error: No such option: --data_paths")
     assert cli("dance") == (2, "Error: No such command 'dance'.")
 
 
-def test_dashes_are_underscores(cli, given, tmp_path: Path) -> None:
-    code, line = cli("train", *(word.replace("_", "-", 1) for word in given.values()))
+def test_dashes_are_underscores(cli, parameters, tmp_path: Path) -> None:
+    code, line = cli("train", *(word.replace("_", "-", 1) for word in parameters.values()))
     assert code == 0, line
     code, _ = cli("infer", "--model-path", tmp_path / "run", "--output-path", tmp_path / "a",
                   "--num-images=2", "--batch-size=1")  # fmt: skip
@@ -100,8 +100,8 @@ def test_dashes_are_underscores(cli, given, tmp_path: Path) -> None:
     assert len(list((tmp_path / "a" / "images").iterdir())) == 2
 
 
-def test_infer_takes_seed_and_number_from_its_own_file(cli, given, tmp_path: Path) -> None:
-    assert cli("train", *given.values())[0] == 0
+def test_infer_takes_seed_and_number_from_its_own_file(cli, parameters, tmp_path: Path) -> None:
+    assert cli("train", *parameters.values())[0] == 0
     own = tmp_path / "own.yaml"
     own.write_text("seed: 5\nsampling: {num_images: 3}\n")
 

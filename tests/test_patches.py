@@ -126,11 +126,11 @@ def test_images_of_any_size_are_reconstructed(first_stage: Path) -> None:
     """In windows that are as large as the patches, blended; short sides are padded and cropped."""
     model = synthcube.from_pretrained(first_stage, accelerator="cpu")
     images = torch.rand(2, 1, 20, 11, 16) * 2 - 1
-    made = model.reconstruct(images)
-    assert made.tensor.shape == images.shape
-    assert made.tensor.abs().max() <= 1.001
+    whole = model.reconstruct(images)
+    assert whole.tensor.shape == images.shape
+    assert whole.tensor.abs().max() <= 1.001
     one = model.reconstruct(images[1:], batch_size=1)
-    assert torch.allclose(one.tensor[0], made.tensor[1], atol=1e-5)
+    assert torch.allclose(one.tensor[0], whole.tensor[1], atol=1e-5)
     patch = images[:, :, :16, :, :].repeat(1, 1, 1, 2, 1)[:, :, :, :16]
     with torch.no_grad():
         plain = model.family.reconstruct(patch)
@@ -236,7 +236,7 @@ def test_windows_leave_no_seams() -> None:
     values, time = torch.tensor([[1.0], [2.0]]), torch.tensor([3.0, 4.0])
     condition = Condition(values=values, source=source)
     with torch.no_grad():
-        made = windowed(network, (16, 16))(x_t, time, condition)
+        joined = windowed(network, (16, 16))(x_t, time, condition)
         whole = conv(torch.cat([x_t, source], dim=1)) + values[..., None, None]
         plain = in_windows(lambda image: image * 2, x_t[:1], (16, 16), 3)
     assert set(calls) == {3.0, 4.0}  # each image under its own time and condition
@@ -248,9 +248,9 @@ def test_windows_leave_no_seams() -> None:
             for columns in torch.arange(37).split(16):
                 part = torch.cat([x_t, source], dim=1)[:, :, rows][..., columns]
                 tiles[:, :, rows[:, None], columns] = conv(part) + values[..., None, None]
-    error, of_tiles = ((image - whole).square().mean() for image in (made, tiles))
+    error, of_tiles = ((image - whole).square().mean() for image in (joined, tiles))
     assert 0 < error < 0.1 * of_tiles
-    assert (made - whole).abs().median() < 1e-6
+    assert (joined - whole).abs().median() < 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +274,9 @@ def test_whole_images_are_translated_without_seams(cli, translator: Path, tmp_pa
     model = synthcube.from_pretrained(translator, accelerator="cpu")
     (ramp,) = np.linspace(-1, 1, 32)[None]
     source = torch.tensor(ramp, dtype=torch.float32)[:, None, None].expand(2, 1, 32, 16, 16)
-    made = model.translate(source, seed=1).tensor
+    translated = model.translate(source, seed=1).tensor
     # Along x, windows begin at 0, 12 and 16: there, voxels are as alike as elsewhere.
-    jumps = made.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))
+    jumps = translated.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))
     assert jumps.max() < 1.2 * jumps.median()
     short = source[:, :, :20, :9]
     assert model.translate(short).tensor.shape == short.shape

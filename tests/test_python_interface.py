@@ -73,9 +73,9 @@ def test_a_class_by_its_name(opened) -> None:
     assert not torch.equal(ours.tensor, model.sample("disc", n=2, seed=3, guidance=3).tensor)
     assert len(model.sample("ring")) == len(model.sample()) == 1
     assert torch.equal(model.sample(n=3).tensor, model.sample(3).tensor)
-    each = model.sample("ring", n=2, seed=3, guidance=3, condition=[{"Radius": 5}, {"Radius": 4}])
-    assert torch.equal(each.tensor[0], ours.tensor[0])
-    assert not torch.equal(each.tensor[1], ours.tensor[1])
+    images = model.sample("ring", n=2, seed=3, guidance=3, condition=[{"Radius": 5}, {"Radius": 4}])
+    assert torch.equal(images.tensor[0], ours.tensor[0])
+    assert not torch.equal(images.tensor[1], ours.tensor[1])
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ def assert_of_one_training(run: Path) -> None:
     """The artifact is of the best checkpoint of the run, or else its last, and of its config."""
     best, last = (run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
     expected = checkpoints.weights(best if best.exists() else last)
-    found = load_file(run / "artifact" / "weights.safetensors")
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    weights = load_file(run / "artifact" / "weights.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
     assert (run / "artifact" / "config.yaml").read_text() == (run / "config.yaml").read_text()
     artifact.load(run)
 

@@ -408,16 +408,16 @@ HOSTILE += [["subprocess.Popen"], [[1, "canary_xyz"]], {"a": "canary_xyz.Payload
 def parameters(kind: Any) -> list[str]:
     """Of a class and, where it hands further ones on, of those that it extends."""
     starts = [vars(base).get("__init__") for base in getattr(kind, "__mro__", ())]
-    functions = [each for each in starts if inspect.isfunction(each)] or [kind]
-    found = [name for each in functions for name in inspect.signature(each).parameters]
-    return [name for name in dict.fromkeys(found) if name not in ("self", "lr", "name", "weight")]
+    functions = [start for start in starts if inspect.isfunction(start)] or [kind]
+    names = [name for function in functions for name in inspect.signature(function).parameters]
+    return [name for name in dict.fromkeys(names) if name not in ("self", "lr", "name", "weight")]
 
 
 def table() -> dict[str, tuple[type, Any]]:
     """Every name that a YAML may have, with its section and class."""
     finishing = {**torchio_transforms(), **_monai_transforms()}
     schedules = optimizers.known_schedules().items()
-    found: dict[str, tuple[type, Any]] = {}
+    keys: dict[str, tuple[type, Any]] = {}
     for section, kinds in (
         (LossConfig, known_losses()),
         (OptimizerConfig, optimizers.known_optimizers()),
@@ -425,8 +425,8 @@ def table() -> dict[str, tuple[type, Any]]:
         (TransformConfig, torchio_transforms() | {name: alias(name) for name in ALIASES}),
         (FinishingTransform, finishing),
     ):
-        found |= {f"{section.__name__}-{name}": (section, kind) for name, kind in kinds.items()}
-    return found
+        keys |= {f"{section.__name__}-{name}": (section, kind) for name, kind in kinds.items()}
+    return keys
 
 
 @pytest.mark.parametrize("entry", table())
@@ -434,10 +434,10 @@ def test_no_argument_of_a_named_class_is_more_than_data(entry: str, canary: Path
     section, kind = table()[entry]
     name = entry.partition("-")[2]
     needed = {
-        each.name: 1
-        for each in inspect.signature(kind).parameters.values()
-        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
-        and each.name not in ("optimizer", "params", "lr")
+        argument.name: 1
+        for argument in inspect.signature(kind).parameters.values()
+        if argument.default is argument.empty and argument.kind is argument.POSITIONAL_OR_KEYWORD
+        and argument.name not in ("optimizer", "params", "lr")
     }  # fmt: skip
     for argument in (*parameters(kind), "class_weights", "reader", "anything"):
         for value in HOSTILE:
@@ -455,7 +455,9 @@ def test_every_word_that_is_a_default_may_be_written_down(entry: str) -> None:
         for name, parameter in inspect.signature(kind).parameters.items()
         if isinstance(parameter.default, str)
     }
-    assert list(plugins.argument_faults({name: str(each) for name, each in defaults.items()})) == []
+    assert (
+        list(plugins.argument_faults({name: str(value) for name, value in defaults.items()})) == []
+    )
 
 
 def test_words_are_those_that_torchio_knows() -> None:
@@ -472,8 +474,8 @@ def test_words_are_those_that_torchio_knows() -> None:
     ):
         for word in plugins.WORDS[argument]:
             exact = word.title() if argument == "axes" else word
-            given = exact.upper() if argument == "orientation" else exact
-            TransformConfig(name=name, **{argument: given}, **others)
+            spelt = exact.upper() if argument == "orientation" else exact
+            TransformConfig(name=name, **{argument: spelt}, **others)
         with pytest.raises(ValidationError, match=f"{argument} is 'xyz': it takes "):
             TransformConfig(name=name, **{argument: "xyz"}, **others)
 

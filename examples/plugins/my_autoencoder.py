@@ -50,8 +50,8 @@ class MyAutoencoder(Family):
         )
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
-        made = self.network(batch["image"]).float()
-        return {"loss": torch.nn.functional.l1_loss(made, batch["image"])}
+        decoded = self.network(batch["image"]).float()
+        return {"loss": torch.nn.functional.l1_loss(decoded, batch["image"])}
 
     def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
         return self.network(image).float()

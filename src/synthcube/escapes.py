@@ -25,7 +25,9 @@ def visible(text: str) -> str:
 def printable(text: str) -> str:
     """`text` on one line, with the replacement character for each that a page would not show."""
     line = re.sub(r"[\n\r\t]", " ", text)
-    return "".join("\N{REPLACEMENT CHARACTER}" if _is_hidden(each) else each for each in line)
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if _is_hidden(character) else character for character in line
+    )
 
 
 def hidden_in(text: str) -> str:

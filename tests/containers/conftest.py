@@ -47,8 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.container)
 
 
-def _need(name: str, found: bool, otherwise: str) -> None:
-    if found:
+def _need(name: str, is_there: bool, otherwise: str) -> None:
+    if is_there:
         return
     if name in os.environ.get("REQUIRE_TOOLS", "").split(","):
         pytest.fail(f"{name} is required here: {otherwise}")
@@ -212,8 +212,8 @@ def known() -> SimpleNamespace:
 def mlcube(need, tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Runs `mlcube run` in a folder; its own settings do not land in the home folder."""
     own = ROOT / ".venv-mlcube" / "bin" / "mlcube"
-    found = str(own) if own.is_file() else shutil.which("mlcube")
-    need("mlcube", bool(found), "no MLCube: make mlcube")
+    program = str(own) if own.is_file() else shutil.which("mlcube")
+    need("mlcube", bool(program), "no MLCube: make mlcube")
     settings = tmp_path_factory.mktemp("mlcube") / "settings.yaml"
     environment = {**os.environ, "MLCUBE_SYSTEM_SETTINGS": str(settings)}
     if os.getuid():
@@ -221,7 +221,7 @@ def mlcube(need, tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
     def run(folder: Path, *words: object, **extra: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(found), "run", *map(str, words)], cwd=folder, env={**environment, **extra},
+            [str(program), "run", *map(str, words)], cwd=folder, env={**environment, **extra},
             capture_output=True, text=True, timeout=900,
         )  # fmt: skip
 

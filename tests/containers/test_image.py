@@ -44,10 +44,10 @@ print(json.dumps({
 def test_only_what_is_needed_and_all_of_it_readable(docker) -> None:
     done = docker(["-c", LOOK], {}, user=12345, by=("/app/bin/python", "-I"))
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found.pop("source").startswith("/app/lib/")
-    assert found.pop("compiled") == 1
-    assert found == {
+    described = json.loads(done.stdout)
+    assert described.pop("source").startswith("/app/lib/")
+    assert described.pop("compiled") == 1
+    assert described == {
         "unreadable": [], "build tools": [], "pip": False, "outside tmp": {}, "of tests": [],
         "of builds": [], "for devices": [], "uncompiled": [], "leftovers": [],
     }  # fmt: skip

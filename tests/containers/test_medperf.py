@@ -37,24 +37,24 @@ class Client:
     """The words that run a container: from mounts (mode, host, inside), run_args and a /tmp."""
     owner: int
 
-    def run(self, cube: Path, task: str, given: Paths, made: Paths, **extra: Path) -> str:
+    def run(self, cube: Path, task: str, inputs: Paths, outputs: Paths, **extra: Path) -> str:
         """Run a task of the container_config.yaml in `cube`, as the client does; returns its log.
 
         Args:
-            given: host paths of the inputs, by volume name; `extra` are parameters_file and
+            inputs: host paths of the inputs, by volume name; `extra` are parameters_file and
                 additional_files, which every task may declare.
-            made: host paths of the outputs; a file is made empty before, a folder is made.
+            outputs: host paths of the outputs; a file is made empty before, a folder is made.
         """
         config = yaml.safe_load((cube / "container_config.yaml").read_text(encoding="utf-8"))
         section = config["tasks"][task]
-        supplied = {**given, **extra}
+        supplied = {**inputs, **extra}
         mounts = []
         for name, volume in section["input_volumes"].items():
             path = supplied[name]  # an unknown name is a KeyError in the client as well
             assert path.exists(), f"input volume {name} should exist"
             mounts.append(("ro", path, volume["mount_path"]))
         for name, volume in section["output_volumes"].items():
-            path = made[name]
+            path = outputs[name]
             if volume["type"] == "file":
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(b"")
@@ -63,7 +63,7 @@ class Client:
             os.chown(path, self.owner, self.owner)
             mounts.append(("rw", path, volume["mount_path"]))
         before = {path: hashes(path) for path in supplied.values()}
-        temporary = next(iter({**made, **given}.values())).parent / f"tmp-{task}"
+        temporary = next(iter({**outputs, **inputs}.values())).parent / f"tmp-{task}"
         temporary.mkdir()
         os.chown(temporary, self.owner, self.owner)
         words = self.command(mounts, section["run_args"], temporary)
@@ -75,7 +75,7 @@ class Client:
 
 
 def hashes(path: Path) -> dict[str, str]:
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return {
         str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(files)
@@ -84,8 +84,8 @@ def hashes(path: Path) -> dict[str, str]:
 
 def dataset_uid(*folders: Path) -> str:
     """MedPerf's: of the files' contents, whatever their names."""
-    found = sorted(digest for folder in folders for digest in hashes(folder).values())
-    return hashlib.sha256("".join(found).encode()).hexdigest()
+    digests = sorted(digest for folder in folders for digest in hashes(folder).values())
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 @pytest.fixture
@@ -161,11 +161,11 @@ def _pass_through(client: Client, benchmark: Path, folder: Path) -> dict[str, di
     prepared = {"data_path": folder / "data", "labels_path": folder / "labels"}
     own = {"parameters_file": PREPARATOR / "workspace/parameters.yaml", "additional_files": empty}
     report, statistics = folder / "report" / "report.yaml", folder / "statistics.yaml"
-    made = {"output_path": folder / "data", "output_labels_path": folder / "labels",
+    outputs = {"output_path": folder / "data", "output_labels_path": folder / "labels",
             "report_file": report, "metadata_path": folder / "metadata"}  # fmt: skip
-    client.run(PREPARATOR, "prepare", raw, made, **own)
+    client.run(PREPARATOR, "prepare", raw, outputs, **own)
     assert dataset_uid(*raw.values()) != dataset_uid(*prepared.values())
-    assert {each["status"] for each in yaml.safe_load(report.read_text()).values()} == {"prepared"}
+    assert {row["status"] for row in yaml.safe_load(report.read_text()).values()} == {"prepared"}
     client.run(PREPARATOR, "sanity_check", prepared, {}, **own)
     client.run(PREPARATOR, "statistics", prepared, {"output_path": statistics}, **own)
     told = yaml.safe_load(statistics.read_text())
@@ -193,7 +193,7 @@ def _pass_through(client: Client, benchmark: Path, folder: Path) -> dict[str, di
     )  # fmt: skip
     assert [path.name for path in of_script.iterdir()] == ["results.yaml"]
     assert yaml.safe_load((of_script / "results.yaml").read_text())["images"]
-    assert {each.lstat().st_uid for each in predictions.rglob("*")} == {client.owner}
+    assert {written.lstat().st_uid for written in predictions.rglob("*")} == {client.owner}
     written = {"data": folder / "data", "labels": folder / "labels", "statistics": statistics,
                "images": predictions / "images", "results": results}  # fmt: skip
     return {name: hashes(path) for name, path in written.items()}
@@ -216,7 +216,7 @@ def test_what_is_wrong_ends_the_task_and_is_said(
     empty = tmp_path / "empty"
     empty.mkdir()
     own = {"parameters_file": PREPARATOR / "workspace/parameters.yaml", "additional_files": empty}
-    made = {
+    outputs = {
         "output_path": tmp_path / "data",
         "output_labels_path": tmp_path / "labels",
         "report_file": tmp_path / "report.yaml",
@@ -224,7 +224,7 @@ def test_what_is_wrong_ends_the_task_and_is_said(
     }
     raw = {"data_path": demo / "data", "labels_path": demo / "labels"}
     with pytest.raises(AssertionError, match=r"phantom-00003\.png is empty"):
-        docker_client.run(PREPARATOR, "prepare", raw, made, **own)
+        docker_client.run(PREPARATOR, "prepare", raw, outputs, **own)
     shutil.rmtree(tmp_path / "tmp-prepare", ignore_errors=True)
     prepared = {"data_path": tmp_path / "data", "labels_path": tmp_path / "labels"}
     with pytest.raises(AssertionError, match="its preparation was interrupted"):
@@ -248,9 +248,9 @@ def _mlcube_tasks(mlcube, last: list[str], benchmark: Path, tree: Path) -> Path:
         (evaluator, "evaluate",
          [f"predictions={cube}/workspace/predictions", f"labels={work}/labels"]),
     ]  # fmt: skip
-    for folder, tasks, given in calls:
+    for folder, tasks, inputs in calls:
         done = mlcube(tree, f"--mlcube={folder}/container_config.yaml", f"--task={tasks}",
-                      *given, *last)  # fmt: skip
+                      *inputs, *last)  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     assert yaml.safe_load((work / "statistics" / "statistics.yaml").read_text())
     assert (work / "report" / "report.yaml").stat().st_uid == os.getuid()

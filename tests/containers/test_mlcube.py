@@ -47,9 +47,9 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> str:
 def fault(done: subprocess.CompletedProcess[str]) -> str:
     """The one sentence in which SynthCube says what is wrong."""
     assert done.returncode == 2, done.stdout + done.stderr
-    found = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(found) == 1, done.stderr
-    return found[0]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    return errors[0]
 
 
 def mounted(tool: str, image: str) -> str:
@@ -196,7 +196,7 @@ def test_export_publishes_with_a_token_that_only_the_environment_has(
 
 
 @pytest.mark.parametrize(
-    ("task", "given", "expected"),
+    ("task", "parameter", "expected"),
     [
         ("train", "data_path=nothing", "data_path /mlcube_io0 holds no manifest.csv and no image"),
         ("train", "parameters_file=nothing/at.yaml",
@@ -206,12 +206,12 @@ def test_export_publishes_with_a_token_that_only_the_environment_has(
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_and_mlcube_fails(
-    mlcube, podman, tree: Path, task: str, given: str, expected: str
+    mlcube, podman, tree: Path, task: str, parameter: str, expected: str
 ) -> None:
-    if "output_path" in given:
+    if "output_path" in parameter:
         succeeded(mlcube(tree, "--mlcube=mlcube", "--task=train", *podman))
         (tree / "workspace" / "data" / "images").mkdir()
-    told = fault(mlcube(tree, "--mlcube=mlcube", f"--task={task}", *podman, given))
+    told = fault(mlcube(tree, "--mlcube=mlcube", f"--task={task}", *podman, parameter))
     assert told.startswith(f"error: {expected}")
 
 

@@ -55,8 +55,8 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 def slurm(need: Callable[..., None]) -> Iterator[dict[str, str]]:
     """A cluster of one node; yields the environment in which its commands work."""
     path = f"{os.environ['PATH']}:/usr/sbin"
-    found = all(shutil.which(name, path=path) for name in (*DAEMONS, "sbatch"))
-    need("slurm", found and os.getuid() == 0, "Slurm is not here, or we are not root")
+    is_there = all(shutil.which(name, path=path) for name in (*DAEMONS, "sbatch"))
+    need("slurm", is_there and os.getuid() == 0, "Slurm is not here, or we are not root")
     folder = Path(tempfile.mkdtemp(prefix="synthcube-slurm-"))
     folder.chmod(0o755)  # munge wants to be reached by everybody
     environment = {**os.environ, "PATH": path, "SLURM_CONF": str(folder / "slurm.conf")}
@@ -71,9 +71,9 @@ def slurm(need: Callable[..., None]) -> Iterator[dict[str, str]]:
 
 def _start(folder: Path, environment: dict[str, str]) -> None:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    ports = [bound.getsockname()[1] for bound in sockets]
+    for bound in sockets:
+        bound.close()
     for name in ("state", "spool"):
         (folder / name).mkdir()
     (folder / "slurm.conf").write_text(

@@ -35,8 +35,8 @@ def nifti(path: Path, data: np.ndarray, affine: np.ndarray | None = ANISOTROPIC)
 
 
 def picture(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
-    made = PIL.Image.fromarray(pixels)
-    (made.convert(mode) if mode else made).save(path)
+    picture = PIL.Image.fromarray(pixels)
+    (picture.convert(mode) if mode else picture).save(path)
     return path
 
 
@@ -294,12 +294,12 @@ def test_16_bit_colour_is_kept(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("P", 3), ("LA", 1), ("RGBA", 3)])
 def test_other_modes(tmp_path: Path, suffix: str, mode: str, channels: int) -> None:
-    made = PIL.Image.fromarray(pixels(5, 7, 3)).convert(mode)
+    picture = PIL.Image.fromarray(pixels(5, 7, 3)).convert(mode)
     if mode.endswith("A"):
-        made.putalpha(0)  # transparent: its colours are kept, and not blended into black
-    made.save(tmp_path / f"a.{suffix}")
+        picture.putalpha(0)  # transparent: its colours are kept, and not blended into black
+    picture.save(tmp_path / f"a.{suffix}")
     image = read_image([tmp_path / f"a.{suffix}"])
-    expected = np.asarray(made.convert("RGB" if channels == 3 else "L")).reshape(5, 7, channels)
+    expected = np.asarray(picture.convert("RGB" if channels == 3 else "L")).reshape(5, 7, channels)
     np.testing.assert_array_equal(image.tensor[..., 0], expected.transpose(2, 1, 0))
     assert image.file_format == "png"
 

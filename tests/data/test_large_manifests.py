@@ -25,12 +25,12 @@ FEW, MANY = 5_000, 20_000
 
 def seconds_of(work: Callable[[int], object], number: int) -> float:
     """CPU seconds of the fastest of three."""
-    found = []
+    faults = []
     for _ in range(3):
         start = time.process_time()
         work(number)
-        found.append(time.process_time() - start)
-    return min(found)
+        faults.append(time.process_time() - start)
+    return min(faults)
 
 
 def listed(folder: Path, columns: str, cells: Callable[[int], str], number: int) -> Path:

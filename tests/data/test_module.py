@@ -517,8 +517,8 @@ def test_does_not_depend_on_the_order_of_rows_but_on_the_seed() -> None:
 def test_every_class_is_in_every_split(sizes: tuple[int, ...]) -> None:
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
     splits = split_subjects(names(len(labels)), labels, BOTH, 0)
-    found = {(splits[f"s{i}"], label) for i, label in enumerate(labels)}
-    assert len(found) == 3 * len(sizes)
+    strata = {(splits[f"s{i}"], label) for i, label in enumerate(labels)}
+    assert len(strata) == 3 * len(sizes)
 
 
 def test_small_classes_are_in_train_first() -> None:

@@ -229,8 +229,8 @@ def test_a_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_changes_shape_or_place_is_found_before_sampling(
     step: dict[str, Any], message: str
 ) -> None:
-    (found,) = faults([step], spec((5, 4, 6)))
-    assert found.startswith(f"0 {message}")
+    (told,) = faults([step], spec((5, 4, 6)))
+    assert told.startswith(f"0 {message}")
 
 
 # -- before and after ---------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_what_changes_shape_or_place_is_found_before_sampling(
 def test_what_does_not_fit_the_images_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("no picture")
     missing, broken = str(tmp_path / "gone.nii.gz"), str(tmp_path / "broken.png")
-    found = faults(
+    told = faults(
         [
             {"name": "histogram_matching", "reference": missing},
             {"name": "clip", "low": 0},
@@ -249,13 +249,13 @@ def test_what_does_not_fit_the_images_is_said_at_once(tmp_path: Path) -> None:
         ],
         spec(channels=2),
     )
-    assert found[:2] == [
+    assert told[:2] == [
         f"0 (histogram_matching): {missing} is missing.",
         "2 (threshold): channels [0, 2]: the images have 2, counted from 0",
     ]
-    assert found[2].startswith(f"3 (histogram_matching): {broken} is not a .png image")
-    assert found[3].startswith("4 (histogram_matching): the reference has 3 channels, the image 2")
-    assert len(found) == 4
+    assert told[2].startswith(f"3 (histogram_matching): {broken} is not a .png image")
+    assert told[3].startswith("4 (histogram_matching): the reference has 3 channels, the image 2")
+    assert len(told) == 4
 
 
 def test_a_png_that_would_be_black_is_refused() -> None:

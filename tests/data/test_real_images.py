@@ -19,11 +19,11 @@ from synthcube.data.preprocessing import DataConfig, to_intensities
 
 
 def test_mednist_is_prepared_as_six_classes(mednist: Path, tmp_path: Path) -> None:
-    found = prepare(mednist, tmp_path, paradigm="custom", validation=0.1)
-    assert found.labels == dict.fromkeys(
+    prepared = prepare(mednist, tmp_path, paradigm="custom", validation=0.1)
+    assert prepared.labels == dict.fromkeys(
         ["AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT"], 1500
     )
-    assert found.splits == {"train": 8100, "validation": 900}
+    assert prepared.splits == {"train": 8100, "validation": 900}
     assert len(read_manifest(tmp_path).rows) == 9000
 
 
@@ -68,11 +68,11 @@ def test_downsampled_volumes_stay_in_their_place(volumes: Path, tmp_path: Path) 
         voxels = np.clip(source.get_fdata().reshape(*source.shape[:3], -1)[..., 0], *ranges[0])
         averaged = ndimage.uniform_filter(voxels, np.array(voxels.shape) / 24)
         there = ndimage.map_coordinates(averaged, places.T, order=1, mode="nearest")
-        made = written.get_fdata()
-        likeness = np.corrcoef(there, made.ravel())[0, 1]
+        generated = written.get_fdata()
+        likeness = np.corrcoef(there, generated.ravel())[0, 1]
         assert likeness > 0.94, row.name
         for axis in range(3):  # a head is nearly, but not quite, its own mirror image
-            mirrored = np.corrcoef(there, np.flip(made, axis).ravel())[0, 1]
+            mirrored = np.corrcoef(there, np.flip(generated, axis).ravel())[0, 1]
             assert mirrored < likeness - 0.005, row.name
 
 

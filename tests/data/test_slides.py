@@ -716,8 +716,8 @@ def test_two_slides_become_generated_colour_patches(tmp_path: Path, tiny_config,
     ):
         code, _, errors = cli(*command)
         assert code == 0, errors
-    made = sorted((images / "images").iterdir())
-    assert len(made) == 4
-    for path in made:
+    generated = sorted((images / "images").iterdir())
+    assert len(generated) == 4
+    for path in generated:
         with PIL.Image.open(path) as picture_made:
             assert (picture_made.mode, picture_made.size) == ("RGB", (16, 16))

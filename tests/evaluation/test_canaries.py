@@ -78,17 +78,17 @@ def audited(folder: Path, overrides: list[str]) -> Audit:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # on a machine that is shared
 def test_plain_training_is_caught(tmp_path: Path) -> None:
-    found = audited(tmp_path, [])
-    assert found.canaries == 64
+    audit = audited(tmp_path, [])
+    assert audit.canaries == 64
     assert artifact.load(tmp_path / "run").metrics["steps"] == STEPS
-    assert found.area > 0.9
-    assert found.epsilon > 1  # the promise of the test below would be disproved
+    assert audit.area > 0.9
+    assert audit.epsilon > 1  # the promise of the test below would be disproved
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # on a machine that is shared
 def test_as_many_private_steps_are_not(tmp_path: Path) -> None:
-    found = audited(tmp_path, [PRIVATE])
+    audit = audited(tmp_path, [PRIVATE])
     assert artifact.load(tmp_path / "run").metrics["steps"] == STEPS
-    assert found.epsilon <= 1
-    assert found.area < 0.8
+    assert audit.epsilon <= 1
+    assert audit.area < 0.8

@@ -63,9 +63,9 @@ def test_a_class_that_is_wrong_stands_out(sides, tmp_path: Path) -> None:
 def test_a_class_of_few_images_says_how_many_are_needed(sides, tmp_path: Path) -> None:
     section = judged(sides, tmp_path)
     for measure in MEASURES:
-        found = section.measures[f"{measure}_few"]
-        assert found.value is None
-        assert found.reason == (
+        measured = section.measures[f"{measure}_few"]
+        assert measured.value is None
+        assert measured.reason == (
             "4 predictions and 40 labels of few: at least 10 predictions and 20 labels are "
             "needed, in two halves of different subjects"
         )

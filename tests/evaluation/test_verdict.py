@@ -18,9 +18,13 @@ def results(**sections: dict[str, Measure]) -> dict[str, Any]:
 
 
 def answer(question: str, **sections: dict[str, Measure]) -> tuple[bool | None, str]:
-    found = [each for each in findings(results(**sections)) if each.question.startswith(question)]
-    assert len(found) == 1
-    return found[0].good, found[0].text
+    findings_of = [
+        finding
+        for finding in findings(results(**sections))
+        if finding.question.startswith(question)
+    ]
+    assert len(findings_of) == 1
+    return findings_of[0].good, findings_of[0].text
 
 
 GOOD = {
@@ -139,8 +143,8 @@ def test_shares_reach_nine_tenths_of_their_ceiling(name, question, value, good) 
     ],
 )
 def test_variety(measure: Measure, good: bool, text: str) -> None:
-    found = answer("variety", diversity={"ms_ssim": measure})
-    assert (found[0], text in found[1]) == (good, True)
+    finding = answer("variety", diversity={"ms_ssim": measure})
+    assert (finding[0], text in finding[1]) == (good, True)
 
 
 def test_one_exact_copy_is_not_good() -> None:
@@ -196,8 +200,8 @@ def test_pairs(low: float, good: bool) -> None:
     ],
 )  # fmt: skip
 def test_masks_are_as_large_as_real_ones(volume: Measure, good: bool | None, text: str) -> None:
-    found = answer("masks", masks={"volume_channel_1_class_2": volume})
-    assert found == (good, text)
+    finding = answer("masks", masks={"volume_channel_1_class_2": volume})
+    assert finding == (good, text)
 
 
 def test_the_terminal_shows_masks() -> None:

@@ -111,8 +111,10 @@ def same_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     def generator_loss(self: DCGAN, batch: Any) -> Any:
         seeds = batch["index"].tolist()
         latents = [torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        made = self.generator(torch.stack(latents), batch["condition"]["values"])
-        return {"loss": generator_term(self._logits(made, made[:, :0, 0, 0]), "hinge")}, made
+        generated = self.generator(torch.stack(latents), batch["condition"]["values"])
+        return {
+            "loss": generator_term(self._logits(generated, generated[:, :0, 0, 0]), "hinge")
+        }, generated
 
     monkeypatch.setattr(DCGAN, "generator_loss", generator_loss)
 
@@ -189,7 +191,9 @@ def test_schedules_of_both_really_step(
 
     def note(self: Any) -> None:
         hook(self)
-        rates.append([each.param_groups[0]["lr"] / 2e-4 for each in self.trainer.optimizers])
+        rates.append(
+            [optimizer.param_groups[0]["lr"] / 2e-4 for optimizer in self.trainer.optimizers]
+        )
 
     monkeypatch.setattr(AdversarialFamily, "on_train_epoch_end", note)
     overrides = [
@@ -213,7 +217,10 @@ def test_a_step_of_both_counts_once(config, phantoms: Path, tmp_path: Path) -> N
     state = last(tmp_path / "run")
     assert state["global_step"] == 6
     assert state["averaging_state"]["n_averaged"] == 6
-    assert [each["state"][0]["step"] for each in state["optimizer_states"]] == [6, 6]
+    assert [state_of_one["state"][0]["step"] for state_of_one in state["optimizer_states"]] == [
+        6,
+        6,
+    ]
     assert [row["step"] for row in table(tmp_path / "run") if row["lr/generator"]] == list("123456")
 
 

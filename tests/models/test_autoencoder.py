@@ -58,7 +58,7 @@ def test_both_sides_learn(name: str, size: tuple[int, ...]) -> None:
         name, size, adversarial_weight=0.1, adversarial_from_step=0, discriminator_channels=4
     )
     images = torch.rand(2, 1, *size) * 2 - 1
-    terms, made = family.generator_loss(batch(images))
+    terms, reconstructed = family.generator_loss(batch(images))
     assert not family.automatic_optimization
     torch.testing.assert_close(
         terms["loss"],
@@ -67,7 +67,7 @@ def test_both_sides_learn(name: str, size: tuple[int, ...]) -> None:
         + 0.1 * terms["adversarial"],
     )
     terms["loss"].backward()
-    judged = family.discriminator_loss(batch(images), made.detach())["loss"]
+    judged = family.discriminator_loss(batch(images), reconstructed.detach())["loss"]
     family.discriminator.zero_grad()
     judged.backward()
     idle = [key for key, weight in family.named_parameters()
@@ -83,7 +83,7 @@ def test_batch_norms_of_the_discriminator_are_shared_by_all_processes(
     settings = {"adversarial_weight": 0.1, "discriminator_channels": 4}
     assert not norms(model("vqvae", size, **settings))
     family = model("vqvae", size, discriminator_norm="batch", **settings).train()
-    assert [type(each) for each in norms(family)] == [BatchNorm, BatchNorm]
+    assert [type(norm) for norm in norms(family)] == [BatchNorm, BatchNorm]
     config = family.config
     described = {**config.discriminator_settings(family.image), "channels": 4}
     del described["num_channels"]
@@ -98,7 +98,7 @@ def test_batch_norms_of_the_discriminator_are_shared_by_all_processes(
 def norms(family: Autoencoder) -> list[torch.nn.Module]:
     judge: Any = family.discriminator
     kind = torch.nn.modules.batchnorm._BatchNorm
-    return [each for each in judge.modules() if isinstance(each, kind)]
+    return [module for module in judge.modules() if isinstance(module, kind)]
 
 
 def test_without_a_weight_it_is_a_plain_family() -> None:
@@ -215,14 +215,14 @@ def test_the_spectral_term_compares_amplitudes(size: tuple[int, ...]) -> None:
     assert loss(image, moved) < 1e-12, "a shift changes phases alone"
     other = torch.rand(2, 1, *size)
     axes = tuple(range(2, 2 + len(size)))
-    amplitudes = [torch.fft.fftn(each, dim=axes, norm="ortho").abs() for each in (image, other)]
+    amplitudes = [torch.fft.fftn(signal, dim=axes, norm="ortho").abs() for signal in (image, other)]
     torch.testing.assert_close(loss(image, other), (amplitudes[0] - amplitudes[1]).square().mean())
 
 
 def test_the_spectral_term_of_an_empty_image_has_a_gradient() -> None:
-    made = torch.zeros(1, 1, 8, 8, requires_grad=True)
-    SpectralLoss(2)(made, torch.ones(1, 1, 8, 8)).backward()
-    assert torch.isfinite(made.grad).all()
+    reconstructed = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    SpectralLoss(2)(reconstructed, torch.ones(1, 1, 8, 8)).backward()
+    assert torch.isfinite(reconstructed.grad).all()
 
 
 def test_missing_perceptual_packages_are_named_before_the_training(
@@ -244,6 +244,8 @@ def test_the_perceptual_term_grows_with_blur_and_is_not_trained(size: tuple[int,
     distance = perceptual.PerceptualDistance()
     image = torch.rand(2, 1, *size) * 2 - 1
     pool = torch.nn.functional.avg_pool2d if len(size) == 2 else torch.nn.functional.avg_pool3d
-    found = [float(distance(image, pool(image, k, stride=1, padding=k // 2))) for k in (1, 3, 5)]
-    assert found[0] == 0
-    assert 0 < found[1] < found[2]
+    distances = [
+        float(distance(image, pool(image, k, stride=1, padding=k // 2))) for k in (1, 3, 5)
+    ]
+    assert distances[0] == 0
+    assert 0 < distances[1] < distances[2]

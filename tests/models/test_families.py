@@ -40,9 +40,9 @@ def batch(image: ImageSpec, number: int = 3) -> Batch:
     images = torch.rand(shape, generator=generator) * 2 - 1
     numbers = torch.tensor([[i % 3, i / number - 0.5] for i in range(number)])
     values = numbers[:, : len(image.conditions)]
-    made = images[:, : image.channels]
+    reconstructed = images[:, : image.channels]
     return Batch(
-        image=made,
+        image=reconstructed,
         label=torch.zeros(number, dtype=torch.int64),
         index=torch.arange(number),
         augmented=False,
@@ -85,22 +85,22 @@ def family(config: FamilyConfig, image: ImageSpec) -> Family:
     return config.build(image)
 
 
-def losses(family: Family, given: Batch) -> list[dict[str, torch.Tensor]]:
+def losses(family: Family, examples: Batch) -> list[dict[str, torch.Tensor]]:
     """What is trained, in the order in which it is."""
     if isinstance(family, AdversarialFamily) and family.discriminator is not None:
-        terms, made = family.generator_loss(given)
-        return [terms, family.discriminator_loss(given, made.detach())]
-    return [family.loss(given)]
+        terms, generated = family.generator_loss(examples)
+        return [terms, family.discriminator_loss(examples, generated.detach())]
+    return [family.loss(examples)]
 
 
 def test_two_steps_change_every_trained_weight_and_stay_finite(family: Family) -> None:
     perturbed(family).train()
-    given = batch(family.image, 4)
+    examples = batch(family.image, 4)
     before = {name: weight.clone() for name, weight in family.named_parameters()}
     optimizer = torch.optim.AdamW(family.parameters(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
-        trained = losses(family, given)
+        trained = losses(family, examples)
         sum(terms["loss"] for terms in trained).backward()
         optimizer.step()
         for terms in trained:
@@ -111,7 +111,7 @@ def test_two_steps_change_every_trained_weight_and_stay_finite(family: Family) -
         if weight.requires_grad and torch.equal(weight, before[name])
     ]
     assert unchanged == []
-    assert torch.isfinite(family.eval().loss(given)["loss"]), "what is validated"
+    assert torch.isfinite(family.eval().loss(examples)["loss"]), "what is validated"
 
 
 def test_conditions_change_the_image(family: Family) -> None:
@@ -151,11 +151,11 @@ def test_reconstructions_have_the_shape_and_range_of_their_images(family: Family
     perturbed(family)
     images = batch(family.image)["image"]
     with torch.inference_mode():
-        made = family.reconstruct(images)
-        alone = torch.cat([family.reconstruct(each[None]) for each in images])
-    assert made.shape == images.shape
-    assert made.abs().max() <= 1
-    torch.testing.assert_close(alone, made, rtol=0, atol=1e-5)
+        reconstructed = family.reconstruct(images)
+        alone = torch.cat([family.reconstruct(single[None]) for single in images])
+    assert reconstructed.shape == images.shape
+    assert reconstructed.abs().max() <= 1
+    torch.testing.assert_close(alone, reconstructed, rtol=0, atol=1e-5)
 
 
 def test_weights_survive_safetensors(family: Family, config: FamilyConfig) -> None:
@@ -166,7 +166,7 @@ def test_weights_survive_safetensors(family: Family, config: FamilyConfig) -> No
     with torch.inference_mode():
         if isinstance(family, Samples):
             condition = rows(batch(family.image)["condition"], [0])
-            one, other = (each.sample(generators([5]), condition) for each in (twin, family))
+            one, other = (sampler.sample(generators([5]), condition) for sampler in (twin, family))
             assert torch.equal(one, other)
         if isinstance(family, Reconstructs):
             images = batch(family.image)["image"]

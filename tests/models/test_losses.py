@@ -273,11 +273,9 @@ def test_a_trained_model_neither_needs_nor_imports_own_code_for_training(
 def test_losses_that_do_not_fit_the_images_are_explained(
     name: str, channels: int, expected: list[str]
 ) -> None:
-    found = loss_faults([LossConfig(name=name)], image_spec(*SIZE, channels=channels))
-    assert len(found) == len(expected)
-    assert all(
-        f"model.losses: {part}" in fault for part, fault in zip(expected, found, strict=True)
-    )
+    told = loss_faults([LossConfig(name=name)], image_spec(*SIZE, channels=channels))
+    assert len(told) == len(expected)
+    assert all(f"model.losses: {part}" in fault for part, fault in zip(expected, told, strict=True))
 
 
 def test_images_smaller_than_a_window_are_explained() -> None:

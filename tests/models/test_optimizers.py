@@ -18,12 +18,12 @@ LR = 0.1
 def walked(optimizer: type[Any], **settings: Any) -> list[float]:
     """Where two weights that start at 1 go; the second must go the same way as the first."""
     weights = [torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2)]
-    made = optimizer(weights, lr=LR, **settings)
+    built = optimizer(weights, lr=LR, **settings)
     path = []
     for gradient in GRADIENTS:
         for weight in weights:
             weight.grad = torch.full_like(weight, gradient)
-        made.step()
+        built.step()
         assert torch.equal(weights[0], weights[1])
         path.append(weights[0][0].item())
     return path

@@ -54,21 +54,21 @@ def draft(
     **request: Any,
 ) -> Draft:
     """All choices that need no memory and no time."""
-    made = Draft(of, where, PlanRequest(overrides=overrides, **request))
-    rules.choose_model(made)
-    rules.choose_channels(made)
-    rules.choose_conditions(made)
-    rules.choose_validation(made)
-    rules.choose_size(made, longest)
-    rules.choose_depth(made)
-    length.choose_recipe(made)
-    rules.choose_augmentation(made)
-    rules.choose_batch(made)
-    return made
+    planned = Draft(of, where, PlanRequest(overrides=overrides, **request))
+    rules.choose_model(planned)
+    rules.choose_channels(planned)
+    rules.choose_conditions(planned)
+    rules.choose_validation(planned)
+    rules.choose_size(planned, longest)
+    rules.choose_depth(planned)
+    length.choose_recipe(planned)
+    rules.choose_augmentation(planned)
+    rules.choose_batch(planned)
+    return planned
 
 
-def value(made: Draft, key: str) -> Any:
-    return made.choices[key].value if key in made.choices else None
+def value(planned: Draft, key: str) -> Any:
+    return planned.choices[key].value if key in planned.choices else None
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ def value(made: Draft, key: str) -> Any:
 def test_size_and_depth_follow_the_shape(
     shape: tuple[int, ...], longest: int | None, size: Any, channels: Any, attention_from: int
 ) -> None:
-    made = draft(measured(shape), longest=longest)
-    assert value(made, "data.size") == size
-    assert value(made, "model.channels") == channels
-    assert value(made, "model.attention_from") == attention_from
-    settings = made.config()
-    assert settings.model.faults(made.image(settings)) == []
+    planned = draft(measured(shape), longest=longest)
+    assert value(planned, "data.size") == size
+    assert value(planned, "model.channels") == channels
+    assert value(planned, "model.attention_from") == attention_from
+    settings = planned.config()
+    assert settings.model.faults(planned.image(settings)) == []
 
 
 def test_the_network_of_wavelets_is_planned_for_images_of_half_the_size() -> None:
@@ -104,10 +104,10 @@ def test_the_network_of_wavelets_is_planned_for_images_of_half_the_size() -> Non
     assert value(volumes, "model.attention_from") == 2  # 16 places along an axis, not 32
     odd = draft(measured((70, 70, 70)), CPU, wavelets)
     assert value(odd, "data.size") == [64, 64, 64]  # a multiple of 16, not of 8
-    for made in (volumes, odd):
-        settings = made.config()
-        assert settings.model.faults(made.image(settings)) == []
-        names = [other.command for other in plan._alternatives(made, settings)]
+    for planned in (volumes, odd):
+        settings = planned.config()
+        assert settings.model.faults(planned.image(settings)) == []
+        names = [other.command for other in plan._alternatives(planned, settings)]
         assert not any(wavelets in name for name in names)
     pixels = draft(measured((128, 128, 128)))
     names = [other.command for other in plan._alternatives(pixels, pixels.config())]
@@ -119,10 +119,10 @@ def test_volumes_of_several_spacings_are_padded_and_never_stretched() -> None:
         (160, 192, 160), one_shape=False, one_spacing=False, spacing=(1.0, 1.0, 1.2),
         extent_mm=spread((150, 180, 150), (160, 190, 170), (170, 200, 190)),
     )  # fmt: skip
-    made = draft(of)
-    assert value(made, "data.spacing_mm") == [1.0, 1.0, 1.2]
-    assert value(made, "data.fit") == "crop_or_pad"
-    size = value(made, "data.size")
+    planned = draft(of)
+    assert value(planned, "data.spacing_mm") == [1.0, 1.0, 1.2]
+    assert value(planned, "data.fit") == "crop_or_pad"
+    size = value(planned, "data.size")
     assert all(
         side * step >= extent
         for side, step, extent in zip(size, (1.0, 1.0, 1.2), (170, 200, 190), strict=True)
@@ -179,24 +179,24 @@ def test_a_batch_is_no_more_than_5_percent_of_the_images(
 def test_a_short_training_takes_more_and_cheaper_steps(
     number: int, where: Machine, request_of: dict[str, Any], short: bool
 ) -> None:
-    made = draft(measured(number=number), where, **request_of)
+    planned = draft(measured(number=number), where, **request_of)
     keys = ("model.num_res_blocks", "model.optimizer", "model.scheduler")
     expected = (1, {"lr": 2e-3, "betas": [0.9, 0.99]}, {"warmup_steps": 20})
-    assert [value(made, key) for key in keys] == list(expected if short else [None] * 3)
+    assert [value(planned, key) for key in keys] == list(expected if short else [None] * 3)
     if short:
-        assert value(made, "model.attention_from") == 3
-        assert value(made, "training.batch_size") == 8
-        settings = made.config()
-        assert settings.model.faults(made.image(settings)) == []
+        assert value(planned, "model.attention_from") == 3
+        assert value(planned, "training.batch_size") == 8
+        settings = planned.config()
+        assert settings.model.faults(planned.image(settings)) == []
         assert settings.model.optimizer.model_dump()["lr"] == 2e-3
     own = draft(measured(number=number), where, "model.optimizer.lr=1e-4", **request_of)
     assert own.values["model"].get("optimizer", {"lr": 1e-4}) == {"lr": 1e-4}
 
 
 def test_volumes_have_no_recipe_of_their_own() -> None:
-    made = draft(measured((32, 32, 32), 7), hours=0.5)
-    assert value(made, "model.optimizer") is None
-    assert value(made, "model.attention_from") == 2
+    planned = draft(measured((32, 32, 32), 7), hours=0.5)
+    assert value(planned, "model.optimizer") is None
+    assert value(planned, "model.attention_from") == 2
 
 
 def test_processes_share_a_batch_evenly() -> None:
@@ -207,16 +207,16 @@ def test_processes_share_a_batch_evenly() -> None:
 @pytest.mark.parametrize("number", [20, 400, 5000])
 def test_no_plan_flips(number: int) -> None:
     for shape in ((64, 64), (32, 32, 32)):
-        made = draft(measured(shape, number))
-        steps = value(made, "data.augmentation") or []
+        planned = draft(measured(shape, number))
+        steps = value(planned, "data.augmentation") or []
         assert not any("Flip" in step["name"] for step in steps)
         assert bool(steps) == (number < 500)
-        made.config()
+        planned.config()
 
 
 def test_a_user_may_flip() -> None:
-    made = draft(measured(), CPU, "data.augmentation=[{name: RandomFlip, axes: 0}]")
-    assert made.config().data.augmentation[0].name == "RandomFlip"
+    planned = draft(measured(), CPU, "data.augmentation=[{name: RandomFlip, axes: 0}]")
+    assert planned.config().data.augmentation[0].name == "RandomFlip"
 
 
 def test_a_ct_gets_one_range_and_others_their_own() -> None:
@@ -237,9 +237,9 @@ def test_classes_are_followed_unless_they_are_people_or_few() -> None:
         measured(class_counts=(1490, 10), classes_of_subjects=True),
         measured(class_counts=(1495, 5)),
     ):
-        made = draft(of)
-        assert value(made, "data.conditions") is None
-        assert "classes are not followed" in made.warnings[0]
+        planned = draft(of)
+        assert value(planned, "data.conditions") is None
+        assert "classes are not followed" in planned.warnings[0]
     assert draft(measured(class_counts=(1500,))).warnings == []
 
 
@@ -247,9 +247,9 @@ def test_classes_are_followed_unless_they_are_people_or_few() -> None:
     ("channels", "sources"), [((IMAGE, IMAGE), [0]), ((IMAGE, MASK), [1]), ((IMAGE,) * 3, [0, 1])]
 )
 def test_the_last_channel_is_made_out_of_the_others(channels: Any, sources: list[int]) -> None:
-    made = draft(measured(channels=channels), goal="translate")
-    assert value(made, "data.source_channels") == sources
-    made.config()
+    planned = draft(measured(channels=channels), goal="translate")
+    assert value(planned, "data.source_channels") == sources
+    planned.config()
 
 
 def test_one_channel_cannot_be_translated() -> None:
@@ -272,12 +272,12 @@ def test_how_many_are_held_out(others: dict[str, Any], share: float | None) -> N
     assert value(draft(measured(**others)), "data.validation_fraction") == share
 
 
-def needs(made: Draft) -> int:
+def needs(planned: Draft) -> int:
     """Bytes as a network might need them: by voxels, batch, channels and recomputation."""
-    settings = made.config()
+    settings = planned.config()
     model: Any = settings.model
     size = 1
-    for side in made.values["data"]["size"]:
+    for side in planned.values["data"]["size"]:
         size *= side
     cost = size * settings.training.batch_size * model.channels[0] * model.num_res_blocks
     return cost * 50 // (2 if settings.compute.activation_checkpointing else 1)
@@ -299,23 +299,23 @@ def test_what_gives_way_to_a_lack_of_memory(
 ) -> None:
     """The batch first, which changes nothing; the network last."""
     where = Machine(torch.device("cpu"), int((usable + 1e9) / 0.9) + 1, 4, 1, "32-true")
-    made = draft(measured(), where)
-    assert rules.fit_memory(made, needs)
-    assert value(made, "training.batch_size") == batch
-    assert value(made, "training.accumulate") == accumulate
-    assert value(made, "compute.activation_checkpointing") == recomputed
-    assert value(made, "model.num_res_blocks") == blocks
-    assert value(made, "model.channels")[0] == first
+    planned = draft(measured(), where)
+    assert rules.fit_memory(planned, needs)
+    assert value(planned, "training.batch_size") == batch
+    assert value(planned, "training.accumulate") == accumulate
+    assert value(planned, "compute.activation_checkpointing") == recomputed
+    assert value(planned, "model.num_res_blocks") == blocks
+    assert value(planned, "model.channels")[0] == first
 
 
 def test_what_the_user_fixed_stays_and_the_rest_adapts() -> None:
     where = Machine(torch.device("cpu"), int(1.14e9), 4, 1, "32-true")
-    made = draft(measured(), where, "training.batch_size=12", "model.channels=[16, 32, 32]")
-    rules.fit_memory(made, needs)
-    assert value(made, "training.batch_size") == 12
-    assert value(made, "model.channels") == [16, 32, 32]
-    assert made.choices["model.channels"].reason == "set by you"
-    assert value(made, "compute.activation_checkpointing") is True
+    planned = draft(measured(), where, "training.batch_size=12", "model.channels=[16, 32, 32]")
+    rules.fit_memory(planned, needs)
+    assert value(planned, "training.batch_size") == 12
+    assert value(planned, "model.channels") == [16, 32, 32]
+    assert planned.choices["model.channels"].reason == "set by you"
+    assert value(planned, "compute.activation_checkpointing") is True
     smaller = draft(measured((512, 512)), GPU, "data.size=[64,64]")
     assert value(smaller, "model.attention_from") == 2
     assert value(draft(measured((512, 512)), GPU), "model.attention_from") == 3
@@ -333,25 +333,27 @@ def test_what_the_user_fixed_stays_and_the_rest_adapts() -> None:
     ],
 )
 def test_length(number: int, request_of: dict[str, Any], seconds: Any, epochs: int) -> None:
-    made = draft(measured(number=number), **request_of)
-    length.choose_length(made, seconds)
-    assert value(made, "training.max_epochs") == epochs
-    assert value(made, "training.max_minutes") == (60 if "hours" in request_of else None)
-    assert bool(made.warnings) == (number == 40)
+    planned = draft(measured(number=number), **request_of)
+    length.choose_length(planned, seconds)
+    assert value(planned, "training.max_epochs") == epochs
+    assert value(planned, "training.max_minutes") == (60 if "hours" in request_of else None)
+    assert bool(planned.warnings) == (number == 40)
     stop = {"metric": "copies", "num_images": 16} if number == 40 else None
-    assert value(made, "training.early_stop") == stop
-    settings = made.config()
+    assert value(planned, "training.early_stop") == stop
+    settings = planned.config()
     assert settings.training.max_epochs >= settings.training.validate_every_n_epochs
 
 
 def test_slices_of_volumes_are_planned_as_pictures() -> None:
-    made = draft(measured((64, 64, 40), 20), CPU, "data.slices=axial")
-    assert value(made, "data.size") == [64, 64]
-    assert made.num_images == 800
-    assert value(made, "training.batch_size") == 16
+    planned = draft(measured((64, 64, 40), 20), CPU, "data.slices=axial")
+    assert value(planned, "data.size") == [64, 64]
+    assert planned.num_images == 800
+    assert value(planned, "training.batch_size") == 16
 
 
 def test_copies_are_warned_of() -> None:
-    made = draft(measured(near_duplicates=4, duplicates_across_subjects=2, num_subjects=700))
-    rules.warn_of_data(made)
-    assert "4 of 1500 images nearly equal another one, 2 of them of different" in made.warnings[0]
+    planned = draft(measured(near_duplicates=4, duplicates_across_subjects=2, num_subjects=700))
+    rules.warn_of_data(planned)
+    assert (
+        "4 of 1500 images nearly equal another one, 2 of them of different" in planned.warnings[0]
+    )

@@ -193,8 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._resolve),
         ]
         for pattern, route in routes:
-            if found := re.fullmatch(pattern, path):
-                route(*found.groups())
+            if match := re.fullmatch(pattern, path):
+                route(*match.groups())
                 return
         raise RefusedError(404)
 
@@ -204,8 +204,8 @@ class _Handler(BaseHTTPRequestHandler):
         errors = []
         if header.get("license") not in LICENSES:
             errors.append({"message": f'"license" must be one of {list(LICENSES)}'})
-        for each in header.get("model-index", []):
-            for result in each["results"]:
+        for entry in header.get("model-index", []):
+            for result in entry["results"]:
                 if not {"type", "name"} <= set(result.get("dataset", {})) or not result["metrics"]:
                     errors.append({"message": '"model-index" is not valid'})
         self._send(400 if errors else 200, {"errors": errors, "warnings": []})
@@ -230,20 +230,22 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._writable(name)
         there = repo.commits[self._commit_of(repo, branch)]
         files = []
-        for each in json.loads(self.body)["files"]:
-            large = each["path"].endswith(_LARGE) or each["size"] > 10_000_000
-            known = there.get(each["path"])
+        for entry in json.loads(self.body)["files"]:
+            large = entry["path"].endswith(_LARGE) or entry["size"] > 10_000_000
+            known = there.get(entry["path"])
             oid = known and (known.sha256 if known.large else known.oid)
-            files.append({"path": each["path"], "uploadMode": "lfs" if large else "regular",
+            files.append({"path": entry["path"], "uploadMode": "lfs" if large else "regular",
                           "shouldIgnore": False, "oid": oid})  # fmt: skip
         self._send(200, {"files": files})
 
     def _batch(self, name: str) -> None:
         self._writable(name)
         objects = []
-        for each in json.loads(self.body)["objects"]:
-            upload = {"upload": {"href": f"{self.hub.endpoint}/lfs/{each['oid']}"}}
-            objects.append(each if each["oid"] in self.hub.large else {**each, "actions": upload})
+        for entry in json.loads(self.body)["objects"]:
+            upload = {"upload": {"href": f"{self.hub.endpoint}/lfs/{entry['oid']}"}}
+            objects.append(
+                entry if entry["oid"] in self.hub.large else {**entry, "actions": upload}
+            )
         self._send(200, {"transfer": "basic", "objects": objects})
 
     def _store(self, oid: str) -> None:
@@ -280,20 +282,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tree(self, name: str, revision: str) -> None:
         repo = self._readable(name)
-        found = []
+        operations = []
         for path, blob in repo.commits[self._commit_of(repo, revision)].items():
             entry: dict[str, Any] = {"type": "file", "path": path, "size": len(blob.content),
                                      "oid": blob.oid}  # fmt: skip
             if blob.large:
                 entry["lfs"] = {"oid": blob.sha256, "size": len(blob.content), "pointerSize": 134}
-            found.append(entry)
-        self._send(200, found)
+            operations.append(entry)
+        self._send(200, operations)
 
     def _refs(self, name: str) -> None:
         repo = self._readable(name)
         listed = {
-            kind: [{"name": each, "ref": f"refs/{place}/{each}", "targetCommit": sha}
-                   for each, sha in known.items()]
+            kind: [{"name": name, "ref": f"refs/{place}/{name}", "targetCommit": sha}
+                   for name, sha in known.items()]
             for kind, place, known in (("branches", "heads", repo.branches),
                                        ("tags", "tags", repo.tags))
         }  # fmt: skip
@@ -331,17 +333,17 @@ class _Handler(BaseHTTPRequestHandler):
         if path in self.hub.flipped:
             middle = len(content) // 2
             content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            first, last = int(found[1]), int(found[2] or len(content) - 1)
+        if bounds := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(bounds[1]), int(bounds[2] or len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             content, status = content[first : last + 1], 206
         self._send(status, content, headers)
 
     def _user(self) -> str:
-        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if given and given not in self.hub.users:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token and token not in self.hub.users:
             raise RefusedError(401, message="Invalid credentials in Authorization header")
-        return self.hub.users.get(given, "")
+        return self.hub.users.get(token, "")
 
     def _readable(self, name: str) -> Repo:
         user, repo = self._user(), self.hub.repos.get(name)
@@ -426,10 +428,12 @@ def leaks(tmp_path: Path) -> Callable[..., list[str]]:
     """Where a token is to be found: in the texts given, or in any file of the test."""
 
     def found(*texts: str) -> list[str]:
-        secrets = [each.encode() for each in (TOKEN, READER, WRONG)]
+        secrets = [token.encode() for token in (TOKEN, READER, WRONG)]
         files = [path for path in tmp_path.rglob("*") if path.is_file()]
         places = {str(path): path.read_bytes() for path in files}
         places |= {f"text {index}": text.encode() for index, text in enumerate(texts)}
-        return [place for place, held in places.items() if any(each in held for each in secrets)]
+        return [
+            place for place, held in places.items() if any(secret in held for secret in secrets)
+        ]
 
     return found

@@ -71,8 +71,8 @@ def test_the_classes_of_the_hub_read_the_card(exported: Path) -> None:
     assert data.pipeline_tag == "unconditional-image-generation"
     assert {"medical-imaging", "rectified_flow", "2d"} <= set(data.tags)
     assert data.datasets == ["alice/scans"]
-    found = {each.metric_type: each.metric_value for each in data.eval_results}
-    assert found == {"kid": 0.0123456, "copies": 0.0}
+    measured = {entry.metric_type: entry.metric_value for entry in data.eval_results}
+    assert measured == {"kid": 0.0123456, "copies": 0.0}
     raw = header_of((exported / "README.md").read_text())
     name, again = model_index_to_eval_results(raw["model-index"])
     assert name == "rectified_flow-2d"

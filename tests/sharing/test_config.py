@@ -86,12 +86,12 @@ def test_the_command_line_wins(share, hub, tmp_path: Path) -> None:
 
 def test_every_key_can_be_said_on_the_command_line_too() -> None:
     """Or MLCube's task would know what nobody else does, and the other way round."""
-    given = {"license": "mit", "datasets": ("a/b",), "version": "2.0", "notes": "text",
+    settings = {"license": "mit", "datasets": ("a/b",), "version": "2.0", "notes": "text",
              "runtimes": ("onnx",), "runtime_weights": "float16", "push_to": "a/b",
              "public": True, "revision": "trial", "commit_message": "mine"}  # fmt: skip
-    given |= {"notes_file": Path("notes.md"), "evaluation": Path("results.yaml")}
-    assert given.keys() == ExportRequest.model_fields.keys()
-    assert read_request(None, given).model_dump() == given
+    settings |= {"notes_file": Path("notes.md"), "evaluation": Path("results.yaml")}
+    assert settings.keys() == ExportRequest.model_fields.keys()
+    assert read_request(None, settings).model_dump() == settings
     nothing = {"license": "", "datasets": (), "public": None}
     assert read_request(None, nothing) == ExportRequest()
 

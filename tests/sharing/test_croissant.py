@@ -76,7 +76,7 @@ def read(folder: Path) -> tuple[dict[str, Any], mlcroissant.Dataset]:
 def warnings(dataset: mlcroissant.Dataset) -> set[str]:
     issues = dataset.metadata.ctx.issues
     assert issues.errors == set()
-    return {re.sub(r"^\[.*?\] ", "", each) for each in issues.warnings}
+    return {re.sub(r"^\[.*?\] ", "", warning) for warning in issues.warnings}
 
 
 def text(value: bytes | None) -> str:
@@ -107,7 +107,7 @@ def test_made_images_are_read_back_with_what_they_follow(
     assert "For research only" in said["description"]
     assert said["rai:hasSyntheticData"] is True
     assert "made out of noise" in dataset.metadata.data_collection
-    assert any("copies" in each for each in dataset.metadata.personal_sensitive_information)
+    assert any("copies" in sentence for sentence in dataset.metadata.personal_sensitive_information)
     assert dataset.metadata.conforms_to[0] == "http://mlcommons.org/croissant/1.1"
     assert (said["license"], said["version"]) == ("cc-by-4.0", "1.0.0")
     assert said["creator"] == [{"@type": "Organization", "name": "A group of three"}]
@@ -128,10 +128,10 @@ def test_made_images_are_read_back_with_what_they_follow(
         with Image.open(out / row["Channel_0"]) as picture:
             expected = np.asarray(picture.convert("RGB"))
         np.testing.assert_array_equal(np.asarray(record["images/image"]), expected)
-    specs = {each.name: each for each in artifact.load(conditional).image.conditions}
+    specs = {spec.name: spec for spec in artifact.load(conditional).image.conditions}
     for name, part in (("Label", "Label"), ("Scan site", "Scan_site")):
         classes = dataset.records(f"{part}-classes")
-        assert tuple(each[f"{part}-classes/name"] for each in classes) == specs[name].classes
+        assert tuple(record[f"{part}-classes/name"] for record in classes) == specs[name].classes
     with (out / "manifest.csv").open("a") as file:
         file.write("\n")
     with pytest.raises(mlcroissant.GenerationError, match=r"Download\(manifest.csv\)"):
@@ -172,8 +172,8 @@ def test_volumes(tmp_path: Path, cli) -> None:
     assert [text(record["images/SubjectID"]) for record in records] == ["00000", "00001"]
     specs = artifact.load(tmp_path / "run").image.conditions
     for spec in specs:
-        assert {text(each[f"images/{spec.name}"]) for each in records} <= set(spec.classes)
-    fields = {each["name"]: each for each in said["recordSet"][0]["field"]}
+        assert {text(record[f"images/{spec.name}"]) for record in records} <= set(spec.classes)
+    fields = {column["name"]: column for column in said["recordSet"][0]["field"]}
     assert "references" in fields["Label"]
     assert "references" not in fields["Site"], "mlcroissant cannot join numbers to texts"
     assert "As text" in fields["Site"]["description"]
@@ -207,15 +207,17 @@ def test_images_of_people_are_said_to_be_and_name_nobody(
     assert "license" not in said
     assert "creator" not in said
     assert "derived from real images of real people" in said["description"]
-    assert any("derived from a real image" in each
-               for each in said["rai:personalSensitiveInformation"])  # fmt: skip
-    columns = [each["source"]["extract"].get("column") for each in said["recordSet"][0]["field"]]
+    assert any("derived from a real image" in sentence
+               for sentence in said["rai:personalSensitiveInformation"])  # fmt: skip
+    columns = [
+        column["source"]["extract"].get("column") for column in said["recordSet"][0]["field"]
+    ]
     assert "Source" not in columns
     records = list(dataset.records("images"))
-    assert [text(each["images/SubjectID"]) for each in records] == [
+    assert [text(record["images/SubjectID"]) for record in records] == [
         f"{SUBJECT}-{i}" for i in range(3)
     ]
-    assert all(each["images/image"].size == (16, 16) for each in records)
+    assert all(record["images/image"].size == (16, 16) for record in records)
     assert "croissant.json will state no license" in err
     assert "made out of those of real people" in err
 
@@ -310,5 +312,5 @@ def test_bad_input(words: tuple[str, ...], fault: str, cli, tmp_path: Path) -> N
 def test_the_citation_is_that_of_the_project() -> None:
     cited = yaml.safe_load((Path(__file__).parents[2] / "CITATION.cff").read_text())
     (author,) = cited["authors"]
-    for each in (cited["title"], author["name"], cited["version"], cited["license"]):
-        assert f"{{{each}}}" in CITATION
+    for stated in (cited["title"], author["name"], cited["version"], cited["license"]):
+        assert f"{{{stated}}}" in CITATION

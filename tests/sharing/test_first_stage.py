@@ -30,7 +30,7 @@ def people(tmp_path: Path) -> Path:
     folder = write_phantoms(tmp_path / "people", num=12, size=(16, 16)).parent
     path = folder / "manifest.csv"
     head, *rows = [line.split(",") for line in path.read_text().splitlines()]
-    subject, label, name = (head.index(each) for each in ("SubjectID", "Label", "LabelMapping"))
+    subject, label, name = (head.index(column) for column in ("SubjectID", "Label", "LabelMapping"))
     for number, row in enumerate(rows):
         row[label], row[name] = str(number), row[subject]
     path.write_text("\n".join(",".join(row) for row in [head, *rows]) + "\n")
@@ -82,7 +82,7 @@ def test_another_first_stage_is_refused(stages, tiny_config, people: Path, tmp_p
     stage = f"model.first_stage={shared}"
     with pytest.raises(ConfigError, match="trained with another config") as caught:
         train(config, people, run, overrides=[stage, "training.max_epochs=2"])
-    assert [each.partition(":")[0] for each in caught.value.faults][-1] == f"model.{PIN}"
+    assert [fault.partition(":")[0] for fault in caught.value.faults][-1] == f"model.{PIN}"
     with pytest.raises(ConfigError, match="does not fit this model") as caught:
         train(config, people, tmp_path / "x", overrides=[stage, f"training.start_from={run}"])
     assert "the start was trained with another one" in caught.value.faults[0]

@@ -51,9 +51,9 @@ def test_conditions_are_followed_or_explained(tiny_config, phantoms, tmp_path, c
     model = synthcube.from_pretrained(run, accelerator="cpu")
     assert model.conditions == {"Label": ("disc", "square", "ring")}
     one = model.sample(2, seed=1, condition={"Label": "ring"})
-    each = model.sample(2, seed=1, condition=[{"Label": "ring"}, {"Label": "disc"}])
-    assert torch.equal(one.tensor[0], each.tensor[0])
-    assert not torch.equal(one.tensor[1], each.tensor[1])
+    images = model.sample(2, seed=1, condition=[{"Label": "ring"}, {"Label": "disc"}])
+    assert torch.equal(one.tensor[0], images.tensor[0])
+    assert not torch.equal(one.tensor[1], images.tensor[1])
     words = ("infer", "-m", run, "-o", tmp_path / "images", "-n", 2, "--seed", 1)
     assert cli(*words)[0] == 0
     (path, *_) = model.sample(2, seed=1).save(tmp_path / "ours")

@@ -76,7 +76,7 @@ def test_infer_takes_an_address(revision: str, published, cli, first_stage, tmp_
 def test_export_and_the_door_of_python_take_an_address(published, cli, tmp_path) -> None:
     code, _, err = cli("export", "-m", ADDRESS, "-o", tmp_path / "again", "--license", "mit")
     assert code == 0, err
-    first, again = (artifact.load(tmp_path / each) for each in ("model", "again"))
+    first, again = (artifact.load(tmp_path / name) for name in ("model", "again"))
     assert first.weights.read_bytes() == again.weights.read_bytes()
     model = synthcube.from_pretrained(NAME, accelerator="cpu")
     assert model.trained.sha256 == first.sha256

@@ -97,10 +97,12 @@ def test_a_first_stage_is_told_of_only_by_its_hash(
     digest = "first_stage_sha256"
     assert after.config["model"][digest] == before.config["model"][digest]
     assert str(first_stage("vqvae").parent).encode() not in everything(tmp_path / "out")
-    for each in (tmp_path / "run", tmp_path / "out"):
-        assert cli("infer", "-m", each, "-o", tmp_path / f"{each.name}-images", "-n", 2)[0] == 0
-    made = [(tmp_path / f"{side}-images/images/00001.png").read_bytes() for side in ("run", "out")]
-    assert made[0] == made[1]
+    for folder in (tmp_path / "run", tmp_path / "out"):
+        assert cli("infer", "-m", folder, "-o", tmp_path / f"{folder.name}-images", "-n", 2)[0] == 0
+    contents = [
+        (tmp_path / f"{side}-images/images/00001.png").read_bytes() for side in ("run", "out")
+    ]
+    assert contents[0] == contents[1]
 
 
 def test_what_is_left_over_stops_the_export(run: Path, cli, tmp_path: Path, monkeypatch) -> None:

@@ -18,13 +18,13 @@ NAME = "alice/brains"
 def shell(hub, tmp_path: Path):
     """Runs a command of ours in a new process, whose Hub is the one on loopback."""
     kept = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS", "VIRTUAL_ENV")
-    given = {name: os.environ[name] for name in kept if name in os.environ}
-    given |= {"HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint}
+    kept_values = {name: os.environ[name] for name in kept if name in os.environ}
+    kept_values |= {"HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint}
 
     def run(*words: object, **environment: str) -> tuple[int, str]:
         done = subprocess.run(
             [sys.executable, "-m", "synthcube", *map(str, words)],
-            env={**given, **environment}, capture_output=True, text=True, cwd=tmp_path,
+            env={**kept_values, **environment}, capture_output=True, text=True, cwd=tmp_path,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
 

@@ -122,9 +122,9 @@ def test_translation_writes_one_image_for_each_row_where_its_source_is(
     assert len(rows) == len(sources) == 12
     for row, source in zip(rows, sources, strict=True):
         assert row["SubjectID"] == source["SubjectID"]
-        made, given = nib.load(out / row["Channel_0"]), nib.load(data / source["Channel_0"])
-        assert made.shape == given.shape
-        np.testing.assert_allclose(made.affine, given.affine, atol=1e-4)
+        generated, known = nib.load(out / row["Channel_0"]), nib.load(data / source["Channel_0"])
+        assert generated.shape == known.shape
+        np.testing.assert_allclose(generated.affine, known.affine, atol=1e-4)
 
 
 def test_a_run_knows_the_conditions_of_what_it_held_out(cli, tiny_config, tmp_path: Path) -> None:
@@ -142,11 +142,11 @@ def test_a_run_knows_the_conditions_of_what_it_held_out(cli, tiny_config, tmp_pa
     code, _, err = cli("infer", "-m", run, "-d", run, "-o", out)
     assert code == 0, err
     assert "of the 3 held-out images have numbers outside the range of the training" in err
-    made = listed(out)
-    assert [row["SubjectID"] for row in made] == [row["SubjectID"] for row in held_out]
-    asked = [float(row["Brightness"]) for row in made]
+    manifest = listed(out)
+    assert [row["SubjectID"] for row in manifest] == [row["SubjectID"] for row in held_out]
+    asked = [float(row["Brightness"]) for row in manifest]
     assert asked == pytest.approx([float(row["Brightness"]) for row in held_out], rel=1e-4)
-    assert [row["Label"] for row in made] == [row["Label"] for row in held_out]
+    assert [row["Label"] for row in manifest] == [row["Label"] for row in held_out]
     (tmp_path / "light.yaml").write_text(
         "data: {source_channels: [0]}\nevaluation: {extractor: {name: radiomic}, num_repeats: 2}\n"
     )
@@ -303,8 +303,8 @@ def follow_what_was_asked(out: Path) -> None:
     kinds = [kind == row["Label"] for (kind, _, _), row in zip(measured, asked, strict=True)]
     assert np.mean(kinds) > 0.6, "a third by chance"
     for place, column in ((1, "Radius"), (2, "Brightness")):
-        pairs = [(found[place], float(row[column]))
-                 for found, row in zip(measured, asked, strict=True)]  # fmt: skip
+        pairs = [(radius[place], float(row[column]))
+                 for radius, row in zip(measured, asked, strict=True)]  # fmt: skip
         assert np.corrcoef(np.transpose(pairs))[0, 1] > 0.7, column
 
 
@@ -324,5 +324,5 @@ def test_a_translation_shows_what_its_source_does(
     new = write_phantoms(tmp_path / "new", num=12, size=(16, 16), channels=2, seed=9).parent
     assert cli("infer", "-m", run, "-d", new, "-o", out)[0] == 0
     truths = [np.asarray(Pillow.open(new / row["Channel_1"])) for row in listed(new)]
-    for made, truth in zip(pictures(out), truths, strict=True):
-        assert np.corrcoef(made.ravel(), truth.ravel())[0, 1] > 0.8
+    for picture, truth in zip(pictures(out), truths, strict=True):
+        assert np.corrcoef(picture.ravel(), truth.ravel())[0, 1] > 0.8

@@ -98,10 +98,10 @@ def test_vqvae_reconstructs_with_the_geometry_of_its_source(
     out = tmp_path / "out"
     code, _, err = cli("infer", "-m", tmp_path / "run", "-o", out, "-d", data)
     assert code == 0, err
-    made = sorted((out / "images").iterdir())
+    written = sorted((out / "images").iterdir())
     sources = sorted(data.parent.glob("*.nii.gz"))
-    assert len(made) == len(sources) == 6
-    for one, source in zip(made, sources, strict=True):
+    assert len(written) == len(sources) == 6
+    for one, source in zip(written, sources, strict=True):
         np.testing.assert_allclose(nib.load(one).affine, nib.load(source).affine, atol=1e-4)
         assert nib.load(one).shape == nib.load(source).shape
         assert nib.load(one).get_fdata().max() <= 260
@@ -117,9 +117,9 @@ def test_the_images_of_a_run_are_those_that_it_held_out(cli, first_stage, tmp_pa
     code, _, err = cli("infer", "-m", run, "-o", out, "-d", run)
     assert code == 0, err
     with (out / "manifest.csv").open(newline="") as file:
-        made = list(csv.DictReader(file))
-    assert [row["Source"] for row in made] == [row["Channel_0"] for row in rows]
-    assert len(made) == 3
+        listed = list(csv.DictReader(file))
+    assert [row["Source"] for row in listed] == [row["Channel_0"] for row in rows]
+    assert len(listed) == 3
 
 
 def test_generated_volumes_have_the_training_geometry(cli, tiny_config, tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ def test_a_translation_is_between_its_source_and_the_truth(trained, tmp_path: Pa
         shown = picture[LINE + row * pitch :][:SIDE]
         parts = [shown[:, n * width : n * width + SIDE] for n in range(3)]
         name = f"phantom-{row:05d}"
-        made = next((out / "images").glob(f"*-{name}.png"))
-        np.testing.assert_array_equal(parts[1], enlarged(made))
+        written = next((out / "images").glob(f"*-{name}.png"))
+        np.testing.assert_array_equal(parts[1], enlarged(written))
         for part, channel in ((parts[0], 0), (parts[2], 1)):
             saved = enlarged(data / f"{name}_c{channel}.png")
             # stretched to the range of the training

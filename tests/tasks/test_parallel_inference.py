@@ -31,8 +31,8 @@ def launched(forks):
 
     def run(words: list[object], codes: tuple[int, int]) -> list[str]:
         ended = forks.commands_together(["infer", *words])
-        assert tuple(each.returncode for each in ended) == codes, ended
-        return [each.stderr for each in ended]
+        assert tuple(fork.returncode for fork in ended) == codes, ended
+        return [fork.stderr for fork in ended]
 
     return run
 
@@ -52,9 +52,9 @@ def test_processes_make_what_one_makes(
         overrides.append("data.source_channels=[0]")
     run = tmp_path / "run"
     train(tiny_config(family), data, run, overrides=overrides)
-    given = {"num_images": 7} if task == "generate" else {"data": data}
-    infer(InferRequest(run, tmp_path / "one", batch_size=2, **given))
-    infer(InferRequest(run, tmp_path / "pool", batch_size=2, config=two, **given))
+    request = {"num_images": 7} if task == "generate" else {"data": data}
+    infer(InferRequest(run, tmp_path / "one", batch_size=2, **request))
+    infer(InferRequest(run, tmp_path / "pool", batch_size=2, config=two, **request))
     expected = digests(tmp_path / "one")
     assert len(expected) == 2 + (12 if task == "reconstruct" else 7)
     assert digests(tmp_path / "pool") == expected

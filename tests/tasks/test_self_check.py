@@ -22,8 +22,8 @@ def test_every_family_goes_the_whole_way_in_2d_and_3d(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    found = [re.sub(r": \d+\.\d s$", "", line) for line in self_check()]
-    assert found == [
+    lines = [re.sub(r": \d+\.\d s$", "", line) for line in self_check()]
+    assert lines == [
         f"{family} in {rank}D, {step}"
         for family in registry.names()
         for rank in (2, 3)

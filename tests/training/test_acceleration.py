@@ -152,8 +152,8 @@ def test_the_networks_are_what_is_compiled() -> None:
     for name, networks in expected.items():
         family = registry.find(name).tiny().build(SPEC)
         assert compile_networks(family, batch_of(2), compute) == networks
-        assert all(family.get_submodule(each)._compiled_call_impl for each in networks)
-        assert not [each for each in family.state_dict() if "_orig_mod" in each]
+        assert all(family.get_submodule(name)._compiled_call_impl for name in networks)
+        assert not [name for name in family.state_dict() if "_orig_mod" in name]
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
@@ -252,15 +252,17 @@ def test_every_family_trains_and_samples(
     train(tiny_config(family), phantoms, run, overrides=[f"compute.precision={precision}"])
     content = checkpoints.load(run / "checkpoints" / "last.ckpt")
     # Of every network most weights are convolutions and linear layers, which are converted.
-    current = [each.dtype for each in content["current_model_state"].values()]
+    current = [tensor.dtype for tensor in content["current_model_state"].values()]
     assert DTYPES[precision] in current
     moments = [state["exp_avg"].dtype for state in content["optimizer_states"][0]["state"].values()]
     assert DTYPES[precision] in moments
-    averaged = {each.dtype for each in content["state_dict"].values() if each.is_floating_point()}
+    averaged = {
+        tensor.dtype for tensor in content["state_dict"].values() if tensor.is_floating_point()
+    }
     assert torch.bfloat16 not in averaged
     shared = weights(run)
-    assert {each.dtype for each in shared.values()} <= {torch.float32, torch.int64, torch.int32}
-    assert all(torch.isfinite(each).all() for each in shared.values())
+    assert {tensor.dtype for tensor in shared.values()} <= {torch.float32, torch.int64, torch.int32}
+    assert all(torch.isfinite(tensor).all() for tensor in shared.values())
     of_images = family in ("vqvae", "autoencoder_kl")
     data = phantoms if of_images else None
     infer(InferRequest(run, tmp_path / "images", num_images=2, data=data))

@@ -49,7 +49,7 @@ def test_two_processes_end_with_the_same_weights_to_the_bit(
     first, second = (load_file(tmp_path / "run" / f"rank_{i}.safetensors") for i in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     artifact = load_file(tmp_path / "run" / "artifact" / "weights.safetensors")
-    assert all(torch.isfinite(each).all() for each in artifact.values())
+    assert all(torch.isfinite(tensor).all() for tensor in artifact.values())
     assert log.count("epoch 1/2  step") == 2, "one process speaks"
 
 

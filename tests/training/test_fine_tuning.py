@@ -93,7 +93,7 @@ def test_a_key_that_differs_is_one_line(
         train(tiny_config(), phantoms, tmp_path / "run", overrides=overrides)
     faults = caught.value.faults
     assert faults == (f"model.channels: {tiny_channels()} in the start model, [8, 16] here",)
-    words = [word for each in overrides for word in ("--set", each)]
+    words = [word for override in overrides for word in ("--set", override)]
     code, _, text = cli("check", "-c", tiny_config(), "-d", phantoms, *words)
     assert code == 2
     assert text.count("in the start model,") == 1

@@ -74,7 +74,9 @@ def test_the_norm_is_that_of_the_gradient(
     plain = FiniteGuard.on_before_optimizer_step
 
     def look(self: FiniteGuard, trainer: Any, module: Any, optimizer: Any) -> None:
-        gradients = [each.grad.flatten() for each in module.parameters() if each.grad is not None]
+        gradients = [
+            weight.grad.flatten() for weight in module.parameters() if weight.grad is not None
+        ]
         seen.append(float(torch.cat(gradients).double().norm()))
         plain(self, trainer, module, optimizer)
 

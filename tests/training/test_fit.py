@@ -29,8 +29,8 @@ def rows(run: Path) -> list[dict[str, str]]:
 def test_the_run_folder_holds_everything(tiny_config, phantoms: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(tiny_config(), phantoms, run) == run / "artifact"
-    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
-    assert found == {
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert files == {
         "config.yaml", "split.csv", "images.json", "metrics.csv", "environment.json",
         "throughput.json", ".synthcube.lock", "curve.png",
         "samples/epoch_0001.png", "samples/epoch_0002.png",
@@ -102,16 +102,16 @@ def test_the_average_ramps_up_as_documented(tiny_config, phantoms, tmp_path: Pat
     ema = RampedEMA(0.999)
     averaged = torch.nn.Linear(3, 2)
     ema._update(averaged, current[0])
-    expected = {name: each.detach().clone() for name, each in current[0].named_parameters()}
+    expected = {name: weight.detach().clone() for name, weight in current[0].named_parameters()}
     for number, layer in enumerate(current[1:], start=1):
         layer.bias.requires_grad_(False)  # as a codebook, which moves without a gradient
         ema._latest_update_step = number
         ema._update(averaged, layer)
         decay = (1 + number) / (10 + number)
-        for name, each in layer.named_parameters():
-            expected[name] = decay * expected[name] + (1 - decay) * each.detach()
-    for name, each in averaged.named_parameters():
-        torch.testing.assert_close(each.detach(), expected[name])
+        for name, weight in layer.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * weight.detach()
+    for name, weight in averaged.named_parameters():
+        torch.testing.assert_close(weight.detach(), expected[name])
 
 
 def test_the_average_leaves_out_what_is_not_drawn(tiny_config, phantoms, tmp_path: Path) -> None:

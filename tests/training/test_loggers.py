@@ -53,20 +53,20 @@ def test_tensorboard_shows_curves_pictures_and_config(
 ) -> None:
     run = tmp_path / "run"
     train(tiny_config("dcgan"), phantoms, run, overrides=logging_to("tensorboard"))
-    found = events(run / "logs" / "tensorboard")
+    logged = events(run / "logs" / "tensorboard")
     for name in (
         "train/loss_now", "train/discriminator_loss_now", "lr/generator", "lr/discriminator",
         "images_per_second", "data_wait_percent", "memory_gb",
     ):  # fmt: skip
-        assert [each.step for each in found.Scalars(name)] == [1, 2, 3, 4], name
-    assert len(found.Scalars("validation/loss")) == 2
-    assert [each.step for each in found.Images("samples")] == [2, 4]
+        assert [point.step for point in logged.Scalars(name)] == [1, 2, 3, 4], name
+    assert len(logged.Scalars("validation/loss")) == 2
+    assert [point.step for point in logged.Images("samples")] == [2, 4]
     with PIL.Image.open(run / "samples" / "epoch_0002.png") as picture:
-        last = found.Images("samples")[-1]
+        last = logged.Images("samples")[-1]
         assert (last.width, last.height) == picture.size
     shown = yaml.safe_load((run / "logs" / "tensorboard" / "hparams.yaml").read_text())
     assert shown["training"]["batch_size"] == 4
-    assert "_hparams_/session_start_info" in found.PluginTagToContent("hparams")
+    assert "_hparams_/session_start_info" in logged.PluginTagToContent("hparams")
 
 
 def test_a_resumed_run_goes_on_in_the_same_tensorboard_folder(
@@ -81,8 +81,8 @@ def test_a_resumed_run_goes_on_in_the_same_tensorboard_folder(
         killed.add_scalar("train/loss_now", 99.0, 5)
     train(tiny_config(), phantoms, run, overrides=[*logging, LONGER])
     points = events(run / "logs" / "tensorboard").Scalars("train/loss_now")
-    assert [each.step for each in points] == [1, 2, 3, 4, 5, 6]
-    assert max(each.value for each in points) < 99
+    assert [point.step for point in points] == [1, 2, 3, 4, 5, 6]
+    assert max(point.value for point in points) < 99
 
 
 def test_wandb_writes_one_run_and_sends_nothing(
@@ -96,16 +96,16 @@ def test_wandb_writes_one_run_and_sends_nothing(
     (folder,) = (run / "logs" / "wandb").glob("offline-run-*")
     assert f"wandb sync {folder}" in caplog.text
     media = (folder / "files" / "media" / "images").glob("samples_*.png")
-    ours = [each.read_bytes() for each in (run / "samples").glob("epoch_*.png")]
-    assert sorted(each.read_bytes() for each in media) == sorted(ours)
+    ours = [picture.read_bytes() for picture in (run / "samples").glob("epoch_*.png")]
+    assert sorted(picture.read_bytes() for picture in media) == sorted(ours)
     assert wandb.run is None, "the next training of this process has a run of its own"
     records = wandb_records(folder)
-    rows = [each for each in records if "train/loss_now" in each]
+    rows = [record for record in records if "train/loss_now" in record]
     assert [row["trainer/global_step"] for row in rows] == [1, 2, 3, 4]
     train(tiny_config(), phantoms, run, overrides=[*logging, LONGER])
     folders = sorted((run / "logs" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
-    assert len({each.name.split("-")[-1] for each in folders}) == 1, "both parts are one run"
+    assert len({folder.name.split("-")[-1] for folder in folders}) == 1, "both parts are one run"
 
 
 def wandb_records(folder: Path) -> list[dict[str, float]]:
@@ -136,16 +136,16 @@ def test_mlflow_keeps_one_run_in_a_folder(tiny_config, phantoms: Path, tmp_path:
     train(tiny_config(), phantoms, run, overrides=[*logging, LONGER])
     client = MlflowClient((run / "logs" / "mlflow").as_uri())
     experiment = client.get_experiment_by_name("synthcube")
-    (found,) = client.search_runs([experiment.experiment_id])
-    assert found.info.status == "FINISHED"
-    assert found.data.params["training.max_epochs"] == "2", "that it began with"
-    history = client.get_metric_history(found.info.run_id, "train/loss_now")
-    assert [each.step for each in history] == [1, 2, 3, 4, 5, 6]
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["training.max_epochs"] == "2", "that it began with"
+    history = client.get_metric_history(logged.info.run_id, "train/loss_now")
+    assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
     config = json.loads(
-        Path(client.download_artifacts(found.info.run_id, "config.json")).read_text()
+        Path(client.download_artifacts(logged.info.run_id, "config.json")).read_text()
     )
     assert config["training"]["max_epochs"] == 3
-    pictures = [each.path for each in client.list_artifacts(found.info.run_id, "samples")]
+    pictures = [entry.path for entry in client.list_artifacts(logged.info.run_id, "samples")]
     assert pictures == [f"samples/epoch_{i:04d}.png" for i in (1, 2, 3)]
 
 
@@ -154,9 +154,11 @@ def test_a_logger_that_is_not_installed_is_refused_with_its_extra(
 ) -> None:
     import importlib.util
 
-    found = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else found(name, *a)
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "wandb" else find_spec(name, *a),
     )
     code, _, text = cli(
         "train", "-c", tiny_config(), "-d", phantoms, "-o", tmp_path / "run",
@@ -196,33 +198,33 @@ def test_arguments_reach_the_logger(tiny_config, phantoms: Path, tmp_path: Path)
     from mlflow.tracking import MlflowClient
 
     store = (tmp_path / "store").as_uri()
-    given = f"{{name: mlflow, arguments: {{tracking_uri: '{store}', experiment_name: brains}}}}"
-    train(tiny_config(), phantoms, tmp_path / "run", overrides=logging_to(given))
+    setting = f"{{name: mlflow, arguments: {{tracking_uri: '{store}', experiment_name: brains}}}}"
+    train(tiny_config(), phantoms, tmp_path / "run", overrides=logging_to(setting))
     client = MlflowClient(store)
-    (found,) = client.search_runs([client.get_experiment_by_name("brains").experiment_id])
-    assert found.info.run_name == "run"
+    (logged,) = client.search_runs([client.get_experiment_by_name("brains").experiment_id])
+    assert logged.info.run_name == "run"
 
 
 def test_a_logger_that_cannot_start_is_the_users_to_mend(
     tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
-    given = "{name: mlflow, arguments: {tracking_uri: 'nowhere://x'}}"
+    setting = "{name: mlflow, arguments: {tracking_uri: 'nowhere://x'}}"
     with pytest.raises(ConfigError, match=r"training\.loggers mlflow: .*nowhere"):
-        train(tiny_config(), phantoms, tmp_path / "run", overrides=logging_to(given))
+        train(tiny_config(), phantoms, tmp_path / "run", overrides=logging_to(setting))
 
 
 def test_of_two_processes_one_reports(
     tiny_config, phantoms: Path, tmp_path: Path, events, forks
 ) -> None:
     run = tmp_path / "run"
-    given = "training.loggers=[tensorboard, mlflow, wandb]"
+    setting = "training.loggers=[tensorboard, mlflow, wandb]"
     said = forks.script_together(
-        EACH_RANK, tiny_config("dcgan"), phantoms, run, "compute.num_devices=2", given
+        EACH_RANK, tiny_config("dcgan"), phantoms, run, "compute.num_devices=2", setting
     )
     assert len(list((run / "logs" / "tensorboard").glob("events.*"))) == 1
     assert len(list((run / "logs" / "wandb").glob("offline-run-*"))) == 1
     points = events(run / "logs" / "tensorboard").Scalars("train/loss_now")
-    assert [each.step for each in points] == [1, 2, 3, 4]
+    assert [point.step for point in points] == [1, 2, 3, 4]
     assert said.count("Where the time went") == 1
     assert json.loads((run / "throughput.json").read_text())["total"]["steps"] == 4
 

@@ -52,7 +52,7 @@ def test_a_traced_step_takes_what_a_real_one_does(family: str, monkeypatch) -> N
 def test_every_part_is_counted() -> None:
     model = registry.find("ddpm").tiny()
     plain = memory.estimate(model, spec(16), TrainingConfig(ema=None), mixed=False)
-    weights = sum(each.numel() * 4 for each in model.build(spec(16)).parameters())
+    weights = sum(weight.numel() * 4 for weight in model.build(spec(16)).parameters())
     assert plain.weights >= weights
     assert plain.optimizer == 2 * weights, "AdamW keeps two moments"
     assert plain.average == 0
@@ -70,8 +70,8 @@ def test_every_part_is_counted() -> None:
     added = memory.estimate(model, spec(16), TrainingConfig(accumulate=2), mixed=False)
     assert added.step == averaged.step + weights
     dcgan = registry.find("dcgan").tiny()
-    made = dcgan.build(spec(16))
-    both = sum(each.numel() * 4 for each in made.parameters())
+    family = dcgan.build(spec(16))
+    both = sum(weight.numel() * 4 for weight in family.parameters())
     assert memory.estimate(dcgan, spec(16), TrainingConfig(), mixed=False).optimizer == 2 * both
 
 

@@ -136,10 +136,10 @@ def test_one_huge_image_moves_the_sum_by_the_clip_norm_at_most(name: str) -> Non
         part[key] = batch[key][:3]  # type: ignore[literal-required]
     part["condition"] = {key: value[:3] for key, value in batch["condition"].items()}
     sums = []
-    for given in (part, huge):
+    for images in (part, huge):
         torch.manual_seed(5)
         options = {"clip_norm": 0.5, "draws": 2, "images_at_once": 3}
-        sums.append(clipped_sum(family, given, **options))
+        sums.append(clipped_sum(family, images, **options))
     assert 0.1 < difference(*sums) <= 0.5 * (1 + 1e-5)
 
 

@@ -83,12 +83,12 @@ def test_a_resumed_run_adds_to_the_account(tiny_config, phantoms, tmp_path: Path
     run = tmp_path / "run"
     train(tiny_config(), phantoms, run, overrides=["model.scheduler=null"])
     train(tiny_config(), phantoms, run, overrides=["model.scheduler=null", "training.max_epochs=3"])
-    found = account(run)
-    assert [each["steps"] for each in found["parts"]] == [4, 2]
-    assert found["total"]["steps"] == 6
+    report = account(run)
+    assert [part["steps"] for part in report["parts"]] == [4, 2]
+    assert report["total"]["steps"] == 6
     for name in PARTS:
-        parts = sum(each["seconds"][name] for each in found["parts"])
-        assert found["total"]["seconds"][name] == pytest.approx(parts, abs=2e-3)
+        parts = sum(part["seconds"][name] for part in report["parts"])
+        assert report["total"]["seconds"][name] == pytest.approx(parts, abs=2e-3)
 
 
 def test_an_interrupted_training_accounts_for_its_time(

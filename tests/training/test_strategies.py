@@ -73,7 +73,7 @@ QUICK = ("vqvae",)
 
 @pytest.mark.parametrize(
     "family",
-    [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in ALONE],
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ALONE],
 )
 def test_fsdp_ends_with_the_weights_of_ddp(
     family: str, tiny_config, phantoms: Path, tmp_path: Path, together
@@ -182,10 +182,10 @@ def test_a_file_of_deepspeed_that_says_what_the_yaml_says(tmp_path: Path) -> Non
          "compute.num_devices=2"],
     )  # fmt: skip
     assert deepspeed.own_optimizer(built.compute) == "Adam"
-    given = deepspeed.arguments(built.compute, built.training, 2)["config"]
-    assert given["zero_optimization"] == {"stage": 1}
-    assert given["train_micro_batch_size_per_gpu"] == 8
-    assert "train_batch_size" not in given  # Lightning does not take it
+    settings = deepspeed.arguments(built.compute, built.training, 2)["config"]
+    assert settings["zero_optimization"] == {"stage": 1}
+    assert settings["train_micro_batch_size_per_gpu"] == 8
+    assert "train_batch_size" not in settings  # Lightning does not take it
 
 
 def test_a_missing_file_and_a_file_beside_arguments() -> None:
@@ -243,7 +243,7 @@ def test_the_configs_of_the_page_are_valid(tmp_path: Path, monkeypatch) -> None:
     Path("zero.json").write_text('{"zero_optimization": {"stage": 2}}')
     blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     built = [config.build(yaml.safe_load(block)) for block in blocks]
-    assert [each.compute.strategy for each in built] == ["fsdp", "deepspeed"]
+    assert [settings.compute.strategy for settings in built] == ["fsdp", "deepspeed"]
 
 
 def test_a_checkpoint_of_zero_fits_its_stage_and_number_of_processes() -> None:

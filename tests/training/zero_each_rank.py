@@ -33,5 +33,5 @@ if __name__ == "__main__":
         tag = checkpoints.load(folder.with_suffix(".ckpt"))["zero"]["tag"]
         assert [path.name for path in folder.iterdir()] == [tag]
         whole = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag)
-        save_file({n: each.contiguous().clone() for n, each in whole.items()},
+        save_file({n: tensor.contiguous().clone() for n, tensor in whole.items()},
                   run / "deepspeed.safetensors")  # fmt: skip

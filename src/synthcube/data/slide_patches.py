@@ -80,11 +80,11 @@ def patch_options(
         "--mpp": mpp, "--magnification": magnification, "--overlap": overlap,
         "--max_patches": max_patches, "--min_tissue": min_tissue,
     }  # fmt: skip
-    given = [name for name, value in others.items() if value is not None]
+    named = [name for name, value in others.items() if value is not None]
     if patch_size is None:
-        if given:
+        if named:
             raise ManifestError(
-                f"{' and '.join(given)} cannot be used without --patch_size: add it, as in "
+                f"{' and '.join(named)} cannot be used without --patch_size: add it, as in "
                 f"{EXAMPLE}."
             )
         return None

@@ -130,8 +130,8 @@ def dcgan(project: Project) -> None:
     take(project, "leaky_relu_slope", "model.negative_slope", 0.2)
     text = "the generator doubled 4 voxels a side to 64, enlarged the image and smoothed it"
     project.imply("model.smoothing", True, text)
-    given, shown = ("model_config", "tensor_shape"), ("model_config", "output_shape")
-    if project.get(*shown) not in (None, project.get(*given)):
+    stated, shown = ("model_config", "tensor_shape"), ("model_config", "output_shape")
+    if project.get(*shown) not in (None, project.get(*stated)):
         project.refuse(shown, "it must equal tensor_shape, or the discriminator does not fit")
 
 

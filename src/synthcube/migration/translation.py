@@ -154,14 +154,14 @@ def _optimizers_and_losses(project: Project) -> None:
     optimizers.loss(project)
 
 
-def _size(project: Project, made: list[int] | None, dims: int) -> None:
+def _size(project: Project, output_shape: list[int] | None, dims: int) -> None:
     path = (_MODEL, "tensor_shape")
     shape = project.get(*path)
     is_shape = isinstance(shape, list) and all(type(side) is int for side in shape)
     if shape is not None and not (is_shape and len(shape) == dims):
         project.refuse(path, f"{dims} whole numbers are needed, not {shape!r}")
         return
-    size = made or shape
+    size = output_shape or shape
     if size is None:
         return
     if shape is not None and size != shape:
@@ -169,7 +169,7 @@ def _size(project: Project, made: list[int] | None, dims: int) -> None:
             project.refuse(path, f"images are brought to {size}: the discriminator stops there")
         project.note(path, f"images are trained at the size of the preprocessing, {size}, and are "
                      "made at that size here")  # fmt: skip
-    comment = "data_preprocessing.train" if made else "model_config.tensor_shape"
+    comment = "data_preprocessing.train" if output_shape else "model_config.tensor_shape"
     if dims == 3:
         comment += "; along the axes of RAS+, to which volumes are turned here"
     project.state("data.size", list(size), comment)

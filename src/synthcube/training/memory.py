@@ -320,8 +320,8 @@ class MemoryEstimate:
         if self.device.type == "cuda":
             return needed.on_device
         recomputed = self.compute.activation_checkpointing
-        each = needed.on_host(recomputed=recomputed) + needed.loading
-        return each * self.processes // self.compute.num_nodes
+        of_process = needed.on_host(recomputed=recomputed) + needed.loading
+        return of_process * self.processes // self.compute.num_nodes
 
     def bytes_free(self) -> int:
         """Free bytes on the GPU or the host; a huge number where unknown."""

@@ -79,11 +79,11 @@ def test_tiles_decode_to_what_the_whole_does(size: tuple[int, ...]) -> None:
     tiled = model(*size, decode_voxels=24 ** len(size))
     latent = torch.randn(2, *family.latent_shape())
     with torch.inference_mode():
-        whole, made = family.decode(latent), tiled.decode(latent)
+        whole, decoded = family.decode(latent), tiled.decode(latent)
         plain = family.network.decode(latent).clamp(-1, 1)
     assert torch.equal(whole, plain)
-    assert not torch.equal(made, whole), "were there tiles?"
-    assert (made - whole).abs().max() < 2e-5
+    assert not torch.equal(decoded, whole), "were there tiles?"
+    assert (decoded - whole).abs().max() < 2e-5
     assert not any(module._forward_hooks for module in tiled.modules())
 
 
@@ -92,9 +92,9 @@ def test_tiles_of_a_smooth_image_have_no_seams() -> None:
     family = model(64, 64, decode_voxels=24**2)
     smooth = torch.linspace(-1, 1, 16).sin().expand(1, 4, 16, 16).contiguous()
     with torch.inference_mode():
-        made = family.decode(smooth)[0, 0]
+        decoded = family.decode(smooth)[0, 0]
         whole = family.network.decode(smooth).clamp(-1, 1)[0, 0]
-    jumps, expected = (each.diff(n=2, dim=0).abs().amax(dim=1) for each in (made, whole))
+    jumps, expected = (line.diff(n=2, dim=0).abs().amax(dim=1) for line in (decoded, whole))
     torch.testing.assert_close(jumps, expected, rtol=0, atol=5e-5)
 
 
@@ -103,9 +103,9 @@ def test_attention_below_the_tiles_is_exact_and_within_them_avoids_them() -> Non
     for attention_from, are_tiles in ((2, True), (0, False)):
         family = model(64, 64, attention_from=attention_from, decode_voxels=24**2)
         with torch.inference_mode():
-            whole, made = family.network.decode(latent).clamp(-1, 1), family.decode(latent)
-        assert torch.equal(made, whole) is not are_tiles
-        assert (made - whole).abs().max() < 2e-5
+            whole, decoded = family.network.decode(latent).clamp(-1, 1), family.decode(latent)
+        assert torch.equal(decoded, whole) is not are_tiles
+        assert (decoded - whole).abs().max() < 2e-5
 
 
 def test_the_reach_is_where_the_gradient_ends() -> None:
@@ -131,6 +131,8 @@ def test_the_reach_is_where_the_gradient_ends() -> None:
 @pytest.mark.parametrize(("length", "tile", "halo"), [(64, 20, 3), (17, 16, 2), (16, 16, 5)])
 def test_cores_partition_an_axis(length: int, tile: int, halo: int) -> None:
     line = windows(length, tile, halo)
-    assert [i for each in line for i in range(each.core_start, each.core_stop)] == [*range(length)]
-    assert all(each.stop - each.start <= tile for each in line)
-    assert all(each.core_start - each.start == halo for each in line[1:])
+    assert [i for window in line for i in range(window.core_start, window.core_stop)] == [
+        *range(length)
+    ]
+    assert all(window.stop - window.start <= tile for window in line)
+    assert all(window.core_start - window.start == halo for window in line[1:])

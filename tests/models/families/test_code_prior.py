@@ -41,8 +41,8 @@ def test_codes_are_made_once_and_decode_to_the_reconstruction(prior, data: DataM
     codes = prior.compressed(batch)
     assert torch.equal(codes.long(), first.encode_codes(batch["image"]).flatten(1))
     shape = (2, *first.code_shape())
-    made = first.decode_codes(codes.long().view(shape))
-    torch.testing.assert_close(made, first.reconstruct(batch["image"]), rtol=0, atol=1e-6)
+    images = first.decode_codes(codes.long().view(shape))
+    torch.testing.assert_close(images, first.reconstruct(batch["image"]), rtol=0, atol=1e-6)
 
 
 def test_a_code_depends_on_those_before_it_alone(prior: CodePrior) -> None:
@@ -82,9 +82,9 @@ def test_codes_are_drawn_with_their_probabilities() -> None:
         if top_k:
             kept = torch.zeros(4).scatter(0, logits.topk(min(top_k, 4)).indices, 1.0)
             expected = expected * kept / (expected * kept).sum()
-        found = torch.bincount(codes, minlength=4) / len(drawn)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
-        assert torch.all(found[expected == 0] == 0)
+        shares = torch.bincount(codes, minlength=4) / len(drawn)
+        torch.testing.assert_close(shares, expected, rtol=0, atol=0.01)
+        assert torch.all(shares[expected == 0] == 0)
 
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
@@ -122,8 +122,8 @@ def test_a_few_images_are_learned_by_heart(prior: CodePrior, data: DataModule) -
     none = Condition(values=torch.zeros(8, 0), source=torch.zeros(8, 0))
     with torch.inference_mode():
         prior.sample([torch.Generator().manual_seed(i) for i in range(8)], none)
-    found = [tuple(row.flatten().tolist()) for row in drawn[0]]
-    assert sum(row in real for row in found) >= 4
+    written = [tuple(row.flatten().tolist()) for row in drawn[0]]
+    assert sum(row in real for row in written) >= 4
 
 
 def test_an_augmented_batch_is_encoded_anew(prior: CodePrior, data: DataModule) -> None:

@@ -43,13 +43,13 @@ def test_the_default_is_the_predecessors_but_for_its_superfluous_layers() -> Non
     """64x64: 512-256-128-64 channels and back; its smoothing after an upsampling is left out."""
     family = DCGANConfig().build(image_spec(64, 64))
     convolutions = 16 * (64 + 64 * 128 + 128 * 256 + 256 * 512)
-    made = convolutions + 100 * 512 * 16 + 2 * (512 + 256 + 128 + 64) + 1
+    weights = convolutions + 100 * 512 * 16 + 2 * (512 + 256 + 128 + 64) + 1
     judged = convolutions + 64 + 512 * 16 + 1 + 2 * (128 + 256 + 512)
     numbers = [
         sum(weight.numel() for weight in network.parameters())
         for network in (family.generator, family.discriminator)
     ]
-    assert numbers == [made, judged]
+    assert numbers == [weights, judged]
 
 
 @pytest.mark.parametrize("size", [(24, 40), (16, 24, 32)])
@@ -57,12 +57,12 @@ def test_every_level_doubles_from_a_start_that_fits(size: tuple[int, ...]) -> No
     family = tiny(*size, conditions=())
     sizes: list[tuple[int, ...]] = []
     for layer in family.generator.doublings:
-        layer.register_forward_hook(lambda _, inputs, made: sizes.append(made.shape[2:]))
+        layer.register_forward_hook(lambda _, inputs, output: sizes.append(output.shape[2:]))
     images = family.generator(torch.randn(2, 8), torch.zeros(2, 0))
     assert family.generator.start == tuple(side // 4 for side in size)
     assert sizes == [tuple(side // 2 for side in size), size]
     assert images.shape == (2, 1, *size)
-    assert not [each for each in family.modules() if isinstance(each, nn.Upsample)]
+    assert not [module for module in family.modules() if isinstance(module, nn.Upsample)]
 
 
 def test_weights_start_as_in_the_paper() -> None:
@@ -107,12 +107,14 @@ def test_spectral_norm_holds_every_layer_of_the_discriminator(size: tuple[int, .
     values = torch.tensor([[0.0, 0.5], [1, -1]])
     for _ in range(200):
         judge(torch.randn(2, 1, *size), values)
-    held = [each for each in judge.modules() if hasattr(each, "parametrizations")]
+    held = [module for module in judge.modules() if hasattr(module, "parametrizations")]
     assert len(held) == 2 + 1 + 1 + 3, "convolutions, head, projection, embeddings"
     for layer in held:
         largest = torch.linalg.matrix_norm(layer.weight.flatten(1), ord=2).item()
         assert largest == pytest.approx(1, rel=0.02)
-    assert not [each for each in family.generator.modules() if hasattr(each, "parametrizations")]
+    assert not [
+        module for module in family.generator.modules() if hasattr(module, "parametrizations")
+    ]
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "instance"])
@@ -124,8 +126,8 @@ def test_norms_and_losses_train(norm: Any, loss: Any) -> None:
         "condition": {"values": torch.zeros(4, 2), "source": torch.zeros(4, 0, 16, 16)},
         "index": torch.arange(4),
     }
-    terms, made = family.generator_loss(batch)
-    judged = family.discriminator_loss(batch, made.detach())
+    terms, generated = family.generator_loss(batch)
+    judged = family.discriminator_loss(batch, generated.detach())
     (terms["loss"] + judged["loss"]).backward()
     assert all(
         weight.grad is not None and weight.grad.isfinite().all() for weight in family.parameters()

@@ -81,9 +81,9 @@ def test_sampling_undoes_the_scaling(
     latents = family.normalised(family.compress(images))
     monkeypatch.setattr("synthcube.models.samplers.integrate", lambda *_: latents)
     generators = [torch.Generator().manual_seed(i) for i in (0, 1)]
-    made = family.sample(generators, data.examples([0, 1])["condition"])
+    generated = family.sample(generators, data.examples([0, 1])["condition"])
     expected = family.first_stage.family.reconstruct(images)
-    torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(generated, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("augmentation", ["[]", "[{name: RandomFlip, axes: [0]}]"])
@@ -179,8 +179,8 @@ def test_images_that_do_not_fit_are_explained(resolved, data: DataModule) -> Non
     image = data.image
 
     def fault(settings: LatentDiffusionConfig, **changed: Any) -> str:
-        (found,) = settings.faults(image.model_copy(update=changed))
-        return found
+        (fault,) = settings.faults(image.model_copy(update=changed))
+        return fault
 
     assert resolved.faults(image) == []
     assert "was trained on images of [16, 16]" in fault(resolved, size=(32, 32))
@@ -238,8 +238,8 @@ def test_latents_are_not_clipped_while_they_are_drawn() -> None:
 
     generator = torch.Generator().manual_seed(0)
     noise_only = torch.randn(1, 1, 100, 100, generator=generator)
-    made = objective.draw(exact, noise_only, [generator], bounded=False)
-    assert made.std().item() == pytest.approx(2, rel=0.04)
+    generated = objective.draw(exact, noise_only, [generator], bounded=False)
+    assert generated.std().item() == pytest.approx(2, rel=0.04)
 
 
 def test_meta_shapes_need_no_weights() -> None:
@@ -285,14 +285,14 @@ def test_samples_resemble_the_data(
             overrides=[*common, *wider[name], *place, f"training.max_epochs={epochs}"],
         )  # fmt: skip
     infer(InferRequest(tmp_path / "second", tmp_path / "out", num_images=64))
-    real, made = (
+    real, generated = (
         np.stack([np.asarray(Image.open(path).convert("L")) / 255.0 for path in paths])
         for paths in (images.glob("*.png"), (tmp_path / "out" / "images").glob("*.png"))
     )
-    assert made.mean() == pytest.approx(real.mean(), rel=0.15)
-    assert made.std() == pytest.approx(real.std(), rel=0.15)
-    assert np.median(made.max(axis=(1, 2))) == pytest.approx(
+    assert generated.mean() == pytest.approx(real.mean(), rel=0.15)
+    assert generated.std() == pytest.approx(real.std(), rel=0.15)
+    assert np.median(generated.max(axis=(1, 2))) == pytest.approx(
         np.median(real.max(axis=(1, 2))), rel=0.15
     )
-    share, shown = ((each > 0.4).mean(axis=(1, 2)) for each in (real, made))
+    share, shown = ((images > 0.4).mean(axis=(1, 2)) for images in (real, generated))
     assert shown.std() == pytest.approx(share.std(), rel=0.4), "small shapes and large ones"

@@ -100,8 +100,8 @@ def test_a_modulated_convolution_is_one_with_weights_of_its_own_for_each_image(
 def test_demodulated_output_of_unit_input_has_unit_variance() -> None:
     torch.manual_seed(0)
     conv = ModulatedConv(2, 16, 24, 8)
-    made = conv(torch.randn(4, 16, 64, 64), 3 * torch.randn(4, 8))[..., 1:-1, 1:-1]
-    spreads = made.std(dim=(2, 3))
+    convolved = conv(torch.randn(4, 16, 64, 64), 3 * torch.randn(4, 8))[..., 1:-1, 1:-1]
+    spreads = convolved.std(dim=(2, 3))
     assert spreads.shape == (4, 24)
     torch.testing.assert_close(spreads, torch.ones(4, 24), rtol=0, atol=0.05)
 
@@ -135,13 +135,13 @@ def test_doubling_is_zeros_between_voxels_and_the_blur(rank: int) -> None:
 @pytest.mark.parametrize(("number", "size"), [(8, 4), (6, 3), (7, 7), (1, 1), (2, 2), (10, 5)])
 def test_the_spread_of_a_group_is_its_mean_standard_deviation(number: int, size: int) -> None:
     x = torch.randn(number, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = minibatch_std(x, group_size=4)
-    assert found.shape == (number, 1, 4, 4)
+    spread = minibatch_std(x, group_size=4)
+    assert spread.shape == (number, 1, 4, 4)
     for first in range(number // size):
         group = x[first :: number // size]
         assert len(group) == size
         expected = (group.var(dim=0, correction=0) + 1e-8).sqrt().mean()
-        torch.testing.assert_close(found[first :: number // size], expected.expand(size, 1, 4, 4))
+        torch.testing.assert_close(spread[first :: number // size], expected.expand(size, 1, 4, 4))
 
 
 def test_r1_of_a_linear_discriminator_is_the_squared_length_of_its_weights() -> None:
@@ -170,17 +170,17 @@ def test_penalties_come_every_few_steps_weighted_by_as_many() -> None:
     config = StyleGANConfig(channels=(8, 8), latent_dim=8, r1_weight=3.0, r1_every=4,
                             path_length_weight=2.0, path_length_every=2)  # fmt: skip
     model = config.build(image_spec(16, 16))
-    given = batch(torch.randn(4, 1, 16, 16).clamp(-1, 1))
+    examples = batch(torch.randn(4, 1, 16, 16).clamp(-1, 1))
     model._step = 4
-    made = model.generator_loss(given)[1].detach()
-    terms = model.discriminator_loss(given, made)
+    generated = model.generator_loss(examples)[1].detach()
+    terms = model.discriminator_loss(examples, generated)
     model._step = 5
-    plain = model.discriminator_loss(given, made)
+    plain = model.discriminator_loss(examples, generated)
     assert set(plain) == {"loss"}
     torch.testing.assert_close(terms["loss"], plain["loss"] + 3 / 2 * 4 * terms["r1"])
-    assert set(model.generator_loss(given)[0]) == {"loss"}
+    assert set(model.generator_loss(examples)[0]) == {"loss"}
     model._step = 6
-    assert set(model.generator_loss(given)[0]) == {"loss", "path_length_penalty"}
+    assert set(model.generator_loss(examples)[0]) == {"loss", "path_length_penalty"}
     making, judging = model.optimizer_configs()
     assert making.lr == pytest.approx(2e-3 * 2 / 3)
     assert judging.lr == pytest.approx(2e-3 * 4 / 5)
@@ -325,16 +325,16 @@ def test_enlarged_images_never_pass_for_the_best() -> None:
     torch.manual_seed(0)
     config = StyleGANConfig(channels=(8, 8, 8), latent_dim=8, progressive=True)
     model = config.build(image_spec(16, 16)).eval()
-    given = batch(torch.ones(4, 1, 16, 16))
+    examples = batch(torch.ones(4, 1, 16, 16))
     for growth, missing in (((0, 1), 2), ((1, 0.25), 1.75), ((2, 0.5), 0.5), ((2, 1), 0)):
         model.grown.copy_(torch.tensor(growth))
         with torch.inference_mode():
-            terms = model.loss(given)
-            made = model.sample(generators(0, 1, 2, 3), given["condition"])
-        assert made.shape == (4, 1, 16, 16)
+            terms = model.loss(examples)
+            generated = model.sample(generators(0, 1, 2, 3), examples["condition"])
+        assert generated.shape == (4, 1, 16, 16)
         torch.testing.assert_close(terms["loss"] - terms["sliced_wasserstein"],
                                    torch.tensor(2.0 * missing))  # fmt: skip
-    assert sliced_wasserstein(-given["image"], given["image"]) < 2
+    assert sliced_wasserstein(-examples["image"], examples["image"]) < 2
 
 
 def test_a_training_too_short_to_grow_is_refused(phantoms: Path, tmp_path: Path) -> None:
@@ -367,23 +367,25 @@ def test_conditions_are_followed_after_a_short_training(kind: str) -> None:
     model = StyleGANConfig(channels=(16, 16), latent_dim=16, num_mapping_layers=2).build(image)
     judge = list(model.discriminator.parameters())
     makers = [*model.mapping.parameters(), *model.generator.parameters()]
-    optimizers = [torch.optim.Adam(each, 2e-3, (0.0, 0.99)) for each in (makers, judge)]
+    optimizers = [torch.optim.Adam(weights, 2e-3, (0.0, 0.99)) for weights in (makers, judge)]
     for step in range(400):
         model._step = step
         known = torch.rand(16, 1) * 2 - 1 if kind == "number" else torch.randint(2, (16, 1)).float()
         level = 0.6 * (known if kind == "number" else 2 * known - 1)
         real = level.view(-1, 1, 1, 1) + 0.05 * torch.randn(16, 1, 8, 8)
-        given = batch(real, known)
-        terms, made = model.generator_loss(given)
+        examples = batch(real, known)
+        terms, generated = model.generator_loss(examples)
         optimizers[0].zero_grad()
         terms["loss"].backward()
         optimizers[0].step()
         optimizers[1].zero_grad()
-        model.discriminator_loss(given, made.detach())["loss"].backward()
+        model.discriminator_loss(examples, generated.detach())["loss"].backward()
         optimizers[1].step()
     wanted = torch.tensor([[-1.0], [0.0], [1.0]]) if kind == "number" else torch.eye(2)[:, 1:]
     levels = 0.6 * (wanted if kind == "number" else 2 * wanted - 1)
     with torch.inference_mode():
         for value, level in zip(wanted, levels, strict=True):
-            made = model.eval().sample(generators(*range(32)), condition(32, value.expand(32, 1)))
-            assert made.mean() == pytest.approx(float(level), abs=0.2)
+            generated = model.eval().sample(
+                generators(*range(32)), condition(32, value.expand(32, 1))
+            )
+            assert generated.mean() == pytest.approx(float(level), abs=0.2)

@@ -52,10 +52,10 @@ def family() -> Callable[..., Family]:
         source = (1,) if changes.pop("translates", False) else ()
         torch.manual_seed(0)
         config = config.model_copy(update=changes)
-        made = config.build(image_spec(rank, CONDITIONS if conditions else (), source))
-        for weight in made.parameters():
+        family = config.build(image_spec(rank, CONDITIONS if conditions else (), source))
+        for weight in family.parameters():
             weight.data += 0.05 * torch.randn_like(weight)
-        return made.eval().requires_grad_(False)
+        return family.eval().requires_grad_(False)
 
     return build
 

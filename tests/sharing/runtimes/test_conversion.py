@@ -25,21 +25,21 @@ WITHIN = 1e-3 * 2  # of the range, which is that of [-1, 1]
 
 def images(family, number: int, batch: int) -> torch.Tensor:
     """`number` images of given seeds, `batch` at once."""
-    made = []
+    drawn = []
     if isinstance(family, Samples):
         seeds, specs = inference.image_seeds(5, number), family.image.conditions
         wishes: list[dict[str, str]] = [{} for _ in seeds]
         values = draw_missing_conditions(requested_values(specs, wishes), specs, wishes, seeds)
         for start in range(0, number, batch):
             rows = slice(start, start + batch)
-            made.append(inference.generate(family, seeds[rows], values[rows], "32-true", CPU))
+            drawn.append(inference.generate(family, seeds[rows], values[rows], "32-true", CPU))
     if isinstance(family, Reconstructs):
         shape = (number, family.image.channels, *family.image.size)
-        given = torch.rand(shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
+        pixels = torch.rand(shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
         for start in range(0, number, batch):
-            part = given[start : start + batch]
-            made.append(inference.reconstruct(family, part, "32-true", CPU))
-    return torch.cat(made)
+            part = pixels[start : start + batch]
+            drawn.append(inference.reconstruct(family, part, "32-true", CPU))
+    return torch.cat(drawn)
 
 
 def agrees(family, folder: Path, runtime: str) -> None:
@@ -50,8 +50,8 @@ def agrees(family, folder: Path, runtime: str) -> None:
     assert record.largest_difference <= 1e-3
     _destroy(family, record.networks)
     for batch in (1, 3, 4):
-        made = images(family, 4, batch)
-        torch.testing.assert_close(made, expected, atol=WITHIN, rtol=0)
+        exact = images(family, 4, batch)
+        torch.testing.assert_close(exact, expected, atol=WITHIN, rtol=0)
 
 
 def _destroy(family, names) -> None:
@@ -86,12 +86,12 @@ def test_what_translates_is_converted_with_its_source(keys, family, tmp_path) ->
     model = family("rectified_flow", translates=True, num_sampling_steps=2, **keys)
     seeds, values = inference.image_seeds(5, 3), torch.zeros(3, 0).numpy()
     source = torch.rand(3, 1, 16, 16) * 2 - 1
-    given = (model, seeds, values, "32-true", CPU, source)
-    expected = inference.generate(*given)
+    arguments = (model, seeds, values, "32-true", CPU, source)
+    expected = inference.generate(*arguments)
     record = convert(model, tmp_path, "openvino")
     _destroy(model, record.networks)
-    torch.testing.assert_close(inference.generate(*given), expected, atol=WITHIN, rtol=0)
-    other = inference.generate(*given[:-1], -source)
+    torch.testing.assert_close(inference.generate(*arguments), expected, atol=WITHIN, rtol=0)
+    other = inference.generate(*arguments[:-1], -source)
     assert not torch.allclose(other, expected, atol=WITHIN)
 
 
@@ -105,7 +105,7 @@ def test_what_a_decoder_runs_in_tiles_with_shared_norms_stays_in_torch(family, t
     blocks = tiled.network.decoder.blocks
     (start,) = (index for index, block in enumerate(blocks) if isinstance(block, Upsample))
     for index, block in enumerate(blocks):
-        has_norm = any(isinstance(each, torch.nn.GroupNorm) for each in block.modules())
+        has_norm = any(isinstance(module, torch.nn.GroupNorm) for module in block.modules())
         if has_norm and index >= start:
             assert f"network.decoder.blocks.{index}" not in record.networks
     assert "network.decoder" not in record.networks
@@ -127,7 +127,9 @@ def test_smaller_weights_tell_how_far_off_they_are(weights, largest, family, tmp
     told = json.loads((smaller / "openvino.json").read_text())
     assert told["largest_difference"] == record.largest_difference
     assert told["weights"] == weights
-    size = {each: (each / "openvino.generator.bin").stat().st_size for each in (exact, smaller)}
+    size = {
+        folder: (folder / "openvino.generator.bin").stat().st_size for folder in (exact, smaller)
+    }
     assert size[smaller] < 0.6 * size[exact]
     again = family("dcgan", latent_dim=32, channels=(16, 32))
     substitute(again, smaller, "openvino")
@@ -148,7 +150,7 @@ def test_networks_that_make_other_images_are_refused(family, tmp_path, monkeypat
     called = openvino.Session.__call__
 
     def wrong(self, values):
-        return [each + 0.01 for each in called(self, values)]
+        return [output + 0.01 for output in called(self, values)]
 
     monkeypatch.setattr(openvino.Session, "__call__", wrong)
     with pytest.raises(FamilyError, match=r"dcgan makes other images with openvino than with torch:"
@@ -160,7 +162,7 @@ def test_a_network_that_torch_cannot_export_is_named(family, tmp_path) -> None:
     model = family("dcgan")
     forward = model.generator.forward
     model.generator.project.register_forward_pre_hook(
-        lambda _, given: given[0].view(len(given[0]), -1)
+        lambda _, inputs: inputs[0].view(len(inputs[0]), -1)
     )
     model.generator.forward = forward
     del model.generator.forward

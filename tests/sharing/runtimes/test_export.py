@@ -77,17 +77,17 @@ def test_python_opens_it_with_a_runtime(converted) -> None:
     own._precision = "32-true"
     expected = own.sample(3, seed=2).tensor
     for runtime in ("openvino", "onnx"):
-        made = synthcube.from_pretrained(folder, runtime=runtime).sample(3, seed=2).tensor
-        torch.testing.assert_close(made, expected, atol=2e-3, rtol=0)
+        images = synthcube.from_pretrained(folder, runtime=runtime).sample(3, seed=2).tensor
+        torch.testing.assert_close(images, expected, atol=2e-3, rtol=0)
 
 
 def test_a_reconstruction_is_converted_as_well(converted, first_stage) -> None:
     folder = converted("autoencoder_kl", "openvino")
-    given = torch.rand(2, 1, 16, 16) * 2 - 1
+    images = torch.rand(2, 1, 16, 16) * 2 - 1
     own = synthcube.from_pretrained(first_stage("autoencoder_kl"), accelerator="cpu")
     own._precision = "32-true"
-    made = synthcube.from_pretrained(folder, runtime="openvino").reconstruct(given).tensor
-    torch.testing.assert_close(made, own.reconstruct(given).tensor, atol=2e-3, rtol=0)
+    reconstructed = synthcube.from_pretrained(folder, runtime="openvino").reconstruct(images).tensor
+    torch.testing.assert_close(reconstructed, own.reconstruct(images).tensor, atol=2e-3, rtol=0)
 
 
 def test_the_folder_lists_and_tells_of_it(converted) -> None:
@@ -118,7 +118,7 @@ def test_no_file_tells_of_this_machine(converted) -> None:
     secrets |= {getpass.getuser()} - {"root"}
     for path in folder.iterdir():
         held = path.read_bytes()
-        assert not [each for each in secrets if each.encode() in held], path.name
+        assert not [secret for secret in secrets if secret.encode() in held], path.name
 
 
 def test_an_export_again_keeps_what_was_converted(converted, first_stage, cli, tmp_path) -> None:

@@ -34,33 +34,33 @@ def used(model: nn.Module, *calls) -> dict[str, tuple[Input, ...]]:
             call(model)
         return torch.zeros(1)
 
-    return {each.name: each.inputs for each in used_networks(model, make)}
+    return {network.name: network.inputs for network in used_networks(model, make)}
 
 
 def test_lengths_that_change_are_open_and_the_batch_always() -> None:
-    found = used(
+    inputs = used(
         Model(Part()),
         lambda model: model.part(torch.zeros(2, 4, 3), torch.zeros(2, 5)),
         lambda model: model.part(torch.zeros(2, 6, 3), torch.zeros(2, 5)),
     )
-    assert found == {"part": (Input(shape=(None, None, 3)), Input(shape=(None, 5)))}
+    assert inputs == {"part": (Input(shape=(None, None, 3)), Input(shape=(None, 5)))}
 
 
 def test_plain_values_are_kept_with_their_place() -> None:
-    found = used(Model(Part()), lambda model: model.part(torch.zeros(2, 3), 7, None, scale=0.5))
-    assert found["part"] == (
+    inputs = used(Model(Part()), lambda model: model.part(torch.zeros(2, 3), 7, None, scale=0.5))
+    assert inputs["part"] == (
         Input(shape=(None, 3)), Input(constant=7), Input(), Input(constant=0.5),
     )  # fmt: skip
 
 
 def test_only_what_is_called_from_outside_counts_and_no_single_layer() -> None:
     model = Model(nn.Sequential(Part(), Part()))
-    found = used(
+    inputs = used(
         model, lambda model: model.part(torch.zeros(2, 3)),
         lambda model: model.single(torch.zeros(2, 3)),
         lambda model: model.outer["inner"](torch.zeros(2, 3)),
     )  # fmt: skip
-    assert list(found) == ["part", "outer.inner"]
+    assert list(inputs) == ["part", "outer.inner"]
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_what_is_called_in_several_ways_stays(second) -> None:
     ],
 )
 def test_what_returns_something_else_than_tensors_stays(returns, is_used) -> None:
-    found = used(Model(Part(returns)), lambda model: model.part(torch.zeros(2, 3)))
-    assert bool(found) is is_used
+    inputs = used(Model(Part(returns)), lambda model: model.part(torch.zeros(2, 3)))
+    assert bool(inputs) is is_used
 
 
 def test_what_has_hooks_inside_stays() -> None:
     model = Model(Part())
-    model.part.layer.register_forward_hook(lambda module, given, made: made + 1)
+    model.part.layer.register_forward_hook(lambda module, inputs, output: output + 1)
     assert used(model, lambda model: model.part(torch.zeros(2, 3))) == {}
 
 
@@ -115,4 +115,4 @@ def test_the_model_is_as_before_whatever_happens() -> None:
 
     with pytest.raises(ValueError, match="out of luck"):
         used(model, failing)
-    assert all("forward" not in vars(each) for each in model.modules())
+    assert all("forward" not in vars(module) for module in model.modules())
