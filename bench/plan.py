@@ -27,7 +27,6 @@ import yaml
 from bench.plan_sets import DataSet, data_sets
 from bench.process import apart, one_thread
 
-_IMAGES = 100
 _FIRST_BUDGET = 1000
 
 
@@ -38,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--volumes", type=Path, required=True, help="folder of volumes")
     parser.add_argument("--work", type=Path, required=True, help="folder of the trials")
     parser.add_argument("--minutes", type=float, default=3.0, help="of each training")
+    parser.add_argument("--images", type=int, default=100, help="to draw and to judge")
     parser.add_argument("--sets", nargs="+", help="names of sets (all)")
     options = parser.parse_args(arguments)
     results = {}
@@ -63,11 +63,16 @@ def run_set(options: argparse.Namespace, data_set: DataSet, folder: Path) -> Non
         for part in ("train", "judge")
     )
     assert train
-    cost = apart(planned_cost, folder / "plan.yaml", train, _FIRST_BUDGET)
-    for _ in range(2):  # validations and pictures follow from the length
-        rest = cost["seconds"] - cost["steps_seconds"]
-        share = max(1.0, 60 * options.minutes - rest) / cost["steps_seconds"]
-        cost = apart(planned_cost, folder / "plan.yaml", train, round(share * cost["images"]))
+    if (folder / "cost.json").exists():
+        cost = json.loads((folder / "cost.json").read_text())
+    else:
+        cost = apart(planned_cost, folder / "plan.yaml", train, _FIRST_BUDGET)
+        for _ in range(2):  # validations and pictures follow from the length
+            rest = cost["seconds"] - cost["steps_seconds"]
+            share = max(1.0, 60 * options.minutes - rest) / cost["steps_seconds"]
+            budget = max(1, round(share * cost["images"]))
+            cost = apart(planned_cost, folder / "plan.yaml", train, budget)
+        (folder / "cost.json").write_text(json.dumps(cost))
     planned = _trained(folder / "plan.yaml", train, folder / "planned")
     config = {**data_set.written_by_hand}
     config["training"] = {
@@ -77,7 +82,7 @@ def run_set(options: argparse.Namespace, data_set: DataSet, folder: Path) -> Non
     (folder / "by-hand.yaml").write_text(yaml.safe_dump(config))
     by_hand = _trained(folder / "by-hand.yaml", train, folder / "by-hand")
     for name, result in (("planned", planned), ("by-hand", by_hand)):
-        result["fidelity"] = _judged(folder, name, judge)
+        result["fidelity"] = _judged(folder, name, judge, options.images)
     result = {"cost": cost, "planned": planned, "by_hand": by_hand, "libraries": apart(libraries)}
     (folder / "result.json").write_text(json.dumps(result, indent=1))
 
@@ -112,6 +117,9 @@ def libraries() -> int:
 
 def _trained(config: Path, data: Path, run: Path) -> dict[str, Any]:
     """Train with the command line; returns seconds, CPU-seconds, peak memory and steps."""
+    record = run.with_name(f"{run.name}-trained.json")
+    if record.exists():
+        return dict(json.loads(record.read_text()))
     shutil.rmtree(run, ignore_errors=True)
     words = ["train", "-c", str(config), "-d", str(data), "-o", str(run)]
     command = [sys.executable, "-m", "synthcube", *words, "--set", "compute.accelerator=cpu"]
@@ -122,22 +130,24 @@ def _trained(config: Path, data: Path, run: Path) -> dict[str, Any]:
         raise RuntimeError(f"training {run} failed: {status}")
     with (run / "metrics.csv").open() as file:
         steps = int(file.readlines()[-1].split(",")[1])
-    return {
+    trained = {
         "seconds": time.perf_counter() - start, "cpu_seconds": used.ru_utime + used.ru_stime,
         "peak": used.ru_maxrss * 1024, "steps": steps,
     }  # fmt: skip
+    record.write_text(json.dumps(trained))
+    return trained
 
 
-def _judged(folder: Path, name: str, judge: Path | None) -> dict[str, Any]:
+def _judged(folder: Path, name: str, judge: Path | None, images: int) -> dict[str, Any]:
     """The fidelity of drawn images; empty where there is nothing to judge by."""
     run, drawn = folder / name, folder / f"{name}-drawn"
     shutil.rmtree(drawn, ignore_errors=True)
     command = [sys.executable, "-m", "synthcube"]
-    words = ["infer", "-m", str(run), "-o", str(drawn), "-n", str(_IMAGES)]
+    words = ["infer", "-m", str(run), "-o", str(drawn), "-n", str(images)]
     subprocess.run([*command, *words], check=True, env=one_thread())
     if judge is None:
         return {}
-    results = folder / f"{name}.yaml"
+    results = folder / f"{name}-results.yaml"
     words = ["evaluate", "-p", str(drawn), "-l", str(judge), "-o", str(results)]
     config = folder / "evaluation.yaml"
     config.write_text("evaluation: {usefulness: false}\n")
