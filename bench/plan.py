@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--volumes", type=Path, required=True, help="folder of volumes")
     parser.add_argument("--work", type=Path, required=True, help="folder of the trials")
     parser.add_argument("--minutes", type=float, default=3.0, help="of each training")
-    parser.add_argument("--images", type=int, default=100, help="to draw and to judge")
+    parser.add_argument(
+        "--images", type=int, default=100, help="to draw and to judge; 0: time and memory alone"
+    )
     parser.add_argument("--sets", nargs="+", help="names of sets (all)")
     options = parser.parse_args(arguments)
     results = {}
@@ -74,17 +76,26 @@ def run_set(options: argparse.Namespace, data_set: DataSet, folder: Path) -> Non
             cost = apart(planned_cost, folder / "plan.yaml", train, budget)
         (folder / "cost.json").write_text(json.dumps(cost))
     planned = _trained(folder / "plan.yaml", train, folder / "planned")
+    result = {"cost": cost, "planned": planned, "libraries": apart(libraries)}
+    if options.images:
+        by_hand = _trained_by_hand(data_set, folder, train, planned["cpu_seconds"])
+        result["by_hand"] = by_hand
+        for name, trained in (("planned", planned), ("by-hand", by_hand)):
+            trained["fidelity"] = _judged(folder, name, judge, options.images)
+    (folder / "result.json").write_text(json.dumps(result, indent=1))
+
+
+def _trained_by_hand(
+    data_set: DataSet, folder: Path, train: Path, cpu_seconds: float
+) -> dict[str, Any]:
+    """Train for so many CPU-seconds with the config that somebody wrote."""
     config = {**data_set.written_by_hand}
     config["training"] = {
         **config.get("training", {}), "max_epochs": 100_000,
-        "max_minutes": round(planned["cpu_seconds"] / 60, 3),
+        "max_minutes": round(cpu_seconds / 60, 3),
     }  # fmt: skip
     (folder / "by-hand.yaml").write_text(yaml.safe_dump(config))
-    by_hand = _trained(folder / "by-hand.yaml", train, folder / "by-hand")
-    for name, result in (("planned", planned), ("by-hand", by_hand)):
-        result["fidelity"] = _judged(folder, name, judge, options.images)
-    result = {"cost": cost, "planned": planned, "by_hand": by_hand, "libraries": apart(libraries)}
-    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    return _trained(folder / "by-hand.yaml", train, folder / "by-hand")
 
 
 def planned_cost(path: Path, data: Path, budget: int) -> dict[str, float]:
@@ -164,16 +175,16 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     ]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, result in results.items():
-        cost, planned, by_hand = result["cost"], result["planned"], result["by_hand"]
+        cost, planned, by_hand = result["cost"], result["planned"], result.get("by_hand", {})
         needed = cost["bytes"] + result["libraries"]
-        first, second = planned["fidelity"], by_hand["fidelity"]
+        first, second = planned.get("fidelity"), by_hand.get("fidelity")
         distances = "-"
-        if first:
+        if first and second:
             real = first["kernel_distance"].get("real_baseline")
             both = ", ".join(_number(r["kernel_distance"]["value"]) for r in (first, second))
             distances = f"{both} ({_number(real)})"
         cells = [
-            name, f"{planned['steps']}, {by_hand['steps']}",
+            name, f"{planned['steps']}, {by_hand.get('steps', '-')}",
             f"{cost['seconds']:.0f} s, {planned['seconds']:.0f} s",
             f"{needed / 1e9:.2f} GB, {planned['peak'] / 1e9:.2f} GB", distances,
             *(_shares(fidelity) for fidelity in (first, second)),
@@ -182,7 +193,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _shares(fidelity: Mapping[str, Any]) -> str:
+def _shares(fidelity: Mapping[str, Any] | None) -> str:
     if not fidelity:
         return "-"
     return ", ".join(_number(fidelity[key]["value"]) for key in ("precision", "recall"))
