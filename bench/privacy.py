@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, options.work / "few-weights", "private.csv", few
     )
     for epsilon in EPSILONS:
-        privacy = f"training.privacy={{epsilon: {epsilon}, draws: {options.draws}}}"
+        privacy = (
+            f"training.privacy={{epsilon: {epsilon}, draws: {options.draws}, images_at_once: 30}}"
+        )
         results[f"few weights, epsilon {epsilon:g}"] = trial(
             options, options.work / f"epsilon-{epsilon:g}", "private.csv", [*few, privacy]
         )
