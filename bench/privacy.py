@@ -36,7 +36,11 @@ CONFIG: Mapping[str, Any] = {
     "training": {"batch_size": 8, "sample_every_n_epochs": 0},
     "compute": {"accelerator": "cpu"},
 }  # fmt: skip
-FREEZE = ("network.*_blocks.*", "network.middle_block.resnet_*", "network.time_embed.*")
+# Norms, biases and the two ends are trained.
+FREEZE = (
+    "network.*blocks.*conv.weight", "network.middle_block.*conv.weight", "network.*attn.*weight",
+    "network.*proj.weight", "network.time_embed.*weight",
+)  # fmt: skip
 EPSILONS = (10.0, 3.0, 1.0)
 
 
@@ -50,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--public_epochs", type=int, default=16)
     parser.add_argument("--freeze", nargs="*", default=FREEZE, help="patterns of names")
     parser.add_argument("--epochs", type=int, default=20, help="of the private trainings")
-    parser.add_argument("--lr", type=float, default=4e-3, help="of few weights")
+    parser.add_argument("--lr", type=float, default=1e-2, help="of few weights")
     parser.add_argument("--draws", type=int, default=1, help="as training.privacy.draws")
     parser.add_argument("--images", type=int, default=200, help="to draw and to judge")
     options = parser.parse_args(arguments)
