@@ -57,7 +57,7 @@ def trained(options: argparse.Namespace, number: int) -> str:
     data, run = options.work / f"{number}.csv", options.work / f"{number}"
     write_list(options.data, data, number)
     steps = max(1, number // CONFIG["training"]["batch_size"])  # of an epoch
-    every = max(1, round(_STEPS_BETWEEN / steps))
+    every = max(1, round(min(_STEPS_BETWEEN, options.most_steps) / steps))
     epochs = max(1, round(options.most_steps / steps / every)) * every
     train(
         CONFIG, data, run,
