@@ -111,6 +111,15 @@ def test_the_curves_of_both_precisions_are_drawn(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def write_classes(folder: Path, *names: str, num: int, side: int) -> None:
+    """Write `num` pictures into a folder of each class, below `folder` / data."""
+    for seed, name in enumerate(names):
+        write_phantoms(folder / name, num=num, size=(side, side), seed=seed)
+        (folder / "data" / name).mkdir(parents=True)
+        for path in (folder / name).rglob("*.png"):
+            path.rename(folder / "data" / name / path.name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", ["--seconds", "--steps"])
 def test_recipes_are_trained_judged_and_kept(budget: str, tmp_path: Path) -> None:
@@ -143,11 +152,7 @@ def test_recipes_are_trained_judged_and_kept(budget: str, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_classes_that_recipes_draw_are_recognised(tmp_path: Path) -> None:
-    for seed, name in enumerate(("a", "b")):
-        write_phantoms(tmp_path / name, num=40, size=(16, 16), seed=seed)
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for path in (tmp_path / name).rglob("*.png"):
-            path.rename(tmp_path / "data" / name / path.name)
+    write_classes(tmp_path, "a", "b", num=40, side=16)
     done = run(
         "-m", "bench", "quality", "--data", str(tmp_path / "data"), "--paradigm", "custom",
         "--work", str(tmp_path / "trials"), "--size", "16", "16", "--seconds", "4",
@@ -166,11 +171,7 @@ def test_classes_that_recipes_draw_are_recognised(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_federation_of_unlike_sites_is_compared_with_a_training_on_all(tmp_path: Path) -> None:
-    for seed, name in enumerate(("a", "b")):
-        write_phantoms(tmp_path / name, num=30, size=(16, 16), seed=seed)
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for path in (tmp_path / name).rglob("*.png"):
-            path.rename(tmp_path / "data" / name / path.name)
+    write_classes(tmp_path, "a", "b", num=30, side=16)
     done = run(
         "-m", "bench", "federation", "--data", str(tmp_path / "data"), "--epochs", "4",
         "--work", str(tmp_path / "trials"), "--images", "12", "--number", "30",
@@ -202,11 +203,7 @@ def test_passes_until_the_first_copies_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_privacy_is_compared_epsilon_by_epsilon(tmp_path: Path) -> None:
-    for seed, name in enumerate(("private", "public")):
-        write_phantoms(tmp_path / name, num=60, size=(32, 32), seed=seed)
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for path in (tmp_path / name).rglob("*.png"):
-            path.rename(tmp_path / "data" / name / path.name)
+    write_classes(tmp_path, "private", "public", num=60, side=32)
     done = run(
         "-m", "bench", "privacy", "--data", str(tmp_path / "data"), "--private", "private",
         "--work", str(tmp_path / "trials"), "--epochs", "1", "--public_epochs", "1",

@@ -344,6 +344,27 @@ def test_length(number: int, request_of: dict[str, Any], seconds: Any, epochs: i
     assert settings.training.max_epochs >= settings.training.validate_every_n_epochs
 
 
+@pytest.mark.parametrize(
+    ("others", "overrides", "looks"),
+    [
+        ({"splits": {"train": 36, "validation": 4}}, (), True),
+        ({"splits": {"train": 36, "test": 4}}, (), False),  # nothing is validated
+        ({"num_subjects": 2}, (), False),  # one is trained on
+        ({}, ("data.validation_fraction=0",), False),
+        ({}, ("training.privacy={epsilon: 8}", "data.intensity_range=[0,255]"), False),
+        ({}, ("model.name=vqvae",), False),
+    ],
+)
+def test_copies_are_looked_for_where_a_training_can(
+    others: dict[str, Any], overrides: tuple[str, ...], looks: bool
+) -> None:
+    planned = draft(measured(number=40, **others), CPU, *overrides,
+                    family="vqvae" if overrides == ("model.name=vqvae",) else None)  # fmt: skip
+    length.choose_length(planned, None)
+    assert value(planned, "training.max_epochs") > 300
+    assert (value(planned, "training.early_stop") is not None) == looks
+
+
 def test_slices_of_volumes_are_planned_as_pictures() -> None:
     planned = draft(measured((64, 64, 40), 20), CPU, "data.slices=axial")
     assert value(planned, "data.size") == [64, 64]

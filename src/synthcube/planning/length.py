@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from synthcube.models.families.rectified_flow import RectifiedFlowConfig
-from synthcube.planning.draft import Draft, lookup
+from synthcube.planning.cost import draws_images
+from synthcube.planning.draft import Draft
 from synthcube.training.config import TrainingConfig
 
 FLOOR_IMAGES = 27_000  # 20 epochs of 1,350 hands: the first good pictures (docs/results.md)
@@ -66,13 +67,28 @@ def choose_length(draft: Draft, seconds_an_image: float | None) -> None:
             f"each of the {number} training images is seen {epochs:,} times: the model may "
             "memorise them. More images are the cure, or fewer passes (--budget_images)"
         )
-        validates = lookup(draft.values, "data.validation_fraction")[1] != 0
-        if draft.request.goal == "generate" and validates and not draft.is_fixed("data.patches"):
+        if _can_look_for_copies(draft):
             drawn = 16 if len(draft.values["data"]["size"]) == 2 else 8
             draft.choose(
                 "training.early_stop", {"metric": "copies", "num_images": drawn},
                 f"{epochs:,} passes: stop when drawn images are copies",
             )  # fmt: skip
+
+
+def _can_look_for_copies(draft: Draft) -> bool:
+    """Whether `early_stop: {metric: copies}` trains: what it refuses is planned without it."""
+    measured, settings = draft.fingerprint, draft.config()
+    data, image = settings.data, draft.image(settings)
+    if measured.splits:
+        validates = measured.splits.get("validation", 0) > 0
+    else:
+        validates = data.validation_fraction > 0
+    subjects = measured.num_subjects or measured.num_images  # two to train, one to validate
+    from_noise = not (data.source_channels or data.patches or data.inpainting)
+    return (
+        validates and subjects > 2 and from_noise and settings.training.privacy is None
+        and draws_images(settings, image)
+    )  # fmt: skip
 
 
 def is_short(draft: Draft) -> bool:

@@ -266,7 +266,7 @@ def differences(settings: RunConfig, manifest: Manifest) -> list[str]:
         pinned.append(f"data.slices={settings.data.slices}")
     if settings.data.source_channels:
         pinned.append(f"data.source_channels={[*settings.data.source_channels]}")
-    # Not a plan for a short training, whose recipe is no matter of right or wrong.
+    # Not a plan for a short training: its recipe is a choice, and another one is no fault.
     long = length.SHORT_IMAGES + 1
     free = _drafted(
         measured, where, PlanRequest(overrides=tuple(pinned), budget_images=long),
