@@ -10,7 +10,7 @@ import torch
 from synthcube.models import registry
 from synthcube.models.family import size_faults
 from synthcube.models.nets import wavelet
-from synthcube.models.nets.unet import WaveletUNet
+from synthcube.models.nets.unet import ConditionalUNet
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
 
 EYE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -45,15 +45,18 @@ def image_spec(rank: int, **fields: Any) -> ImageSpec:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("refinement", [0, 4])
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize(
     ("name", "fields"),
     [("rectified_flow", {}), ("ddpm", {"variance": "learned", "sampler": "ddpm"})],
 )
-def test_a_family_trains_and_draws_on_bands(name: str, fields: dict[str, Any], rank: int) -> None:
+def test_a_family_trains_and_draws_on_bands(
+    name: str, fields: dict[str, Any], rank: int, refinement: int
+) -> None:
     kind = registry.find(name)
     steps = 3 if name == "rectified_flow" else 5
-    fields |= {"num_sampling_steps": steps, "wavelet_levels": 1}
+    fields |= {"num_sampling_steps": steps, "wavelet_levels": 1, "refinement_channels": refinement}
     if name == "ddpm":
         fields |= {"num_train_steps": steps}
     config = kind.model_validate(kind.tiny().model_dump() | fields)
@@ -61,7 +64,8 @@ def test_a_family_trains_and_draws_on_bands(name: str, fields: dict[str, Any], r
     image = image_spec(rank, source_channels=(0,), conditions=specs)
     assert config.faults(image) == []
     family = config.build(image)
-    assert isinstance(family.network, WaveletUNet)
+    assert isinstance(family.network, ConditionalUNet)
+    assert family.network.levels == 1
     pictures = torch.rand(2, 2, *image.size) * 2 - 1
     condition = Condition(values=torch.tensor([[0.0], [1.0]]), source=pictures[:, 1:])
     family.loss(
@@ -76,6 +80,41 @@ def test_a_family_trains_and_draws_on_bands(name: str, fields: dict[str, Any], r
     family.eval()
     with torch.no_grad():
         assert family.sample(seeds, condition).shape == (2, 1, *image.size)
+
+
+def test_a_refinement_begins_with_no_correction_and_sees_over_the_edges_of_blocks() -> None:
+    torch.manual_seed(0)
+    kind = registry.find("rectified_flow")
+    tiny = kind.tiny().model_dump() | {"wavelet_levels": 1}
+    image = image_spec(2)
+    torch.manual_seed(0)
+    plain = kind.model_validate(tiny).build(image).network
+    network = kind.model_validate(tiny | {"refinement_channels": 4}).build(image).network
+    refinement = network.refinement
+    others = {name for name in network.state_dict() if not name.startswith("refinement.")}
+    assert others == set(plain.state_dict())
+    x_t, time = torch.randn(1, 1, 16, 16), torch.tensor([300.0])
+    condition = Condition(values=torch.zeros(1, 0), source=torch.zeros(1, 0, 16, 16))
+    # MONAI's last layer begins at zero too.
+    assert network(x_t, time, condition).abs().max() == 0
+    torch.nn.init.normal_(refinement.last.weight)
+    one = torch.zeros(1, 1, 16, 16)
+    one[0, 0, 7, 7] = 1  # the last voxel of its block
+    changed = network(x_t + one, time, condition) - network(x_t, time, condition)
+    seen = changed[0, 0].abs().nonzero()
+    assert seen.min().item() == 4  # three layers of three voxels
+    assert seen.max().item() == 10
+    torch.nn.init.normal_(refinement.modulation.weight)
+    early, late = (network(x_t, torch.tensor([t]), condition) for t in (100.0, 900.0))
+    assert not torch.allclose(early, late, atol=1e-3)
+
+
+def test_a_refinement_without_wavelets_is_named() -> None:
+    kind = registry.find("rectified_flow")
+    config = kind.model_validate(kind.tiny().model_dump() | {"refinement_channels": 4})
+    assert config.faults(image_spec(2)) == [
+        "model.refinement_channels: it belongs to model.wavelet_levels; leave it out"
+    ]
 
 
 def test_a_size_that_cannot_be_halved_so_often_is_named() -> None:

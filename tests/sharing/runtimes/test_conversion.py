@@ -80,7 +80,12 @@ def test_the_flow_follows_its_conditions_with_guidance(family, tmp_path) -> None
 
 
 @pytest.mark.parametrize(
-    "keys", [{}, {"mode": "regression", "start": "source"}, {"wavelet_levels": 1}]
+    "keys",
+    [
+        {},
+        {"mode": "regression", "start": "source"},
+        {"wavelet_levels": 1, "refinement_channels": 4},
+    ],
 )
 def test_what_translates_is_converted_with_its_source(keys, family, tmp_path) -> None:
     model = family("rectified_flow", translates=True, num_sampling_steps=2, **keys)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
@@ -17,7 +18,7 @@ from typing_extensions import Self
 from synthcube import schema
 from synthcube.models import samplers, windows
 from synthcube.models.family import Family, FamilyConfig, size_faults
-from synthcube.models.losses import loss_faults
+from synthcube.models.losses import at_least_float32, loss_faults
 from synthcube.models.nets import conditioning, wavelet
 from synthcube.models.nets.conditioning import ConditionEmbedding, GuidanceFields
 from synthcube.models.samplers import noise
@@ -61,9 +62,16 @@ class UNetFields(Schema):
         "bands of 1/2, 1/4 or 1/8 of the resolution, and its inverse after it. With 1, a step of "
         "64x64x64 voxels took a tenth of the time and less than half of the memory.",
     )  # fmt: skip
+    refinement_channels: int = Field(
+        default=0, ge=0, le=4096,
+        description="Channels of three convolutions at full resolution after the inverse wavelet "
+        "transform, without which its blocks can show as a fine grid; 0: none.",
+    )  # fmt: skip
 
     def network_faults(self, image: ImageSpec, size_name: str = "data.size") -> list[str]:
         """Reasons why the network cannot be built for such images; see size_faults."""
+        if self.refinement_channels and not self.wavelet_levels:
+            return ["model.refinement_channels: it belongs to model.wavelet_levels; leave it out"]
         levels, key = len(self.channels), "model.channels"
         if self.wavelet_levels:
             levels, key = levels + self.wavelet_levels, "model.channels with model.wavelet_levels"
@@ -73,14 +81,9 @@ class UNetFields(Schema):
         """The network for such images; None: as many channels out as the images have."""
         settings = self._unet_settings(image, out_channels or image.channels)
         settings |= {"channels": self.channels, "use_flash_attention": True}
-        if self.wavelet_levels:
-            bands = 2 ** (image.rank * self.wavelet_levels)
-            settings |= {key: settings[key] * bands for key in ("in_channels", "out_channels")}
-            network: ConditionalUNet = WaveletUNet(
-                image.conditions, self.wavelet_levels, **settings
-            )
-        else:
-            network = ConditionalUNet(image.conditions, **settings)
+        network = ConditionalUNet(
+            image.conditions, self.wavelet_levels, self.refinement_channels, **settings
+        )
         if not self.attention_projection:
             _drop_projections(network)
         halvings = min(self.attention_from, len(self.channels) - 1) + self.wavelet_levels
@@ -120,11 +123,48 @@ def _drop_projections(network: torch.nn.Module) -> None:
             layer.requires_grad_(False)
 
 
-class ConditionalUNet(DiffusionModelUNet):
-    """The U-Net of MONAI: conditions join its time embedding, source images its input."""
+class Scales(NamedTuple):
+    """Factors of a preconditioning at some times, each (B, C, *ones)."""
 
-    def __init__(self, conditions: Sequence[ConditionSpec], **settings: Any) -> None:
+    seen: Tensor
+    """Of what the network sees."""
+    known: Tensor
+    """Of x_t, in what is known without a network."""
+    predicted: Tensor
+    """Of what the network predicts, which is added to that."""
+
+
+Preconditioning = Callable[[Tensor, Tensor], Scales]
+"""x_t (B, C, *spatial), or its bands, and the time (B,) to factors."""
+
+
+class ConditionalUNet(DiffusionModelUNet):
+    """The U-Net of MONAI: conditions join its time embedding, source images its input.
+
+    With `levels` it works on the Haar bands of its images; what goes in and comes out are images.
+    With `refinement_channels` those are refined at full resolution. With a `preconditioning`, the
+    network sees and predicts what it scales.
+    """
+
+    def __init__(
+        self, conditions: Sequence[ConditionSpec], levels: int = 0, refinement_channels: int = 0,
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        bands = 2 ** (settings["spatial_dims"] * levels)
+        of_images = settings["in_channels"], settings["out_channels"]
+        features = wavelet.FEATURES if refinement_channels else 0
+        settings["in_channels"] *= bands
+        settings["out_channels"] = settings["out_channels"] * bands + features
         super().__init__(**settings)
+        self.levels = levels
+        self.num_bands = settings["out_channels"] - features
+        self.preconditioning: Preconditioning | None = None
+        self.refinement: wavelet.Refinement | None = None
+        if refinement_channels:
+            self.refinement = wavelet.Refinement(
+                settings["spatial_dims"], *of_images, refinement_channels,
+                4 * settings["channels"][0],
+            )  # fmt: skip
         if conditions:
             # Where MONAI adds the embedding of a class, ours of all conditions is added.
             self.num_class_embeds = len(conditions)
@@ -136,25 +176,23 @@ class ConditionalUNet(DiffusionModelUNet):
     ) -> Tensor:
         """x_t (B, C, *spatial) at time (B,), under a condition, to (B, C_out, *spatial)."""
         source = condition["source"].to(x_t)
-        x = torch.cat([x_t, source], dim=1) if source.shape[1] else x_t
-        predicted: Tensor = super().forward(x, time, class_labels=condition["values"])
+        bands = wavelet.bands_of(x_t, self.levels)
+        scales = self.preconditioning(bands, time) if self.preconditioning else None
+        seen = bands * scales.seen if scales else bands
+        if source.shape[1]:
+            seen = torch.cat([seen, wavelet.bands_of(source, self.levels)], dim=1)
+        outputs = super().forward(seen, time, class_labels=condition["values"])
+        predicted: Tensor = outputs[:, : self.num_bands]
+        if scales:
+            predicted = scales.known * bands + scales.predicted * at_least_float32(predicted)
+        predicted = wavelet.image_of(predicted, self.levels)
+        if self.refinement is None:
+            return predicted
+        waves = get_timestep_embedding(time, self.block_out_channels[0]).to(x_t)
+        features = outputs[:, self.num_bands :]
+        x = torch.cat([x_t, source], dim=1)
+        predicted = predicted + self.refinement(x, predicted, features, self.time_embed(waves))
         return predicted
-
-
-class WaveletUNet(ConditionalUNet):
-    """The U-Net on the Haar bands of its images; what goes in and comes out are images."""
-
-    def __init__(self, conditions: Sequence[ConditionSpec], levels: int, **settings: Any) -> None:
-        super().__init__(conditions, **settings)
-        self.levels = levels
-
-    def forward(  # type: ignore[override]  # as above
-        self, x_t: Tensor, time: Tensor, condition: Condition
-    ) -> Tensor:
-        source = wavelet.bands_of(condition["source"], self.levels)
-        inner = Condition(values=condition["values"], source=source)
-        predicted = super().forward(wavelet.bands_of(x_t, self.levels), time, inner)
-        return wavelet.image_of(predicted, self.levels)
 
 
 class PixelConfig(UNetFields, GuidanceFields, FamilyConfig):
