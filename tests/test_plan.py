@@ -74,7 +74,7 @@ def test_values_of_the_user_hold_and_the_rest_adapts(cli, phantoms: Path, tmp_pa
     settings = config.load(path)
     assert settings.data.size == (32, 32)
     assert settings.model.optimizer.lr == 0.002
-    assert len(getattr(settings.model, "channels", ())) == 4, "and 3 for 16 x 16"
+    assert len(getattr(settings.model, "channels", ())) == 3, "and 2 for 16 x 16"
     assert "set by you" in out
     code, _, err = cli(*words, "--set", "model.channels=[8,8]", "--set", "seed=7")
     assert code == 0, err

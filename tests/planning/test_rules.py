@@ -59,9 +59,9 @@ def draft(
     rules.choose_channels(planned)
     rules.choose_conditions(planned)
     rules.choose_validation(planned)
+    length.choose_recipe(planned)
     rules.choose_size(planned, longest)
     rules.choose_depth(planned)
-    length.choose_recipe(planned)
     rules.choose_augmentation(planned)
     rules.choose_batch(planned)
     return planned
@@ -184,13 +184,23 @@ def test_a_short_training_takes_more_and_cheaper_steps(
     expected = (1, {"lr": 2e-3, "betas": [0.9, 0.99]}, {"warmup_steps": 20})
     assert [value(planned, key) for key in keys] == list(expected if short else [None] * 3)
     if short:
-        assert value(planned, "model.attention_from") == 3
+        assert value(planned, "model.wavelet_levels") == 1
+        assert value(planned, "model.refinement_channels") == 16
+        assert value(planned, "model.channels") == [32, 64, 96]
+        assert value(planned, "model.attention_from") == 2
         assert value(planned, "training.batch_size") == 8
         settings = planned.config()
         assert settings.model.faults(planned.image(settings)) == []
         assert settings.model.optimizer.model_dump()["lr"] == 2e-3
     own = draft(measured(number=number), where, "model.optimizer.lr=1e-4", **request_of)
     assert own.values["model"].get("optimizer", {"lr": 1e-4}) == {"lr": 1e-4}
+
+
+def test_a_short_training_without_wavelets_has_attention_at_the_coarsest_level_alone() -> None:
+    planned = draft(measured(number=300), CPU, "model.wavelet_levels=0")
+    assert value(planned, "model.refinement_channels") is None
+    assert value(planned, "model.channels") == [32, 64, 64, 64]
+    assert value(planned, "model.attention_from") == 3
 
 
 def test_volumes_have_no_recipe_of_their_own() -> None:

@@ -131,8 +131,14 @@ class Draft:
     @property
     def wavelet_levels(self) -> int:
         """How often the images are halved before the network sees them."""
-        own = lookup(self.fixed, "model.wavelet_levels")[1]
-        return own if isinstance(own, int) else 0
+        stated, own = lookup(self.fixed, "model.wavelet_levels")
+        chosen = own if stated else lookup(self.values, "model.wavelet_levels")[1]
+        return chosen if isinstance(chosen, int) else 0
+
+    @property
+    def rank(self) -> int:
+        """Axes of an image of the training."""
+        return len(self.along_axes(self.fingerprint.shape.median))
 
     @property
     def slice_axis(self) -> int | None:

@@ -39,6 +39,7 @@ _BATCH_SHARE = 0.05  # of the images in one step (nnU-Net)
 _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 at 128^3
 _FEW_IMAGES = 500
 _SHORT_BATCH = 8
+_CHANNELS_OF_BANDS = (32, 64, 96)  # of pictures (docs/recipes.md)
 _ANISOTROPIC = 3.0
 _MOST_VALIDATED = 2000
 _FEW_OF_A_CLASS = 10
@@ -267,6 +268,8 @@ def _stated_channels(draft: Draft) -> tuple[bool, list[int]]:
 
 
 def _default_channels(draft: Draft) -> tuple[int, ...]:
+    if draft.wavelet_levels and is_short(draft):
+        return _CHANNELS_OF_BANDS
     default: tuple[int, ...] = draft.family.model_fields["channels"].default
     return default
 
@@ -289,6 +292,8 @@ def choose_depth(draft: Draft) -> None:
     coarse = " x ".join(f"{side / 2 ** (levels - 1):g}" for side in size)
     draft.choose("model.channels", channels, f"{levels} levels, the coarsest of {coarse} places")
     default_from: int = draft.family.model_fields["attention_from"].default
+    if is_short(draft):
+        default_from = levels - 1
     places = [math.prod(size) / 2 ** (len(size) * level) for level in range(levels)]
     first = next(
         (i for i, n in enumerate(places) if i >= default_from and n <= MOST_TOKENS), levels
@@ -299,7 +304,7 @@ def choose_depth(draft: Draft) -> None:
 
 def choose_batch(draft: Draft) -> None:
     """Images in a step: the default, but 5% of the data at most (nnU-Net), and 4 volumes."""
-    number, rank = draft.num_training_images, len(draft.values["data"]["size"])
+    number, rank = draft.num_training_images, draft.rank
     most = max(2, math.floor(_BATCH_SHARE * number))
     short = is_short(draft)
     size = min(_SHORT_BATCH if short else DEFAULTS.batch_size, most)
@@ -393,7 +398,7 @@ def choose_augmentation(draft: Draft) -> None:
         "name": "RandomAffine", "degrees": 4, "scales": 0.04, "translation": 0,
         "isotropic": True,
     }  # fmt: skip
-    if draft.fingerprint.rank == 3 and draft.slice_axis is None:
+    if draft.rank == 3:
         step["degrees"] = 3
     reason = f"only {number} images: small turns and scales, against copies; no flips"
     draft.choose("data.augmentation", [step], reason)

@@ -109,6 +109,17 @@ def test_a_refinement_begins_with_no_correction_and_sees_over_the_edges_of_block
     assert not torch.allclose(early, late, atol=1e-3)
 
 
+def test_a_refined_network_without_sources_draws() -> None:
+    """A request without sources has none of (B, 0), not of (B, 0, *spatial)."""
+    kind = registry.find("rectified_flow")
+    fields = {"wavelet_levels": 1, "refinement_channels": 4, "preconditioning": True}
+    family = kind.model_validate(kind.tiny().model_dump() | fields).build(image_spec(2))
+    condition = Condition(values=torch.zeros(1, 0), source=torch.zeros(1, 0))
+    with torch.no_grad():
+        drawn = family.sample([torch.Generator().manual_seed(1)], condition)
+    assert drawn.shape == (1, 1, 16, 16)
+
+
 def test_a_refinement_without_wavelets_is_named() -> None:
     kind = registry.find("rectified_flow")
     config = kind.model_validate(kind.tiny().model_dump() | {"refinement_channels": 4})

@@ -190,7 +190,7 @@ class ConditionalUNet(DiffusionModelUNet):
             return predicted
         waves = get_timestep_embedding(time, self.block_out_channels[0]).to(x_t)
         features = outputs[:, self.num_bands :]
-        x = torch.cat([x_t, source], dim=1)
+        x = torch.cat([x_t, source], dim=1) if source.shape[1] else x_t
         predicted = predicted + self.refinement(x, predicted, features, self.time_embed(waves))
         return predicted
 
