@@ -95,7 +95,7 @@ GRID = [
     {"family": "rectified_flow", "size": [32, 32, 32], "batch_size": 4,
      "model": {"wavelet_levels": 1}},
     {"family": "rectified_flow", "size": [64, 64], "batch_size": 16,
-     "model": {"wavelet_levels": 1, "refinement_channels": 16, "preconditioning": True}},
+     "model": {"wavelet_levels": 1, "refinement_channels": 16}},
     {"family": "autoencoder_kl", "size": [64, 64], "batch_size": 8},
     {"family": "vqvae", "size": [64, 64], "batch_size": 16},
     {"family": "dcgan", "size": [64, 64], "batch_size": 16},

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from synthcube.errors import ConfigError
-from synthcube.models.families.rectified_flow import RectifiedFlow, RectifiedFlowConfig, _scales
-from synthcube.models.nets.wavelet import bands_of, image_of
+from synthcube.models.families.rectified_flow import RectifiedFlow, RectifiedFlowConfig
 from synthcube.schema import Batch, Condition, ImageSpec
 
 SIZE = (8, 8)
@@ -123,47 +122,6 @@ def test_what_does_not_fit_is_named() -> None:
         "model.start_noise: it belongs to start: source; leave it out"
     ]
     assert config(mode="regression", start="source").faults(image_spec(sources=2)) == []
-    for field in ({"start": "source"}, {"mode": "regression"}):
-        assert config(preconditioning=True, **field).faults(image_spec()) == [
-            "model.preconditioning: it is made for a flow that starts at noise; leave it out with "
-            "start: source and with mode: regression"
-        ]
-
-
-@pytest.mark.parametrize("t", [0.02, 0.3, 0.9, 1.0])
-@pytest.mark.parametrize("levels", [0, 1])
-def test_preconditioning_is_the_best_linear_estimate_and_all_has_unit_variance(
-    t: float, levels: int
-) -> None:
-    """Against least squares of the velocity on x_t, for white data of the assumed deviations."""
-    stds = [0.8] if levels == 0 else [0.8 * 2, 0.15, 0.15, 0.15]
-    random = torch.Generator().manual_seed(0)
-    data = torch.randn(100_000, len(stds), 1, 1, generator=random)
-    data *= torch.tensor(stds).view(-1, 1, 1)
-    noise = torch.randn(data.shape, generator=random)
-    x_t, velocity = (1 - t) * data + t * noise, noise - data
-    scales = _scales(x_t, torch.full((len(x_t),), 1000 * t), levels)
-    slopes = (x_t * velocity).sum(dim=0) / x_t.square().sum(dim=0)
-    torch.testing.assert_close(scales.known[0], slopes, atol=0.03, rtol=0.03)
-    seen = (scales.seen * x_t).square().mean(dim=0)
-    torch.testing.assert_close(seen, torch.ones_like(seen), atol=0.02, rtol=0)
-    rest = (velocity - scales.known * x_t).square().mean(dim=0).sqrt()
-    torch.testing.assert_close(scales.predicted[0], rest, atol=0.0, rtol=0.02)
-
-
-@pytest.mark.parametrize("levels", [0, 1])
-def test_a_preconditioned_flow_begins_as_the_linear_estimate(levels: int) -> None:
-    """The network's last layer begins at zero."""
-    family = RectifiedFlow(
-        config(preconditioning=True, wavelet_levels=levels), image_spec(sources=0)
-    )
-    x_t, time = torch.randn(2, 1, *SIZE), torch.tensor([200.0, 900.0])
-    condition = Condition(values=torch.zeros(2, 0), source=torch.zeros(2, 0, *SIZE))
-    bands = bands_of(x_t, levels)
-    expected = image_of(_scales(bands, time, levels).known * bands, levels)
-    torch.testing.assert_close(family.network(x_t, time, condition), expected)
-    family.loss(batch(sources=0))["loss"].backward()
-    assert any(weight.grad.abs().sum() > 0 for weight in family.network.out[-1].parameters())
 
 
 def test_a_regression_has_no_sampler_and_no_steps() -> None:

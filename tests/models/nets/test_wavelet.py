@@ -112,7 +112,7 @@ def test_a_refinement_begins_with_no_correction_and_sees_over_the_edges_of_block
 def test_a_refined_network_without_sources_draws() -> None:
     """A request without sources has none of (B, 0), not of (B, 0, *spatial)."""
     kind = registry.find("rectified_flow")
-    fields = {"wavelet_levels": 1, "refinement_channels": 4, "preconditioning": True}
+    fields = {"wavelet_levels": 1, "refinement_channels": 4}
     family = kind.model_validate(kind.tiny().model_dump() | fields).build(image_spec(2))
     condition = Condition(values=torch.zeros(1, 0), source=torch.zeros(1, 0))
     with torch.no_grad():

@@ -9,7 +9,6 @@ regression does.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,16 +19,12 @@ from typing_extensions import Self
 from synthcube.errors import ConfigError
 from synthcube.models import samplers
 from synthcube.models.flow import TIME_SCALE, Flow, FlowFields
-from synthcube.models.losses import at_least_float32
 from synthcube.models.nets import conditioning
-from synthcube.models.nets.unet import PixelConfig, PixelFamily, Scales
+from synthcube.models.nets.unet import PixelConfig, PixelFamily
 from synthcube.models.samplers import Predict
 from synthcube.schema import Batch, ImageSpec
 
 _OF_A_SOLVER = ("sampler", "steps")
-# Root mean squares of voxels in [-1, 1] and of their fine bands: hands of MedNIST have 0.79, and
-# 0.15, 0.21 and 0.06.
-_STD, _FINE_STD = 0.8, 0.15
 
 
 class RectifiedFlowConfig(FlowFields, PixelConfig):
@@ -57,12 +52,6 @@ class RectifiedFlowConfig(FlowFields, PixelConfig):
         "determine it, and best in PSNR and SSIM.",
     )
 
-    preconditioning: bool = Field(
-        default=False,
-        description="Whether the network sees and predicts what is scaled to unit variance at "
-        "every time, for images (or their wavelet bands) of usual contrast.",
-    )
-
     def build(self, image: ImageSpec) -> RectifiedFlow:
         return RectifiedFlow(self, image)
 
@@ -78,11 +67,6 @@ class RectifiedFlowConfig(FlowFields, PixelConfig):
             faults.append(
                 "model.mode regression: it makes images out of others, and data.source_channels "
                 "names none"
-            )
-        if self.preconditioning and (self.start == "source" or self.mode == "regression"):
-            faults.append(
-                "model.preconditioning: it is made for a flow that starts at noise; leave it out "
-                "with start: source and with mode: regression"
             )
         if self.start_noise and self.start == "noise":
             faults.append("model.start_noise: it belongs to start: source; leave it out")
@@ -118,11 +102,6 @@ class RectifiedFlowConfig(FlowFields, PixelConfig):
 class RectifiedFlow(PixelFamily):
     """x_t = (1 - t) x_0 + t x_1; the network predicts the velocity x_1 - x_0."""
 
-    def __init__(self, config: RectifiedFlowConfig, image: ImageSpec) -> None:
-        super().__init__(config, image)
-        if config.preconditioning:
-            self.network.preconditioning = partial(_scales, levels=config.wavelet_levels)
-
     def start_of(self, noise: Tensor, source: Tensor) -> Tensor:
         if self.config.start == "source":
             first = source[:, : noise.shape[1]]
@@ -136,27 +115,3 @@ class RectifiedFlow(PixelFamily):
             lambda x_t, time: self.network(x_t, time, condition), batch["image"], start
         )
         return terms
-
-
-def _scales(x_t: Tensor, time: Tensor, levels: int) -> Scales:
-    """What makes the input of a flow's network, and what it is to predict, of unit variance.
-
-    For data of standard deviation s, independent from voxel to voxel, the best linear estimate of
-    the velocity is c x_t with c = (t - (1 - t) s^2) / d and d = (1 - t)^2 s^2 + t^2. The rest has
-    the deviation s / sqrt(d). Karras et al., "Elucidating the Design Space of Diffusion-Based
-    Generative Models" (NeurIPS 2022), appendix B.6, with a straight path in place of theirs.
-
-    Args:
-        x_t: (B, C, *spatial), or its Haar bands of so many levels.
-        time: (B,), which is 1000 t.
-    """
-    rank = x_t.ndim - 2
-    bands = 2 ** (rank * levels)
-    coarse = x_t.shape[1] // bands
-    axes = [1] * rank
-    std = x_t.new_full((1, x_t.shape[1], *axes), _FINE_STD, dtype=torch.float32)
-    std[:, :coarse] = _STD * bands**0.5
-    t = at_least_float32(time).view(-1, 1, *axes) / TIME_SCALE
-    variance = (1 - t) ** 2 * std**2 + t**2
-    known = (t - (1 - t) * std**2) / variance
-    return Scales(variance.rsqrt(), known, std * variance.rsqrt())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from monai.networks.blocks.selfattention import SABlock
@@ -18,7 +18,7 @@ from typing_extensions import Self
 from synthcube import schema
 from synthcube.models import samplers, windows
 from synthcube.models.family import Family, FamilyConfig, size_faults
-from synthcube.models.losses import at_least_float32, loss_faults
+from synthcube.models.losses import loss_faults
 from synthcube.models.nets import conditioning, wavelet
 from synthcube.models.nets.conditioning import ConditionEmbedding, GuidanceFields
 from synthcube.models.samplers import noise
@@ -123,27 +123,11 @@ def _drop_projections(network: torch.nn.Module) -> None:
             layer.requires_grad_(False)
 
 
-class Scales(NamedTuple):
-    """Factors of a preconditioning at some times, each (B, C, *ones)."""
-
-    seen: Tensor
-    """Of what the network sees."""
-    known: Tensor
-    """Of x_t, in what is known without a network."""
-    predicted: Tensor
-    """Of what the network predicts, which is added to that."""
-
-
-Preconditioning = Callable[[Tensor, Tensor], Scales]
-"""x_t (B, C, *spatial), or its bands, and the time (B,) to factors."""
-
-
 class ConditionalUNet(DiffusionModelUNet):
     """The U-Net of MONAI: conditions join its time embedding, source images its input.
 
     With `levels` it works on the Haar bands of its images; what goes in and comes out are images.
-    With `refinement_channels` those are refined at full resolution. With a `preconditioning`, the
-    network sees and predicts what it scales.
+    With `refinement_channels` those are refined at full resolution.
     """
 
     def __init__(
@@ -158,7 +142,6 @@ class ConditionalUNet(DiffusionModelUNet):
         super().__init__(**settings)
         self.levels = levels
         self.num_bands = settings["out_channels"] - features
-        self.preconditioning: Preconditioning | None = None
         self.refinement: wavelet.Refinement | None = None
         if refinement_channels:
             self.refinement = wavelet.Refinement(
@@ -176,21 +159,15 @@ class ConditionalUNet(DiffusionModelUNet):
     ) -> Tensor:
         """x_t (B, C, *spatial) at time (B,), under a condition, to (B, C_out, *spatial)."""
         source = condition["source"].to(x_t)
-        bands = wavelet.bands_of(x_t, self.levels)
-        scales = self.preconditioning(bands, time) if self.preconditioning else None
-        seen = bands * scales.seen if scales else bands
-        if source.shape[1]:
-            seen = torch.cat([seen, wavelet.bands_of(source, self.levels)], dim=1)
-        outputs = super().forward(seen, time, class_labels=condition["values"])
-        predicted: Tensor = outputs[:, : self.num_bands]
-        if scales:
-            predicted = scales.known * bands + scales.predicted * at_least_float32(predicted)
-        predicted = wavelet.image_of(predicted, self.levels)
+        x = torch.cat([x_t, source], dim=1) if source.shape[1] else x_t
+        outputs = super().forward(
+            wavelet.bands_of(x, self.levels), time, class_labels=condition["values"]
+        )
+        predicted: Tensor = wavelet.image_of(outputs[:, : self.num_bands], self.levels)
         if self.refinement is None:
             return predicted
-        waves = get_timestep_embedding(time, self.block_out_channels[0]).to(x_t)
+        waves = get_timestep_embedding(time, self.block_out_channels[0]).to(x)
         features = outputs[:, self.num_bands :]
-        x = torch.cat([x_t, source], dim=1) if source.shape[1] else x_t
         predicted = predicted + self.refinement(x, predicted, features, self.time_embed(waves))
         return predicted
 
