@@ -71,7 +71,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.tls, self.allowed, self.coordinator = tls, allowed, coordinator
         try:
-            super().__init__(address, _Handler)
+            super().__init__(address, Handler)
         except OSError as error:
             host, port = address
             raise FederationError(
@@ -95,7 +95,7 @@ class Server(socketserver.ThreadingTCPServer):
             _close_with_alert(connection)
             return
         with connection:
-            _Handler(connection, client_address, self)
+            Handler(connection, client_address, self)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that breaks concerns nobody else; its text stays out of the log."""
@@ -112,8 +112,10 @@ def _close_with_alert(connection: ssl.SSLSocket) -> None:
             pass
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
+class Handler(BaseHTTPRequestHandler):
+    """Answers one message, of the site that its certificate tells."""
+
+    server: Any  # a Server, or another that has its `coordinator` and `admin`
     timeout = _MESSAGE_S
     server_version, sys_version = "SynthCube", ""
 
@@ -149,16 +151,21 @@ class _Handler(BaseHTTPRequestHandler):
         while self._unread and self._read(_PIECE):
             pass
 
-    def _site(self) -> str:
+    def label(self) -> str:
         """The label of the connected site. Raises RefusalError."""
         connection: Any = self.connection
         digest = fingerprint(connection.getpeercert(binary_form=True) or b"")
-        site = self.server.allowed.get(digest)
+        site: str | None = self.server.allowed.get(digest)
         if site is None:
             log.warning("A certificate that is not in the list is refused: %s.", digest)
             raise RefusalError(
                 "certificate", f"the certificate with SHA-256 {digest} is not in the list of sites"
             )
+        return site
+
+    def _site(self) -> str:
+        """The label of the connected site, which has our plan. Raises RefusalError."""
+        site = self.label()
         if self.headers.get(SITE_HEADER, site) != site:
             log.warning("%s is refused: it says that it is another site.", site)
             raise RefusalError("site", f"the certificate is that of {site}")
@@ -173,12 +180,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_admin(self) -> bool:
         """Whether the certificate, which the authority has signed, is that of the administrator."""
+        if not self.server.admin:
+            return False
         connection: Any = self.connection
         subject = (connection.getpeercert() or {}).get("subject", ())
         names = [value for part in subject for key, value in part if key == "commonName"]
-        return bool(self.server.admin) and [common_name_digest(n) for n in names] == [
-            self.server.admin
-        ]
+        return [common_name_digest(name) for name in names] == [self.server.admin]
 
     def _route(self, method: str, site: str) -> None:
         coordinator, address = self.server.coordinator, f"{method} {self.path}"
