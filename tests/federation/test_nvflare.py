@@ -6,11 +6,20 @@ kits that `nvflare provision` makes; they talk over mutual TLS.
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import re
 import shutil
+import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +27,19 @@ from typing import Any
 import pytest
 import yaml
 
-from synthcube.federation_nvflare import kit
+from synthcube.errors import FederationError
+from synthcube.federation import audit
+from synthcube.federation.aggregation import ExpectedModel
+from synthcube.federation.agreement import SiteFacts
+from synthcube.federation.coordinator import Coordinator
+from synthcube.federation.messages import RefusalError
+from synthcube.federation.plan import FederationPlan
+from synthcube.federation_nvflare import coordinator as serving
+from synthcube.federation_nvflare import job, kit
+from synthcube.federation_nvflare.site import RelayClient
+from synthcube.schema import ImageSpec
 from synthcube.tasks.federation_audit import audit_table
+from synthcube.tasks.federation_plan import write_plan
 
 PYTHON = Path(__file__).parents[2] / ".venv-nvflare" / "bin" / "python"
 SITE_APP = "config/config_fed_client.json"
@@ -39,11 +59,201 @@ def with_nvflare(test: Callable[..., None]) -> Callable[..., None]:
     return test
 
 
+# Without NVIDIA FLARE
+
+
+@pytest.fixture
+def kits(tmp_path: Path) -> Path:
+    """Startup kits of a server and a site, with all that is read of them."""
+    for name, role in (("server", "server"), ("site-1", "client")):
+        for folder in ("startup", "local"):
+            (tmp_path / name / folder).mkdir(parents=True)
+        startup = {"servers": [{"service": {"target": "localhost:8002"}}]}
+        (tmp_path / name / "startup" / f"fed_{role}.json").write_text(json.dumps(startup))
+        resources = {
+            "format_version": 2, "class_allow_list": ["nvflare."], "allow_log_streaming": True,
+            "components": [{"id": "process_launcher", "path": "a.B"},
+                           {"id": "site_log_streamer", "path": "a.C"}],
+        }  # fmt: skip
+        rights = {"project_admin": "any", "lead": {"submit_job": "any", "byoc": "any"}}
+        for file, values in (("resources", resources), ("authorization", {"permissions": rights})):
+            path = tmp_path / name / "local" / f"{file}.json.default"
+            path.write_text(json.dumps(values))
+    return tmp_path
+
+
+def test_a_guarded_kit_lets_one_class_of_ours_be_built_and_no_code_in(kits: Path) -> None:
+    for name in ("server", "site-1"):
+        kit.guard(kits / name)
+        kit.guard(kits / name)  # again changes nothing
+    kit.require_guarded(kits / "server", "server")
+    kit.require_guarded(kits / "site-1", "site")
+    server, site = (
+        json.loads((kits / name / "local" / "resources.json").read_text())
+        for name in ("server", "site-1")
+    )
+    assert server["class_allow_list"] == [job.SERVER_RELAY]
+    assert [part["id"] for part in server["components"]] == [
+        "process_launcher",
+        "site_log_streamer",
+    ]
+    assert (site["class_allow_list"], site["allow_log_streaming"]) == ([job.SITE_RELAY], False)
+    assert [part["id"] for part in site["components"]] == ["process_launcher", "synthcube"]
+    assert site["components"][1]["path"] == job.GUARD
+    policy = json.loads((kits / "site-1" / "local" / "authorization.json").read_text())
+    for role in ("project_admin", "lead"):
+        rights = policy["permissions"][role]
+        assert rights["submit_job"] == "any"
+        assert {rights["byoc"], rights["shell_commands"]} == {"none"}
+
+
+def test_a_kit_that_is_not_guarded_is_refused(kits: Path, cli, tiny_config) -> None:
+    plan = kits / "plan.json"
+    write_plan(tiny_config(), plan, sites=["site-1", "site-2"], num_rounds=2)
+    common = ("--engine", "nvflare", "-p", plan, "-o", kits / "run")
+    serve = ("serve", *common, "-k", kits / "server")
+    join = ("join", *common, "-k", kits / "site-1", "-d", kits)
+    for words in (serve, join):
+        code, _, errors = cli("federate", *words)
+        assert code == 2
+        assert re.search(
+            "NVFLARE would run other jobs there too. Run `synthcube federate guard", errors
+        )
+    resources = kits / "site-1" / "local" / "resources.json"
+    resources.write_text("{}")
+    code, _, errors = cli("federate", "guard", kits / "site-1")
+    assert code == 2
+    assert "has settings of its own" in errors
+    assert str(resources) in errors
+    assert resources.read_text() == "{}"
+    resources.unlink()
+    assert cli("federate", "guard", kits / "site-1")[0] == 0
+    code, _, errors = cli("federate", "serve", *common, "-k", kits / "site-1")
+    assert (code, "is not the startup kit of a server" in errors) == (2, True)
+    code, _, errors = cli("federate", *join, "-a", "localhost:8002")
+    assert (code, "from the startup kit: leave out --address" in errors) == (2, True)
+    code, _, errors = cli("federate", "guard", kits)
+    assert (code, "is no startup kit of NVFLARE" in errors) == (2, True)
+    assert not (kits / "run").exists()
+
+
+def archive(files: dict[str, str], again: str = "") -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as opened:
+        for name, text in files.items():
+            opened.writestr(name, text)
+        if again:
+            with pytest.warns(UserWarning, match="Duplicate name"):
+                opened.writestr(again, files[again])
+    return content.getvalue()
+
+
+def test_a_site_takes_no_app_but_ours(tmp_path: Path) -> None:
+    path = job.write_job(tmp_path, ["site-1", "site-2"])
+    meta = json.loads((path / "meta.json").read_text())
+    assert meta["deploy_map"] == {"server": ["server"], "site": ["site-1", "site-2"]}
+    text = (path / "site" / SITE_APP).read_text()
+    assert job.is_ours(archive({"config/": "", SITE_APP: text}))
+    signed = {".__nvfl_sig.json": "{}", "config/.__nvfl_submitter.crt": ""}
+    assert job.is_ours(archive({**signed, SITE_APP: text}))
+    ours = json.loads(text)
+    executor = {"tasks": ["none"], "executor": {"path": job.SITE_RELAY, "args": {"data": "/etc"}}}
+    for files in (
+        {},
+        {SITE_APP: "{"},
+        {SITE_APP: text, "custom/evil.py": ""},
+        {SITE_APP: text, "config/config_fed_client.conf": 'include url("http://example.org")'},
+        {SITE_APP: text, "config/log_config.json": "{}"},
+        {SITE_APP: json.dumps({**ours, "components": [{"id": "a", "path": "subprocess.Popen"}]})},
+        {SITE_APP: json.dumps({**ours, "executors": [executor]})},
+        {SITE_APP: text, ".__nvfl_sig.json": " " * (1 << 21)},
+    ):
+        assert not job.is_ours(archive(files)), files
+    assert not job.is_ours(archive({SITE_APP: text}, again=SITE_APP))
+    assert not job.is_ours(b"")
+
+
+IMAGE = ImageSpec(
+    size=(16, 16), channels=1, spacing_mm=(1, 1, 1), intensity_range=((0, 255),),
+    affine=tuple(tuple(float(i == j) for j in range(4)) for i in range(4)), file_format="png",
+)  # fmt: skip
+PLAN = FederationPlan(config={}, sites=("site-1", "site-2"), rounds=1)
+
+
+@contextmanager
+def relayed(kits: Path, name: str) -> Iterator[None]:
+    """What the job does at both ends, in a thread."""
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            content = job.read_all(self.request)
+            with job.connected(kits / "server") as coordinator:
+                coordinator.sendall(json.dumps(name).encode() + b"\n" + content)
+                coordinator.shutdown(socket.SHUT_WR)
+                self.request.sendall(job.read_all(coordinator))
+
+    with job.Server(kits / "site-1", Relay) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def held() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_a_site_talks_to_the_coordinator_through_two_sockets(kits: Path, held: ExitStack) -> None:
+    for name in ("server", "site-1"):
+        kit.guard(kits / name)
+    coordinator = Coordinator(
+        PLAN, kits / "run", {}, 1.0, lambda _: ExpectedModel({}, ""), kits / "agreement.json",
+        kits / "average.safetensors",
+    )  # fmt: skip
+    client = RelayClient(kits / "site-1", None, PLAN.sha256, 0.0)
+    with pytest.raises(FederationError, match="does not run the job of SynthCube here"):
+        client.state()
+    with serving.served(coordinator, kits / "server"), relayed(kits, "site-1"):
+        state = client.state()
+        assert (state.site, state.phase, state.has_yours) == ("site-1", "facts", False)
+        facts = SiteFacts(plan=PLAN.sha256, images=3, image=IMAGE)
+        assert client.send_facts(facts).has_yours
+        assert (kits / "server" / job.SOCKET).stat().st_mode & 0o777 == 0o600
+        with pytest.raises(RefusalError, match="the certificate is that of site-1"):
+            RelayClient(kits / "site-1", "site-2", PLAN.sha256, 0.0).state()
+        with pytest.raises(RefusalError, match="the plan is"):
+            RelayClient(kits / "site-1", None, "a" * 64, 0.0).state()
+        second = serving.served(coordinator, kits / "server")
+        with pytest.raises(FederationError, match="another coordinator is served there"):
+            second.__enter__()
+        waiting = held.enter_context(job.connected(kits / "server"))
+        waiting.sendall(job.NOBODY)
+        waiting.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            waiting.recv(1)
+    waiting.settimeout(20)
+    assert waiting.recv(1)  # it is over
+    with suppress(KeyError), serving.served(coordinator, kits / "server"):
+        waiting = held.enter_context(job.connected(kits / "server"))
+        waiting.sendall(job.NOBODY)
+        raise KeyError
+    assert not waiting.recv(1)  # an error: the job waits for the same command
+    with (
+        serving.served(coordinator, kits / "server"),
+        relayed(kits, "site-9"),
+        pytest.raises(RefusalError, match="site-9 is no site of the plan"),
+    ):
+        client.state()
+
+
 # With NVIDIA FLARE
 
 
 class Consortium:
-    """A server, two sites and an admin with their startup kits, and the commands of a federation."""
+    """A server, three sites and an admin with their startup kits, and the commands of each."""
 
     def __init__(self, processes: Any, federations: ModuleType) -> None:
         self.processes, self.parts, self.folder = processes, federations, processes.folder
@@ -57,20 +267,20 @@ class Consortium:
         server = {"name": "localhost", "type": "server", "org": "study",
                   "fed_learn_port": self.parts.free_port(),
                   "admin_port": self.parts.free_port(), **ports}  # fmt: skip
-        sites = [{"name": f"site-{n}", "type": "client", "org": "study"} for n in (1, 2)]
+        sites = [{"name": f"site-{n}", "type": "client", "org": "study"} for n in (1, 2, 3)]
         admin = {"name": "admin@study.org", "type": "admin", "org": "study",
                  "role": "project_admin"}  # fmt: skip
-        builders = "workspace.WorkspaceBuilder", "static_file.StaticFileBuilder", "cert.CertBuilder"
+        builders = {
+            "workspace.WorkspaceBuilder": {"template_file": ["master_template.yml"]},
+            "static_file.StaticFileBuilder": {"config_folder": "config"},
+            "cert.CertBuilder": {}, "signature.SignatureBuilder": {},
+        }  # fmt: skip
         project = {
             "api_version": 3, "name": name, "description": name,
             "participants": [server, *sites, admin],
             "builders": [
                 {"path": f"nvflare.lighter.impl.{builder}", "args": arguments}
-                for builder, arguments in zip(
-                    (*builders, "signature.SignatureBuilder"),
-                    ({"template_file": ["master_template.yml"]}, {"config_folder": "config"}, {}, {}),
-                    strict=True,
-                )
+                for builder, arguments in builders.items()
             ],
         }  # fmt: skip
         self.ports = {key: server[key] for key in ("fed_learn_port", "admin_port")}
@@ -157,7 +367,7 @@ def test_two_sites_come_to_the_bits_of_the_simulation(
     server = consortium.serve()
     sites = [consortium.join(f"site-{n}", path) for n, path in enumerate(lists, start=1)]
     federations.until(lambda: "nvflare job submit -j" in server.output, server, *flare)
-    number = consortium.submit(tmp_path / "server" / "nvflare-job")
+    consortium.submit(tmp_path / "server" / "nvflare-job")
     for command in (server, *sites):
         assert command.ended() == 0, command.output
     consortium.processes.assert_simulated_weights("server", "site-1", "site-2")
@@ -168,7 +378,116 @@ def test_two_sites_come_to_the_bits_of_the_simulation(
     ]  # fmt: skip
     assert "Successfully registered" not in intruder.output
     assert "CERTIFICATE_VERIFY_FAILED" in intruder.output
-    federations.until(lambda: not list(consortium.kits.glob("*/synthcube.sock")), *flare)
+    federations.until(lambda: "RC 0" in flare[1].output, *flare)  # the job has ended
     for path in (*(tmp_path / "server").rglob("*"), *consortium.kits.rglob("*")):
         assert not path.is_file() or federations.SECRET.encode() not in path.read_bytes(), path
     assert federations.SECRET not in "".join(command.output for command in (server, *flare))
+
+
+CODE = """
+import sys
+from pathlib import Path
+from nvflare.apis.executor import Executor
+
+(Path(sys.argv[sys.argv.index("-m") + 1]) / "ran-code").write_text("imported")
+
+class Evil(Executor):
+    pass
+"""
+TOUCH = {
+    "id": "evil", "path": "subprocess.Popen", "args": {"args": ["touch", "{WORKSPACE}/ran-class"]},
+}  # fmt: skip
+
+
+def foreign_job(folder: Path, name: str, sites: list[str]) -> Path:
+    """A job that runs code of its own, or has a class built that our job does not name."""
+    path = job.write_job(folder / name, sites)
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**meta, "name": name, "min_clients": 1}))
+    app = path / "site" / SITE_APP
+    values = json.loads(app.read_text())
+    if name == "code":
+        values["executors"][0]["executor"]["path"] = "evil.Evil"
+        (path / "site" / "custom").mkdir()
+        (path / "site" / "custom" / "evil.py").write_text(CODE)
+    else:
+        values["components"] = [TOUCH]
+    app.write_text(json.dumps(values))
+    return path
+
+
+SHELL = """
+import sys
+from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+session = new_secure_session("admin@study.org", sys.argv[1])
+for site in sys.argv[2:]:
+    try:
+        print(site, session.cat_target(site, "", "audit.log").count("deploy") > 0)
+    except Exception as error:
+        print(site, "refused", error)
+session.close()
+"""
+
+
+@with_nvflare
+def test_a_site_runs_no_job_but_ours(consortium: Consortium, federations, tmp_path: Path) -> None:
+    """The second site shows what happens without the guard; the third has but its settings."""
+    for name in ("localhost", "site-2"):
+        path = consortium.kits / name / "local" / "resources.json.default"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "class_allow_list": ["*"]}))
+    consortium.guard("site-1", "site-3")
+    path = consortium.kits / "site-3" / "local" / "resources.json"
+    settings = json.loads(path.read_text())
+    settings["components"] = [part for part in settings["components"] if part["path"] != job.GUARD]
+    path.write_text(json.dumps(settings))
+    server, first, second, third = consortium.online("site-1", "site-2", "site-3")
+    for name in ("code", "class"):
+        consortium.submit(foreign_job(tmp_path / "two", name, ["site-1", "site-2"]))
+        federations.until((consortium.kits / "site-2" / f"ran-{name}").exists, server, second)
+        consortium.submit(foreign_job(tmp_path / "one", name, ["site-3"]))
+    assert first.output.count("A job that is not of SynthCube is refused.") == 2
+    federations.until(lambda: "is not in allow_list" in third.output, third)
+    assert "site-3: NVFLARE_ERROR: BYOC not permitted" in server.output
+    assert {path.parent.name for path in consortium.kits.glob("*/ran-*")} == {"site-2"}
+    script = tmp_path / "shell.py"
+    script.write_text(SHELL)
+    sites = ("site-1", "site-2", "site-3")
+    shell = consortium.processes.start(PYTHON, script, consortium.kits / "admin@study.org", *sites)
+    assert shell.ended() == 0, shell.output
+    assert shell.output.splitlines()[-3:-1] == ["site-1 False", "site-2 True"]
+    assert "site-3 refused user not authorized" in shell.output
+
+
+@with_nvflare
+def test_a_killed_process_goes_on(
+    tiny_config, consortium: Consortium, federations, tmp_path: Path
+) -> None:
+    """Of SynthCube by the same command; of NVIDIA FLARE with a job that is submitted anew."""
+    lists = consortium.processes.simulated(tiny_config())
+    consortium.guard("localhost", "site-1", "site-2")
+    _, client, doomed = consortium.online("site-1", "site-2")
+    server = consortium.serve()
+    federations.until(lambda: "nvflare job submit -j" in server.output, server)
+    number = consortium.submit(tmp_path / "server" / "nvflare-job")
+    first, second = (consortium.join(f"site-{n}", path) for n, path in enumerate(lists, start=1))
+    federations.until((tmp_path / "server" / "rounds.json").exists, server, first, second)
+    second.kill()
+    server.kill()
+    server, second = consortium.serve(), consortium.join("site-2", lists[1])
+    federations.until(lambda: "Round 2 of 2." in second.output, server, first, second)
+    for process, words in consortium.processes.running().items():
+        if "site-2" in words and "nvflare" in words and "synthcube" not in words:
+            os.kill(process, signal.SIGKILL)
+    assert doomed.ended() == -signal.SIGKILL
+    client = consortium.start("site-2")
+    federations.until(lambda: "Successfully registered" in client.output, client)
+    consortium.abort(number)
+    consortium.submit(tmp_path / "server" / "nvflare-job")
+    for command in (server, first, second):
+        assert command.ended() == 0, command.output
+    consortium.processes.assert_simulated_weights("server", "site-1", "site-2")
+    received = {(line.kind, line.site, line.round)
+                for line in audit.read(tmp_path / "server" / "audit.jsonl")
+                if line.event == "received"}  # fmt: skip
+    assert received >= {("weights", site, n) for site in ("site-1", "site-2") for n in (1, 2)}

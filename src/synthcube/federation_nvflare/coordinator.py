@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,14 +31,11 @@ def served(coordinator: Coordinator, kit: Path) -> Iterator[None]:
     Raises:
         FederationError: another coordinator is served there.
     """
-    path = kit / job.SOCKET
     with suppress(OSError):
         job.connected(kit).close()
         raise FederationError(f"--certificates {kit}: another coordinator is served there.")
-    path.unlink(missing_ok=True)
     folder = job.write_job(coordinator.folder, coordinator.plan.sites)
-    with job.socket_path(kit) as name, _Server(name, coordinator) as server:
-        path.chmod(0o600)
+    with _Server(kit, coordinator) as server:
         thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), daemon=True)
         thread.start()
         log.info("Serving NVFLARE in %s. Once all sites are connected: nvflare job submit -j %s",
@@ -48,30 +44,30 @@ def served(coordinator: Coordinator, kit: Path) -> Iterator[None]:
             yield
             server.is_over = True
         finally:
-            path.unlink(missing_ok=True)
-            server.shutdown()
             server.ended.set()
+            server.shutdown()
             thread.join()
 
 
-class _Server(socketserver.ThreadingUnixStreamServer):
+class _Server(job.Server):
     admin = ""  # nobody may ask for the status
+    daemon_threads, block_on_close = False, True  # the job must hear that it is over
 
-    def __init__(self, path: str, coordinator: Coordinator) -> None:
+    def __init__(self, kit: Path, coordinator: Coordinator) -> None:
         self.coordinator, self.is_over, self.ended = coordinator, False, threading.Event()
-        super().__init__(path, _Handler)
+        super().__init__(kit, _Handler)
 
 
 class _Handler(Handler):
     def handle(self) -> None:
         line = self.rfile.readline(_LONGEST_NAME)
-        self._name = json.loads(line)
-        if line != job.NOBODY:
+        if line == job.NOBODY:
+            self.server.ended.wait()
+            if self.server.is_over:
+                self.wfile.write(b"1")
+        elif line:
+            self._name = json.loads(line)
             super().handle()
-            return
-        self.server.ended.wait()
-        if self.server.is_over:
-            self.wfile.write(b"1")
 
     def label(self) -> str:
         """The name that NVFLARE knows the site by, which must be that in the plan."""

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import socket
+import socketserver
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,7 +43,9 @@ _SERVER = {
 }
 _SITE_FILE, _SERVER_FILE = (f"config/config_fed_{name}.json" for name in ("client", "server"))
 _SIGNATURES = {  # of whoever submits, in each folder; NVFLARE checks them
-    f"{folder}.__nvfl_{name}" for folder in ("", "config/") for name in ("sig.json", "submitter.crt")
+    f"{folder}.__nvfl_{name}"
+    for folder in ("", "config/")
+    for name in ("sig.json", "submitter.crt")
 }
 _LARGEST = 1 << 20
 
@@ -79,26 +82,40 @@ def is_ours(archive: bytes) -> bool:
         return False
 
 
-@contextmanager
-def socket_path(kit: Path) -> Iterator[str]:
-    """A name of the socket in the folder of a kit that is short, as names of sockets must be."""
-    folder = os.open(kit, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{SOCKET}"
-    finally:
-        os.close(folder)
+class Server(socketserver.ThreadingUnixStreamServer):
+    """Listens in the folder of a kit, for this user alone, in place of whoever did before."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, kit: Path, handler: type[socketserver.BaseRequestHandler]) -> None:
+        path = kit / SOCKET
+        path.unlink(missing_ok=True)
+        with _short_path(kit) as name:
+            super().__init__(name, handler)
+        path.chmod(0o600)
 
 
 def connected(kit: Path) -> socket.socket:
     """A connection to whoever listens in the folder of a kit. Raises OSError if nobody does."""
     connection = socket.socket(socket.AF_UNIX)
     try:
-        with socket_path(kit) as path:
-            connection.connect(path)
+        with _short_path(kit) as name:
+            connection.connect(name)
     except OSError:
         connection.close()
         raise
     return connection
+
+
+@contextmanager
+def _short_path(kit: Path) -> Iterator[str]:
+    """A name of the socket that is short, as names of sockets must be."""
+    folder = os.open(kit, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{SOCKET}"
+    finally:
+        os.close(folder)
 
 
 def read_all(connection: socket.socket) -> bytes:

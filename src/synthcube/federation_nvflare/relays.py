@@ -11,7 +11,6 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -85,63 +84,40 @@ class SiteRelay(Executor):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self._door: _Door | None = None
+        self._listens = False
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Listen while the job runs. Raises RuntimeError at a site that is not guarded."""
-        if event_type == EventType.START_RUN and self._door is None:
-            if not environment.is_guarded():
-                raise RuntimeError("This site is not guarded: run `synthcube federate guard`.")
-            engine = fl_ctx.get_engine()
-            cell, target = engine.get_cell(), FQCN.join([FQCN.ROOT_SERVER, fl_ctx.get_job_id()])
+        """Listen from the start of the job. Raises RuntimeError at a site that is not guarded."""
+        if event_type != EventType.START_RUN or self._listens:
+            return
+        if not environment.is_guarded():
+            raise RuntimeError("This site is not guarded: run `synthcube federate guard`.")
+        engine = fl_ctx.get_engine()
+        cell, target = engine.get_cell(), FQCN.join([FQCN.ROOT_SERVER, fl_ctx.get_job_id()])
 
-            def asked(content: bytes) -> bytes | None:
-                reply = cell.send_request(
-                    channel=_CHANNEL, topic=_TOPIC, target=target,
-                    request=Message(payload=content), timeout=_TIMEOUT_S, optional=True,
-                )  # fmt: skip
-                code = reply.get_header(MessageHeaderKey.RETURN_CODE)
-                return _content(reply) if code == CellReturnCode.OK else None
+        class Handler(socketserver.BaseRequestHandler):
+            request: socket.socket
 
-            self._door = _Door(Path(engine.get_workspace().get_root_dir()), asked)
-        elif event_type == EventType.END_RUN and self._door:
-            self._door.close()
+            def handle(self) -> None:
+                """Who gets no reply asks again."""
+                with suppress(OSError):
+                    message = Message(payload=job.read_all(self.request))
+                    reply = cell.send_request(
+                        channel=_CHANNEL, topic=_TOPIC, target=target, request=message,
+                        timeout=_TIMEOUT_S, optional=True,
+                    )  # fmt: skip
+                    if reply.get_header(MessageHeaderKey.RETURN_CODE) == CellReturnCode.OK:
+                        self.request.sendall(_content(reply) or b"")
+
+        server = job.Server(Path(engine.get_workspace().get_root_dir()), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self._listens = True
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
     ) -> Shareable:
         """Refuse: there are no tasks."""
         return make_reply(ReturnCode.TASK_UNKNOWN)
-
-
-class _Door:
-    """Listens in the folder of a kit; who hangs up without a reply is to ask again."""
-
-    def __init__(self, kit: Path, asked: Callable[[bytes], bytes | None]) -> None:
-        self._path = kit / job.SOCKET
-        with suppress(OSError):
-            job.connected(kit).close()
-            raise RuntimeError(f"{self._path}: another job of SynthCube runs here.")
-        self._path.unlink(missing_ok=True)
-
-        class Handler(socketserver.BaseRequestHandler):
-            request: socket.socket
-
-            def handle(self) -> None:
-                with suppress(OSError):
-                    if reply := asked(job.read_all(self.request)):
-                        self.request.sendall(reply)
-
-        with job.socket_path(kit) as path:
-            self._server = socketserver.ThreadingUnixStreamServer(path, Handler)
-        self._path.chmod(0o600)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._path.unlink(missing_ok=True)
-        self._server.shutdown()
-        self._server.server_close()
 
 
 class ServerRelay(Controller):  # type: ignore[misc]
