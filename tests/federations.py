@@ -24,7 +24,7 @@ from synthcube.tasks.federation_plan import write_plan
 EXACT = ["compute.deterministic=true", "compute.accelerator=cpu", "compute.precision='32'"]
 SHARED = ["training.ema={decay: 0.9}", "training.sample_every_n_epochs=0"]
 SECRET = "Erika-Mustermann"
-LIMIT_S = 100.0
+LIMIT_S = 400.0
 
 
 class Command:

@@ -132,6 +132,9 @@ def test_a_kit_that_is_not_guarded_is_refused(kits: Path, cli, tiny_config) -> N
     assert (code, "is not the startup kit of a server" in errors) == (2, True)
     code, _, errors = cli("federate", *join, "-a", "localhost:8002")
     assert (code, "from the startup kit: leave out --address" in errors) == (2, True)
+    (kits / "server" / "local" / "authorization.json.default").write_text("{}")
+    code, _, errors = cli("federate", "guard", kits / "server")
+    assert (code, "has not the defaults of NVFLARE 2.9" in errors) == (2, True)
     code, _, errors = cli("federate", "guard", kits)
     assert (code, "is no startup kit of NVFLARE" in errors) == (2, True)
     assert not (kits / "run").exists()
@@ -200,6 +203,17 @@ def relayed(kits: Path, name: str) -> Iterator[None]:
         thread.join()
 
 
+def waiting(folder: Path) -> socket.socket:
+    """As the job waits for the end at the server."""
+    connection = job.connected(folder)
+    connection.sendall(job.NOBODY)
+    connection.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        connection.recv(1)
+    connection.settimeout(20)
+    return connection
+
+
 @pytest.fixture
 def held() -> Iterator[ExitStack]:
     with ExitStack() as stack:
@@ -229,18 +243,12 @@ def test_a_site_talks_to_the_coordinator_through_two_sockets(kits: Path, held: E
         second = serving.served(coordinator, kits / "server")
         with pytest.raises(FederationError, match="another coordinator is served there"):
             second.__enter__()
-        waiting = held.enter_context(job.connected(kits / "server"))
-        waiting.sendall(job.NOBODY)
-        waiting.settimeout(0.2)
-        with pytest.raises(TimeoutError):
-            waiting.recv(1)
-    waiting.settimeout(20)
-    assert waiting.recv(1)  # it is over
+        job_at_server = held.enter_context(waiting(kits / "server"))
+    assert job_at_server.recv(1)  # it is over
     with suppress(KeyError), serving.served(coordinator, kits / "server"):
-        waiting = held.enter_context(job.connected(kits / "server"))
-        waiting.sendall(job.NOBODY)
+        job_at_server = held.enter_context(waiting(kits / "server"))
         raise KeyError
-    assert not waiting.recv(1)  # an error: the job waits for the same command
+    assert not job_at_server.recv(1)  # an error: the job waits for the same command
     with (
         serving.served(coordinator, kits / "server"),
         relayed(kits, "site-9"),
@@ -448,6 +456,7 @@ def test_a_site_runs_no_job_but_ours(consortium: Consortium, federations, tmp_pa
         consortium.submit(foreign_job(tmp_path / "one", name, ["site-3"]))
     assert first.output.count("A job that is not of SynthCube is refused.") == 2
     federations.until(lambda: "is not in allow_list" in third.output, third)
+    federations.until(lambda: "This site is not guarded" in second.output, second)
     assert "site-3: NVFLARE_ERROR: BYOC not permitted" in server.output
     assert {path.parent.name for path in consortium.kits.glob("*/ran-*")} == {"site-2"}
     script = tmp_path / "shell.py"

@@ -72,14 +72,17 @@ def _guarded(kit: Path) -> dict[Path, dict[str, Any]]:
         _read(kit / "local" / f"{name}.json.default") for name in ("resources", "authorization")
     )
     resources |= {"class_list_enforcement_mode": "enforce", "class_allow_list": [_RELAYS[kinds[0]]]}
-    if kinds[0] == "site":
-        # NVFLARE would send the log of errors to the server.
-        kept = [part for part in resources["components"] if part["id"] != "site_log_streamer"]
-        resources["components"] = [*kept, {"id": "synthcube", "path": GUARD, "args": {}}]
-        resources["allow_log_streaming"] = False
-    policy["permissions"] = {
-        role: _without_code(rights) for role, rights in policy["permissions"].items()
-    }
+    try:
+        if kinds[0] == "site":
+            # NVFLARE would send the log of errors to the server.
+            kept = [part for part in resources["components"] if part["id"] != "site_log_streamer"]
+            resources["components"] = [*kept, {"id": "synthcube", "path": GUARD, "args": {}}]
+            resources["allow_log_streaming"] = False
+        policy["permissions"] = {
+            role: _without_code(rights) for role, rights in policy["permissions"].items()
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise FederationError(f"{kit}/local has not the defaults of NVFLARE 2.9.") from error
     return {
         kit / "local" / "resources.json": resources,
         kit / "local" / "authorization.json": policy,
