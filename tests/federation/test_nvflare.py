@@ -20,6 +20,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -184,8 +185,8 @@ PLAN = FederationPlan(config={}, sites=("site-1", "site-2"), rounds=1)
 
 
 @contextmanager
-def relayed(kits: Path, name: str) -> Iterator[None]:
-    """What the job does at both ends, in a thread."""
+def relayed(kits: Path, name: str, lost: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """What the job does at both ends, in a thread; replies may be lost."""
 
     class Relay(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -193,7 +194,8 @@ def relayed(kits: Path, name: str) -> Iterator[None]:
             with job.connected(kits / "server") as coordinator:
                 coordinator.sendall(json.dumps(name).encode() + b"\n" + content)
                 coordinator.shutdown(socket.SHUT_WR)
-                self.request.sendall(job.read_all(coordinator))
+                reply = job.read_all(coordinator)
+                self.request.sendall(b"" if lost() else reply)
 
     with job.Server(kits / "site-1", Relay) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -255,6 +257,44 @@ def test_a_site_talks_to_the_coordinator_through_two_sockets(kits: Path, held: E
         pytest.raises(RefusalError, match="site-9 is no site of the plan"),
     ):
         client.state()
+
+
+class Averaging(Coordinator):
+    """Has an average, and notes who has it."""
+
+    noted: tuple[object, ...] = ()
+
+    def average(self, site: str, number: int) -> Path:
+        return self.average_path
+
+    def average_was_sent(self, *noted: object) -> None:
+        self.noted = noted
+
+
+def test_an_average_counts_as_sent_once_the_site_says_so(kits: Path) -> None:
+    """The job ends when all have the last one: it must not, while NVFLARE still sends it."""
+    for name in ("server", "site-1"):
+        kit.guard(kits / name)
+    average = kits / "average.safetensors"
+    average.write_bytes(b"weights")
+    coordinator = Averaging(
+        PLAN, kits / "run", {}, 1.0, lambda _: ExpectedModel({}, ""), kits / "none.json",
+        kits / "absent.safetensors",
+    )  # fmt: skip
+    coordinator.average_path = average
+    client, there = RelayClient(kits / "site-1", None, PLAN.sha256, 0.0), kits / "there"
+    are_lost = True
+    with (
+        serving.served(coordinator, kits / "server"),
+        relayed(kits, "site-1", lambda: are_lost),
+    ):
+        with pytest.raises(FederationError, match="could not be reached"):
+            client.take_average(1, there, 100)
+        assert not coordinator.noted
+        are_lost = False
+        client.take_average(1, there, 100)
+    assert there.read_bytes() == b"weights"
+    assert coordinator.noted == ("site-1", 1, sha256(b"weights").hexdigest(), 7)
 
 
 # With NVIDIA FLARE

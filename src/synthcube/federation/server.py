@@ -139,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._require_plan("The administrator")
                 self._reply(self.server.coordinator.status())
             else:
-                self._route(method, self._site())
+                self.route(method, self._site())
         except RefusalError as refusal:
             faults = tuple(fault[:1000] for fault in refusal.faults)
             self._reply(Refusal(code=refusal.code, faults=faults), refusal.status)
@@ -187,7 +187,8 @@ class Handler(BaseHTTPRequestHandler):
         names = [value for part in subject for key, value in part if key == "commonName"]
         return [common_name_digest(name) for name in names] == [self.server.admin]
 
-    def _route(self, method: str, site: str) -> None:
+    def route(self, method: str, site: str) -> None:
+        """Answer a message of a site. Raises RefusalError."""
         coordinator, address = self.server.coordinator, f"{method} {self.path}"
         if address == "GET /v1/state":
             state = coordinator.state(site)
@@ -264,6 +265,10 @@ class Handler(BaseHTTPRequestHandler):
             file.seek(0)
             self._begin(200, _WEIGHTS, size, digest)
             shutil.copyfileobj(file, self.wfile, _PIECE)
+        self.note_average(site, number, digest, size)
+
+    def note_average(self, site: str, number: int, digest: str, size: int) -> None:
+        """Note that a site has been sent an average, by its own connection."""
         self.server.coordinator.average_was_sent(site, number, digest, size)
 
     def _reply(self, message: Schema, status: int = 200) -> None:

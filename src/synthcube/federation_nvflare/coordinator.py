@@ -55,6 +55,8 @@ class _Server(job.Server):
 
     def __init__(self, kit: Path, coordinator: Coordinator) -> None:
         self.coordinator, self.is_over, self.ended = coordinator, False, threading.Event()
+        self.on_their_way: dict[str, tuple[int, str, int]] = {}
+        """The average that each site was sent last, until it says that it is there."""
         super().__init__(kit, _Handler)
 
 
@@ -75,3 +77,16 @@ class _Handler(Handler):
             log.warning("A site that is not in the plan is refused.")
             raise RefusalError("site", f"{self._name} is no site of the plan")
         return str(self._name)
+
+    def note_average(self, site: str, number: int, digest: str, size: int) -> None:
+        """Wait for the site to say that it is there: it may still be in NVFLARE's memory."""
+        self.server.on_their_way[site] = (number, digest, size)
+
+    def route(self, method: str, site: str) -> None:
+        """Answer a message of a site. Raises RefusalError."""
+        if self.path != job.RECEIVED:
+            super().route(method, site)
+            return
+        if average := self.server.on_their_way.pop(site, None):
+            self.server.coordinator.average_was_sent(site, *average)
+        self._reply(self.server.coordinator.state(site))
