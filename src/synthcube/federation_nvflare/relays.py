@@ -150,8 +150,7 @@ class ServerRelay(Controller):  # type: ignore[misc]
             return make_cell_reply(CellReturnCode.SERVICE_UNAVAILABLE)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
-        """Wait until the coordinator says that the federation is over; when it is killed, it does
-        not say so."""
+        """Wait until the coordinator says that the federation is over; a killed one does not."""
         while not abort_signal.triggered:
             with suppress(OSError), job.connected(self._kit) as coordinator:
                 coordinator.sendall(job.NOBODY)
