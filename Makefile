@@ -28,7 +28,7 @@ SLOW_FLAGS ?=
 QUICK := not slow and not gpu and not container and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all test-gpu bench lint format lock flower-env docs clean image sif mlcube test-containers test-browser
+.PHONY: help setup demo test test-slow test-all test-gpu bench lint format lock flower-env nvflare-env docs clean image sif mlcube test-containers test-browser
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,11 +67,14 @@ format: $(STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lock: $(STAMP) ## Write constraints.txt and constraints-flower.txt anew with the newest versions
+lock: $(STAMP) ## Write the three files of constraints anew with the newest versions
 	$(BIN)/uv pip compile --universal --python-version 3.10 --group dev --group docs --no-annotate \
 	  --no-python-downloads --upgrade --output-file constraints.txt pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra flower --no-annotate \
 	  --no-python-downloads --upgrade --output-file constraints-flower.txt pyproject.toml
+	$(BIN)/uv pip compile --universal --python-version 3.10 --extra nvflare --no-annotate \
+	  --no-python-downloads --upgrade --constraints constraints.txt \
+	  --output-file constraints-nvflare.txt pyproject.toml
 
 image: ## Build the container image (variables: IMAGE, TORCH=cpu|cuda, CONTAINER, IMAGE_FLAGS)
 	$(CONTAINER) build --tag $(IMAGE) --build-arg TORCH=$(TORCH) $(VERSION_ARGS) \
@@ -85,6 +88,8 @@ sif: ## Make the Singularity image of the container image (variables: SIF, IMAGE
 	rm -f synthcube.tar
 
 flower-env: .venv-flower/.installed ## Make .venv-flower, with Flower beside what is in .venv (Python 3.11 or newer)
+
+nvflare-env: .venv-nvflare/.installed ## Make .venv-nvflare, with NVIDIA FLARE beside what is in .venv
 
 mlcube: .venv-mlcube/.installed ## Make .venv-mlcube, with MLCube and its two runners
 
@@ -131,15 +136,16 @@ VERSION_ARGS = \
   --build-arg VERSION=$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/synthcube/__init__.py) \
   --build-arg REVISION=$(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
-# What Flower needs in other versions comes before all that is in .venv.
+# What an engine of federations needs in other versions comes before all that is in .venv.
 PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
-.venv-flower/.installed: constraints-flower.txt | $(STAMP)
-	rm -rf .venv-flower
-	$(BIN)/python -m venv --without-pip .venv-flower
-	$(PIP) --python .venv-flower/bin/python install --quiet --constraint constraints-flower.txt \
-	  'flwr>=1.42,<1.43'
+.venv-flower/.installed: ENGINE := flwr>=1.42,<1.43
+.venv-nvflare/.installed: ENGINE := nvflare>=2.9,<2.10
+.venv-flower/.installed .venv-nvflare/.installed: .venv-%/.installed: constraints-%.txt | $(STAMP)
+	rm -rf .venv-$*
+	$(BIN)/python -m venv --without-pip .venv-$*
+	$(PIP) --python .venv-$*/bin/python install --quiet --constraint $< '$(ENGINE)'
 	printf 'import site; site.addsitedir("%s")\n' "$$($(BIN)/python -c $(PURELIB))" \
-	  > "$$(.venv-flower/bin/python -c $(PURELIB))/main.pth"
+	  > "$$(.venv-$*/bin/python -c $(PURELIB))/main.pth"
 	@touch $@
 
 # MLCube 0.0.9 asks for an omegaconf whose metadata newer pips refuse: its own venv, an older pip.

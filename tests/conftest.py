@@ -142,6 +142,12 @@ def forks() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def federations() -> ModuleType:
+    """tests/federations.py: federations of real processes, on any engine."""
+    return _module("federations")
+
+
+@pytest.fixture(scope="session")
 def certificates() -> ModuleType:
     """tests/certificates.py: certificates of a study."""
     return _module("certificates")

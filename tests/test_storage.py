@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +30,7 @@ from synthcube.storage import (
     require_separate,
     scratch_folder,
     sha256,
+    sweep,
     write_json,
     write_text,
     write_with,
@@ -334,6 +336,24 @@ SEPARATE = {
     "a file in it": ("data", "data/list.csv", "output_path .* holds data_path"),
     "not there yet": ("new/run", "new", "output_path .* lies in data_path"),
 }
+
+
+def test_a_scratch_folder_that_another_command_sweeps_at_once_is_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    make = tempfile.mkdtemp
+
+    def make_and_sweep(**options: Path | str) -> str:
+        made.append(make(**options))
+        if len(made) == 1:
+            sweep(folder)
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_sweep)
+    with scratch_folder(folder) as scratch:
+        assert scratch.is_dir()
+        assert [str(scratch)] == made[1:]
 
 
 @pytest.mark.parametrize("case", SEPARATE)

@@ -483,3 +483,16 @@ def of_flower(scratch: Path, environment: Mapping[str, str] = os.environ) -> dic
 def flower_socket(environment: Mapping[str, str] = os.environ) -> str:
     """Where the process that has started Flower listens to its apps."""
     return environment[FLOWER_SOCKET]
+
+
+_GUARDED = "SYNTHCUBENVFLARE_GUARDED"
+
+
+def mark_guarded(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Tell the processes that this one starts that it runs no job of NVFLARE but ours."""
+    environment[_GUARDED] = "1"
+
+
+def is_guarded(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the process that has started this one is guarded: see :func:`mark_guarded`."""
+    return environment.get(_GUARDED) == "1"

@@ -185,8 +185,10 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def _opened_folder(parent: Path) -> tuple[Path, int]:
-    folder = tempfile.mkdtemp(dir=parent, prefix=_PREFIX)
-    return Path(folder), os.open(folder, os.O_RDONLY)
+    while True:
+        folder = tempfile.mkdtemp(dir=parent, prefix=_PREFIX)
+        with suppress(FileNotFoundError):  # a sweep was faster
+            return Path(folder), os.open(folder, os.O_RDONLY)
 
 
 def _opened_file(path: Path) -> tuple[Path, int]:

@@ -7,28 +7,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
-import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from synthcube import __version__
 from synthcube.data.phantom import write_phantoms
@@ -39,16 +34,11 @@ from synthcube.federation.messages import State
 from synthcube.federation.plan import FederationPlan
 from synthcube.federation_flower import bundle
 from synthcube.federation_flower.messages import Answer, Order, decoded, encoded
-from synthcube.tasks.federate import simulate
 from synthcube.tasks.federation_audit import audit_table
 from synthcube.tasks.federation_plan import write_plan
 
 PYTHON = Path(__file__).parents[2] / ".venv-flower" / "bin" / "python"
-EXACT = ["compute.deterministic=true", "compute.accelerator=cpu", "compute.precision='32'"]
-SHARED = ["training.ema={decay: 0.9}", "training.sample_every_n_epochs=0"]
-SECRET = "Erika-Mustermann"
 NONCE = "ab" * 32
-LIMIT_S = 400.0
 
 
 def with_flower(test: Callable[..., None]) -> Callable[..., None]:
@@ -159,11 +149,12 @@ def test_keys_that_flower_does_not_take_are_named(study, tmp_path: Path) -> None
 
 
 def test_no_status_for_an_administrator(study, tiny_config, tmp_path: Path, monkeypatch) -> None:
+    from synthcube.tasks import federation_engines
     from synthcube.tasks import serve as serving
 
     plan = tmp_path / "plan.json"
     write_plan(tiny_config(), plan, sites=["site-1", "site-2"], num_rounds=2)
-    monkeypatch.setattr(serving.processes, "require_flower", lambda: None)
+    monkeypatch.setattr(federation_engines.processes, "require_flower", lambda: None)
     with pytest.raises(FederationError, match="--engine flower tells an administrator no status"):
         serving.serve(plan, study["server"], study["list"], tmp_path / "run", admin="a" * 64,
                       address="127.0.0.1:0", engine="flower")  # fmt: skip
@@ -203,138 +194,41 @@ def test_a_site_says_why_it_does_not_trust_a_coordinator(
 # With Flower
 
 
-class Command:
-    """`synthcube` with these words in the environment with Flower."""
-
-    def __init__(self, words: Sequence[object], environment: dict[str, str]) -> None:
-        self._output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [PYTHON, "-m", "synthcube", *map(str, words)], env=environment, text=True,
-            stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-    @property
-    def output(self) -> str:
-        self._output.seek(0)
-        return self._output.read()
-
-    def close(self) -> None:
-        self._output.close()
-
-    def ended(self) -> int:
-        try:
-            return self.process.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise AssertionError(f"it did not end:\n{self.output}") from None
-
-
 class Federation:
-    """Commands of a coordinator and two sites, whose every process is found by its TMPDIR."""
+    """Commands of a coordinator and two sites."""
 
-    def __init__(self, study: dict[str, Path], folder: Path, scratch: Path) -> None:
-        self.study, self.folder, self.scratch = study, folder, scratch
-        self.environment = {
-            **os.environ, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(bundle.__file__).parents[2]),
-        }  # fmt: skip
-        self.address = f"127.0.0.1:{free_port()}"
-        self.commands: list[Command] = []
+    def __init__(
+        self, study: dict[str, Path], folder: Path, processes: Any, federations: ModuleType
+    ) -> None:
+        self.study, self.folder, self.processes, self.parts = study, folder, processes, federations
+        self.address = f"127.0.0.1:{federations.free_port()}"
 
-    def serve(self, minutes: float = 10.0) -> Command:
+    def serve(self, minutes: float = 10.0) -> Any:
         return self._start(
             "serve", "-k", self.study["server"], "-s", self.study["list"], "-o",
             self.folder / "server", "--round_minutes", minutes,
         )  # fmt: skip
 
-    def join(self, site: str, data: Path, owner: str = "", run: str = "") -> Command:
+    def join(self, site: str, data: Path, owner: str = "", run: str = "") -> Any:
         return self._start(
             "join", "-k", self.study[owner or site], "-d", data, "-o", self.folder / (run or site),
             "--site", site, "--patience_minutes", 3,
-            *(word for text in EXACT for word in ("--set", text)),
+            *(word for text in self.parts.EXACT for word in ("--set", text)),
         )  # fmt: skip
 
-    def _start(self, name: str, *words: object) -> Command:
-        plan = self.folder / "plan.json"
-        command = Command(
-            ["federate", name, "--engine", "flower", "-p", plan, "-a", self.address, *words],
-            self.environment,
+    def _start(self, name: str, *words: object) -> Any:
+        return self.processes.start(
+            PYTHON, "-m", "synthcube", "federate", name, "--engine", "flower", "-p",
+            self.folder / "plan.json", "-a", self.address, *words,
         )  # fmt: skip
-        self.commands.append(command)
-        return command
-
-    def processes(self) -> dict[int, str]:
-        """Numbers and commands of all that were started here, by the kernel's word."""
-        mark = f"TMPDIR={self.scratch}".encode()
-        return {
-            number: read(number, "cmdline").replace(b"\0", b" ").decode()
-            for number in (int(path.name) for path in Path("/proc").glob("[0-9]*"))
-            if mark in read(number, "environ").split(b"\0")
-        }
-
-    def end(self) -> dict[int, str]:
-        """End what still runs; returns what the commands have left behind."""
-        for command in self.commands:
-            command.process.terminate()
-            command.process.wait(60)
-            command.close()
-        end = time.monotonic() + 60
-        while (left := self.processes()) and time.monotonic() < end:
-            time.sleep(0.2)
-        for number in left:
-            os.kill(number, signal.SIGKILL)
-        return left
-
-
-def read(process: int, name: str) -> bytes:
-    try:
-        return Path(f"/proc/{process}/{name}").read_bytes()
-    except OSError:  # it has ended, or is somebody else's
-        return b""
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture
-def federation(study: dict[str, Path], tmp_path: Path) -> Iterator[Federation]:
-    scratch = Path(tempfile.mkdtemp(prefix="fl"))  # short, as paths of sockets must be
-    running = Federation(study, tmp_path, scratch)
-    yield running
-    left = running.end()
-    shutil.rmtree(scratch, ignore_errors=True)
-    assert not left
-
-
-def simulated(config: Path, folder: Path) -> list[Path]:
-    """The plan, and lists of images of the two sites of a simulation, which runs here."""
-    data = write_phantoms(folder / SECRET, num=12, size=(16, 16)).parent
-    simulate(config, data, folder / "simulated", sites=2, num_rounds=2, minimum_sites=2,
-             overrides=[*EXACT, *SHARED])  # fmt: skip
-    write_plan(config, folder / "plan.json", sites=["site-1", "site-2"], num_rounds=2,
-               overrides=SHARED)  # fmt: skip
-    return [folder / "simulated" / "sites" / f"site-{n}" / "data.csv" for n in (1, 2)]
-
-
-def until(is_over: Callable[[], object], *commands: Command) -> None:
-    end = time.monotonic() + LIMIT_S
-    while not is_over():
-        texts = [command.output for command in commands]
-        assert all(command.process.poll() is None for command in commands), texts
-        assert time.monotonic() < end, texts
-        time.sleep(0.1)
-
-
-def assert_simulated_weights(folder: Path, *names: str) -> None:
-    expected = load_file(folder / "simulated" / "artifact" / "weights.safetensors")
-    for name in names:
-        weights = load_file(folder / name / "artifact" / "weights.safetensors")
-        assert weights.keys() == expected.keys()
-        assert all(torch.equal(weights[key], value) for key, value in expected.items()), name
+def federation(
+    study: dict[str, Path], tmp_path: Path, federations: ModuleType
+) -> Iterator[Federation]:
+    with federations.processes(tmp_path) as processes:
+        yield Federation(study, tmp_path, processes, federations)
 
 
 FOREIGN_CLIENT = """
@@ -384,28 +278,28 @@ class Flower:
     """Flower's own commands, for the SuperLink of a coordinator on this machine."""
 
     def __init__(self, federation: Federation) -> None:
-        (config,) = federation.scratch.glob("*/config.toml")
+        (config,) = federation.processes.scratch.glob("*/config.toml")
         self.home = federation.folder / "home"
         self.home.mkdir()
         shutil.copy(config, self.home)
         self.environment = {
-            **federation.environment, "FLWR_HOME": str(self.home), "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            **federation.processes.environment, "FLWR_HOME": str(self.home),
+            "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
         }  # fmt: skip
 
     def run(self, app: Path) -> None:
         subprocess.run([PYTHON.with_name("flwr"), "run", app, "local"], env=self.environment,
-                       check=True, capture_output=True, timeout=LIMIT_S)  # fmt: skip
+                       check=True, capture_output=True, timeout=400)  # fmt: skip
 
 
 @with_flower
 def test_two_sites_come_to_the_bits_of_the_simulation_and_run_no_foreign_code(
-    tiny_config, study, federation: Federation, tmp_path: Path
+    tiny_config, study, federation: Federation, federations, tmp_path: Path
 ) -> None:
-    lists = simulated(tiny_config(), tmp_path)
+    lists = federation.processes.simulated(tiny_config())
     server, first = federation.serve(), federation.join("site-1", lists[0])
     stranger = federation.join("site-1", lists[0], owner="stranger", run="strange")
-    until(lambda: "site-1 told its facts" in server.output, server, first)
+    federations.until(lambda: "site-1 told its facts" in server.output, server, first)
     assert stranger.ended() == 2
     assert "does not know the key of this site: crt.crt must be in its --site_certificates" in (
         stranger.output
@@ -423,16 +317,18 @@ def test_two_sites_come_to_the_bits_of_the_simulation_and_run_no_foreign_code(
             urllib.request.urlopen(f"https://{federation.address}/{path}", b"", context=trust)
 
     Flower(federation).run(write_foreign_app(tmp_path))
-    until((tmp_path / "codes").exists, server, first)
+    federations.until((tmp_path / "codes").exists, server, first)
     assert (tmp_path / "codes").read_text() == "[7]"  # INVALID_FAB
-    until(lambda: "The coordinator sent code of its own, which is refused." in first.output, first)
+    federations.until(
+        lambda: "The coordinator sent code of its own, which is refused." in first.output, first
+    )
     assert not (tmp_path / "ran").exists()
 
     second = federation.join("site-2", lists[1])
     for command in (server, first, second):
         assert command.ended() == 0, command.output
     assert not (tmp_path / "ran").exists()
-    assert_simulated_weights(tmp_path, "server", "site-1", "site-2")
+    federation.processes.assert_simulated_weights("server", "site-1", "site-2")
     rounds = json.loads((tmp_path / "server" / "rounds.json").read_text())["rounds"]
     assert [sorted(record["sites"]) for record in rounds] == [["site-1", "site-2"]] * 2
     _, rows = audit_table(tmp_path / "site-1", tmp_path / "server")
@@ -440,29 +336,29 @@ def test_two_sites_come_to_the_bits_of_the_simulation_and_run_no_foreign_code(
         "sent facts", "received agreement", "sent weights", "received average", "sent weights",
         "received average",
     ]  # fmt: skip
-    assert SECRET not in server.output
+    assert federations.SECRET not in server.output
     for path in (tmp_path / "server").rglob("*"):
-        assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
+        assert path.is_dir() or federations.SECRET.encode() not in path.read_bytes(), path
 
 
 @with_flower
 def test_a_site_and_the_coordinator_are_killed_and_go_on(
-    tiny_config, federation: Federation, tmp_path: Path
+    tiny_config, federation: Federation, federations, tmp_path: Path
 ) -> None:
-    lists = simulated(tiny_config(), tmp_path)
+    lists = federation.processes.simulated(tiny_config())
     server = federation.serve()
     first, second = (federation.join(f"site-{n}", path) for n, path in enumerate(lists, start=1))
-    until((tmp_path / "server" / "rounds.json").exists, server, first, second)
-    second.process.send_signal(signal.SIGKILL)
-    assert second.ended() == -signal.SIGKILL
+    federations.until((tmp_path / "server" / "rounds.json").exists, server, first, second)
+    second.kill()
     second = federation.join("site-2", lists[1])
-    until(lambda: server.output.count("site-2 is connected") == 2, server, first, second)
-    server.process.send_signal(signal.SIGKILL)
-    assert server.ended() == -signal.SIGKILL
+    federations.until(
+        lambda: server.output.count("site-2 is connected") == 2, server, first, second
+    )
+    server.kill()
     again = federation.serve()
     for command in (again, first, second):
         assert command.ended() == 0, command.output
-    assert_simulated_weights(tmp_path, "server", "site-1", "site-2")
+    federation.processes.assert_simulated_weights("server", "site-1", "site-2")
     received = {(line.kind, line.site, line.round)
                 for line in audit.read(tmp_path / "server" / "audit.jsonl")
                 if line.event == "received"}  # fmt: skip
@@ -471,22 +367,22 @@ def test_a_site_and_the_coordinator_are_killed_and_go_on(
 
 @with_flower
 def test_of_an_error_at_a_site_its_kind_alone_leaves_it(
-    tiny_config, federation: Federation, tmp_path: Path
+    tiny_config, federation: Federation, federations, tmp_path: Path
 ) -> None:
     """A name is in the path of the folder that the first site cannot write to."""
     data = write_phantoms(tmp_path / "images", num=6, size=(16, 16)).parent
     write_plan(tiny_config(), tmp_path / "plan.json", sites=["site-1", "site-2"], num_rounds=1,
-               minimum_sites=1, overrides=SHARED)  # fmt: skip
+               minimum_sites=1, overrides=federations.SHARED)  # fmt: skip
     server = federation.serve(minutes=1.5)  # to be short, as the last average waits for both sites
-    first = federation.join("site-1", data, run=f"{SECRET}/first")
-    until(lambda: "site-1 told its facts" in server.output, server, first)
-    (tmp_path / SECRET / "first" / "run").write_text("no folder")
+    first = federation.join("site-1", data, run=f"{federations.SECRET}/first")
+    federations.until(lambda: "site-1 told its facts" in server.output, server, first)
+    (tmp_path / federations.SECRET / "first" / "run").write_text("no folder")
     second = federation.join("site-2", data)
     assert first.ended() == 2
-    assert SECRET in first.output
+    assert federations.SECRET in first.output
     assert [server.ended(), second.ended()] == [0, 0], (server.output, second.output)
     (record,) = json.loads((tmp_path / "server" / "rounds.json").read_text())["rounds"]
     assert (record["failed"], [*record["sites"]]) == ({"site-1": "OutputError"}, ["site-2"])
     for path in (tmp_path / "server").rglob("*"):
-        assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
-    assert SECRET not in server.output
+        assert path.is_dir() or federations.SECRET.encode() not in path.read_bytes(), path
+    assert federations.SECRET not in server.output

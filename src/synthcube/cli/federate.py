@@ -25,6 +25,7 @@ from synthcube.cli.app import (
     say,
     setup_process,
 )
+from synthcube.federation import EngineName
 
 federate = typer.Typer(
     cls=Group,
@@ -74,14 +75,15 @@ AverageDecay = Annotated[
 ]  # fmt: skip
 Certificates = Annotated[
     Path, typer.Option("--certificates", "-k", metavar="FOLDER", rich_help_panel=FILES,
-                       help="Folder with crt.crt, key.key and root.crt."),
+                       help="Folder with crt.crt, key.key and root.crt; for nvflare the startup "
+                       "kit."),
 ]  # fmt: skip
 
 Engine = Annotated[
-    Literal["https", "flower"],
+    EngineName,
     typer.Option("--engine", metavar="NAME", rich_help_panel=_FEDERATION,
-                 help="What carries the messages: our own connection, or Flower; the same at the "
-                 "coordinator and all sites."),
+                 help="What carries the messages: our own connection (https), flower or nvflare; "
+                 "the same at the coordinator and all sites."),
 ]  # fmt: skip
 
 
@@ -140,15 +142,17 @@ def plan(
 def serve(
     plan: Plan,
     certificates: Certificates,
-    site_certificates: Annotated[
-        Path, typer.Option("--site_certificates", "-s", metavar="FILE", rich_help_panel=FILES,
-                           help="YAML with the certificate of each site."),
-    ],
     output: Output,
+    site_certificates: Annotated[
+        Path | None,
+        typer.Option("--site_certificates", "-s", metavar="FILE", rich_help_panel=FILES,
+                     help="YAML with the certificate of each site; not for nvflare."),
+    ] = None,
     address: Annotated[
         str, typer.Option("--address", "-a", metavar="HOST:PORT", rich_help_panel=_FEDERATION,
-                          help="Address to listen on."),
-    ] = "0.0.0.0:50273",
+                          help="Address to listen on; without it 0.0.0.0:50273, and for nvflare "
+                          "that of the startup kit."),
+    ] = "",
     round_minutes: Annotated[
         float, typer.Option("--round_minutes", min=0.01, metavar="NUMBER",
                             rich_help_panel=_FEDERATION,
@@ -179,11 +183,11 @@ def join(
     plan: Plan,
     data: Data,
     certificates: Certificates,
+    output: Output,
     address: Annotated[
         str, typer.Option("--address", "-a", metavar="HOST:PORT", rich_help_panel=_FEDERATION,
-                          help="Address of the coordinator."),
-    ],
-    output: Output,
+                          help="Address of the coordinator; for nvflare the startup kit has it."),
+    ] = "",
     site: Annotated[
         str | None,
         typer.Option(metavar="LABEL", rich_help_panel=_FEDERATION,
@@ -305,6 +309,17 @@ def mix(
         site_images=[int(text) for text in numbers], seed=seed,
     )  # fmt: skip
     say(f"Images: {path}")
+
+
+@command(MODELS, "federate guard /opt/nvflare/site-a", of=federate)
+def guard(
+    kit: Annotated[Path, typer.Argument(metavar="FOLDER", help="Startup kit of NVIDIA FLARE.")],
+) -> None:
+    """Let an NVIDIA FLARE server or site run the job of SynthCube alone; then start it anew."""
+    setup_process()
+    from synthcube.federation_nvflare.kit import guard as task
+
+    say(f"Written: {', '.join(map(str, task(kit)))}")
 
 
 @command(MODELS, "federate audit run --server coordinator/audit.jsonl", of=federate)

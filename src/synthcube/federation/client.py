@@ -48,14 +48,14 @@ class Client:
 
     Args:
         address: HOST:PORT.
-        tls: with the certificate of the site.
+        tls: with the certificate of the site; None where another connection is made.
         site: its label, which the coordinator compares with its certificate; None: any.
         plan: hash of its plan.
         patience_minutes: how long the coordinator may be away.
     """
 
     def __init__(
-        self, address: str, tls: ssl.SSLContext, site: str | None, plan: str,
+        self, address: str, tls: ssl.SSLContext | None, site: str | None, plan: str,
         patience_minutes: float,
     ) -> None:  # fmt: skip
         self.address, self.tls, self.patience_minutes = address, tls, patience_minutes
@@ -126,7 +126,7 @@ class Client:
                 reason = getattr(error, "strerror", None) or type(error).__name__
                 if time.monotonic() + pause > end:
                     raise FederationError(
-                        f"--address {self.address}: the coordinator could not be reached for "
+                        f"{self.address}: the coordinator could not be reached for "
                         f"{self.patience_minutes:g} minutes ({reason}). Nothing is lost: the same "
                         "command goes on."
                     ) from error
@@ -167,12 +167,12 @@ class Client:
         if digest.hexdigest() != reply.getheader(HASH_HEADER):
             raise http.client.IncompleteRead(b"")  # cut off: tried again
 
-    def _connection(self) -> http.client.HTTPSConnection:
+    def _connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPSConnection(
             self._host, self._port, timeout=_TIMEOUT_S, context=self.tls
         )
 
-    def _reply(self, connection: http.client.HTTPSConnection) -> http.client.HTTPResponse:
+    def _reply(self, connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
         """A reply, after its head; raises RefusalError if it is one."""
         reply = connection.getresponse()
         if reply.status == http.client.OK:

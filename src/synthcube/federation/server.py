@@ -71,7 +71,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.tls, self.allowed, self.coordinator = tls, allowed, coordinator
         try:
-            super().__init__(address, _Handler)
+            super().__init__(address, Handler)
         except OSError as error:
             host, port = address
             raise FederationError(
@@ -95,7 +95,7 @@ class Server(socketserver.ThreadingTCPServer):
             _close_with_alert(connection)
             return
         with connection:
-            _Handler(connection, client_address, self)
+            Handler(connection, client_address, self)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that breaks concerns nobody else; its text stays out of the log."""
@@ -112,8 +112,10 @@ def _close_with_alert(connection: ssl.SSLSocket) -> None:
             pass
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
+class Handler(BaseHTTPRequestHandler):
+    """Answers one message, of the site that its certificate tells."""
+
+    server: Any  # a Server, or another that has its `coordinator` and `admin`
     timeout = _MESSAGE_S
     server_version, sys_version = "SynthCube", ""
 
@@ -137,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._require_plan("The administrator")
                 self._reply(self.server.coordinator.status())
             else:
-                self._route(method, self._site())
+                self.route(method, self._site())
         except RefusalError as refusal:
             faults = tuple(fault[:1000] for fault in refusal.faults)
             self._reply(Refusal(code=refusal.code, faults=faults), refusal.status)
@@ -149,16 +151,21 @@ class _Handler(BaseHTTPRequestHandler):
         while self._unread and self._read(_PIECE):
             pass
 
-    def _site(self) -> str:
+    def label(self) -> str:
         """The label of the connected site. Raises RefusalError."""
         connection: Any = self.connection
         digest = fingerprint(connection.getpeercert(binary_form=True) or b"")
-        site = self.server.allowed.get(digest)
+        site: str | None = self.server.allowed.get(digest)
         if site is None:
             log.warning("A certificate that is not in the list is refused: %s.", digest)
             raise RefusalError(
                 "certificate", f"the certificate with SHA-256 {digest} is not in the list of sites"
             )
+        return site
+
+    def _site(self) -> str:
+        """The label of the connected site, which has our plan. Raises RefusalError."""
+        site = self.label()
         if self.headers.get(SITE_HEADER, site) != site:
             log.warning("%s is refused: it says that it is another site.", site)
             raise RefusalError("site", f"the certificate is that of {site}")
@@ -173,14 +180,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_admin(self) -> bool:
         """Whether the certificate, which the authority has signed, is that of the administrator."""
+        if not self.server.admin:
+            return False
         connection: Any = self.connection
         subject = (connection.getpeercert() or {}).get("subject", ())
         names = [value for part in subject for key, value in part if key == "commonName"]
-        return bool(self.server.admin) and [common_name_digest(n) for n in names] == [
-            self.server.admin
-        ]
+        return [common_name_digest(name) for name in names] == [self.server.admin]
 
-    def _route(self, method: str, site: str) -> None:
+    def route(self, method: str, site: str) -> None:
+        """Answer a message of a site. Raises RefusalError."""
         coordinator, address = self.server.coordinator, f"{method} {self.path}"
         if address == "GET /v1/state":
             state = coordinator.state(site)
@@ -257,6 +265,10 @@ class _Handler(BaseHTTPRequestHandler):
             file.seek(0)
             self._begin(200, _WEIGHTS, size, digest)
             shutil.copyfileobj(file, self.wfile, _PIECE)
+        self.note_average(site, number, digest, size)
+
+    def note_average(self, site: str, number: int, digest: str, size: int) -> None:
+        """Note that a site has been sent an average, by its own connection."""
         self.server.coordinator.average_was_sent(site, number, digest, size)
 
     def _reply(self, message: Schema, status: int = 200) -> None:

@@ -18,15 +18,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from synthcube import environment
 from synthcube.errors import FederationError
 
 log = logging.getLogger("synthcube")
 
-Engine = Literal["https", "flower"]
-"""What carries the messages of a federation."""
 VERSIONS = "flwr>=1.42,<1.43"
 """The guard wraps private functions of Flower, so other releases are refused."""
 _INSTALL = "pip install --constraint constraints-flower.txt 'synthcube[flower]'"

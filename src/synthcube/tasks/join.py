@@ -5,24 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from synthcube import storage
 from synthcube.data.manifest import read_manifest, require_outside
 from synthcube.errors import FederationError, SynthCubeError, first_faults
-from synthcube.federation import averaging, identity
+from synthcube.federation import EngineName, averaging
 from synthcube.federation.aggregation import ExpectedModel
 from synthcube.federation.agreement import Agreement
 from synthcube.federation.client import Client
 from synthcube.federation.messages import FAULT_KINDS, RefusalError
 from synthcube.federation.plan import read_plan, site_settings
 from synthcube.federation.update import read_average, read_header
-from synthcube.federation_flower import processes
-from synthcube.federation_flower.processes import Engine
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
 from synthcube.tasks.federated_site import Site
+from synthcube.tasks.federation_engines import ENGINES, Endpoint
 from synthcube.training import checkpoints, fine_tuning
 
 log = logging.getLogger("synthcube")
@@ -36,11 +35,11 @@ def join(
     certificates: Path,
     run: Path,
     *,
-    address: str,
+    address: str = "",
     site: str | None = None,
     patience_minutes: float = 60.0,
     root: Path | None = None,
-    engine: Engine = "https",
+    engine: EngineName = "https",
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train as a site of a federation until its last round; returns the artifact.
@@ -48,13 +47,14 @@ def join(
     The same call continues what a kill or a signal has stopped.
 
     Args:
-        certificates: folder with the certificate and key of this site, and the authority's.
+        certificates: folder with the certificate and key of this site, and the authority's; for
+            nvflare its startup kit.
         run: folder of this site.
-        address: HOST:PORT of the coordinator.
+        address: HOST:PORT of the coordinator; empty for nvflare, whose kit has it.
         site: label of this site; None: that of its certificate at the coordinator.
         patience_minutes: how long the coordinator may be away.
         root: folder with the authority's certificate; None: `certificates`.
-        engine: what carries the messages: our own client, or Flower.
+        engine: what carries the messages.
         overrides: what a site chooses itself, such as the device and the path of the first stage.
 
     Raises:
@@ -66,15 +66,8 @@ def join(
         raise FederationError(
             f"--site {site}: the plan has no such site; its sites are {', '.join(plan.sites)}."
         )
-    connecting: AbstractContextManager[Client]
-    if engine == "flower":
-        processes.require_flower()
-        from synthcube.federation_flower.site import FlowerClient
-
-        connecting = FlowerClient(address, certificates, root, site, plan.sha256, patience_minutes)
-    else:
-        tls = identity.client_context(certificates, root)
-        connecting = nullcontext(Client(address, tls, site, plan.sha256, patience_minutes))
+    endpoint = Endpoint(certificates, address, root=root)
+    connecting = ENGINES[engine].connecting(plan, endpoint, site, patience_minutes)
     inputs = {"--plan": plan_path, "--certificates": certificates, "data_path": data_path}
     storage.require_separate({"output_path": run}, inputs)
     federated_model.claim(run, "join")

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from synthcube import storage
 from synthcube.errors import FederationError
-from synthcube.federation import identity
+from synthcube.federation import EngineName
 from synthcube.federation.coordinator import Coordinator
 from synthcube.federation.plan import read_plan, site_settings
-from synthcube.federation.server import Server
-from synthcube.federation_flower import processes
-from synthcube.federation_flower.processes import Engine
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
+from synthcube.tasks.federation_engines import ENGINES, Endpoint
 from synthcube.training import accountant, fine_tuning
 
 log = logging.getLogger("synthcube")
@@ -29,14 +25,14 @@ _FAREWELL_MINUTES = 10.0
 def serve(
     plan_path: Path,
     certificates: Path,
-    site_certificates: Path,
+    site_certificates: Path | None,
     run: Path,
     *,
-    address: str,
+    address: str = "",
     round_minutes: float = 120.0,
     root: Path | None = None,
     admin: str = "",
-    engine: Engine = "https",
+    engine: EngineName = "https",
     overrides: Sequence[str] = (),
 ) -> Path:
     """Lead the sites of a plan through all rounds; returns the artifact.
@@ -44,29 +40,27 @@ def serve(
     The same call continues what a kill has stopped.
 
     Args:
-        certificates: folder with the certificate and key of the coordinator, and the authority's.
-        site_certificates: YAML with the certificate of each site.
+        certificates: folder with the certificate and key of the coordinator, and the authority's;
+            for nvflare its startup kit.
+        site_certificates: YAML with the certificate of each site; None for nvflare.
         run: folder of the federation.
-        address: HOST:PORT to listen on.
+        address: HOST:PORT to listen on; empty: a default, and for nvflare that of the kit.
         round_minutes: how long a round waits for all sites; then the plan's `minimum_sites` are
             enough.
         root: folder with the authority's certificate; None: `certificates`.
         admin: SHA-256 of the common name in the certificate of who may ask for the status.
-        engine: what carries the messages: our own server, or Flower.
+        engine: what carries the messages.
         overrides: what the coordinator chooses itself, such as the path of the first stage.
 
     Raises:
         FederationError: the sites cannot train together, or too few of them came.
     """
     plan = read_plan(plan_path)
-    tls, listen = identity.server_context(certificates, root), identity.parsed_address(address)
-    sites = identity.site_certificates(site_certificates, plan)
-    if engine == "flower":
-        processes.require_flower()
-        if admin:
-            raise FederationError("--engine flower tells an administrator no status.")
-    inputs = {"--plan": plan_path, "--certificates": certificates,
-              "--site_certificates": site_certificates}  # fmt: skip
+    endpoint = Endpoint(certificates, address, site_certificates, root, admin)
+    serving = ENGINES[engine].serving(plan, endpoint)
+    inputs = {"--plan": plan_path, "--certificates": certificates}
+    if site_certificates:
+        inputs["--site_certificates"] = site_certificates
     storage.require_separate({"output_path": run}, inputs)
     federated_model.claim(run, "serve")
     settings = site_settings(plan, overrides)
@@ -90,15 +84,7 @@ def serve(
             plan, run, settings.data.conditions, round_minutes,
             partial(federated_model.expected, settings), run / AGREEMENT, run / AVERAGE,
         )  # fmt: skip
-        serving: AbstractContextManager[None]
-        if engine == "flower":
-            from synthcube.federation_flower.coordinator import served
-
-            serving = served(coordinator, listen, certificates, sites)
-        else:
-            allowed = {identity.fingerprint(value): label for label, value in sites.items()}
-            serving = _served(Server(listen, tls, allowed, coordinator, admin))
-        with serving:
+        with serving(coordinator):
             agreement = coordinator.lead()
             state = federated_model.initial_model(settings, agreement).state_dict()
             folder = federated_model.save(run, plan, agreement, settings, state)
@@ -108,17 +94,3 @@ def serve(
                     ", ".join(absent),
                 )
     return folder
-
-
-@contextmanager
-def _served(server: Server) -> Iterator[None]:
-    """Serve in threads of their own within this context."""
-    with server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
-        thread.start()
-        log.info("Serving at %s, port %d.", server.server_address[0], server.port)
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()

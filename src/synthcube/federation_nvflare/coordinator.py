@@ -1,0 +1,92 @@
+"""The coordinator on NVFLARE: our own service, at a socket that the job in its server connects to.
+
+Which site a message is from, NVFLARE's server has checked; the job tells it before the message.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from synthcube.errors import FederationError
+from synthcube.federation.coordinator import Coordinator
+from synthcube.federation.messages import RefusalError
+from synthcube.federation.server import Handler
+from synthcube.federation_nvflare import job
+
+log = logging.getLogger("synthcube")
+
+_LONGEST_NAME = 1 << 10
+_POLL_S = 0.1
+
+
+@contextmanager
+def served(coordinator: Coordinator, kit: Path) -> Iterator[None]:
+    """Serve a coordinator in the folder of a guarded startup kit within this context.
+
+    Raises:
+        FederationError: another coordinator is served there.
+    """
+    with suppress(OSError):
+        job.connected(kit).close()
+        raise FederationError(f"--certificates {kit}: another coordinator is served there.")
+    folder = job.write_job(coordinator.folder, coordinator.plan.sites)
+    with _Server(kit, coordinator) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), daemon=True)
+        thread.start()
+        log.info("Serving NVFLARE in %s. Once all sites are connected: nvflare job submit -j %s",
+                 kit, folder)  # fmt: skip
+        try:
+            yield
+            server.is_over = True
+        finally:
+            server.ended.set()
+            server.shutdown()
+            thread.join()
+
+
+class _Server(job.Server):
+    admin = ""  # nobody may ask for the status
+    daemon_threads, block_on_close = False, True  # the job must hear that it is over
+
+    def __init__(self, kit: Path, coordinator: Coordinator) -> None:
+        self.coordinator, self.is_over, self.ended = coordinator, False, threading.Event()
+        self.on_their_way: dict[str, tuple[int, str, int]] = {}
+        """The average that each site was sent last, until it says that it is there."""
+        super().__init__(kit, _Handler)
+
+
+class _Handler(Handler):
+    def handle(self) -> None:
+        line = self.rfile.readline(_LONGEST_NAME)
+        if line == job.NOBODY:
+            self.server.ended.wait()
+            if self.server.is_over:
+                self.wfile.write(b"1")
+        elif line:
+            self._name = json.loads(line)
+            super().handle()
+
+    def label(self) -> str:
+        """The name that NVFLARE knows the site by, which must be that in the plan."""
+        if self._name not in self.server.coordinator.plan.sites:
+            log.warning("A site that is not in the plan is refused.")
+            raise RefusalError("site", f"{self._name} is no site of the plan")
+        return str(self._name)
+
+    def note_average(self, site: str, number: int, digest: str, size: int) -> None:
+        """Wait for the site to say that it is there: it may still be in NVFLARE's memory."""
+        self.server.on_their_way[site] = (number, digest, size)
+
+    def route(self, method: str, site: str) -> None:
+        """Answer a message of a site. Raises RefusalError."""
+        if self.path != job.RECEIVED:
+            super().route(method, site)
+            return
+        if average := self.server.on_their_way.pop(site, None):
+            self.server.coordinator.average_was_sent(site, *average)
+        self._reply(self.server.coordinator.state(site))
