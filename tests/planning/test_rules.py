@@ -203,6 +203,10 @@ def test_a_short_training_without_wavelets_has_attention_at_the_coarsest_level_a
     assert value(planned, "model.attention_from") == 3
 
 
+def test_without_classes_the_groups_of_norms_are_the_default() -> None:
+    assert value(draft(measured()), "model.num_norm_groups") is None
+
+
 def test_volumes_have_no_recipe_of_their_own() -> None:
     planned = draft(measured((32, 32, 32), 7), hours=0.5)
     assert value(planned, "model.optimizer") is None
@@ -243,6 +247,7 @@ def test_a_ct_gets_one_range_and_others_their_own() -> None:
 def test_classes_are_followed_unless_they_are_people_or_few() -> None:
     plain = draft(measured(class_counts=(500, 500, 500)))
     assert value(plain, "data.conditions") == {"Label": "class"}
+    assert value(plain, "model.num_norm_groups") == 8
     for of in (
         measured(class_counts=(1490, 10), classes_of_subjects=True),
         measured(class_counts=(1495, 5)),

@@ -40,6 +40,7 @@ _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 a
 _FEW_IMAGES = 500
 _SHORT_BATCH = 8
 _CHANNELS_OF_BANDS = (32, 64, 96)  # of pictures (docs/recipes.md)
+_NORM_GROUPS = 8  # of 32 channels and more
 _ANISOTROPIC = 3.0
 _MOST_VALIDATED = 2000
 _FEW_OF_A_CLASS = 10
@@ -291,6 +292,9 @@ def choose_depth(draft: Draft) -> None:
     size = [side / 2**draft.wavelet_levels for side in size]
     coarse = " x ".join(f"{side / 2 ** (levels - 1):g}" for side in size)
     draft.choose("model.channels", channels, f"{levels} levels, the coarsest of {coarse} places")
+    if draft.values["data"].get("conditions"):
+        reason = "with a group for each channel, classes and the time pass less"
+        draft.choose("model.num_norm_groups", _NORM_GROUPS, reason)
     default_from: int = draft.family.model_fields["attention_from"].default
     if is_short(draft):
         default_from = levels - 1
