@@ -201,6 +201,8 @@ def test_a_short_training_without_wavelets_has_attention_at_the_coarsest_level_a
     assert value(planned, "model.refinement_channels") is None
     assert value(planned, "model.channels") == [32, 64, 64, 64]
     assert value(planned, "model.attention_from") == 3
+    from_source = draft(measured(number=300), CPU, "model.start=source")
+    assert value(from_source, "model.wavelet_levels") is None
 
 
 def test_without_classes_the_groups_of_norms_are_the_default() -> None:

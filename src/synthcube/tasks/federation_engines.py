@@ -147,8 +147,8 @@ def _connecting_nvflare(
 
 
 def _require_kit_alone(endpoint: Endpoint) -> None:
-    given = {"--address": endpoint.address, "--site_certificates": endpoint.site_certificates}
-    if needless := [option for option, value in given.items() if value]:
+    options = {"--address": endpoint.address, "--site_certificates": endpoint.site_certificates}
+    if needless := [option for option, value in options.items() if value]:
         raise FederationError(
             f"--engine nvflare has it from the startup kit: leave out {' and '.join(needless)}."
         )

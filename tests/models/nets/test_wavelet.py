@@ -83,7 +83,6 @@ def test_a_family_trains_and_draws_on_bands(
 
 
 def test_a_refinement_begins_with_no_correction_and_sees_over_the_edges_of_blocks() -> None:
-    torch.manual_seed(0)
     kind = registry.find("rectified_flow")
     tiny = kind.tiny().model_dump() | {"wavelet_levels": 1}
     image = image_spec(2)
@@ -107,6 +106,20 @@ def test_a_refinement_begins_with_no_correction_and_sees_over_the_edges_of_block
     torch.nn.init.normal_(refinement.modulation.weight)
     early, late = (network(x_t, torch.tensor([t]), condition) for t in (100.0, 900.0))
     assert not torch.allclose(early, late, atol=1e-3)
+
+
+def test_the_bands_of_images_come_before_those_of_sources() -> None:
+    """As in weights that were trained before."""
+    kind = registry.find("rectified_flow")
+    fields = kind.tiny().model_dump() | {"wavelet_levels": 1}
+    image = image_spec(2, source_channels=(0,))
+    network = kind.model_validate(fields).build(image).network
+    seen = []
+    network.conv_in.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x_t, source = torch.randn(2, 1, 16, 16), torch.randn(2, 1, 16, 16)
+    network(x_t, torch.ones(2), Condition(values=torch.zeros(2, 0), source=source))
+    expected = torch.cat([wavelet.bands_of(x_t, 1), wavelet.bands_of(source, 1)], dim=1)
+    assert torch.equal(seen[0], expected)
 
 
 def test_a_refined_network_without_sources_draws() -> None:

@@ -159,15 +159,14 @@ class ConditionalUNet(DiffusionModelUNet):
     ) -> Tensor:
         """x_t (B, C, *spatial) at time (B,), under a condition, to (B, C_out, *spatial)."""
         source = condition["source"].to(x_t)
-        x = torch.cat([x_t, source], dim=1) if source.shape[1] else x_t
-        outputs = super().forward(
-            wavelet.bands_of(x, self.levels), time, class_labels=condition["values"]
-        )
+        images = [x_t, source] if source.shape[1] else [x_t]
+        bands = torch.cat([wavelet.bands_of(image, self.levels) for image in images], dim=1)
+        outputs = super().forward(bands, time, class_labels=condition["values"])
         predicted: Tensor = wavelet.image_of(outputs[:, : self.num_bands], self.levels)
         if self.refinement is None:
             return predicted
-        waves = get_timestep_embedding(time, self.block_out_channels[0]).to(x)
-        features = outputs[:, self.num_bands :]
+        waves = get_timestep_embedding(time, self.block_out_channels[0]).to(x_t)
+        features, x = outputs[:, self.num_bands :], torch.cat(images, dim=1)
         predicted = predicted + self.refinement(x, predicted, features, self.time_embed(waves))
         return predicted
 
