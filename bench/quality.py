@@ -14,7 +14,8 @@ recipe cost, by steps of all recipes that are timed in turns before the trials.
 
 The features are those of EfficientNet-Lite0; beside each value stands that of real images against
 real ones, and with several --seed values the range over the trials. `spectrum` is the mean absolute
-difference of the logarithms (base 10) of the radial power spectra.
+difference of the logarithms (base 10) of the radial power spectra, of volumes each divided by its
+standard deviation. Volumes need three numbers for --size; the features see their middle planes.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel
 import numpy as np
 import yaml
 from PIL import Image
+from scipy import ndimage
 
 from bench import recognition
 from bench.process import one_thread
@@ -97,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 subprocess.run(command, check=True, env=one_thread())
             results[recipe.name].append(json.loads((folder / "result.json").read_text()))
     print(table(results))
-    sheet([trial_folder(options, recipe, 0) for recipe in recipes], options.work / "sheet.png")
+    folders = [trial_folder(options, recipe, 0) for recipe in recipes]
+    sheet(folders, options.size, options.work / "sheet.png")
     return 0
 
 
@@ -222,7 +226,7 @@ def run_trial(options: argparse.Namespace, recipe: Recipe, seed: int) -> None:
         config_path={"evaluation": {"usefulness": False}}, train_data=options.work / "train.csv",
     )  # fmt: skip
     results = yaml.safe_load((folder / "results.yaml").read_text())
-    judge = pictures(options.work / "judge.csv", options.size)
+    judge = intensities(options.work / "judge.csv", options.size)
     half = len(judge) // 2
     result = {
         "recipe": recipe.name, "overrides": recipe.overrides, "seed": seed,
@@ -236,7 +240,7 @@ def run_trial(options: argparse.Namespace, recipe: Recipe, seed: int) -> None:
         "seconds_per_image": sampling,
         **{name: results["fidelity"][name] for name in MEASURES},
         "spectrum": {
-            "value": spectrum_error(pictures(drawn / "manifest.csv", options.size), judge),
+            "value": spectrum_error(intensities(drawn / "manifest.csv", options.size), judge),
             "real_baseline": spectrum_error(judge[:half], judge[half:]),
         },
         "copies": {
@@ -281,27 +285,36 @@ def last_loss(run: Path) -> float | None:
     return float(losses[-1]) if losses else None
 
 
-def pictures(manifest: Path, size: Sequence[int]) -> np.ndarray:
-    """(N, H, W), grey values from 0 to 1, of a manifest of 2D pictures."""
+def intensities(manifest: Path, size: Sequence[int]) -> np.ndarray:
+    """(N, *size): of pictures the grey values from 0 to 1, of volumes with a deviation of 1."""
     with manifest.open(newline="") as file:
         paths = [manifest.parent / row["Channel_0"] for row in csv.DictReader(file)]
-    shape = (size[1], size[0])
-    grey = [np.asarray(Image.open(path).convert("L").resize(shape)) for path in paths]
-    return np.stack(grey).astype(np.float64) / 255
+    return np.stack([_image(path, size) for path in paths])
+
+
+def _image(path: Path, size: Sequence[int]) -> np.ndarray:
+    if len(size) == 2:
+        grey = Image.open(path).convert("L").resize((size[1], size[0]))
+        return np.asarray(grey).astype(np.float64) / 255
+    voxels = nibabel.load(path).get_fdata()
+    zoom = [side / length for side, length in zip(size, voxels.shape, strict=True)]
+    resized: np.ndarray = ndimage.zoom(voxels, zoom, order=1)
+    return resized / resized.std()
 
 
 def spectrum_error(images: np.ndarray, others: np.ndarray) -> float:
-    """Mean absolute difference of log10 of the radial power spectra of two sets (N, H, W)."""
+    """Mean absolute difference of log10 of the radial power spectra of two sets (N, *size)."""
     return float(np.abs(_radial_power(images) - _radial_power(others)).mean())
 
 
 def _radial_power(images: np.ndarray) -> np.ndarray:
-    height, width = images.shape[1:]
-    centred = images - images.mean(axis=(1, 2), keepdims=True)
-    power = (np.abs(np.fft.fft2(centred)) ** 2).mean(axis=0)
-    radius = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.fftfreq(width) * width)
-    rings = np.rint(radius).astype(int)
-    highest = min(height, width) // 2
+    size = images.shape[1:]
+    axes = tuple(range(1, images.ndim))
+    centred = images - images.mean(axis=axes, keepdims=True)
+    power = (np.abs(np.fft.fftn(centred, axes=axes)) ** 2).mean(axis=0)
+    frequencies = np.meshgrid(*(np.fft.fftfreq(side) * side for side in size), indexing="ij")
+    rings = np.rint(np.linalg.norm(frequencies, axis=0)).astype(int)
+    highest = min(size) // 2
     sums = np.bincount(rings.ravel(), power.ravel())[1 : highest + 1]
     counts = np.bincount(rings.ravel())[1 : highest + 1]
     return np.log10(sums / counts + 1e-12)
@@ -340,15 +353,19 @@ def _mean(values: Sequence[float | None], form: str) -> str:
     return f"{mean} ({format(min(values), form)} to {format(max(values), form)})"
 
 
-def sheet(folders: Sequence[Path], path: Path) -> None:
-    """Draw the first images of each trial, a row for each, all of the same seeds."""
+def sheet(folders: Sequence[Path], size: Sequence[int], path: Path) -> None:
+    """Draw the first images of each trial, a row for each, all of the same seeds.
+
+    Of a volume it is the middle slice along its last axis, the upper side towards the front.
+    """
     rows = []
     for folder in folders:
         if (folder / "drawn" / "manifest.csv").exists():
-            with (folder / "drawn" / "manifest.csv").open(newline="") as file:
-                names = [row["Channel_0"] for row in csv.DictReader(file)][:_SHEET_IMAGES]
-            images = [Image.open(folder / "drawn" / name).convert("L") for name in names]
-            rows.append(np.hstack([np.asarray(image) for image in images]))
+            drawn = intensities(folder / "drawn" / "manifest.csv", size)[:_SHEET_IMAGES]
+            if len(size) == 3:
+                middle = drawn[..., size[2] // 2].swapaxes(1, 2)[:, ::-1]
+                drawn = (middle - middle.min()) / np.percentile(middle - middle.min(), 99.5)
+            rows.append(np.hstack([*(255 * drawn.clip(0, 1)).round().astype(np.uint8)]))
     if rows:
         Image.fromarray(np.vstack(rows)).save(path)
 
