@@ -1,6 +1,6 @@
 # SynthCube in a container. For a CPU:   docker build -t synthcube .
 # for NVIDIA GPUs:                        docker build -t synthcube --build-arg TORCH=cuda .
-# Both are described in docs/how-to/docker.md.
+# Both are described in docs/how-to/docker.md, and --build-arg ENGINE=flower in docs/federation.md.
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS dependencies
@@ -9,6 +9,8 @@ ARG TORCH=cpu
 # Where pip finds PyTorch without CUDA; empty where the usual index has it.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG DEEPSPEED=deepspeed==0.19.8
+# flower or nvflare: with that engine of federations, which has a lock file of its own.
+ARG ENGINE=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 
@@ -23,7 +25,7 @@ RUN python3 -m venv /tools \
 # What only tests and builds of the libraries need goes, a fifth of them: there is no compiler in the
 # image. Of OpenVINO stays what our code reaches: the CPU, its own files, and networks of PyTorch.
 # Some files are for newer Pythons and are not compiled.
-COPY pyproject.toml constraints.txt ./
+COPY pyproject.toml constraints*.txt ./
 RUN case "${TORCH}" in \
       cpu) extra="${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}}" ;; \
       cuda) extra="${DEEPSPEED}" ;; \
@@ -32,11 +34,11 @@ RUN case "${TORCH}" in \
  && /tools/bin/python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = [project['optional-dependencies'][name] \
- for name in ('dicom', 'histology', 'perceptual', 'openvino', 'privacy')]; \
+ for name in 'dicom histology perceptual openvino privacy ${ENGINE}'.split()]; \
 print(*project['dependencies'], *(each for extra in extras for each in extra), sep='\n')" \
     > requirements.txt \
  && /tools/bin/python -m pip --python /app/bin/python install --quiet --no-compile \
-    --constraint constraints.txt --requirement requirements.txt ${extra} \
+    --constraint "constraints${ENGINE:+-${ENGINE}}.txt" --requirement requirements.txt ${extra} \
  && cd /app/lib/python3*/site-packages \
  && find . -path '*.dist-info' -prune -o -type d \( -name test -o -name tests \) -prune \
     -exec rm -rf {} + \

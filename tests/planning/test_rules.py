@@ -89,7 +89,7 @@ def value(planned: Draft, key: str) -> Any:
 def test_size_and_depth_follow_the_shape(
     shape: tuple[int, ...], longest: int | None, size: Any, channels: Any, attention_from: int
 ) -> None:
-    planned = draft(measured(shape), longest=longest)
+    planned = draft(measured(shape), GPU, longest=longest)
     assert value(planned, "data.size") == size
     assert value(planned, "model.channels") == channels
     assert value(planned, "model.attention_from") == attention_from
@@ -103,13 +103,13 @@ def test_the_network_of_wavelets_is_planned_for_images_of_half_the_size() -> Non
     assert value(volumes, "data.size") == [128, 128, 128]
     assert value(volumes, "model.attention_from") == 2  # 16 places along an axis, not 32
     odd = draft(measured((70, 70, 70)), CPU, wavelets)
-    assert value(odd, "data.size") == [64, 64, 64]  # a multiple of 16, not of 8
+    assert value(odd, "data.size") == [72, 72, 72]  # a multiple of 8, not of 4
     for planned in (volumes, odd):
         settings = planned.config()
         assert settings.model.faults(planned.image(settings)) == []
         names = [other.command for other in plan._alternatives(planned, settings)]
         assert not any(wavelets in name for name in names)
-    pixels = draft(measured((128, 128, 128)))
+    pixels = draft(measured((128, 128, 128)), GPU)
     names = [other.command for other in plan._alternatives(pixels, pixels.config())]
     assert f"--set {wavelets}" in names
 
@@ -209,10 +209,37 @@ def test_without_classes_the_groups_of_norms_are_the_default() -> None:
     assert value(draft(measured()), "model.num_norm_groups") is None
 
 
-def test_volumes_have_no_recipe_of_their_own() -> None:
-    planned = draft(measured((32, 32, 32), 7), hours=0.5)
-    assert value(planned, "model.optimizer") is None
+@pytest.mark.parametrize(
+    ("shape", "channels", "attention_from"),
+    [
+        ((32, 32, 24), [32, 64], 1),  # 12 / 2 = 6 places are left
+        ((256, 256, 256), [32, 64, 96, 96], 3),
+        ((192, 192, 12), [32, 64], 2),  # 48 x 48 x 3 places are too many
+    ],
+)
+def test_the_depth_of_volumes_on_a_cpu_is_that_of_half_their_size(
+    shape: tuple[int, ...], channels: list[int], attention_from: int
+) -> None:
+    planned = draft(measured(shape))
+    assert value(planned, "data.size") == list(shape)
+    assert value(planned, "model.channels") == channels
+    assert value(planned, "model.attention_from") == attention_from
+    settings = planned.config()
+    assert settings.model.faults(planned.image(settings)) == []
+
+
+@pytest.mark.parametrize("hours", [0.5, 24])
+def test_volumes_on_a_cpu_are_made_of_wavelets_however_long_it_trains(hours: float) -> None:
+    planned = draft(measured((48, 56, 32), 40), hours=hours)
+    assert value(planned, "model.wavelet_levels") == 1
+    assert value(planned, "model.refinement_channels") == 8
+    assert value(planned, "model.channels") == [32, 64, 96]
     assert value(planned, "model.attention_from") == 2
+    assert value(planned, "training.batch_size") == 2
+    settings = planned.config()
+    assert settings.model.faults(planned.image(settings)) == []
+    on_gpu = draft(measured((48, 56, 32), 40), GPU, hours=hours)
+    assert value(on_gpu, "model.wavelet_levels") is None
 
 
 def test_processes_share_a_batch_evenly() -> None:

@@ -20,7 +20,7 @@ from synthcube.models.families.autoencoder_kl import AutoencoderKLConfig
 from synthcube.models.families.rectified_flow import RectifiedFlowConfig
 from synthcube.models.nets.unet import UNetFields
 from synthcube.planning.draft import Draft
-from synthcube.planning.length import is_short
+from synthcube.planning.length import lacks_steps
 from synthcube.schema import ImageSpec, near_multiples
 from synthcube.training.config import TrainingConfig
 
@@ -269,7 +269,7 @@ def _stated_channels(draft: Draft) -> tuple[bool, list[int]]:
 
 
 def _default_channels(draft: Draft) -> tuple[int, ...]:
-    if draft.wavelet_levels and is_short(draft):
+    if draft.wavelet_levels and lacks_steps(draft):
         return _CHANNELS_OF_BANDS
     default: tuple[int, ...] = draft.family.model_fields["channels"].default
     return default
@@ -296,7 +296,7 @@ def choose_depth(draft: Draft) -> None:
         reason = "with a group for each channel, classes and the time pass less"
         draft.choose("model.num_norm_groups", _NORM_GROUPS, reason)
     default_from: int = draft.family.model_fields["attention_from"].default
-    if is_short(draft):
+    if lacks_steps(draft):
         default_from = levels - 1
     places = [math.prod(size) / 2 ** (len(size) * level) for level in range(levels)]
     first = next(
@@ -310,7 +310,7 @@ def choose_batch(draft: Draft) -> None:
     """Images in a step: the default, but 5% of the data at most (nnU-Net), and 4 volumes."""
     number, rank = draft.num_training_images, draft.rank
     most = max(2, math.floor(_BATCH_SHARE * number))
-    short = is_short(draft)
+    short = lacks_steps(draft)
     size = min(_SHORT_BATCH if short else DEFAULTS.batch_size, most)
     reason = "short training: smaller batches, more steps" if short else "the default"
     if size == most:
