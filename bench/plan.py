@@ -5,8 +5,10 @@
 For each data set `synthcube plan` chooses the settings of a training that takes about --minutes. It
 is trained without an edit: its time and its peak of memory stand beside those that the plan named.
 A config that somebody wrote for such images is trained for as many CPU-seconds. Both draw images,
-which are judged on images that neither saw, in the features of EfficientNet-Lite0. Results are kept
-in --work, and the same command goes on after a kill.
+which are judged on images that neither saw, in the features of EfficientNet-Lite0. These do not
+tell noise from bad images, so the last losses of the images that validate stand beside them; they
+compare where both configs have the same size. Results are kept in --work, and the same command goes
+on after a kill.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import yaml
 
 from bench.plan_sets import DataSet, data_sets
 from bench.process import apart, one_thread
+from bench.quality import last_loss
 
 _FIRST_BUDGET = 1000
 
@@ -49,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not (folder / "result.json").exists():
                 run_set(options, data_set, folder)
             results[data_set.name] = json.loads((folder / "result.json").read_text())
+            losses = [last_loss(folder / name) for name in ("planned", "by-hand")]
+            results[data_set.name]["losses"] = losses
     print(table(results))
     return 0
 
@@ -171,7 +176,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A Markdown table: a row for each set."""
     heads = [
         "images", "steps: plan, by hand", "time: planned, taken", "memory: planned, peak",
-        "kernel distance: plan, by hand (real)", "precision, recall: plan", "by hand",
+        "held-out loss: plan, by hand", "kernel distance: plan, by hand (real)",
+        "precision, recall: plan", "by hand",
     ]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, result in results.items():
@@ -186,7 +192,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [
             name, f"{planned['steps']}, {by_hand.get('steps', '-')}",
             f"{cost['seconds']:.0f} s, {planned['seconds']:.0f} s",
-            f"{needed / 1e9:.2f} GB, {planned['peak'] / 1e9:.2f} GB", distances,
+            f"{needed / 1e9:.2f} GB, {planned['peak'] / 1e9:.2f} GB",
+            ", ".join(_number(loss) for loss in result["losses"]), distances,
             *(_shares(fidelity) for fidelity in (first, second)),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,8 +1,8 @@
 """The tools, the images and the three tasks, for the tests marked `container`.
 
-Environment: IMAGE and SIF name what `make image` and `make sif` have built, CONTAINER the tool
-that built it. REQUIRE_TOOLS lists the tools, separated by commas, whose absence is a failure:
-without it their tests are skipped.
+Environment: IMAGE and SIF name what `make image` and `make sif` have built, FLOWER_IMAGE an image
+with Flower, CONTAINER the tool that built it. REQUIRE_TOOLS lists the tools, separated by commas,
+whose absence is a failure: without it their tests are skipped.
 """
 
 from __future__ import annotations
@@ -84,6 +84,14 @@ def image(tool: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def flower_image(tool: str) -> str:
+    name = os.environ.get("FLOWER_IMAGE", "synthcube-flower:latest")
+    build = f"no image {name}: {tool} build -t {name} --build-arg ENGINE=flower ."
+    _need("flower", _succeeds(tool, "image", "inspect", name), build)
+    return name
+
+
+@pytest.fixture(scope="session")
 def sif() -> Path:
     _need("singularity", _succeeds("singularity", "--version"), "singularity is not here")
     path = Path(os.environ.get("SIF", ROOT / "synthcube.sif"))
@@ -93,7 +101,7 @@ def sif() -> Path:
 
 @pytest.fixture(scope="session")
 def docker(tool: str, image: str) -> Launch:
-    """Runs the image: docker(arguments, {host path: "inside[:ro]"}, flags, user, by)."""
+    """Runs an image: docker(arguments, {host path: "inside[:ro]"}, flags, user, by, image)."""
 
     def run(
         arguments: Sequence[str],
@@ -101,6 +109,7 @@ def docker(tool: str, image: str) -> Launch:
         flags: Sequence[str] = ("--rm",),
         user: int | None = None,
         by: Sequence[str] = (),
+        image: str = image,
     ) -> subprocess.CompletedProcess[str]:
         uid, gid = (user, user) if user is not None else (os.getuid(), os.getgid())
         own = ["--passwd=false"] if tool == "podman" else []  # podman would add the user to it

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,72 +74,94 @@ def pictures(parties: Sequence[Party], path: Path) -> None:
             everything.writerows((subject, file, party.name) for subject, file in rows)
 
 
-@pytest.mark.parametrize(
-    ("family", "number"), [("rectified_flow", 5), ("latent_diffusion", 2), ("dcgan", 2)]
-)
-def test_users_in_containers_come_to_the_bits_of_the_simulation(
-    family: str, number: int, docker, forks: ModuleType, certificates: ModuleType,
-    federations: ModuleType, tmp_path: Path,
-) -> None:  # fmt: skip
+def study(
+    family: str, parties: Sequence[Party], folder: Path, forks: ModuleType, certificates: ModuleType
+) -> bool:
+    """Give the parties, of which the coordinator is the first, what they need; simulate them all.
+
+    Returns:
+        whether they have a first stage.
+    """
     from synthcube import reading
     from synthcube.models import registry
 
-    def done(*words: object) -> subprocess.CompletedProcess[str]:
-        result = forks.command(*words, SYNTHCUBE_CACHE=str(tmp_path / "cache"))
+    def done(*words: object) -> None:
+        result = forks.command(*words, SYNTHCUBE_CACHE=str(folder / "cache"))
         assert result.returncode == 0, result.stderr
-        return result
 
-    names = [f"site-{index + 1}" for index in range(number)]
-    server, *sites = (
-        Party(name, FIRST_USER + index, tmp_path / "parties" / name)
-        for index, name in enumerate(["server", *names])
-    )
-    for party in (server, *sites):
+    server, *sites = parties
+    names = [site.name for site in sites]
+    for party in parties:
         (party.folder / "in").mkdir(parents=True)
-    pictures(sites, tmp_path / "all.csv")
+    pictures(sites, folder / "all.csv")
 
-    kind, model = registry.find(family), None
+    kind, first_stage = registry.find(family), None
     config = {"model": kind.tiny().model_dump(mode="json")}
     if kind.needs:
         first = {"model": registry.find(kind.needs).tiny().model_dump(mode="json")}
-        (tmp_path / "first.yaml").write_text(reading.dump(first))
-        done("train", "-c", tmp_path / "first.yaml", "-d", tmp_path / "all.csv", "-o",
-             tmp_path / "first", *settings(*ALIKE, *EXACT))  # fmt: skip
-        model = tmp_path / "first" / "artifact"
-        config["model"]["first_stage"] = str(model)
-    (tmp_path / "config.yaml").write_text(reading.dump(config))
-    done("federate", "simulate", "-c", tmp_path / "config.yaml", "-d", tmp_path / "all.csv",
-         "--site_column", "Site", "-o", tmp_path / "simulated",
+        (folder / "first.yaml").write_text(reading.dump(first))
+        done("train", "-c", folder / "first.yaml", "-d", folder / "all.csv", "-o",
+             folder / "first", *settings(*ALIKE, *EXACT))  # fmt: skip
+        first_stage = folder / "first" / "artifact"
+        config["model"]["first_stage"] = str(first_stage)
+    (folder / "config.yaml").write_text(reading.dump(config))
+    done("federate", "simulate", "-c", folder / "config.yaml", "-d", folder / "all.csv",
+         "--site_column", "Site", "-o", folder / "simulated",
          *settings(*ALIKE, *EXACT))  # fmt: skip
-    done("federate", "plan", "-c", tmp_path / "config.yaml", "-o", tmp_path / "plan.json",
+    done("federate", "plan", "-c", folder / "config.yaml", "-o", folder / "plan.json",
          "--sites", ",".join(names), "--rounds", 2, *settings(*ALIKE))  # fmt: skip
 
-    authority = certificates.Authority(tmp_path / "authority")
-    owners = {party.name: authority.issue(party.name) for party in (server, *sites)}
+    authority = certificates.Authority(folder / "authority")
+    owners = {party.name: authority.issue(party.name) for party in parties}
     certificates.site_list(
         server.folder / "in" / "sites.yaml", [owners[name] for name in names], names
     )
-    for party in (server, *sites):
-        party.write(owners[party.name], tmp_path / "plan.json", model)
+    for party in parties:
+        party.write(owners[party.name], folder / "plan.json", first_stage)
+    return bool(first_stage)
+
+
+@pytest.mark.parametrize(
+    ("family", "number", "engine"),
+    [
+        ("rectified_flow", 5, "https"),
+        ("latent_diffusion", 2, "https"),
+        ("dcgan", 2, "https"),
+        ("rectified_flow", 2, "flower"),
+    ],
+)
+def test_users_in_containers_come_to_the_bits_of_the_simulation(
+    family: str, number: int, engine: str, docker, request: pytest.FixtureRequest,
+    forks: ModuleType, certificates: ModuleType, federations: ModuleType, tmp_path: Path,
+) -> None:  # fmt: skip
+    image = request.getfixturevalue("flower_image" if engine == "flower" else "image")
+    names = [f"site-{index + 1}" for index in range(number)]
+    server, *sites = parties = [
+        Party(name, FIRST_USER + index, tmp_path / "parties" / name)
+        for index, name in enumerate(["server", *names])
+    ]
+    has_first_stage = study(family, parties, tmp_path, forks, certificates)
 
     address = f"127.0.0.1:{federations.free_port()}"
     common = ["-p", "/in/plan.json", "--certificates", "/in/keys", "-o", "/out/run", "--address",
-              address]  # fmt: skip
-    local = settings(*["model.first_stage=/in/first-stage"] * bool(model))
+              address, "--engine", engine]  # fmt: skip
+    local = settings(*["model.first_stage=/in/first-stage"] * has_first_stage)
     serve = ["federate", "serve", *common, "--site_certificates", "/in/sites.yaml",
              "--round_minutes", "9", *local]  # fmt: skip
     join = ["federate", "join", *common, "-d", "/in/images.csv", "--patience_minutes", "5", *local,
             *settings(*EXACT)]  # fmt: skip
     with ThreadPoolExecutor(number + 1) as threads:
         started = [
-            threads.submit(docker, words, party.mounts, [*LOCKED, ONE_THREAD], party.user)
+            threads.submit(
+                docker, words, party.mounts, [*LOCKED, ONE_THREAD], party.user, (), image
+            )
             for party, words in [(server, serve), *((site, join) for site in sites)]
         ]
-        for party, result in zip((server, *sites), started, strict=True):
+        for party, result in zip(parties, started, strict=True):
             assert result.result().returncode == 0, (party.name, result.result().stderr)
 
     expected = load_file(tmp_path / "simulated" / "artifact" / "weights.safetensors")
-    for party in (server, *sites):
+    for party in parties:
         weights = load_file(party.folder / "out" / "run" / "artifact" / "weights.safetensors")
         assert weights.keys() == expected.keys()
         for name, tensor in weights.items():  # batches are counted at a site alone
