@@ -3,7 +3,8 @@
     python -m bench plan --pictures MedNIST --volumes VOLUMES --work trials --minutes 3
 
 For each data set `synthcube plan` chooses the settings of a training that takes about --minutes. It
-is trained without an edit: its time and its peak of memory stand beside those that the plan named.
+is trained without an edit: its time and its peak of memory stand beside those that the plan named,
+and its CPU-seconds, as the time is that of the other work on the machine too.
 A config that somebody wrote for such images is trained for as many CPU-seconds. Both draw images,
 which are judged on images that neither saw, in the features of EfficientNet-Lite0. These do not
 tell noise from bad images, so the last losses of the images that validate stand beside them; they
@@ -113,8 +114,11 @@ def planned_cost(path: Path, data: Path, budget: int) -> dict[str, float]:
     plan.write(planned, path)
     cost, training = planned.cost, planned.settings.training
     assert cost.duration
+    assert cost.timed
+    busy = cost.timed.process_step / cost.timed.step
     return {
         "bytes": cost.training_bytes, "seconds": cost.duration.total,
+        "cpu_seconds": busy * cost.duration.total,
         "steps_seconds": cost.duration.steps, "steps": cost.steps,
         "images": cost.steps * training.batch_size * training.accumulate,
     }  # fmt: skip
@@ -175,7 +179,8 @@ def _judged(folder: Path, name: str, judge: Path | None, images: int) -> dict[st
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A Markdown table: a row for each set."""
     heads = [
-        "images", "steps: plan, by hand", "time: planned, taken", "memory: planned, peak",
+        "images", "steps: plan, by hand", "time: planned, taken",
+        "CPU-seconds: planned, taken", "memory: planned, peak",
         "held-out loss: plan, by hand", "kernel distance: plan, by hand (real)",
         "precision, recall: plan", "by hand",
     ]  # fmt: skip
@@ -192,6 +197,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [
             name, f"{planned['steps']}, {by_hand.get('steps', '-')}",
             f"{cost['seconds']:.0f} s, {planned['seconds']:.0f} s",
+            f"{cost['cpu_seconds']:.0f}, {planned['cpu_seconds']:.0f}",
             f"{needed / 1e9:.2f} GB, {planned['peak'] / 1e9:.2f} GB",
             ", ".join(_number(loss) for loss in result["losses"]), distances,
             *(_shares(fidelity) for fidelity in (first, second)),

@@ -226,7 +226,7 @@ def test_a_plan_is_held_to_what_it_said(tmp_path: Path) -> None:
         "--images", "0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    name, _, seconds, memory, *_ = (
+    name, _, seconds, _, memory, *_ = (
         cell.strip() for cell in done.stdout.strip().splitlines()[-1].strip("|").split("|")
     )
     assert name == "four channels"
