@@ -144,6 +144,23 @@ def test_a_coarse_axis_takes_the_tenth_percentile() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "spacing", "size"),
+    [
+        ((48, 56, 8), (4, 4, 20), [28, 32, 8]),  # 7 mm in the plane
+        ((512, 512, 100), (0.7, 0.7, 5), [24, 24, 32]),  # 15.6 mm along all axes
+        ((64, 64, 48), (1, 1, 1), [32, 32, 24]),
+    ],
+)
+def test_volumes_become_coarser_along_fine_axes_first(
+    shape: tuple[int, ...], spacing: tuple[float, ...], size: list[int]
+) -> None:
+    planned = draft(measured(shape, spacing=spacing), longest=32)
+    assert value(planned, "data.size") == size
+    reason = planned.choices["data.size"].reason
+    assert ("fine axes made coarser until no side is above 32" in reason) == (spacing[2] != 1)
+
+
+@pytest.mark.parametrize(
     ("shape", "number", "batch"),
     [
         ((64, 64), 1500, 16),

@@ -192,14 +192,15 @@ def choose_size(draft: Draft, longest: int | None) -> None:
         draft.choose("data.fit", "crop_or_pad", "padded, not stretched: voxels keep their shape")
         draft.choose("data.size", size, "holds the largest image at this spacing")
         return
-    factor = max(1.0, max(native) / (longest or math.inf))
-    exact = tuple(side / factor for side in native)
+    exact = _within(native, draft.along_axes(measured.spacing_mm.median), longest or math.inf)
     size = _fitting(draft, exact, up=False)
     if size == [round(side) for side in native]:
         reason = "the size of the images" + ("" if measured.one_shape else " (median)")
-    elif factor > 1:
+    elif exact != native:
         what = " x ".join(f"{side:g}" for side in native)
         reason = f"{what} in the aspect, no side above {longest}"
+        if len({round(before / side, 3) for before, side in zip(native, exact, strict=True)}) > 1:
+            reason = f"{what}, fine axes made coarser until no side is above {longest}"
     else:
         reason = "the nearest size that the network takes"
     draft.choose("data.size", size, reason)
@@ -222,6 +223,14 @@ def _coarser(spacing: Sequence[float], factor: float) -> tuple[float, ...]:
             steps[axis] *= grown
         left /= grown ** len(fine)
     return tuple(steps)
+
+
+def _within(size: tuple[float, ...], spacing: Sequence[float], longest: float) -> tuple[float, ...]:
+    """Sides of at most `longest` voxels: fine axes become coarser, thick slices stay."""
+    extent = [side * step for side, step in zip(size, spacing, strict=True)]
+    too_long = (length for length, side in zip(extent, size, strict=True) if side > longest)
+    least = max(too_long, default=0.0) / longest
+    return tuple(side * step / max(step, least) for side, step in zip(size, spacing, strict=True))
 
 
 def _fitting(draft: Draft, exact: Sequence[float], *, up: bool) -> list[int]:
