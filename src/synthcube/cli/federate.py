@@ -342,10 +342,10 @@ def guard(
     from synthcube.federation_nvflare.kit import guard as guard_kit
     from synthcube.federation_openfl.workspace import guard as guard_workspace
 
-    if (kit / "startup").exists():
-        say(f"Written: {', '.join(map(str, guard_kit(kit)))}; now start NVIDIA FLARE anew.")
-    else:
+    if (kit / "plan").exists():
         say(f"No code but that of SynthCube. Plan: SHA-256 {guard_workspace(kit).sha256}")
+    else:
+        say(f"Written: {', '.join(map(str, guard_kit(kit)))}")
 
 
 @command(MODELS, "federate audit run --server coordinator/audit.jsonl", of=federate)

@@ -212,6 +212,7 @@ class OpenFLClient(RelayedClient):
             reply = self._client.get_aggregated_tensor(name, 0, False, (), True)
         except grpc.RpcError as error:
             if error.code() in _CODES:
+                self._client.reconnect()  # else gRPC waits for minutes before it tries again
                 raise OSError(0, error.details()) from error
             raise FederationError(
                 f"{self.address}: the aggregator refuses this site: {error.details()}"
