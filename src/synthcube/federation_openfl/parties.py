@@ -14,7 +14,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +169,11 @@ class Collaborator:
         from synthcube.tasks.federation_engines import Engine
         from synthcube.tasks.join import join
 
+        def connecting(
+            plan: FederationPlan, endpoint: object, site: str | None, patience_minutes: float
+        ) -> AbstractContextManager[OpenFLClient]:
+            return nullcontext(OpenFLClient(self._client, site, plan.sha256, patience_minutes))
+
         with _ending():
             choices = workspace.chosen(self._line)
             if not choices.data:
@@ -178,15 +182,9 @@ class Collaborator:
                 Path(workspace.PLAN), Path(choices.data), _CERTIFICATES,
                 _run(choices, self._site), site=self._site, overrides=choices.overrides,
                 patience_minutes=choices.patience_minutes,
-                engine=Engine(_nobody, partial(_connecting, self._client)),
+                engine=Engine(_nobody, connecting),
             )  # fmt: skip
         log.info("Trained model: %s", folder)
-
-
-def _connecting(
-    client: Any, plan: FederationPlan, endpoint: object, site: str | None, patience: float
-) -> AbstractContextManager[OpenFLClient]:
-    return nullcontext(OpenFLClient(client, site, plan.sha256, patience))
 
 
 class OpenFLClient(RelayedClient):
