@@ -28,7 +28,7 @@ SLOW_FLAGS ?=
 QUICK := not slow and not gpu and not container and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all test-gpu bench lint format lock flower-env nvflare-env docs clean image sif mlcube test-containers test-browser
+.PHONY: help setup demo test test-slow test-all test-gpu bench lint format lock flower-env nvflare-env openfl-env docs clean image sif mlcube test-containers test-browser
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,7 +67,7 @@ format: $(STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lock: $(STAMP) ## Write the three files of constraints anew with the newest versions
+lock: $(STAMP) ## Write the four files of constraints anew with the newest versions
 	$(BIN)/uv pip compile --universal --python-version 3.10 --group dev --group docs --no-annotate \
 	  --no-python-downloads --upgrade --output-file constraints.txt pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra flower --no-annotate \
@@ -75,6 +75,8 @@ lock: $(STAMP) ## Write the three files of constraints anew with the newest vers
 	$(BIN)/uv pip compile --universal --python-version 3.10 --extra nvflare --no-annotate \
 	  --no-python-downloads --upgrade --constraints constraints.txt \
 	  --output-file constraints-nvflare.txt pyproject.toml
+	$(BIN)/uv pip compile --universal --python-version 3.10 --extra openfl --no-annotate \
+	  --no-python-downloads --upgrade --output-file constraints-openfl.txt pyproject.toml
 
 image: ## Build the container image (variables: IMAGE, TORCH=cpu|cuda, CONTAINER, IMAGE_FLAGS)
 	$(CONTAINER) build --tag $(IMAGE) --build-arg TORCH=$(TORCH) $(VERSION_ARGS) \
@@ -90,6 +92,8 @@ sif: ## Make the Singularity image of the container image (variables: SIF, IMAGE
 flower-env: .venv-flower/.installed ## Make .venv-flower, with Flower beside what is in .venv (Python 3.11 or newer)
 
 nvflare-env: .venv-nvflare/.installed ## Make .venv-nvflare, with NVIDIA FLARE beside what is in .venv
+
+openfl-env: .venv-openfl/.installed ## Make .venv-openfl, with OpenFL beside what is in .venv (Python 3.10 to 3.12)
 
 mlcube: .venv-mlcube/.installed ## Make .venv-mlcube, with MLCube and its two runners
 
@@ -140,7 +144,8 @@ VERSION_ARGS = \
 PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 .venv-flower/.installed: ENGINE := flwr>=1.42,<1.43
 .venv-nvflare/.installed: ENGINE := nvflare>=2.9,<2.10
-.venv-flower/.installed .venv-nvflare/.installed: .venv-%/.installed: constraints-%.txt | $(STAMP)
+.venv-openfl/.installed: ENGINE := openfl>=1.9,<1.10
+.venv-flower/.installed .venv-nvflare/.installed .venv-openfl/.installed: .venv-%/.installed: constraints-%.txt | $(STAMP)
 	rm -rf .venv-$*
 	$(BIN)/python -m venv --without-pip .venv-$*
 	$(PIP) --python .venv-$*/bin/python install --quiet --constraint $< '$(ENGINE)'

@@ -33,8 +33,9 @@ def unbounded(part: Any, path: str) -> Iterator[str]:
 
 NOT_IMPORTED = ("synthcube.__main__", "synthcube.federation_flower.apps",
                 "synthcube.federation_flower.nodes",
-                "synthcube.federation_nvflare.relays")  # fmt: skip
-"""The program itself, and what runs in the environments of Flower and NVIDIA FLARE."""
+                "synthcube.federation_nvflare.relays",
+                "synthcube.federation_openfl.parties")  # fmt: skip
+"""The program itself, and what runs in the environments of Flower, NVIDIA FLARE and OpenFL."""
 
 
 def test_every_integer_has_a_maximum() -> None:

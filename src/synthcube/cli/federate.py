@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,7 +97,7 @@ def plan(
     config: Config,
     output: Annotated[
         Path, typer.Option("--output_path", "-o", metavar="FILE", rich_help_panel=FILES,
-                           help="JSON file to write."),
+                           help="JSON file to write; for openfl the folder of the workspace."),
     ],
     sites: Annotated[
         str, typer.Option(metavar="LABELS", rich_help_panel=_FEDERATION,
@@ -117,14 +118,31 @@ def plan(
     server_optimizer: ServerOptimizer = "",
     average: Average = "sites",
     average_decay: AverageDecay = 0.9,
+    engine: Annotated[
+        Literal["https", "flower", "nvflare", "openfl"],
+        typer.Option("--engine", metavar="NAME", rich_help_panel=_FEDERATION,
+                     help="openfl: write a workspace, which OpenFL runs; else the plan is the same "
+                     "for https, flower and nvflare."),
+    ] = "https",
+    address: Annotated[
+        str, typer.Option("--address", "-a", metavar="HOST:PORT", rich_help_panel=_FEDERATION,
+                          help="openfl: address of the aggregator, by the name in its "
+                          "certificate."),
+    ] = "",
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
 ) -> None:  # fmt: skip
     """Write what all sites of a federation must have the same."""
+    if bool(address) != (engine == "openfl"):
+        raise typer.BadParameter(
+            "--engine openfl needs it, and no other engine takes it.", param_hint="--address"
+        )
     setup_process(plugins, trust)
-    from synthcube.tasks.federation_plan import write_plan as task
+    from synthcube.federation_openfl.workspace import write_workspace
+    from synthcube.tasks.federation_plan import write_plan
 
+    task = partial(write_workspace, address=address) if address else write_plan
     written = task(
         config, output, sites=[label.strip() for label in sites.split(",")], num_rounds=rounds,
         local_epochs=local_epochs, minimum_sites=minimum_sites, ranges=_declared(ranges),
@@ -313,13 +331,21 @@ def mix(
 
 @command(MODELS, "federate guard /opt/nvflare/site-a", of=federate)
 def guard(
-    kit: Annotated[Path, typer.Argument(metavar="FOLDER", help="Startup kit of NVIDIA FLARE.")],
-) -> None:
-    """Let an NVIDIA FLARE server or site run the job of SynthCube alone; then start it anew."""
+    kit: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER",
+                       help="Startup kit of NVIDIA FLARE, or workspace of OpenFL."),
+    ],
+) -> None:  # fmt: skip
+    """Let NVIDIA FLARE run the job of SynthCube alone, or check a workspace of OpenFL for code."""
     setup_process()
-    from synthcube.federation_nvflare.kit import guard as task
+    from synthcube.federation_nvflare.kit import guard as guard_kit
+    from synthcube.federation_openfl.workspace import guard as guard_workspace
 
-    say(f"Written: {', '.join(map(str, task(kit)))}")
+    if (kit / "plan").exists():
+        say(f"No code but that of SynthCube. Plan: SHA-256 {guard_workspace(kit).sha256}")
+    else:
+        say(f"Written: {', '.join(map(str, guard_kit(kit)))}")
 
 
 @command(MODELS, "federate audit run --server coordinator/audit.jsonl", of=federate)

@@ -15,6 +15,8 @@ MAX_MESSAGE_BYTES = 1 << 24
 """Largest message without weights; facts and an agreement hold names of classes."""
 STATUS = "/v1/status"
 """Address that an administrator alone is answered at."""
+RECEIVED = "/v1/received"
+"""Where a site behind a relay says that an average is there: the relay may end only then."""
 SITE_HEADER, PLAN_HEADER, HASH_HEADER = "X-Site", "X-Plan", "X-Content-SHA256"
 
 RefusalCode = (

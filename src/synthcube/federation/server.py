@@ -30,6 +30,7 @@ from synthcube.federation.messages import (
     HASH_HEADER,
     MAX_MESSAGE_BYTES,
     PLAN_HEADER,
+    RECEIVED,
     SITE_HEADER,
     STATUS,
     Refusal,
@@ -282,6 +283,36 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(size))
         self.send_header(HASH_HEADER, digest)
         self.end_headers()
+
+
+class RelayedHandler(Handler):
+    """Answers one message that an engine hands on, of the site that the engine knows as `name`.
+
+    Its server has `on_their_way`: the average that each site was sent last, until it says that it
+    is there.
+    """
+
+    name = ""
+
+    def label(self) -> str:
+        """The name that the engine knows the site by, which must be that in the plan."""
+        if self.name not in self.server.coordinator.plan.sites:
+            log.warning("A site that is not in the plan is refused.")
+            raise RefusalError("site", f"{self.name} is no site of the plan")
+        return self.name
+
+    def note_average(self, site: str, number: int, digest: str, size: int) -> None:
+        """Wait for the site to say that it is there: it may still be in the engine's memory."""
+        self.server.on_their_way[site] = (number, digest, size)
+
+    def route(self, method: str, site: str) -> None:
+        """Answer a message of a site. Raises RefusalError."""
+        if self.path != RECEIVED:
+            super().route(method, site)
+            return
+        if average := self.server.on_their_way.pop(site, None):
+            self.server.coordinator.average_was_sent(site, *average)
+        self._reply(self.server.coordinator.state(site))
 
 
 def _digest(file: BinaryIO) -> str:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from synthcube.errors import FederationError
 from synthcube.federation.coordinator import Coordinator
-from synthcube.federation.messages import RefusalError
-from synthcube.federation.server import Handler
+from synthcube.federation.server import RelayedHandler
 from synthcube.federation_nvflare import job
 
 log = logging.getLogger("synthcube")
@@ -56,11 +55,10 @@ class _Server(job.Server):
     def __init__(self, kit: Path, coordinator: Coordinator) -> None:
         self.coordinator, self.is_over, self.ended = coordinator, False, threading.Event()
         self.on_their_way: dict[str, tuple[int, str, int]] = {}
-        """The average that each site was sent last, until it says that it is there."""
         super().__init__(kit, _Handler)
 
 
-class _Handler(Handler):
+class _Handler(RelayedHandler):
     def handle(self) -> None:
         line = self.rfile.readline(_LONGEST_NAME)
         if line == job.NOBODY:
@@ -68,25 +66,5 @@ class _Handler(Handler):
             if self.server.is_over:
                 self.wfile.write(b"1")
         elif line:
-            self._name = json.loads(line)
+            self.name = str(json.loads(line))
             super().handle()
-
-    def label(self) -> str:
-        """The name that NVFLARE knows the site by, which must be that in the plan."""
-        if self._name not in self.server.coordinator.plan.sites:
-            log.warning("A site that is not in the plan is refused.")
-            raise RefusalError("site", f"{self._name} is no site of the plan")
-        return str(self._name)
-
-    def note_average(self, site: str, number: int, digest: str, size: int) -> None:
-        """Wait for the site to say that it is there: it may still be in NVFLARE's memory."""
-        self.server.on_their_way[site] = (number, digest, size)
-
-    def route(self, method: str, site: str) -> None:
-        """Answer a message of a site. Raises RefusalError."""
-        if self.path != job.RECEIVED:
-            super().route(method, site)
-            return
-        if average := self.server.on_their_way.pop(site, None):
-            self.server.coordinator.average_was_sent(site, *average)
-        self._reply(self.server.coordinator.state(site))

@@ -25,8 +25,6 @@ SITE_RELAY, SERVER_RELAY, GUARD = (
     for name in ("SiteRelay", "ServerRelay", "SiteGuard")
 )
 SOCKET = "synthcube.sock"
-RECEIVED = "/v1/received"
-"""Where a site says that an average has come through: the job may end only then."""
 NOBODY = b"null\n"
 """In place of the name of a site: the job itself asks whether the federation is over."""
 _SITE = {

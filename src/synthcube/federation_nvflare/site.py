@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import http.client
 import socket
-from contextlib import suppress
 from pathlib import Path
 
-from synthcube.errors import FederationError
-from synthcube.federation.client import Client
-from synthcube.federation.messages import State
+from synthcube.federation.client import RelayedClient
 from synthcube.federation_nvflare import job, kit
 
 
-class RelayClient(Client):
+class RelayClient(RelayedClient):
     """Talks to the coordinator for one site, through the NVFLARE client of its startup kit.
 
     Args:
@@ -30,15 +27,6 @@ class RelayClient(Client):
         kit.require_guarded(folder, "site")
         super().__init__(kit.server_address(folder), None, site, plan, patience_minutes)
         self._folder = folder
-
-    def take_average(self, number: int, path: Path, limit: int) -> None:
-        """Write the average of a round to a file of at most `limit` bytes, and say that it is here.
-
-        The job may end before the reply to that, so there is no patience for it.
-        """
-        super().take_average(number, path, limit)
-        with suppress(OSError, http.client.HTTPException, FederationError):
-            self._ask("POST", job.RECEIVED, State)
 
     def _connection(self) -> http.client.HTTPConnection:
         return _Connection(self._folder)

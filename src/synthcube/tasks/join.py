@@ -21,7 +21,7 @@ from synthcube.federation.update import read_average, read_header
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
 from synthcube.tasks.federated_site import Site
-from synthcube.tasks.federation_engines import ENGINES, Endpoint
+from synthcube.tasks.federation_engines import ENGINES, Endpoint, Engine
 from synthcube.training import checkpoints, fine_tuning
 
 log = logging.getLogger("synthcube")
@@ -39,7 +39,7 @@ def join(
     site: str | None = None,
     patience_minutes: float = 60.0,
     root: Path | None = None,
-    engine: EngineName = "https",
+    engine: EngineName | Engine = "https",
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train as a site of a federation until its last round; returns the artifact.
@@ -54,7 +54,7 @@ def join(
         site: label of this site; None: that of its certificate at the coordinator.
         patience_minutes: how long the coordinator may be away.
         root: folder with the authority's certificate; None: `certificates`.
-        engine: what carries the messages.
+        engine: what carries the messages, or its name.
         overrides: what a site chooses itself, such as the device and the path of the first stage.
 
     Raises:
@@ -67,7 +67,8 @@ def join(
             f"--site {site}: the plan has no such site; its sites are {', '.join(plan.sites)}."
         )
     endpoint = Endpoint(certificates, address, root=root)
-    connecting = ENGINES[engine].connecting(plan, endpoint, site, patience_minutes)
+    chosen = ENGINES[engine] if isinstance(engine, str) else engine
+    connecting = chosen.connecting(plan, endpoint, site, patience_minutes)
     inputs = {"--plan": plan_path, "--certificates": certificates, "data_path": data_path}
     storage.require_separate({"output_path": run}, inputs)
     federated_model.claim(run, "join")

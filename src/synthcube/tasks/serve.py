@@ -14,7 +14,7 @@ from synthcube.federation.coordinator import Coordinator
 from synthcube.federation.plan import read_plan, site_settings
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
-from synthcube.tasks.federation_engines import ENGINES, Endpoint
+from synthcube.tasks.federation_engines import ENGINES, Endpoint, Engine
 from synthcube.training import accountant, fine_tuning
 
 log = logging.getLogger("synthcube")
@@ -32,7 +32,7 @@ def serve(
     round_minutes: float = 120.0,
     root: Path | None = None,
     admin: str = "",
-    engine: EngineName = "https",
+    engine: EngineName | Engine = "https",
     overrides: Sequence[str] = (),
 ) -> Path:
     """Lead the sites of a plan through all rounds; returns the artifact.
@@ -49,7 +49,7 @@ def serve(
             enough.
         root: folder with the authority's certificate; None: `certificates`.
         admin: SHA-256 of the common name in the certificate of who may ask for the status.
-        engine: what carries the messages.
+        engine: what carries the messages, or its name.
         overrides: what the coordinator chooses itself, such as the path of the first stage.
 
     Raises:
@@ -57,7 +57,8 @@ def serve(
     """
     plan = read_plan(plan_path)
     endpoint = Endpoint(certificates, address, site_certificates, root, admin)
-    serving = ENGINES[engine].serving(plan, endpoint)
+    chosen = ENGINES[engine] if isinstance(engine, str) else engine
+    serving = chosen.serving(plan, endpoint)
     inputs = {"--plan": plan_path, "--certificates": certificates}
     if site_certificates:
         inputs["--site_certificates"] = site_certificates

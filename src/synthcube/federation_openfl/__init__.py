@@ -1,0 +1,1 @@
+"""OpenFL as the transport of a federation; no other package of SynthCube imports openfl."""
