@@ -9,7 +9,7 @@ ARG TORCH=cpu
 # Where pip finds PyTorch without CUDA; empty where the usual index has it.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG DEEPSPEED=deepspeed==0.19.8
-# flower or nvflare: with that engine of federations, which has a lock file of its own.
+# flower, nvflare or openfl: with that engine of federations, which has a lock file of its own.
 ARG ENGINE=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
