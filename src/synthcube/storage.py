@@ -207,8 +207,12 @@ def _locked(create: Callable[[], tuple[Path, int]]) -> tuple[Path, int]:
         os.close(number)
 
 
-def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Write `path` in one step: `write` fills a temporary file beside it, which replaces it."""
+def write_with(path: Path, write: Callable[[Path], object], mode: int = 0o666) -> None:
+    """Write `path` in one step: `write` fills a temporary file beside it, which replaces it.
+
+    Args:
+        mode: who may read and write it, less what the umask takes away.
+    """
     with storage_errors(path):
         temporary, number = _locked(lambda: _opened_file(path))
         try:
@@ -221,7 +225,7 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
                 raise
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(mode & ~_umask())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from synthcube.data.phantom import write_phantoms
 from synthcube.errors import ConfigError, FederationError, OutputError
 from synthcube.federation import audit
 from synthcube.federation.agreement import Agreement
+from synthcube.federation.plan import checked_plan
 from synthcube.federation.update import read_update
 from synthcube.tasks.federate import divide, divide_by_column, simulate
 from synthcube.tasks.federated_model import initial_model, recorded_agreement
@@ -96,6 +98,43 @@ def test_two_sites_end_in_a_model_that_makes_images(
     text = (run / "sites" / "site-1" / "audit.jsonl").read_text()
     assert "phantom" not in text
     assert str(tmp_path) not in text
+
+
+def test_masked_weights_make_the_model_of_open_ones_and_are_not_kept(
+    tiny_config, phantoms: Path, tmp_path: Path, cli
+) -> None:
+    config = tiny_config()
+    exact = [word for text in EXACT for word in ("--set", text)]
+    for name, more in (("open", []), ("secure", ["--secure_aggregation"])):
+        code, _, errors = cli("federate", "simulate", "-c", config, "-d", phantoms, "--rounds", 1,
+                              "-o", tmp_path / name, *exact, *more)  # fmt: skip
+        assert code == 0, errors
+    expected, secure = (
+        load_file(tmp_path / name / "artifact" / "weights.safetensors")
+        for name in ("open", "secure")
+    )
+    for name, weight in expected.items():
+        torch.testing.assert_close(secure[name], weight, rtol=2**-23, atol=1e-12)
+    sent = load_file(tmp_path / "secure" / "sites" / "site-1" / "update.safetensors")
+    assert {tensor.dtype for tensor in sent.values()} == {torch.int64}
+
+    folder = tmp_path / "secure"
+    plan = checked_plan(json.loads((folder / "federation.json").read_text()), folder)
+    site: Any = Site("site-1", folder / "sites" / "site-1", plan, None)  # type: ignore[arg-type]
+    (line,) = (line for line in audit.read(site.folder / "audit.jsonl") if line.kind == "weights")
+    site._require_same(1, line.sha256)
+    with pytest.raises(FederationError, match="has sent other weights in round 1, with the same"):
+        site._require_same(1, "0" * 64)
+
+
+def test_masks_need_all_sites_in_each_round(tiny_config, tmp_path: Path, cli) -> None:
+    words = ("federate", "plan", "-c", tiny_config(), "--sites", "a,b,c", "--rounds", 2,
+             "--secure_aggregation", "-o", tmp_path / "plan.json")  # fmt: skip
+    code, _, errors = cli(*words, "--minimum_sites", 2)
+    assert (code, "masks cancel in the sum of all 3 sites; leave it out" in errors) == (2, True)
+    assert cli(*words)[0] == 0
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert (written["minimum_sites"], written["secure_aggregation"]) == (3, True)
 
 
 def test_no_subject_is_at_two_sites(tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
                 "average": "server",
             },
         ),
+        ("rectified_flow", {"secure_aggregation": True}),
         ("latent_diffusion", {}),
         ("dcgan", {}),
     ],

@@ -74,6 +74,11 @@ AverageDecay = Annotated[
                         rich_help_panel=_FEDERATION,
                         help="Decay of the server's moving average."),
 ]  # fmt: skip
+SecureAggregation = Annotated[
+    bool, typer.Option("--secure_aggregation", rich_help_panel=_FEDERATION,
+                       help="Sites mask their weights: the coordinator sees the average alone, and "
+                       "each round needs all sites."),
+]  # fmt: skip
 Certificates = Annotated[
     Path, typer.Option("--certificates", "-k", metavar="FOLDER", rich_help_panel=FILES,
                        help="Folder with crt.crt, key.key and root.crt; for nvflare the startup "
@@ -118,6 +123,7 @@ def plan(
     server_optimizer: ServerOptimizer = "",
     average: Average = "sites",
     average_decay: AverageDecay = 0.9,
+    secure_aggregation: SecureAggregation = False,
     engine: Annotated[
         Literal["https", "flower", "nvflare", "openfl"],
         typer.Option("--engine", metavar="NAME", rich_help_panel=_FEDERATION,
@@ -147,7 +153,7 @@ def plan(
         config, output, sites=[label.strip() for label in sites.split(",")], num_rounds=rounds,
         local_epochs=local_epochs, minimum_sites=minimum_sites, ranges=_declared(ranges),
         proximal=proximal, server_optimizer=_mapping(server_optimizer), average=average,
-        average_decay=average_decay, overrides=overrides,
+        average_decay=average_decay, secure_aggregation=secure_aggregation, overrides=overrides,
     )  # fmt: skip
     say(f"Plan: {output}, SHA-256 {written.sha256}")
 
@@ -271,6 +277,7 @@ def simulate(
     server_optimizer: ServerOptimizer = "",
     average: Average = "sites",
     average_decay: AverageDecay = 0.9,
+    secure_aggregation: SecureAggregation = False,
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -284,7 +291,7 @@ def simulate(
         local_epochs=local_epochs,
         ranges=_declared(ranges), proximal=proximal,
         server_optimizer=_mapping(server_optimizer), average=average,
-        average_decay=average_decay, overrides=overrides,
+        average_decay=average_decay, secure_aggregation=secure_aggregation, overrides=overrides,
     )  # fmt: skip
     say(f"Trained model: {folder}")
 

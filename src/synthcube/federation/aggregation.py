@@ -36,8 +36,8 @@ class ExpectedModel:
 
     @property
     def update_bytes(self) -> int:
-        """The largest size of an update's file."""
-        numbers = sum(4 * tensor.numel() for tensor in self.shapes.values())
+        """The largest size of an update's file, of masked numbers of 64 bits."""
+        numbers = sum(8 * tensor.numel() for tensor in self.shapes.values())
         return numbers + _HEADER_BYTES + _TENSOR_BYTES * len(self.shapes)
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -32,6 +32,9 @@ log = logging.getLogger("synthcube")
 _WIDEST_GAP = 1e-3  # of a spacing in mm: rounding in a header, and no other voxel size
 
 
+MaybeKey = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+
+
 class SiteFacts(Schema):
     """What a site tells of its data: counts, names of classes and extremes, but no row."""
 
@@ -51,6 +54,7 @@ class SiteFacts(Schema):
     moments: Moments | None = Field(
         default=None, description="Of the latents of the training images, where a model has some."
     )
+    mask_key: MaybeKey = Field(default="", description="Public key, for secure aggregation.")
 
 
 class Agreement(Schema):
@@ -64,6 +68,9 @@ class Agreement(Schema):
     )
     first_stage_sha256: str = Field(default="", description="Hash of the trained first stage.")
     moments: Moments | None = Field(default=None, description="Of the latents of all sites.")
+    mask_keys: dict[SiteName, Digest] = Field(
+        default={}, description="Public key of each site, for secure aggregation."
+    )
 
     @property
     def sha256(self) -> str:
@@ -75,6 +82,7 @@ def site_facts(
     plan: FederationPlan, image: ImageSpec, rows: Sequence[Row], trained: Sequence[int],
     kinds: Mapping[str, str], *, declared: Mapping[str, Sequence[str]] | None = None,
     first_stage_sha256: str = "", moments: Moments | None = None, subjects: int | None = None,
+    mask_key: str = "",
 ) -> SiteFacts:  # fmt: skip
     """The facts of a site's data.
 
@@ -86,6 +94,7 @@ def site_facts(
         declared: classes of columns, in place of those in the data.
         subjects: training subjects of a site that trains privately: then nothing is told but
             these numbers and what is declared.
+        mask_key: public key of the site, for secure aggregation.
 
     Raises:
         FederationError: a class or number that is not declared, or a cell that is no number.
@@ -118,6 +127,7 @@ def site_facts(
     return SiteFacts(
         plan=plan.sha256, images=len(trained), subjects=subjects, image=plain, classes=classes,
         numbers=numbers, first_stage_sha256=first_stage_sha256, moments=moments,
+        mask_key=mask_key,
     )  # fmt: skip
 
 
@@ -171,6 +181,7 @@ def agree(
         subjects={name: site.subjects for name, site in facts.items() if site.subjects},
         first_stage_sha256=next(iter(facts.values())).first_stage_sha256,
         moments=pooled([site.moments for site in facts.values() if site.moments]),
+        mask_keys={name: site.mask_key for name, site in facts.items() if site.mask_key},
     )
 
 
@@ -216,6 +227,10 @@ def _other_plan(
         yield f"images: {agreement.images.get(site)} agreed on, {own.images} here"
     if agreement.subjects.get(site) != own.subjects:
         yield f"subjects: {agreement.subjects.get(site)} agreed on, {own.subjects} here"
+    if agreement.mask_keys.get(site, "") != own.mask_key:
+        yield "mask key: another one was agreed on than this site has now"
+    if plan.secure_aggregation and len({*agreement.mask_keys.values()}) < len(agreement.images):
+        yield "mask keys: each site needs one of its own"
     if agreement.first_stage_sha256 != own.first_stage_sha256:
         yield "first stage: its hash is another one here"
     for key, show in _EQUAL.items():
@@ -252,6 +267,8 @@ def _strangers(plan: FederationPlan, facts: Mapping[str, SiteFacts]) -> Iterator
             yield f"{name}: is not a site of this plan"
         if site.plan != plan.sha256:
             yield f"{name}: has another plan ({site.plan[:12]}, not {plan.sha256[:12]})"
+        if bool(site.mask_key) != plan.secure_aggregation:
+            yield f"{name}: its mask key does not fit the plan's secure_aggregation"
     if len(facts) < plan.minimum_sites:
         yield f"{len(facts)} sites are too few, minimum_sites is {plan.minimum_sites}"
 

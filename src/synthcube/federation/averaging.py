@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from synthcube.errors import FederationError, first_faults
+from synthcube.federation import masking
 from synthcube.federation.agreement import Agreement
 from synthcube.federation.plan import FederationPlan
 from synthcube.federation.privacy import spent_by_all, spent_faults
@@ -49,7 +50,7 @@ def average(
     """The weights of all sites, averaged by their images (FedAvg).
 
     The sites are summed in the order of their names, in float64, so that a repetition gives the
-    same bits. A site counts with no more images than it has agreed on.
+    same bits. A site counts with no more images than it has agreed on. Masked weights are added up.
 
     Args:
         number: of the round, from 1.
@@ -73,6 +74,8 @@ def average(
         faults.append(f"{len(ordered)} updates are too few, minimum_sites is {plan.minimum_sites}")
     if faults:
         raise FederationError(f"Round {number} is not averaged:", first_faults(faults))
+    if plan.secure_aggregation:
+        return masking.summed(ordered, shapes)
     weights = image_weights(agreement, ordered)
     return {
         name: _weighted({site: ordered[site].tensors[name] for site in ordered}, weights)
@@ -116,10 +119,13 @@ def update_faults(
         yield UpdateFault("round", f"is of round {header.round}")
     if header.images < 1:
         yield UpdateFault("images", f"claims {header.images} images")
+    if plan.secure_aggregation and header.images != agreement.images.get(site):
+        text = f"claims {header.images} images, and its masked weights are for those agreed on"
+        yield UpdateFault("images", text)
     before = (spent or {}).get(site)
     for fault in spent_faults(plan, agreement, number, site, header.privacy, before):
         yield UpdateFault("privacy", fault)
-    yield from weight_faults(update.tensors, shapes)
+    yield from weight_faults(update.tensors, masking.shapes_sent(plan, shapes))
 
 
 def weight_faults(

@@ -84,6 +84,11 @@ class FederationPlan(Schema):
         description="Decay of the server's moving average; ramped up as (1 + n) / (10 + n) after n "
         "rounds.",
     )
+    secure_aggregation: bool = Field(
+        default=False,
+        description="Sites mask their weights, so that the coordinator sees their average alone; "
+        "each round needs all sites.",
+    )
 
     @property
     def sha256(self) -> str:
@@ -159,6 +164,11 @@ def possible_plan(
         faults.append(f"--sites {','.join(sites)}: a label is there twice")
     if minimum_sites > len(sites):
         faults.append(f"--minimum_sites {minimum_sites}: there are {len(sites)} sites")
+    if others.get("secure_aggregation") and minimum_sites < len(sites):
+        faults.append(
+            f"--minimum_sites {minimum_sites}: masks cancel in the sum of all {len(sites)} sites; "
+            "leave it out"
+        )
     faults += [
         f"--range {name}={low:g},{high:g}: data.ranges says another one"
         for name, (low, high) in ranges.items()

@@ -51,6 +51,7 @@ class TrainingConfigFile(Schema):
     server_optimizer: ServerOptimizer | None = Field(default=None, description="FedAvgM, FedAdam.")
     average: WhereAveraged = Field(default="sites", description="sites, or server.")
     average_decay: float = Field(default=0.9, ge=0, lt=1, description="Of the server's average.")
+    secure_aggregation: bool = Field(default=False, description="As of federate plan.")
     admin: str = Field(
         default="",
         description="E-mail of the administrator, the common name of the certificate that may ask "
@@ -90,6 +91,7 @@ def generate_plan(
             minimum_sites=wanted.minimum_sites, ranges=wanted.ranges, proximal=wanted.proximal,
             server_optimizer=optimizer.model_dump() if optimizer else None,
             average=wanted.average, average_decay=wanted.average_decay,
+            secure_aggregation=wanted.secure_aggregation,
             overrides=[*_first_stage(additional_files)],
         )  # fmt: skip
     values = {

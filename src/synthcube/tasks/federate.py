@@ -53,6 +53,7 @@ def simulate(
     server_optimizer: Mapping[str, Any] | None = None,
     average: WhereAveraged = "sites",
     average_decay: float = 0.9,
+    secure_aggregation: bool = False,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train on data that is divided among sites, as a federation would; returns the artifact.
@@ -73,6 +74,7 @@ def simulate(
         average: where the moving average of the weights is: at the sites, or at the server over
             the rounds.
         average_decay: of the server's.
+        secure_aggregation: sites mask their weights, so that the average alone is seen.
 
     Raises:
         FederationError: the sites cannot train together, or an update is refused.
@@ -98,7 +100,7 @@ def simulate(
     plan = possible_plan(
         settings, labels, num_rounds, local_epochs, least,
         ranges=dict(ranges or {}), proximal=proximal, server_optimizer=server_optimizer,
-        average=average, average_decay=average_decay,
+        average=average, average_decay=average_decay, secure_aggregation=secure_aggregation,
     )  # fmt: skip
     storage.make_folder(run, "output_path")
     with ExitStack() as locks:

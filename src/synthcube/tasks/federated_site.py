@@ -16,9 +16,10 @@ from synthcube.data.manifest import manifest_text, read_manifest
 from synthcube.data.module import DataModule
 from synthcube.errors import ConfigError, FederationError
 from synthcube.federation import agreement as agreements
-from synthcube.federation import audit, rounds
+from synthcube.federation import audit, masking, rounds
 from synthcube.federation.agreement import Agreement, SiteFacts
 from synthcube.federation.audit import AuditLine
+from synthcube.federation.masking import MaskKey
 from synthcube.federation.plan import FederationPlan, digest_of
 from synthcube.federation.update import Update, read_average, write_update
 from synthcube.models.family import ScalesByMoments
@@ -29,8 +30,8 @@ from synthcube.training.proximal import Proximal
 
 log = logging.getLogger("synthcube")
 
-AUDIT, RUN, UPDATE, DATA, PROGRESS = (
-    "audit.jsonl", "run", "update.safetensors", "data.csv", "progress.json",
+AUDIT, RUN, UPDATE, DATA, PROGRESS, MASK_KEY = (
+    "audit.jsonl", "run", "update.safetensors", "data.csv", "progress.json", "mask.key",
 )  # fmt: skip
 
 
@@ -67,6 +68,11 @@ class Site:
         return self.settings.training.privacy is not None
 
     @property
+    def mask_key(self) -> MaskKey:
+        """Its key for secure aggregation, new where there is none yet."""
+        return MaskKey(storage.make_folder(self.folder) / MASK_KEY)
+
+    @property
     def checkpoint(self) -> Path:
         """The last checkpoint of its run."""
         return self.folder / RUN / "checkpoints" / checkpoints.LAST
@@ -84,6 +90,7 @@ class Site:
             first_stage_sha256=getattr(self.settings.model, "first_stage_sha256", ""),
             moments=None if self.is_private else self._moments(data),
             subjects=len(data.training_subjects) if self.is_private else None,
+            mask_key=self.mask_key.public if self.plan.secure_aggregation else "",
         )  # fmt: skip
 
     def _moments(self, data: DataModule) -> Moments | None:
@@ -166,12 +173,26 @@ class Site:
             last, plan=self.plan.sha256, agreement=agreement.sha256, number=number, images=images,
             private_site=self.label if self.is_private else None,
         )  # fmt: skip
+        if self.plan.secure_aggregation:
+            update = masking.masked(update, self.label, agreement, self.mask_key)
         path = self.folder / UPDATE
         write_update(path, update)
         size, digest = path.stat().st_size, storage.sha256(path)
+        if self.plan.secure_aggregation:
+            self._require_same(number, digest)
         spent = update.header.privacy.get(self.label)
         self.log("sent", "weights", number, digest, size, images, spent.epsilon if spent else None)
         return path
+
+    def _require_same(self, number: int, digest: str) -> None:
+        """Refuse to mask other weights of a round as before: the difference would be seen."""
+        for line in audit.read(self.folder / AUDIT):
+            is_of_round = (line.event, line.kind, line.round) == ("sent", "weights", number)
+            if is_of_round and line.sha256 != digest:
+                raise FederationError(
+                    f"This site has sent other weights in round {number}, with the same mask: its "
+                    "checkpoint was lost or changed. Put it back, or start in other folders."
+                )
 
     def _begun(self, agreement: Agreement, number: int, average: Path | None) -> Progress:
         """The progress in a round, which begins here if it has not yet."""

@@ -28,6 +28,7 @@ def write_plan(
     server_optimizer: Mapping[str, Any] | None = None,
     average: WhereAveraged = "sites",
     average_decay: float = 0.9,
+    secure_aggregation: bool = False,
     overrides: Sequence[str] = (),
 ) -> FederationPlan:
     """Write the plan of a federation as JSON; returns it.
@@ -45,6 +46,7 @@ def write_plan(
         average: where the moving average of the weights is: at the sites, or at the server over
             the rounds.
         average_decay: of the server's.
+        secure_aggregation: sites mask their weights; then `minimum_sites` is all of them.
 
     Raises:
         FederationError: such a training cannot be averaged, or the plan is not possible.
@@ -55,11 +57,13 @@ def write_plan(
     settings = hub_pins.pinned(settings, {})
     training = fine_tuning.resolved(settings.training, {})
     settings = settings.model_copy(update={"training": training})
-    least = min(2, len(sites)) if minimum_sites is None else minimum_sites
+    least = len(sites) if secure_aggregation else min(2, len(sites))
+    if minimum_sites is not None:
+        least = minimum_sites
     plan = possible_plan(
         settings, sites, num_rounds, local_epochs, least, ranges=dict(ranges or {}),
         proximal=proximal, server_optimizer=server_optimizer, average=average,
-        average_decay=average_decay,
+        average_decay=average_decay, secure_aggregation=secure_aggregation,
     )  # fmt: skip
     storage.make_folder(path.parent)
     storage.write_json(path, plan.model_dump(mode="json"))
