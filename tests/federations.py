@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -99,13 +100,13 @@ class Processes:
             os.kill(number, signal.SIGKILL)
         return left
 
-    def simulated(self, config: Path) -> list[Path]:
+    def simulated(self, config: Path, **options: Any) -> list[Path]:
         """Lists of images of the two sites of a simulation, which runs here; writes the plan."""
         data = write_phantoms(self.folder / SECRET, num=12, size=(16, 16)).parent
         simulate(config, data, self.folder / "simulated", sites=2, num_rounds=2, minimum_sites=2,
-                 overrides=[*EXACT, *SHARED])  # fmt: skip
+                 overrides=[*EXACT, *SHARED], **options)  # fmt: skip
         write_plan(config, self.folder / "plan.json", sites=["site-1", "site-2"], num_rounds=2,
-                   overrides=SHARED)  # fmt: skip
+                   overrides=SHARED, **options)  # fmt: skip
         return [self.folder / "simulated" / "sites" / f"site-{n}" / "data.csv" for n in (1, 2)]
 
     def assert_simulated_weights(self, *names: str) -> None:

@@ -345,7 +345,7 @@ def test_two_sites_come_to_the_bits_of_the_simulation_and_run_no_foreign_code(
 def test_a_site_and_the_coordinator_are_killed_and_go_on(
     tiny_config, federation: Federation, federations, tmp_path: Path
 ) -> None:
-    lists = federation.processes.simulated(tiny_config())
+    lists = federation.processes.simulated(tiny_config(), secure_aggregation=True)
     server = federation.serve()
     first, second = (federation.join(f"site-{n}", path) for n, path in enumerate(lists, start=1))
     federations.until((tmp_path / "server" / "rounds.json").exists, server, first, second)

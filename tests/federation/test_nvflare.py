@@ -513,7 +513,7 @@ def test_a_killed_process_goes_on(
     tiny_config, consortium: Consortium, federations, tmp_path: Path
 ) -> None:
     """Of SynthCube by the same command; of NVIDIA FLARE with a job that is submitted anew."""
-    lists = consortium.processes.simulated(tiny_config())
+    lists = consortium.processes.simulated(tiny_config(), secure_aggregation=True)
     consortium.guard("localhost", "site-1", "site-2")
     _, client, doomed = consortium.online("site-1", "site-2")
     server = consortium.serve()

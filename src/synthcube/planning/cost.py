@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from synthcube.config import RunConfig
+from synthcube.data.channels import subject_of
 from synthcube.environment import derived_seed
 from synthcube.models.adversarial import AdversarialFamily
 from synthcube.models.family import Family, Samples
@@ -25,6 +27,7 @@ PROBE_STEPS = 20
 _WARM_UP = 3
 _PROBE_SECONDS = 60.0  # after which a probe ends early, with five steps at least
 _LEAST_STEPS = 5
+_AUGMENTED = 7  # images
 _START_SECONDS = 8.0  # imports, the first batch, the artifact at the end
 
 
@@ -53,7 +56,7 @@ class StepTime:
     """Seconds on this machine: medians of a probe."""
 
     step: float
-    """One optimizer step, with its average and all of its accumulated batches."""
+    """One optimizer step, with its average and all of its accumulated batches, augmented."""
     forward: float
     """One forward pass of a batch without gradients."""
     process_step: float
@@ -84,10 +87,29 @@ def probe(settings: RunConfig, image: ImageSpec, machine: Machine) -> StepTime:
     forward()
     _wait(machine)
     forward_seconds = time.perf_counter() - before_forward
+    images = math.ceil(settings.training.batch_size / machine.processes)
+    augmented = images * settings.training.accumulate * _augmentation_seconds(settings, image)
     return StepTime(
-        statistics.median(walls[kept]), forward_seconds, statistics.median(processes[kept]),
-        len(walls[kept]),
+        statistics.median(walls[kept]) + augmented, forward_seconds,
+        statistics.median(processes[kept]) + augmented, len(walls[kept]),
     )  # fmt: skip
+
+
+def _augmentation_seconds(settings: RunConfig, image: ImageSpec) -> float:
+    """Median seconds to augment an image, where the training does that between its steps."""
+    if not settings.data.augmentation or settings.data.num_workers:
+        return 0.0
+    transforms = [transform.build() for transform in settings.data.augmentation]
+    voxels = torch.rand(image.channels, *image.size, *[1] * (3 - image.rank))
+    taken = []
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(_AUGMENTED):
+            start = time.perf_counter()
+            subject = subject_of(voxels, np.eye(4), image.masks)
+            for transform in transforms:
+                subject = transform(subject)
+            taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
 
 
 def _wait(machine: Machine) -> None:
