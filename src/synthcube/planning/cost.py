@@ -88,28 +88,30 @@ def probe(settings: RunConfig, image: ImageSpec, machine: Machine) -> StepTime:
     _wait(machine)
     forward_seconds = time.perf_counter() - before_forward
     images = math.ceil(settings.training.batch_size / machine.processes)
-    augmented = images * settings.training.accumulate * _augmentation_seconds(settings, image)
+    images *= settings.training.accumulate
+    wall, process = _augmentation_seconds(settings, image)
     return StepTime(
-        statistics.median(walls[kept]) + augmented, forward_seconds,
-        statistics.median(processes[kept]) + augmented, len(walls[kept]),
+        statistics.median(walls[kept]) + images * wall, forward_seconds,
+        statistics.median(processes[kept]) + images * process, len(walls[kept]),
     )  # fmt: skip
 
 
-def _augmentation_seconds(settings: RunConfig, image: ImageSpec) -> float:
-    """Median seconds to augment an image, where the training does that between its steps."""
+def _augmentation_seconds(settings: RunConfig, image: ImageSpec) -> tuple[float, float]:
+    """Median seconds and CPU-seconds to augment an image, where steps wait for that."""
     if not settings.data.augmentation or settings.data.num_workers:
-        return 0.0
+        return 0.0, 0.0
     transforms = [transform.build() for transform in settings.data.augmentation]
     voxels = torch.rand(image.channels, *image.size, *[1] * (3 - image.rank))
-    taken = []
+    walls, processes = [], []
     with torch.random.fork_rng(devices=[]):
         for _ in range(_AUGMENTED):
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             subject = subject_of(voxels, np.eye(4), image.masks)
             for transform in transforms:
                 subject = transform(subject)
-            taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+            walls.append(time.perf_counter() - start[0])
+            processes.append(time.process_time() - start[1])
+    return statistics.median(walls), statistics.median(processes)
 
 
 def _wait(machine: Machine) -> None:
