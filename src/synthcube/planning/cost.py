@@ -62,6 +62,8 @@ class StepTime:
     process_step: float
     """CPU-seconds of a step: on a busy machine, less than it takes."""
     num_steps: int
+    forward_one: float = 0.0
+    """One forward pass of a single image, which takes more than its share of a batch."""
 
 
 def probe(settings: RunConfig, image: ImageSpec, machine: Machine) -> StepTime:
@@ -83,16 +85,18 @@ def probe(settings: RunConfig, image: ImageSpec, machine: Machine) -> StepTime:
         if is_late and number + 1 >= _LEAST_STEPS:
             break
     kept = slice(min(_WARM_UP, len(walls) - 2), None)
-    before_forward = time.perf_counter()
-    forward()
-    _wait(machine)
-    forward_seconds = time.perf_counter() - before_forward
+    passes = []
+    for number in (settings.training.batch_size, 1):
+        before_forward = time.perf_counter()
+        forward(number)
+        _wait(machine)
+        passes.append(time.perf_counter() - before_forward)
     images = math.ceil(settings.training.batch_size / machine.processes)
     images *= settings.training.accumulate
     wall, process = _augmentation_seconds(settings, image)
     return StepTime(
-        statistics.median(walls[kept]) + images * wall, forward_seconds,
-        statistics.median(processes[kept]) + images * process, len(walls[kept]),
+        statistics.median(walls[kept]) + images * wall, passes[0],
+        statistics.median(processes[kept]) + images * process, len(walls[kept]), passes[1],
     )  # fmt: skip
 
 
@@ -121,8 +125,8 @@ def _wait(machine: Machine) -> None:
 
 def _step_and_forward(
     family: Family, settings: RunConfig, image: ImageSpec, machine: Machine
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Two functions: one takes an optimizer step, the other computes the loss alone."""
+) -> tuple[Callable[[], None], Callable[[int], None]]:
+    """Two functions: one takes an optimizer step, the other the loss of so many of its images."""
     training, device = settings.training, machine.device
     share = math.ceil(training.batch_size / machine.processes)
     batch = _noise(image, share, device)
@@ -165,9 +169,17 @@ def _step_and_forward(
             with torch.no_grad():
                 torch._foreach_lerp_(average, [w.detach() for w in family.parameters()], 0.001)
 
-    def forward() -> None:
+    def forward(number: int) -> None:
+        condition = batch["condition"]
+        some = Batch(
+            image=batch["image"][:number], label=batch["label"][:number],
+            index=batch["index"][:number], augmented=False,
+            condition=Condition(
+                values=condition["values"][:number], source=condition["source"][:number]
+            ),
+        )  # fmt: skip
         with torch.no_grad(), autocast():
-            family.loss(batch)
+            family.loss(some)
 
     return step, forward
 
@@ -218,7 +230,8 @@ def duration(draft: Draft, settings: RunConfig, timed: StepTime) -> Duration:
         steps=steps * timed.step,
         validation=validations
         * (batches_validated * timed.forward + looked_at * image_seconds(settings, timed)),
-        pictures=pictures * shown * image_seconds(settings, timed),
+        pictures=pictures
+        * max(shown * image_seconds(settings, timed), sampling_steps(settings) * timed.forward_one),
     )
 
 
@@ -229,8 +242,13 @@ def seconds_an_image(settings: RunConfig, timed: StepTime) -> float:
 
 def image_seconds(settings: RunConfig, timed: StepTime) -> float:
     """Seconds to draw one image, from the forward pass of a batch."""
-    steps = settings.model.with_sampling(settings.sampling.of_model()).sampling().get("steps") or 1
-    return steps * timed.forward / settings.training.batch_size
+    return sampling_steps(settings) * timed.forward / settings.training.batch_size
+
+
+def sampling_steps(settings: RunConfig) -> int:
+    """How often the network is computed for an image."""
+    sampling = settings.model.with_sampling(settings.sampling.of_model()).sampling()
+    return int(sampling.get("steps") or 1)
 
 
 def draws_images(settings: RunConfig, image: ImageSpec) -> bool:
