@@ -1,8 +1,8 @@
 """The rules of `synthcube plan`: each chooses keys of the config, with a reason for the user.
 
 A rule that was not measured in this project names its source. Averages and samplers are no choice
-of a plan, nor are learning rates and schedules but for short trainings (length.py): the family's
-defaults hold.
+of a plan, nor are learning rates and schedules but where steps are what lacks (length.py): the
+family's defaults hold.
 
 No rule ever adds a flip: across the body's midline it would put the liver on the left.
 """
