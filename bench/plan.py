@@ -8,13 +8,15 @@ and its CPU-seconds, as the time is that of the other work on the machine too.
 A config that somebody wrote for such images is trained for as many CPU-seconds. Both draw images,
 which are judged on images that neither saw, in the features of EfficientNet-Lite0. These do not
 tell noise from bad images, so the last losses of the images that validate stand beside them; they
-compare where both configs have the same size. Results are kept in --work, and the same command goes
-on after a kill.
+compare where both configs have the same size. Where images have classes, a small classifier of real
+pictures says which share of the drawn ones is of the class asked for, on average and of the worst
+class. Results are kept in --work, and the same command goes on after a kill.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shutil
@@ -28,9 +30,11 @@ from typing import Any
 
 import yaml
 
+from bench import recognition
 from bench.plan_sets import DataSet, data_sets
 from bench.process import apart, one_thread
 from bench.quality import MEASURES, last_loss
+from synthcube.planning.draft import LIBRARY_BYTES
 
 _FIRST_BUDGET = 1000
 
@@ -83,12 +87,13 @@ def run_set(options: argparse.Namespace, data_set: DataSet, folder: Path) -> Non
             cost = apart(planned_cost, folder / "planned.yaml", train, budget)
         (folder / "cost.json").write_text(json.dumps(cost))
     planned = _trained(folder / "planned.yaml", train, folder / "planned")
-    result = {"cost": cost, "planned": planned, "libraries": apart(libraries)}
+    result = {"cost": cost, "planned": planned}
     if options.images:
         by_hand = _trained_by_hand(data_set, folder, train, planned["cpu_seconds"])
         result["by_hand"] = by_hand
         for name, trained in (("planned", planned), ("by-hand", by_hand)):
             trained["fidelity"] = _judged(folder, name, judge, options.images)
+            trained["recognised"] = _recognised(options.pictures, folder / f"{name}-drawn")
     (folder / "result.json").write_text(json.dumps(result, indent=1))
 
 
@@ -136,22 +141,11 @@ def planned_cost(path: Path, data: Path, budget: int) -> dict[str, float]:
     assert cost.timed
     busy = cost.timed.process_step / cost.timed.step
     return {
-        "bytes": cost.training_bytes, "seconds": cost.duration.total,
+        "bytes": max(cost.training_bytes, cost.reading_bytes), "seconds": cost.duration.total,
         "cpu_seconds": busy * cost.duration.total,
         "steps_seconds": cost.duration.steps, "steps": cost.steps,
         "images": cost.steps * training.batch_size * training.accumulate,
     }  # fmt: skip
-
-
-def libraries() -> int:
-    """Bytes of a process that can train and has no model."""
-    import resource
-
-    import torchio  # noqa: F401
-
-    import synthcube.tasks.train  # noqa: F401
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _trained(config: Path, data: Path, run: Path) -> dict[str, Any]:
@@ -201,18 +195,27 @@ def _judged(folder: Path, name: str, judge: Path | None, images: int) -> dict[st
     return {key: fidelity[key] for key in MEASURES}
 
 
+def _recognised(pictures: Path, drawn: Path) -> dict[str, float]:
+    """Of images of classes, what a classifier of real pictures says; empty otherwise."""
+    with (drawn / "manifest.csv").open(newline="") as file:
+        if "Label" not in (csv.DictReader(file).fieldnames or ()):
+            return {}
+    return dict(apart(recognition.recognised, pictures, drawn))
+
+
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A Markdown table: a row for each set."""
     heads = [
         "images", "steps: plan, by hand", "time: planned, taken",
-        "CPU-seconds: planned, taken", "memory: planned, peak",
+        "CPU-seconds: planned, taken", "memory with libraries: planned, peak",
         "held-out loss: plan, by hand", "kernel distance: plan, by hand (real)",
         "precision, recall, coverage: plan", "by hand",
+        "recognised, mean and worst: plan, by hand (real)",
     ]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, result in results.items():
         cost, planned, by_hand = result["cost"], result["planned"], result.get("by_hand", {})
-        needed = cost["bytes"] + result["libraries"]
+        needed = cost["bytes"] + LIBRARY_BYTES
         first, second = planned.get("fidelity"), by_hand.get("fidelity")
         distances = "-"
         if first and second:
@@ -226,6 +229,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             f"{needed / 1e9:.2f} GB, {planned['peak'] / 1e9:.2f} GB",
             ", ".join(_number(loss) for loss in result["losses"]), distances,
             *(_shares(fidelity) for fidelity in (first, second)),
+            _recognition(planned.get("recognised"), by_hand.get("recognised")),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -235,6 +239,13 @@ def _shares(fidelity: Mapping[str, Any] | None) -> str:
     if not fidelity:
         return "-"
     return ", ".join(_number(fidelity[key]["value"]) for key in MEASURES[1:])
+
+
+def _recognition(plan: Mapping[str, float] | None, by_hand: Mapping[str, float] | None) -> str:
+    if not plan or not by_hand:
+        return "-"
+    both = ", ".join(f"{rates['mean']:.0%} {rates['worst']:.0%}" for rates in (plan, by_hand))
+    return f"{both} ({plan['real_mean']:.0%} {plan['real_worst']:.0%})"
 
 
 def _number(value: float | None) -> str:

@@ -250,7 +250,7 @@ def run_trial(options: argparse.Namespace, recipe: Recipe, seed: int) -> None:
         },
     }  # fmt: skip
     if options.paradigm == "custom":
-        result["recognised"] = recognised(options, drawn)
+        result["recognised"] = recognition.recognised(options.data, drawn, options.size[0])
     (folder / "result.json").write_text(json.dumps(result, indent=1))
 
 
@@ -261,18 +261,6 @@ def number_of_images(options: argparse.Namespace) -> int | str:
     with (options.work / "train.csv").open(newline="") as file:
         classes = sorted({row["LabelMapping"] for row in csv.DictReader(file)})
     return ",".join(f"{name}={max(1, options.images // len(classes))}" for name in classes)
-
-
-def recognised(options: argparse.Namespace, drawn: Path) -> dict[str, float]:
-    """Shares that a classifier of real images takes for the class asked for: mean and worst."""
-    classifier = recognition.classifier(options.data, side=options.size[0])
-    images = recognition.pictures(drawn / "images", options.size[0])
-    rates = recognition.shares(*classifier, images, recognition.asked_for(drawn))
-    drawn_shares, real_shares = zip(*rates.values(), strict=True)
-    return {
-        "mean": float(np.mean(drawn_shares)), "worst": min(drawn_shares),
-        "real_mean": float(np.mean(real_shares)), "real_worst": min(real_shares),
-    }  # fmt: skip
 
 
 def last_loss(run: Path) -> float | None:

@@ -76,6 +76,22 @@ def shares(
     return rates
 
 
+def recognised(real: Path, drawn: Path, side: int = 64) -> dict[str, float]:
+    """Shares that a classifier of real images takes for the class asked for: mean and worst.
+
+    Args:
+        real: folder of class folders.
+        drawn: what `synthcube infer` wrote of a conditional model.
+    """
+    images = pictures(drawn / "images", side)
+    rates = shares(*classifier(real, side=side), images, asked_for(drawn))
+    drawn_shares, real_shares = zip(*rates.values(), strict=True)
+    return {
+        "mean": float(np.mean(drawn_shares)), "worst": min(drawn_shares),
+        "real_mean": float(np.mean(real_shares)), "real_worst": min(real_shares),
+    }  # fmt: skip
+
+
 def compare(network: nn.Sequential, wanted: int, halves: Halves, generated: torch.Tensor) -> None:
     """Print how pictures of one class fare beside real ones."""
     held_out = halves[wanted][1::2]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import nibabel
+import numpy as np
+import pytest
 import torch
 import torchio as tio
 
 from synthcube import config
-from synthcube.planning import cost
-from synthcube.planning.draft import machine
+from synthcube.data.fingerprint import measure
+from synthcube.data.manifest import read_manifest
+from synthcube.planning import cost, rules
+from synthcube.planning.draft import Draft, PlanRequest, machine
 from synthcube.schema import ImageSpec
 
 ELASTIC = "data.augmentation=[{name: RandomElasticDeformation, max_displacement: 2}]"
@@ -38,3 +46,42 @@ def test_a_step_waits_for_the_augmentation_of_its_images_unless_workers_do_it() 
         settings = config.build({}, [*TINY, *more])
         steps[name] = cost.probe(settings, IMAGE, machine(settings.compute, None)).step
     assert steps["between"] - max(steps["none"], steps["workers"]) > 4 * 0.5 * min(taken)
+
+
+READ_APART = """
+import sys
+from pathlib import Path
+from synthcube.data.images import read_image
+from synthcube.data.preprocessing import DataConfig, Preprocessing
+preprocessing = Preprocessing(DataConfig(size=[32, 32, 32]))
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+for path in sys.argv[1:]:  # a small image first, whose libraries are no part of the rest
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS:")
+    preprocessing(read_image([Path(path)]))
+print(status("VmHWM:") - before)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_the_memory_to_read_the_largest_image_is_known(dtype: str, tmp_path: Path) -> None:
+    paths = []
+    for side in (16, 128):
+        voxels = np.arange(side**3).reshape([side] * 3) % 1000
+        paths.append(tmp_path / f"{side}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(voxels.astype(dtype), np.eye(4)), paths[-1])
+    done = subprocess.run(
+        [sys.executable, "-c", READ_APART, *map(str, paths)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    overrides = ("compute.accelerator=cpu", "data.size=[32,32,32]")
+    settings = config.build({}, overrides)
+    draft = Draft(
+        measure(read_manifest(tmp_path)), machine(settings.compute, None),
+        PlanRequest(overrides=overrides),
+    )  # fmt: skip
+    rules.choose_model(draft)
+    rules.choose_channels(draft)
+    assert 0.9 < cost.reading_bytes(draft) / int(done.stdout) < 1.5

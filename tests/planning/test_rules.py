@@ -439,3 +439,14 @@ def test_copies_are_warned_of() -> None:
     assert (
         "4 of 1500 images nearly equal another one, 2 of them of different" in planned.warnings[0]
     )
+
+
+def test_an_image_that_is_too_large_to_read_is_warned_of() -> None:
+    request = PlanRequest(overrides=("data.size=[32,32,32]",))
+    where = Machine(torch.device("cpu"), int(1.3e9), cores=2, processes=1, precision="32-true")
+    planned = plan.planned(measured((256, 256, 256), 40), where, request, None)
+    assert planned.cost.reading_bytes > planned.cost.training_bytes
+    assert any(
+        "the largest image takes 0.22 GB while it is read, and 0.17 GB can be used" in warning
+        for warning in planned.warnings
+    )

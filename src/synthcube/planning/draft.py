@@ -18,7 +18,7 @@ from synthcube.models.family import FamilyConfig
 from synthcube.schema import ConditionSpec, ImageSpec
 
 Goal = Literal["generate", "translate", "compress"]
-_LIBRARIES = 1e9  # bytes of PyTorch and its libraries, which no estimate counts
+LIBRARY_BYTES = 1_000_000_000  # bytes of PyTorch and its libraries, which no estimate counts
 _UNSEEN = 0.1  # share of the memory for what the estimate does not see
 
 
@@ -51,7 +51,7 @@ class Machine:
     @property
     def usable(self) -> int:
         """Bytes for what the estimate of memory counts."""
-        return max(0, int(self.memory * (1 - _UNSEEN) - _LIBRARIES))
+        return max(0, int(self.memory * (1 - _UNSEEN) - LIBRARY_BYTES))
 
     @property
     def is_gpu(self) -> bool:

@@ -23,6 +23,8 @@ class Cost:
     """What the planned training takes; None where no step was timed."""
 
     training_bytes: int
+    reading_bytes: int
+    """What the largest image takes before the training begins, in host memory."""
     sampling_bytes: int | None
     steps: int
     weights: int
@@ -123,6 +125,8 @@ def _cost(plan: Plan) -> Iterator[Row]:
         "memory to train", f"{cost.training_bytes / 1e9:.2f} GB",
         f"beside 1 GB of libraries; {usable / 1e9:.1f} GB may be used",
     )  # fmt: skip
+    if cost.reading_bytes > cost.training_bytes:
+        yield "memory to read images", f"{cost.reading_bytes / 1e9:.2f} GB", "the largest of them"
     if cost.sampling_bytes is not None:
         yield "memory to sample", f"{cost.sampling_bytes / 1e9:.2f} GB", ""
     passes = settings.training.max_epochs

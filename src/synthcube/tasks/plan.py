@@ -176,8 +176,15 @@ def _finished(draft: Draft, timed: StepTime | None) -> Plan:
             f"{seen:,} images are seen in this time; the first good pictures of 64 x 64 voxels "
             f"took {length.FLOOR_IMAGES:,}. Give more hours, or a smaller data.size"
         )
+    reading_bytes = cost.reading_bytes(draft)
+    if not draft.machine.is_gpu and reading_bytes > draft.machine.usable:
+        draft.warnings.append(
+            f"the largest image takes {reading_bytes / 1e9:.2f} GB while it is read, and "
+            f"{draft.machine.usable / 1e9:.2f} GB can be used: crop it, or give more memory"
+        )
     total = Cost(
         training_bytes=cost.training_bytes(draft),
+        reading_bytes=reading_bytes,
         sampling_bytes=cost.sampling_bytes(settings, image, settings.sampling.batch_size, mixed)
         if draws
         else None,
