@@ -124,12 +124,11 @@ def study(
 @pytest.mark.parametrize(
     ("family", "number", "engine"),
     [
-        ("rectified_flow", 5, "https"),
-        ("latent_diffusion", 2, "https"),
-        ("dcgan", 2, "https"),
+        *((family, number, "https")
+          for family in ("rectified_flow", "latent_diffusion", "dcgan") for number in (2, 5)),
         ("rectified_flow", 2, "flower"),
     ],
-)
+)  # fmt: skip
 def test_users_in_containers_come_to_the_bits_of_the_simulation(
     family: str, number: int, engine: str, docker, request: pytest.FixtureRequest,
     forks: ModuleType, certificates: ModuleType, federations: ModuleType, tmp_path: Path,

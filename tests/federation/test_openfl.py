@@ -190,12 +190,12 @@ class Consortium:
         self.processes, self.parts, self.folder = processes, federations, processes.folder
         self.certificates = certificates
 
-    def write(self, config: Path, lists: list[Path]) -> None:
+    def write(self, config: Path, lists: list[Path], **options: Any) -> None:
         """The workspaces, each with what its owner adds."""
         address = f"localhost:{self.parts.free_port()}"
         workspace.write_workspace(
             config, self["server"], address=address, sites=SITES, num_rounds=2,
-            overrides=self.parts.SHARED,
+            overrides=self.parts.SHARED, **options,
         )  # fmt: skip
         for site, path in zip(SITES, lists, strict=True):
             shutil.copytree(self["server"], self[site])
@@ -305,7 +305,9 @@ def test_two_sites_come_to_the_bits_of_the_simulation(
 
 @with_openfl
 def test_a_killed_party_goes_on(tiny_config, consortium: Consortium, federations) -> None:
-    consortium.write(tiny_config(), consortium.processes.simulated(tiny_config()))
+    """With masked weights: what a site has sent is asked for again, and must be the same."""
+    lists = consortium.processes.simulated(tiny_config(), secure_aggregation=True)
+    consortium.write(tiny_config(), lists, secure_aggregation=True)
     folder = consortium["server"] / "save" / workspace.AGGREGATOR
     server, first, second = (consortium.start(party) for party in ("server", *SITES))
     federations.until((folder / "rounds.json").exists, server, first, second)
