@@ -222,6 +222,21 @@ def test_a_short_training_without_wavelets_has_attention_at_the_coarsest_level_a
     assert value(from_source, "model.wavelet_levels") is None
 
 
+@pytest.mark.parametrize(
+    ("shape", "overrides"), [((32, 28), ()), ((64, 64), ("data.size=[32,32]",))]
+)
+def test_small_pictures_of_a_short_training_have_a_small_network_in_pixels(
+    shape: tuple[int, ...], overrides: tuple[str, ...]
+) -> None:
+    planned = draft(measured(shape, 300), CPU, *overrides)
+    assert value(planned, "model.wavelet_levels") is None
+    assert value(planned, "model.channels") == [16, 32, 64]
+    assert value(planned, "model.attention_from") == 2
+    assert value(planned, "model.num_res_blocks") == 1
+    settings = planned.config()
+    assert settings.model.faults(planned.image(settings)) == []
+
+
 def test_without_classes_the_groups_of_norms_are_the_default() -> None:
     assert value(draft(measured()), "model.num_norm_groups") is None
 
@@ -272,6 +287,24 @@ def test_no_plan_flips(number: int) -> None:
         assert not any("Flip" in step["name"] for step in steps)
         assert bool(steps) == (number < 500)
         planned.config()
+
+
+@pytest.mark.parametrize(
+    ("budget", "overrides", "augmented"),
+    [
+        (36_000, (), False),  # 100 passes over 360 training images
+        (37_000, (), True),
+        (3_600, ("data.augmentation=[{name: RandomFlip, axes: 0}]",), True),
+    ],
+)
+def test_images_that_are_seldom_seen_are_not_augmented(
+    budget: int, overrides: tuple[str, ...], augmented: bool
+) -> None:
+    request = PlanRequest(budget_images=budget, overrides=overrides)
+    planned = plan.planned(measured((64, 64), 400), CPU, request, None)
+    assert bool(planned.settings.data.augmentation) == augmented
+    reason = planned.by_key["data.augmentation"].reason
+    assert (reason == "100 passes are too few to make copies") != augmented
 
 
 def test_a_user_may_flip() -> None:

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,16 @@ class StepTime:
     num_steps: int
     forward_one: float = 0.0
     """One forward pass of a single image, which takes more than its share of a batch."""
+    augmentation: tuple[float, float] = (0.0, 0.0)
+    """What of `step` and of `process_step` is augmentation."""
+
+    def without_augmentation(self) -> StepTime:
+        """The same step of images as they are."""
+        wall, process = self.augmentation
+        return replace(
+            self, step=self.step - wall, process_step=self.process_step - process,
+            augmentation=(0.0, 0.0),
+        )  # fmt: skip
 
 
 def probe(settings: RunConfig, image: ImageSpec, machine: Machine) -> StepTime:
@@ -106,10 +116,11 @@ def probe(settings: RunConfig, image: ImageSpec, machine: Machine) -> StepTime:
         passes.append(time.perf_counter() - before_forward)
     images = math.ceil(settings.training.batch_size / machine.processes)
     images *= settings.training.accumulate
-    wall, process = _augmentation_seconds(settings, image)
+    wall, process = (images * seconds for seconds in _augmentation_seconds(settings, image))
     return StepTime(
-        statistics.median(walls[kept]) + images * wall, passes[0],
-        statistics.median(processes[kept]) + images * process, len(walls[kept]), passes[1],
+        statistics.median(walls[kept]) + wall, passes[0],
+        statistics.median(processes[kept]) + process, len(walls[kept]), passes[1],
+        (wall, process),
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from synthcube.models.families.autoencoder_kl import AutoencoderKLConfig
 from synthcube.models.families.rectified_flow import RectifiedFlowConfig
 from synthcube.models.nets.unet import UNetFields
 from synthcube.planning.draft import Draft
-from synthcube.planning.length import lacks_steps
+from synthcube.planning.length import is_small, lacks_steps
 from synthcube.schema import ImageSpec, near_multiples
 from synthcube.training.config import TrainingConfig
 
@@ -40,6 +40,7 @@ _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 a
 _FEW_IMAGES = 500
 _SHORT_BATCH = 8
 _CHANNELS_OF_BANDS = (32, 64, 96)  # of pictures (docs/recipes.md)
+_CHANNELS_OF_SMALL = (16, 32, 64)  # of pictures of 32 x 32 (docs/recipes.md)
 _NORM_GROUPS = 8  # of 32 channels and more
 _ANISOTROPIC = 3.0
 _MOST_VALIDATED = 2000
@@ -280,6 +281,8 @@ def _stated_channels(draft: Draft) -> tuple[bool, list[int]]:
 def _default_channels(draft: Draft) -> tuple[int, ...]:
     if draft.wavelet_levels and lacks_steps(draft):
         return _CHANNELS_OF_BANDS
+    if lacks_steps(draft) and is_small(draft):
+        return _CHANNELS_OF_SMALL
     default: tuple[int, ...] = draft.family.model_fields["channels"].default
     return default
 

@@ -77,10 +77,15 @@ def planned(
     timed = _timed(draft, probe)
     if request.hours and timed:
         draft, timed = _resized_for_time(draft, timed, longest, probe)
-    settings = draft.config()
-    image_seconds = cost.seconds_an_image(settings, timed) if timed else None
-    length.choose_length(draft, image_seconds)
+    bare = timed.without_augmentation() if timed else None
+    if length.omit_augmentation(draft, _seconds_an_image(draft, bare)):
+        timed = bare
+    length.choose_length(draft, _seconds_an_image(draft, timed))
     return _finished(draft, timed)
+
+
+def _seconds_an_image(draft: Draft, timed: StepTime | None) -> float | None:
+    return cost.seconds_an_image(draft.config(), timed) if timed else None
 
 
 def _longest_side(measured: Fingerprint, where: Machine) -> int | None:
