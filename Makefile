@@ -35,9 +35,9 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make .venv with the locked versions (variables: PYTHON, TORCH_INDEX)
 
-demo: $(RUNS) ## Train the smallest model on the bundled data and draw 16 images
+demo: $(RUNS) ## Plan and train a model of the bundled data in 3 minutes, and draw 16 images
 	rm -rf demo-run demo-images
-	$(BIN)/synthcube train -c workspace/config.yaml -d workspace/data -o demo-run
+	$(BIN)/synthcube train -d workspace/data -o demo-run --hours 0.05
 	$(BIN)/synthcube infer -m demo-run -o demo-images -n 16
 	@echo "The images are in $(CURDIR)/demo-images/grid.png"
 

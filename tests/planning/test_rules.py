@@ -163,9 +163,7 @@ def test_volumes_become_coarser_along_fine_axes_first(
 @pytest.mark.parametrize(
     ("shape", "number", "batch"),
     [
-        ((64, 64), 1500, 16),
-        ((64, 64), 900, 16),
-        ((64, 64), 500, 8),  # a short training
+        ((64, 64), 1500, 8),
         ((64, 64), 150, 6),  # 5% of 135
         ((64, 64), 40, 2),
         ((64, 64), 2, 1),
@@ -176,31 +174,38 @@ def test_volumes_become_coarser_along_fine_axes_first(
 def test_a_batch_is_no_more_than_5_percent_of_the_images(
     shape: tuple[int, ...], number: int, batch: int
 ) -> None:
-    assert value(draft(measured(shape, number)), "training.batch_size") == batch
+    planned = draft(measured(shape, number))
+    assert value(planned, "training.batch_size") == batch
+    as_default = draft(measured(shape, number), recipe="default")
+    whole = 16 if len(shape) == 2 and number >= 500 else batch
+    assert value(as_default, "training.batch_size") == whole
 
 
 @pytest.mark.parametrize(
-    ("number", "where", "request_of", "short"),
+    ("shape", "number", "where", "request_of", "lacks"),
     [
-        (1500, CPU, {}, False),  # 135,000 images are seen
-        (300, CPU, {}, True),  # 27,000
-        (1500, CPU, {"hours": 0.5}, True),
-        (1500, CPU, {"hours": 2.5}, False),
-        (1500, CPU, {"budget_images": 54_000}, True),
-        (1500, CPU, {"budget_images": 54_001}, False),
-        (300, GPU, {"hours": 0.5}, False),
-        (300, CPU, {"family": "ddpm"}, False),
-        (300, CPU, {"goal": "compress"}, False),
+        ((64, 64), 1500, CPU, {}, True),  # 135,000 images are seen
+        ((64, 64), 300, CPU, {}, True),  # 27,000
+        ((64, 64), 1500, CPU, {"hours": 24}, True),
+        ((64, 64), 300, CPU, {"recipe": "default"}, False),
+        ((64, 64), 300, GPU, {"hours": 0.5}, False),
+        ((64, 64), 300, CPU, {"family": "ddpm"}, False),
+        ((64, 64), 300, CPU, {"goal": "compress"}, False),
+        ((32, 32), 1500, CPU, {}, False),
+        ((32, 32), 1500, CPU, {"hours": 2}, True),
+        ((32, 32), 1500, CPU, {"hours": 2.5}, False),
+        ((32, 32), 1500, CPU, {"budget_images": 54_000}, True),
+        ((32, 32), 1500, CPU, {"budget_images": 54_001}, False),
     ],
 )
-def test_a_short_training_takes_more_and_cheaper_steps(
-    number: int, where: Machine, request_of: dict[str, Any], short: bool
+def test_a_training_that_lacks_steps_takes_more_and_cheaper_ones(
+    shape: tuple[int, ...], number: int, where: Machine, request_of: dict[str, Any], lacks: bool
 ) -> None:
-    planned = draft(measured(number=number), where, **request_of)
+    planned = draft(measured(shape, number), where, **request_of)
     keys = ("model.num_res_blocks", "model.optimizer", "model.scheduler")
     expected = (1, {"lr": 2e-3, "betas": [0.9, 0.99]}, {"warmup_steps": 20})
-    assert [value(planned, key) for key in keys] == list(expected if short else [None] * 3)
-    if short:
+    assert [value(planned, key) for key in keys] == list(expected if lacks else [None] * 3)
+    if lacks and shape == (64, 64):
         assert value(planned, "model.wavelet_levels") == 1
         assert value(planned, "model.refinement_channels") == 16
         assert value(planned, "model.channels") == [32, 64, 96]
@@ -209,11 +214,11 @@ def test_a_short_training_takes_more_and_cheaper_steps(
         settings = planned.config()
         assert settings.model.faults(planned.image(settings)) == []
         assert settings.model.optimizer.model_dump()["lr"] == 2e-3
-    own = draft(measured(number=number), where, "model.optimizer.lr=1e-4", **request_of)
+    own = draft(measured(shape, number), where, "model.optimizer.lr=1e-4", **request_of)
     assert own.values["model"].get("optimizer", {"lr": 1e-4}) == {"lr": 1e-4}
 
 
-def test_a_short_training_without_wavelets_has_attention_at_the_coarsest_level_alone() -> None:
+def test_cheap_steps_without_wavelets_have_attention_at_the_coarsest_level_alone() -> None:
     planned = draft(measured(number=300), CPU, "model.wavelet_levels=0")
     assert value(planned, "model.refinement_channels") is None
     assert value(planned, "model.channels") == [32, 64, 64, 64]
@@ -223,13 +228,14 @@ def test_a_short_training_without_wavelets_has_attention_at_the_coarsest_level_a
 
 
 @pytest.mark.parametrize(
-    ("shape", "overrides"), [((32, 28), ()), ((64, 64), ("data.size=[32,32]",))]
+    ("shape", "overrides"), [((32, 32), ()), ((64, 64), ("data.size=[32,32]",))]
 )
-def test_small_pictures_of_a_short_training_have_a_small_network_in_pixels(
+def test_small_pictures_of_a_short_training_have_a_small_network(
     shape: tuple[int, ...], overrides: tuple[str, ...]
 ) -> None:
     planned = draft(measured(shape, 300), CPU, *overrides)
-    assert value(planned, "model.wavelet_levels") is None
+    assert value(planned, "model.wavelet_levels") == 1
+    assert value(planned, "model.refinement_channels") == 8
     assert value(planned, "model.channels") == [16, 32, 64]
     assert value(planned, "model.attention_from") == 2
     assert value(planned, "model.num_res_blocks") == 1
@@ -276,7 +282,8 @@ def test_volumes_on_a_cpu_are_made_of_wavelets_however_long_it_trains(hours: flo
 
 def test_processes_share_a_batch_evenly() -> None:
     three = Machine(torch.device("cpu"), int(16e9), 4, 3, "32-true")
-    assert value(draft(measured(), three), "training.batch_size") == 15
+    assert value(draft(measured(), three), "training.batch_size") == 6
+    assert value(draft(measured(), three, recipe="default"), "training.batch_size") == 15
 
 
 @pytest.mark.parametrize("number", [20, 400, 5000])
@@ -292,8 +299,8 @@ def test_no_plan_flips(number: int) -> None:
 @pytest.mark.parametrize(
     ("budget", "overrides", "augmented"),
     [
-        (36_000, (), False),  # 100 passes over 360 training images
-        (37_000, (), True),
+        (72_000, (), False),  # 200 passes over 360 training images
+        (73_000, (), True),
         (3_600, ("data.augmentation=[{name: RandomFlip, axes: 0}]",), True),
     ],
 )
@@ -304,7 +311,7 @@ def test_images_that_are_seldom_seen_are_not_augmented(
     planned = plan.planned(measured((64, 64), 400), CPU, request, None)
     assert bool(planned.settings.data.augmentation) == augmented
     reason = planned.by_key["data.augmentation"].reason
-    assert (reason == "100 passes are too few to make copies") != augmented
+    assert (reason == "200 passes are too few to make copies") != augmented
 
 
 def test_a_user_may_flip() -> None:
@@ -393,7 +400,7 @@ def test_what_gives_way_to_a_lack_of_memory(
 ) -> None:
     """The batch first, which changes nothing; the network last."""
     where = Machine(torch.device("cpu"), int((usable + 1e9) / 0.9) + 1, 4, 1, "32-true")
-    planned = draft(measured(), where)
+    planned = draft(measured(), where, recipe="default")
     assert rules.fit_memory(planned, needs)
     assert value(planned, "training.batch_size") == batch
     assert value(planned, "training.accumulate") == accumulate
@@ -463,7 +470,7 @@ def test_slices_of_volumes_are_planned_as_pictures() -> None:
     planned = draft(measured((64, 64, 40), 20), CPU, "data.slices=axial")
     assert value(planned, "data.size") == [64, 64]
     assert planned.num_images == 800
-    assert value(planned, "training.batch_size") == 16
+    assert value(planned, "training.batch_size") == 8
 
 
 def test_copies_are_warned_of() -> None:

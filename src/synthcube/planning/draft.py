@@ -32,6 +32,8 @@ class PlanRequest:
     hours: float | None = None
     budget_images: int | None = None
     overrides: tuple[str, ...] = ()
+    recipe: Literal["best", "default"] = "best"
+    """default: the network and learning rate of the family, also where steps are what lacks."""
 
 
 @dataclass(frozen=True, slots=True)

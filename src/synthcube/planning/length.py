@@ -1,4 +1,4 @@
-"""How long a plan trains, and the recipe of a training that is short."""
+"""How long a plan trains, and the recipe of a training that lacks steps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from synthcube.planning.draft import Draft, lookup
 from synthcube.training.config import TrainingConfig
 
 FLOOR_IMAGES = 27_000  # 20 epochs of 1,350 hands: the first good pictures (docs/results.md)
-SHORT_IMAGES = 2 * FLOOR_IMAGES
-"""Images seen by the longest training that is short; its recipe was measured with 31,000."""
-_SHORT_HOURS = 2.0
+_SHORT_IMAGES, _SHORT_HOURS = 2 * FLOOR_IMAGES, 2.0  # of small pictures
 _CEILING_IMAGES = {True: 2_000_000, False: 200_000}  # on a GPU, on a CPU
 _MANY_PASSES = 300
-_FEW_PASSES = 100  # of 50 hands, the held-out loss fell until the 210th (docs/recipes.md)
+_FEW_PASSES = 200  # of 50 hands, the held-out loss fell until the 210th (docs/recipes.md)
 _STEPS_BETWEEN = 200  # validations
 _SMALL_PICTURE = 32
 _DEFAULTS = TrainingConfig()
@@ -80,8 +78,8 @@ def choose_length(draft: Draft, seconds_an_image: float | None) -> None:
 def omit_augmentation(draft: Draft, seconds_an_image: float | None) -> bool:
     """Leave augmentation out where no image is seen often enough to be copied.
 
-    In a minute of drawn shapes it left the held-out loss at 0.154 in place of 0.119, for it took
-    a fifth of the time (docs/recipes.md).
+    In a minute of drawn shapes it left the held-out loss at 0.154 in place of 0.119, as it took a
+    fifth of the time (docs/recipes.md).
 
     Args:
         seconds_an_image: of a step without augmentation.
@@ -115,23 +113,23 @@ def _can_look_for_copies(draft: Draft) -> bool:
 def lacks_steps(draft: Draft) -> bool:
     """Whether a CPU has time for so few steps that more of them gain more than a wider network.
 
-    Of pictures in short trainings, of volumes always: the default network takes 40 CPU-seconds for
-    a step of four volumes of 48 x 56 x 32.
+    Of pictures of 64 x 64 and of volumes at any length that was tried (docs/recipes.md); small
+    pictures cost so little that a long training has steps enough.
     """
     request = draft.request
-    if draft.machine.is_gpu or request.goal != "generate":
+    if draft.machine.is_gpu or request.goal != "generate" or request.recipe == "default":
         return False
     if draft.family is not RectifiedFlowConfig or draft.is_fixed("model.start"):
         return False
-    if draft.rank == 3:
+    if not is_small(draft):
         return True
     if request.hours:
         return request.hours <= _SHORT_HOURS
-    return images_wanted(draft, None)[0] <= SHORT_IMAGES
+    return images_wanted(draft, None)[0] <= _SHORT_IMAGES
 
 
 def is_small(draft: Draft) -> bool:
-    """Whether pictures are so small that a step without wavelets costs as little."""
+    """Whether pictures are so small that a long training of a CPU has steps enough."""
     _, size = lookup(draft.fixed, "data.size")
     sides = size if isinstance(size, list) else draft.along_axes(draft.fingerprint.shape.highest)
     return draft.rank == 2 and max(sides) <= _SMALL_PICTURE
@@ -140,17 +138,19 @@ def is_small(draft: Draft) -> bool:
 def choose_recipe(draft: Draft) -> None:
     """Cheaper and more steps with a higher learning rate, where steps are what lacks.
 
-    Measured on hands for 25 minutes on one core (docs/recipes.md): nine times the steps of the
-    defaults, and better images by every measure but the spectrum. Of volumes of 48 x 56 x 32 it
-    takes twelve times the steps.
+    Measured on hands for 25 and 85 minutes on one core (docs/recipes.md): nine times the steps of
+    the defaults, and better images by every measure but the spectrum. Of volumes of 48 x 56 x 32
+    it takes twelve times the steps.
     """
     if not lacks_steps(draft):
         return
-    when, share, refinement = "short training", "a ninth", 16
+    when, share, refinement = "pictures on a CPU", "a ninth", 16
     if draft.rank == 3:
         when, share, refinement = "volumes on a CPU", "a twelfth", 8
+    elif is_small(draft):
+        when, share, refinement = "short training", "a part", 8
     reason = f"{when}: a step takes {share} of the time"
-    if not is_small(draft) and draft.choose("model.wavelet_levels", 1, reason):
+    if draft.choose("model.wavelet_levels", 1, reason):
         reason = "without a grid of the wavelets' blocks"
         draft.choose("model.refinement_channels", refinement, reason)
     draft.choose("model.num_res_blocks", 1, f"{when}: more steps matter more than weights")

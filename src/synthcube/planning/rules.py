@@ -38,7 +38,7 @@ MOST_TOKENS = 4096  # at the finest level with attention
 _BATCH_SHARE = 0.05  # of the images in one step (nnU-Net)
 _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 at 128^3
 _FEW_IMAGES = 500
-_SHORT_BATCH = 8
+_SMALL_BATCH = 8
 _CHANNELS_OF_BANDS = (32, 64, 96)  # of pictures (docs/recipes.md)
 _CHANNELS_OF_SMALL = (16, 32, 64)  # of pictures of 32 x 32 (docs/recipes.md)
 _NORM_GROUPS = 8  # of 32 channels and more
@@ -280,9 +280,7 @@ def _stated_channels(draft: Draft) -> tuple[bool, list[int]]:
 
 def _default_channels(draft: Draft) -> tuple[int, ...]:
     if draft.wavelet_levels and lacks_steps(draft):
-        return _CHANNELS_OF_BANDS
-    if lacks_steps(draft) and is_small(draft):
-        return _CHANNELS_OF_SMALL
+        return _CHANNELS_OF_SMALL if is_small(draft) else _CHANNELS_OF_BANDS
     default: tuple[int, ...] = draft.family.model_fields["channels"].default
     return default
 
@@ -322,9 +320,9 @@ def choose_batch(draft: Draft) -> None:
     """Images in a step: the default, but 5% of the data at most (nnU-Net), and 4 volumes."""
     number, rank = draft.num_training_images, draft.rank
     most = max(2, math.floor(_BATCH_SHARE * number))
-    short = lacks_steps(draft)
-    size = min(_SHORT_BATCH if short else DEFAULTS.batch_size, most)
-    reason = "short training: smaller batches, more steps" if short else "the default"
+    lacking = lacks_steps(draft)
+    size = min(_SMALL_BATCH if lacking else DEFAULTS.batch_size, most)
+    reason = "on a CPU: smaller batches, more steps" if lacking else "the default"
     if size == most:
         reason = f"at most 5% of the {number} training images"
     if rank == 3 and size > _VOLUME_BATCH:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from synthcube import config, environment, storage
@@ -278,17 +279,12 @@ def differences(settings: RunConfig, manifest: Manifest) -> list[str]:
         pinned.append(f"data.slices={settings.data.slices}")
     if settings.data.source_channels:
         pinned.append(f"data.source_channels={[*settings.data.source_channels]}")
-    # Not a plan for a short training: its recipe is a choice, and another one is no fault.
-    long = length.SHORT_IMAGES + 1
-    free = _drafted(
-        measured, where, PlanRequest(overrides=tuple(pinned), budget_images=long),
-        _longest_side(measured, where),
-    )  # fmt: skip
+    # The recipe of a CPU is a choice, and another one is no fault.
+    request = PlanRequest(overrides=tuple(pinned), recipe="default")
+    free = _drafted(measured, where, request, _longest_side(measured, where))
     size = settings.data.size or free.along_axes(measured.shape.median)
     pinned.append(f"data.size={[int(side) for side in size]}")
-    sized = _drafted(
-        measured, where, PlanRequest(overrides=tuple(pinned), budget_images=long), None
-    )
+    sized = _drafted(measured, where, replace(request, overrides=tuple(pinned)), None)
     lines = [*_data_differences(free, settings), *_step_differences(sized, settings)]
     seen = settings.training.max_epochs * free.num_training_images
     if seen < length.FLOOR_IMAGES:
