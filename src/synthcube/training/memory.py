@@ -34,7 +34,7 @@ Work = Callable[[Family, Batch], object]
 # Below this number of weights x voxels a real step is faster than a traced one.
 _REAL_STEP_LIMIT = 3e8
 # Resident memory of a host for each byte of a step that is alive at its peak: glibc keeps holes.
-_HOST_STEP, _HOST_RECOMPUTED = 1.33, 2.1
+_HOST_STEP, _HOST_RECOMPUTED = 1.38, 2.1
 _KEYS_SHOWN = 3
 _SHORTAGE_MESSAGES = (
     "out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator",
