@@ -277,9 +277,14 @@ def test_volumes_on_a_cpu_are_made_of_wavelets_however_long_it_trains(hours: flo
     assert value(on_gpu, "model.wavelet_levels") is None
 
 
-@pytest.mark.parametrize(("number", "batch"), [(1500, 16), (150, 6), (40, 2)])
-def test_a_batch_of_the_default_recipe_is_5_percent_at_most(number: int, batch: int) -> None:
-    planned = draft(measured(number=number), recipe="default")
+@pytest.mark.parametrize(
+    ("where", "number", "batch"),
+    [(CPU, 1500, 16), (CPU, 150, 13), (CPU, 40, 3), (GPU, 1500, 16), (GPU, 150, 6), (GPU, 40, 2)],
+)
+def test_a_batch_of_the_default_recipe_is_a_small_share_too(
+    where: Machine, number: int, batch: int
+) -> None:
+    planned = draft(measured(number=number), where, recipe="default")
     assert value(planned, "training.batch_size") == batch
 
 

@@ -36,7 +36,7 @@ _LEAST_COARSE = 4  # voxels along the shortest side of the coarsest level (nnU-N
 _LEAST_OF_THICK = 2  # of few thick slices: a level halves all sides, and the others are long
 MOST_TOKENS = 4096  # at the finest level with attention
 _BATCH_SHARE = 0.05  # of the images in one step (nnU-Net)
-_BATCH_SHARE_OF_STEPS = 0.1  # where steps are what lacks
+_BATCH_SHARE_ON_CPU = 0.1  # of pictures
 _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 at 128^3
 _FEW_IMAGES = 500
 _SMALL_BATCH = 8
@@ -320,12 +320,12 @@ def choose_depth(draft: Draft) -> None:
 def choose_batch(draft: Draft) -> None:
     """Images in a step: the default, but 5% of the data at most (nnU-Net), and 4 volumes.
 
-    Of pictures with a learning rate of few steps 10%: with 5 of 108 drawn shapes the model of the
-    demo made pieces, with 8 whole ones.
+    Of pictures on a CPU 10%: with 5 of 108 drawn shapes the model of the demo made pieces, with 8
+    whole ones.
     """
     number, rank = draft.num_training_images, draft.rank
     lacking = lacks_steps(draft)
-    share = _BATCH_SHARE_OF_STEPS if lacking and rank == 2 else _BATCH_SHARE
+    share = _BATCH_SHARE if rank == 3 or draft.machine.is_gpu else _BATCH_SHARE_ON_CPU
     most = max(2, math.floor(share * number))
     size = min(_SMALL_BATCH if lacking else DEFAULTS.batch_size, most)
     reason = "on a CPU: smaller batches, more steps" if lacking else "the default"
