@@ -322,6 +322,13 @@ def test_images_that_are_seldom_seen_are_not_augmented(
     assert (reason == "200 passes are too few to make copies") != augmented
 
 
+def test_without_augmentation_a_gpu_needs_no_workers() -> None:
+    for budget, workers in ((72_000, 0), (73_000, 4)):
+        request = PlanRequest(budget_images=budget)
+        planned = plan.planned(measured((64, 64), 400), GPU, request, None)
+        assert planned.settings.data.num_workers == workers
+
+
 def test_a_user_may_flip() -> None:
     planned = draft(measured(), CPU, "data.augmentation=[{name: RandomFlip, axes: 0}]")
     assert planned.config().data.augmentation[0].name == "RandomFlip"

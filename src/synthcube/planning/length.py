@@ -91,6 +91,8 @@ def omit_augmentation(draft: Draft, seconds_an_image: float | None) -> bool:
     if passes > _FEW_PASSES:
         return False
     draft.choose("data.augmentation", [], f"{passes} passes are too few to make copies")
+    if "data.num_workers" in draft.choices:  # chosen for the augmentation
+        draft.choose("data.num_workers", 0, "there is no augmentation to compute")
     return True
 
 
@@ -148,7 +150,7 @@ def choose_recipe(draft: Draft) -> None:
     if draft.rank == 3:
         when, share, refinement = "volumes on a CPU", "a twelfth", 8
     elif is_small(draft):
-        when, share, refinement = "short training", "a part", 8
+        when, share, refinement = "short training", "half", 8
     reason = f"{when}: a step takes {share} of the time"
     if draft.choose("model.wavelet_levels", 1, reason):
         reason = "without a grid of the wavelets' blocks"

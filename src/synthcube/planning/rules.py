@@ -39,7 +39,7 @@ _BATCH_SHARE = 0.05  # of the images in one step (nnU-Net)
 _BATCH_SHARE_ON_CPU = 0.1  # of pictures
 _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 at 128^3
 _FEW_IMAGES = 500
-_SMALL_BATCH = 8
+_BATCH_ON_CPU = 8  # of pictures
 _CHANNELS_OF_BANDS = (32, 64, 96)  # of pictures (docs/recipes.md)
 _CHANNELS_OF_SMALL = (16, 32, 64)  # of pictures of 32 x 32 (docs/recipes.md)
 _NORM_GROUPS = 8  # of 32 channels and more
@@ -320,14 +320,14 @@ def choose_depth(draft: Draft) -> None:
 def choose_batch(draft: Draft) -> None:
     """Images in a step: the default, but 5% of the data at most (nnU-Net), and 4 volumes.
 
-    Of pictures on a CPU 10%: with 5 of 108 drawn shapes the model of the demo made pieces, with 8
+    Of pictures on a CPU 10%: with 5 of 108 drawn shapes the model of the demo drew pieces, with 8
     whole ones.
     """
     number, rank = draft.num_training_images, draft.rank
     lacking = lacks_steps(draft)
     share = _BATCH_SHARE if rank == 3 or draft.machine.is_gpu else _BATCH_SHARE_ON_CPU
     most = max(2, math.floor(share * number))
-    size = min(_SMALL_BATCH if lacking else DEFAULTS.batch_size, most)
+    size = min(_BATCH_ON_CPU if lacking else DEFAULTS.batch_size, most)
     reason = "on a CPU: smaller batches, more steps" if lacking else "the default"
     if size == most:
         reason = f"at most {share:.0%} of the {number} training images"
