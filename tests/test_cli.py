@@ -136,6 +136,7 @@ def test_usage_errors_exit_with_2(cli) -> None:
     assert cli("infer", "-m", "x", "-o", "y", "-n", "0")[0] == 2
 
 
+@pytest.mark.slow
 def test_a_bug_shows_its_traceback_and_exits_with_1(tmp_path: Path) -> None:
     script = (
         "import synthcube.tasks.describe as d, sys\n"
@@ -160,6 +161,7 @@ def test_help_imports_nothing_heavy() -> None:
         assert f"\n\N{BOX DRAWINGS LIGHT VERTICAL} {command} " in done.stdout
 
 
+@pytest.mark.slow
 def test_garbage_is_collected_once_the_libraries_are_imported() -> None:
     script = """
 import gc

@@ -135,10 +135,10 @@ def _write_old_weights(folder: Path) -> None:
 
 
 def _marked(page: Path) -> Any:
-    """The pages that a newcomer reads first are quick tests, the others slow ones."""
-    is_quick = page.parent == ROOT or page.name == "getting-started.md"
+    """Pages with commands of ours, most of which train, are slow tests."""
+    is_slow = any(command.startswith("synthcube ") for command in commands(page))
     name = str(page.relative_to(ROOT))
-    return pytest.param(page, id=name, marks=() if is_quick else pytest.mark.slow)
+    return pytest.param(page, id=name, marks=pytest.mark.slow if is_slow else ())
 
 
 @pytest.mark.parametrize("page", [_marked(page) for page in PAGES])
@@ -248,6 +248,7 @@ def test_no_file_is_over_a_mebibyte() -> None:
     assert {name for name, size in sizes.items() if size > 1 << 20} == set()
 
 
+@pytest.mark.slow
 def test_the_python_examples_run(newcomer: Path, forks, monkeypatch: pytest.MonkeyPatch) -> None:
     words = "train -c workspace/config.yaml -d workspace/data -o demo-run"
     words += " --set training.max_epochs=1 --set model.num_sampling_steps=2"

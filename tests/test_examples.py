@@ -40,6 +40,7 @@ def test_there_is_an_example_of_every_family_in_2d_and_3d() -> None:
     assert names == {(name, rank) for name in registry.names() for rank in (2, 3)}
 
 
+@pytest.mark.slow
 def test_own_family_and_transform_train_and_reconstruct(tmp_path: Path, forks) -> None:
     data = write_phantoms(tmp_path / "data", num=8, size=(32, 32))
     own = ["--plugins", str(ROOT / "examples" / "plugins")]

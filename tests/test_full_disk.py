@@ -42,6 +42,7 @@ def fill(disk: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_wherever_a_training_fills_the_disk_it_says_so(
     small_disk: Path, tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:

@@ -245,6 +245,7 @@ def test_augmentation_keeps_classes_and_fills_in_background(scans: Path, tmp_pat
     assert not torch.equal(plain[:, 1], batch["image"][:, 1])
 
 
+@pytest.mark.slow
 def test_check_tells_masks_from_images(cli, scans: Path, tmp_path: Path) -> None:
     model = reading.dump({"model": registry.find("rectified_flow").tiny().model_dump(mode="json")})
     (tmp_path / "plain.yaml").write_text(model)

@@ -136,6 +136,7 @@ def test_export_takes_its_section_from_a_file(cli, first_stage, tmp_path: Path) 
     assert "Ours." in card
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize(
     ("data", "expected"),

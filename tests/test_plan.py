@@ -49,6 +49,7 @@ def test_a_plan_says_what_was_measured_chosen_why_and_what_it_costs(
     assert str(phantoms) not in json.dumps(measured) + text
 
 
+@pytest.mark.slow
 def test_the_plan_is_the_same_again_and_overwrites_only_plans(
     cli, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ def test_what_cannot_be_planned_is_said(words, message: str, cli, phantoms: Path
     assert message in err
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_not_there_is_planned_on_paper(cli, tmp_path: Path) -> None:
     data = write_phantoms(tmp_path / "data", num=60, size=(48, 48, 48)).parent
     path = tmp_path / "plan.yaml"
@@ -115,6 +117,7 @@ def test_a_machine_that_is_not_there_is_planned_on_paper(cli, tmp_path: Path) ->
     assert config.load(path).data.size == (32, 32, 32)
 
 
+@pytest.mark.slow
 def test_hours_choose_the_length_and_the_size(phantoms: Path, tmp_path: Path) -> None:
     data = write_phantoms(tmp_path / "data", num=40, size=(128, 128)).parent
 
@@ -137,6 +140,7 @@ def test_hours_choose_the_length_and_the_size(phantoms: Path, tmp_path: Path) ->
     assert short.cost.duration.steps == pytest.approx(3600, rel=0.01)
 
 
+@pytest.mark.slow
 def test_check_says_where_a_config_differs_from_the_plan(cli, tiny_config, tmp_path: Path) -> None:
     data = write_phantoms(tmp_path / "data", num=40, size=(64, 64)).parent
     words = ("check", "-c", tiny_config(), "-d", data)

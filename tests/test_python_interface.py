@@ -260,6 +260,7 @@ def test_names_are_public_and_import_nothing_heavy() -> None:
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.slow
 def test_a_program_without_its_own_log_sees_that_of_the_command(trained, tmp_path: Path) -> None:
     run, _ = trained("plain")
     shutil.copytree(run, tmp_path / "run")

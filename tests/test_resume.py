@@ -76,7 +76,7 @@ def assert_of_one_training(run: Path) -> None:
 # dcgan keeps no best checkpoint
 @pytest.mark.parametrize(
     ("family", "operations"),
-    [("rectified_flow", (0, 4, 9)), ("dcgan", (0, 7))],
+    [pytest.param("rectified_flow", (0, 4, 9), marks=pytest.mark.slow), ("dcgan", (0, 7))],
 )
 def test_a_kill_after_the_last_checkpoint_leaves_no_stale_model(
     family: str, operations: tuple[int, ...], two_epochs, tiny_config, phantoms, tmp_path: Path

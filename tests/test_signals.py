@@ -273,6 +273,7 @@ def resumed(tiny_config, phantoms: Path, tmp_path: Path) -> Resumed:
     return Resumed(tiny_config(), phantoms, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_signal_at_any_moment_of_a_resumed_run_ends_with_75(resumed: Resumed) -> None:
     for place in range(4):
         number = (signal.SIGTERM, signal.SIGUSR1)[place % 2]
@@ -289,6 +290,7 @@ def test_a_signal_at_fifty_five_moments_of_a_resumed_run(resumed: Resumed) -> No
 # -- output that nobody reads ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["init"], ["families"]])
 @pytest.mark.parametrize("stream", ["1", "1 and 2"])
 def test_output_that_nobody_reads_ends_a_command_as_it_does_others(
@@ -307,6 +309,7 @@ def test_output_that_nobody_reads_ends_a_command_as_it_does_others(
     assert (tmp_path / "err").read_text() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_full_disk_behind_the_output_is_one_sentence() -> None:
     with Path("/dev/full").open("w") as full:

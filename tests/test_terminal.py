@@ -58,6 +58,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 def test_a_training_on_a_terminal_and_in_a_log(
     tiny_config, data: Path, tmp_path: Path, forks
 ) -> None:
@@ -147,6 +148,7 @@ def test_ctrl_c_during_an_import_removes_the_bar(forks, tmp_path: Path) -> None:
     assert lines == ["stopped: Ctrl-C came while SynthCube was starting."]
 
 
+@pytest.mark.slow
 def test_colours_are_where_the_terminal_has_them(data: Path, tmp_path: Path, forks) -> None:
     words = ["check", "-c", tmp_path / "missing.yaml", "-d", data]
     shown = {

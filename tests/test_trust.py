@@ -361,6 +361,7 @@ def test_what_cannot_be_vouched_for(tmp_path: Path) -> None:
     assert plugins.vouched() == plugins.Vouched()
 
 
+@pytest.mark.slow
 def test_the_current_folder_takes_the_place_of_nothing(canary: Path, tmp_path: Path) -> None:
     for name in ("yaml", "pydantic", "monai", "torchio", "typer"):
         shutil.copy(tmp_path / "importable" / "canary_xyz.py", f"{name}.py")

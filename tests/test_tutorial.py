@@ -41,6 +41,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "docs"
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_and_shows_images(clone: Path, capsys) -> None:
     """As written, but for the length of the training."""
     cells = code_cells(json.loads(TUTORIAL.read_text(encoding="utf-8")))

@@ -89,6 +89,7 @@ def test_predictions_of_another_range_teach_less(sides) -> None:
     assert measures["accuracy_synthetic"].value < measures["accuracy_real"].value - 0.2
 
 
+@pytest.mark.slow
 def test_without_training_data_half_of_the_labels_teach(sides) -> None:
     predictions, labels, _ = sides()
     section = usefulness(predictions, labels, None, 0)

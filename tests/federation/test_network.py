@@ -246,6 +246,26 @@ def test_a_server_without_tls_is_named(study, tmp_path: Path) -> None:
         thread.join()
 
 
+def test_each_reason_why_the_coordinator_is_away_is_told_once(study, monkeypatch, caplog) -> None:
+    class Breaking(Client):
+        reasons = iter(["Connection refused", "Connection refused", "Handshake failed"] * 2)
+
+        def _connection(self) -> http.client.HTTPConnection:
+            if reason := next(self.reasons, ""):
+                raise OSError(0, reason)
+            raise RefusalError("over", "over")
+
+    monkeypatch.setattr("synthcube.federation.client._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("synthcube.federation.client._LONGEST_PAUSE_S", 0.001)
+    tls = identity.client_context(study["site-a"])
+    with pytest.raises(RefusalError):
+        Breaking("127.0.0.1:1", tls, "site-a", PLAN.sha256, 1.0).state()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The coordinator at 127.0.0.1:1 is away ({reason}); trying again."
+        for reason in ("Connection refused", "Handshake failed")
+    ]
+
+
 def test_another_plan_is_refused_at_the_door(network) -> None:
     with network() as running:
         with pytest.raises(RefusalError, match=f"the plan is {PLAN.sha256[:12]}, not 111111111111"):

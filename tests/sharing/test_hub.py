@@ -264,6 +264,7 @@ def test_no_network(published, cli, monkeypatch, tmp_path) -> None:
     assert cli("infer", "-m", pinned, "-n", 1, "-o", tmp_path / "two")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_an_address_and_records_its_commit(
     published, cli, tiny_config, phantoms, first_stage, tmp_path
 ) -> None:

@@ -157,6 +157,7 @@ def test_a_model_of_other_voxels_fills_the_void_on_the_grid_of_the_file(
     assert "case: 1 voxels of the mask lie outside of what the model sees" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_missing_contrast_decides_the_model(
     synthesizer: Path, brats: ModuleType, tmp_path: Path
 ) -> None:

@@ -261,6 +261,7 @@ def test_the_server_steps_from_the_weights_that_the_sites_began_with(
         simulate(config, phantoms, tmp_path / "no", server_optimizer={"name": "sgd", "lr": 0})
 
 
+@pytest.mark.slow
 def test_the_server_keeps_the_moving_average_and_sites_send_half_as_much(
     tiny_config, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

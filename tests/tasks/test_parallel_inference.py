@@ -37,6 +37,7 @@ def launched(forks):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "family"),
     [("generate", "ddpm"), ("translate", "rectified_flow"), ("reconstruct", "vqvae")],
@@ -94,6 +95,7 @@ def test_the_folder_is_taken_once_and_again_for_the_same(
     assert digests(out) == before
 
 
+@pytest.mark.slow
 def test_a_failure_in_one_process_fails_all_and_is_said_once(
     trained: Path, cli, tmp_path: Path, two: Path, launched
 ) -> None:

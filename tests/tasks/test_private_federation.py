@@ -48,6 +48,7 @@ def budget(run: Path) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.slow
 def test_each_site_spends_what_its_own_subjects_and_all_rounds_come_to(
     tiny_config, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

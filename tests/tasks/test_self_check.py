@@ -18,6 +18,7 @@ from synthcube.tasks.self_check import SelfCheckError, self_check
 STEPS = ("phantoms", "train", "infer", "evaluate", "export", "verify", "open in Python")
 
 
+@pytest.mark.slow
 def test_every_family_goes_the_whole_way_in_2d_and_3d(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

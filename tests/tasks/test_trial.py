@@ -82,6 +82,7 @@ def test_conditions_of_few_images_are_those_of_all(
     assert "and 1 validation images" in err
 
 
+@pytest.mark.slow
 def test_two_processes_try_together(tiny_config, phantoms: Path, tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "synthcube", "train", "-c", str(tiny_config()), "-d", str(phantoms),

@@ -181,6 +181,7 @@ def test_a_really_compiled_model_is_used_where_there_is_no_compiler(
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_is_refused_at_start(
     tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:

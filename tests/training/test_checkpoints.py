@@ -100,6 +100,7 @@ def epochs(run: Path) -> list[tuple[str, str, str]]:
     return [row for row in rows if row[1] or row[2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", registry.names())
 def test_a_training_killed_within_epochs_ends_with_the_same_bits(
     family: str, tiny_config, phantoms: Path, tmp_path: Path
@@ -189,6 +190,7 @@ def test_a_signal_breaks_off_a_picture_but_not_the_training_of_the_epoch(
     assert_equal(tmp_path / "straight", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

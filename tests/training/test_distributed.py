@@ -53,6 +53,7 @@ def test_two_processes_end_with_the_same_weights_to_the_bit(
     assert log.count("epoch 1/2  step") == 2, "one process speaks"
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(
     tiny_config, phantoms: Path, tmp_path: Path, forks
 ) -> None:
@@ -67,6 +68,7 @@ def test_two_processes_learn_what_one_does(
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_training_of_two_goes_on(
     tiny_config, phantoms: Path, tmp_path: Path, forks
 ) -> None:
@@ -87,6 +89,7 @@ def test_a_killed_training_of_two_goes_on(
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
+@pytest.mark.slow
 def test_a_bad_loss_in_one_process_is_said_once_with_its_files(
     tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_resumed_run_goes_on_in_the_same_tensorboard_folder(
     assert max(point.value for point in points) < 99
 
 
+@pytest.mark.slow
 def test_wandb_writes_one_run_and_sends_nothing(
     tiny_config, phantoms: Path, tmp_path: Path, caplog
 ) -> None:

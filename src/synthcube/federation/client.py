@@ -114,6 +114,7 @@ class Client:
     def _patiently(self, work: Callable[[], T]) -> T:
         """The result of `work`, tried again while the coordinator cannot be reached."""
         pause, end = _FIRST_PAUSE_S, time.monotonic() + 60 * self.patience_minutes
+        told: set[str] = set()
         while True:
             try:
                 return work()
@@ -131,7 +132,8 @@ class Client:
                         f"{self.patience_minutes:g} minutes ({reason}). Nothing is lost: the same "
                         "command goes on."
                     ) from error
-                if pause == _FIRST_PAUSE_S:
+                if reason not in told:
+                    told.add(reason)
                     log.warning("The coordinator at %s is away (%s); trying again.",
                                 self.address, reason)  # fmt: skip
                 time.sleep(pause)

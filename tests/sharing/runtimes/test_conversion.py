@@ -74,11 +74,13 @@ def test_every_family_makes_the_images_of_torch(name, rank, runtime, family, tmp
     agrees(family(name, rank, conditions=name in SAMPLERS), tmp_path, runtime)
 
 
+@pytest.mark.slow
 def test_the_flow_follows_its_conditions_with_guidance(family, tmp_path) -> None:
     model = family("rectified_flow", conditions=True, guidance=3.0, num_sampling_steps=4)
     agrees(model, tmp_path, "openvino")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [
@@ -100,6 +102,7 @@ def test_what_translates_is_converted_with_its_source(keys, family, tmp_path) ->
     assert not torch.allclose(other, expected, atol=WITHIN)
 
 
+@pytest.mark.slow
 def test_what_a_decoder_runs_in_tiles_with_shared_norms_stays_in_torch(family, tmp_path) -> None:
     whole, tiled = family("autoencoder_kl"), family("autoencoder_kl", decode_voxels=64)
     expected = images(tiled, 2, batch=2)
@@ -141,6 +144,7 @@ def test_smaller_weights_tell_how_far_off_they_are(weights, largest, family, tmp
     torch.testing.assert_close(images(again, 4, batch=2), expected, atol=2 * largest, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_flow_with_weights_in_8_bits(family, tmp_path) -> None:
     model = family("rectified_flow", conditions=True, num_sampling_steps=2)
     expected = images(model, 2, batch=2)

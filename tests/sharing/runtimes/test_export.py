@@ -25,7 +25,7 @@ def pixels(folder: Path) -> list[np.ndarray]:
     return [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))]
 
 
-@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+@pytest.mark.parametrize("runtime", [pytest.param("openvino", marks=pytest.mark.slow), "onnx"])
 def test_infer_makes_the_same_pictures(runtime, converted, cli, tmp_path) -> None:
     model = converted("rectified_flow", "openvino", "onnx")
     words = ("infer", "-m", model, "-n", 5, "--seed", 3, "--set-nothing")[:-1]
@@ -59,6 +59,7 @@ def test_the_yaml_chooses_the_runtime(converted, cli, tmp_path) -> None:
     assert "holds other images" in err
 
 
+@pytest.mark.slow
 def test_processes_share_the_images(converted, cli, tmp_path) -> None:
     model = converted("rectified_flow", "openvino", "onnx")
     words = ("infer", "-m", model, "-n", 4, "--batch_size", 2, "--runtime", "openvino")
@@ -283,6 +284,7 @@ assert len(heard) == 18, heard
 """
 
 
+@pytest.mark.slow
 def test_signals_are_heard_after_networks_have_gone(converted) -> None:
     """With an engine for each network, OpenVINO 2026.4 leaves a signal stack that is not there."""
     folder = converted("dcgan", "openvino")
