@@ -29,7 +29,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--begin-within", type=float, metavar="SECONDS",
-        help="skip the tests that have not begun by then; see --order",
+        help="skip the slow tests that have not begun by then; see --order",
     )  # fmt: skip
     parser.addoption(
         "--gpu-tests-on", choices=["gpu", "cpu"], default="gpu",
@@ -48,7 +48,8 @@ _BEGAN = time.monotonic()
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     limit_s = item.config.getoption("--begin-within")
-    if limit_s is not None and time.monotonic() - _BEGAN > limit_s:
+    is_late = limit_s is not None and time.monotonic() - _BEGAN > limit_s
+    if is_late and item.get_closest_marker("slow"):
         pytest.skip(f"{NO_TIME}: not begun within {limit_s:g} s")
 
 

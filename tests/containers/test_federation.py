@@ -17,6 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="root alone can be several users")
+SLOW_FEDERATIONS = (
+    ("rectified_flow", 5, "https"), ("latent_diffusion", 2, "https"),
+    ("latent_diffusion", 5, "https"), ("dcgan", 2, "https"), ("dcgan", 5, "https"),
+    ("rectified_flow", 2, "flower"),
+)  # fmt: skip
 FIRST_USER = 20_000
 SECRET = "Erika-Mustermann"
 ALIKE = ["training.max_epochs=2", "training.sample_every_n_epochs=0", "training.batch_size=4"]
@@ -124,9 +129,9 @@ def study(
 @pytest.mark.parametrize(
     ("family", "number", "engine"),
     [
-        *((family, number, "https")
-          for family in ("rectified_flow", "latent_diffusion", "dcgan") for number in (2, 5)),
-        ("rectified_flow", 2, "flower"),
+        ("rectified_flow", 2, "https"),
+        *(pytest.param(family, number, engine, marks=pytest.mark.slow)
+          for family, number, engine in SLOW_FEDERATIONS),
     ],
 )  # fmt: skip
 def test_users_in_containers_come_to_the_bits_of_the_simulation(

@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from synthcube import __version__
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
@@ -84,6 +86,7 @@ def test_help_comes_at_once(docker) -> None:
     assert min(seconds() for _ in range(4)) <= 1.5
 
 
+@pytest.mark.slow
 def test_the_image_checks_itself(docker) -> None:
     done = docker(["self-check"], {}, flags=("--rm", "--network=none"))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -199,7 +199,9 @@ def _pass_through(client: Client, benchmark: Path, folder: Path) -> dict[str, di
     return {name: hashes(path) for name, path in written.items()}
 
 
-@pytest.mark.parametrize("platform", ["docker_client", "singularity_client"])
+@pytest.mark.parametrize(
+    "platform", ["docker_client", pytest.param("singularity_client", marks=pytest.mark.slow)]
+)
 def test_a_benchmark_runs_as_the_client_runs_it_and_again(
     platform: str, benchmark: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -258,6 +260,7 @@ def _mlcube_tasks(mlcube, last: list[str], benchmark: Path, tree: Path) -> Path:
     return evaluator
 
 
+@pytest.mark.slow
 def test_mlcube_runs_the_same_files(mlcube, podman, benchmark: Path, tmp_path: Path) -> None:
     evaluator = _mlcube_tasks(mlcube, podman, benchmark, tmp_path)
     assert yaml.safe_load((evaluator / "workspace" / "results" / "results.yaml").read_text())

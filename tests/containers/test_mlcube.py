@@ -68,6 +68,7 @@ def mounted(tool: str, image: str) -> str:
     return shown.stdout
 
 
+@pytest.mark.slow
 def test_defaults_from_the_top_and_from_within_and_again(
     mlcube, podman, tool: str, image: str, tree: Path, known
 ) -> None:
@@ -140,6 +141,7 @@ def test_another_workspace(mlcube, podman, tree: Path, inputs: Path, own_config,
     assert {path.name for path in (tree / "workspace").iterdir()} == {"config.yaml", "data"}
 
 
+@pytest.mark.slow
 def test_singularity_makes_the_same_images(
     mlcube, tree: Path, sif: Path, inputs: Path, own_config: Path, expected, known
 ) -> None:
@@ -225,6 +227,7 @@ def test_what_mlcube_itself_refuses(mlcube, podman, tree: Path) -> None:
     assert "Unknown tasks have been requested" in done.stderr
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_runs(
     mlcube, podman, tree: Path, own_config: Path, request: pytest.FixtureRequest
 ) -> None:

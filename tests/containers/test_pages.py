@@ -79,6 +79,7 @@ def test_podman(newcomer: Path, tool: str, image: str) -> None:
     assert len(list((newcomer / "outputs" / "images" / "images").iterdir())) == 16
 
 
+@pytest.mark.slow
 def test_singularity(newcomer: Path, sif: Path) -> None:
     if os.getuid():
         pytest.skip("singularity gives a network of its own to root alone")

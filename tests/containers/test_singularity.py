@@ -83,6 +83,7 @@ def test_caches_in_tmp_stay_for_the_next_time(sif: Path, tmp_path: Path) -> None
     assert _caches(sif, tmp_path) == caches
 
 
+@pytest.mark.slow
 def test_it_tests_itself(sif: Path) -> None:
     done = subprocess.run(["singularity", "test", "-eC", str(sif)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

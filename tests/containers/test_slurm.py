@@ -196,7 +196,9 @@ def test_tasks_of_a_job_share_one_training(
 
 
 @pytest.mark.parametrize(
-    ("script", "tasks"), [("one_gpu.sbatch", 1), ("one_node.sbatch", 2)], ids=["one", "two tasks"]
+    ("script", "tasks"),
+    [("one_gpu.sbatch", 1), pytest.param("one_node.sbatch", 2, marks=pytest.mark.slow)],
+    ids=["one", "two tasks"],
 )
 def test_the_signal_saves_and_sends_the_job_back_and_it_continues(
     script: str, tasks: int, slurm, sif: Path, inputs: Path, tmp_path: Path

@@ -461,6 +461,65 @@ def test_length(number: int, request_of: dict[str, Any], seconds: Any, epochs: i
 
 
 @pytest.mark.parametrize(
+    ("images", "overrides", "decay"),
+    [
+        (13_500, (), 0.999),  # 1,687 steps: the ramp is at 0.995
+        (80_000, (), 0.999),
+        (160_000, (), 0.9995),  # 20,000 steps of 8 images
+        (8_000_000, (), 0.9999),
+        (160_000, ("training.accumulate=4",), 0.999),
+        (160_000, ("training.ema.decay=0.9",), 0.9),
+    ],
+)
+def test_the_average_is_over_a_tenth_of_the_steps(
+    images: int, overrides: tuple[str, ...], decay: float
+) -> None:
+    planned = draft(measured(number=1600), CPU, *overrides, budget_images=images)
+    length.choose_length(planned, None)
+    length.choose_average(planned)
+    average = planned.config().training.ema
+    assert average
+    assert average.decay == pytest.approx(decay, abs=1e-5)
+
+
+def test_no_average_stays_none() -> None:
+    planned = draft(measured(), CPU, "training.ema=null")
+    length.choose_average(planned)
+    assert planned.choices["training.ema"].by_user
+    assert planned.config().training.ema is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "others", "slices", "false_alarms"),
+    [
+        ((64, 64), {"number": 1500}, None, None),
+        ((64, 64), {"number": 400}, None, 0.025),  # 40 held out
+        ((48, 48, 32), {"number": 400}, 8, 0.025),
+        ((192, 192, 4), {"number": 1500}, 4, None),
+        ((64, 64), {"number": 1}, None, None),  # nothing is held out
+        ((64, 64), {"number": 30, "splits": {"train": 20, "validation": 10}}, None, 0.091),
+    ],
+)
+def test_what_is_compared_of_the_images(
+    shape: tuple[int, ...], others: dict[str, Any], slices: int | None, false_alarms: float | None
+) -> None:
+    planned = draft(measured(shape, **others))
+    rules.choose_evaluation(planned)
+    assert value(planned, "evaluation.slices_per_plane") == slices
+    assert value(planned, "evaluation.copy_false_alarms") == false_alarms
+    planned.config()
+
+
+@pytest.mark.parametrize("number", [5, 17, 40, 98])
+def test_the_planned_false_alarms_can_be_told(number: int) -> None:
+    others = {"number": 200, "splits": {"train": 200 - number, "validation": number}}
+    planned = draft(measured(**others))
+    rules.choose_evaluation(planned)
+    rate = planned.config().evaluation.copy_false_alarms
+    assert int(rate * (number + 1)) == 1  # else memorisation.calibrate warns
+
+
+@pytest.mark.parametrize(
     ("others", "overrides", "looks"),
     [
         ({"splits": {"train": 36, "validation": 4}}, (), True),

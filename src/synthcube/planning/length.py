@@ -7,7 +7,7 @@ import math
 from synthcube.models.families.rectified_flow import RectifiedFlowConfig
 from synthcube.planning.cost import draws_images
 from synthcube.planning.draft import Draft, lookup
-from synthcube.training.config import TrainingConfig
+from synthcube.training.config import EMAConfig, TrainingConfig
 
 FLOOR_IMAGES = 27_000  # 20 epochs of 1,350 hands: the first good pictures (docs/results.md)
 _SHORT_IMAGES, _SHORT_HOURS = 2 * FLOOR_IMAGES, 2.0  # of small pictures
@@ -16,6 +16,8 @@ _MANY_PASSES = 300
 _FEW_PASSES = 200  # of 50 hands, the held-out loss fell until the 210th (docs/recipes.md)
 _STEPS_BETWEEN = 200  # validations
 _SMALL_PICTURE = 32
+_AVERAGED_SHARE = 0.1  # of the steps, by the last average
+_SLOWEST_AVERAGE = 0.9999
 _DEFAULTS = TrainingConfig()
 
 
@@ -73,6 +75,28 @@ def choose_length(draft: Draft, seconds_an_image: float | None) -> None:
                 "training.early_stop", {"metric": "copies", "num_images": drawn},
                 f"{epochs:,} passes: stop when drawn images are copies",
             )  # fmt: skip
+
+
+def num_steps(draft: Draft) -> int:
+    """Steps of the optimizer in the planned epochs."""
+    training = draft.config().training
+    batches = max(1, draft.num_training_images // training.batch_size)
+    return training.max_epochs * math.ceil(batches / training.accumulate)
+
+
+def choose_average(draft: Draft) -> None:
+    """The moving average of the weights: over the last tenth of the steps.
+
+    EDM2 (Karras et al. 2024, arXiv 2312.02696) finds the best average about as wide. The ramp of
+    the decay keeps this share up to 10,000 steps; longer trainings need a slower decay for it.
+    """
+    steps = num_steps(draft)
+    default = EMAConfig().decay
+    decay = min(_SLOWEST_AVERAGE, round(1 - 1 / (_AVERAGED_SHARE * steps), 5))
+    reason = f"averages over a tenth of the {steps:,} steps"
+    if decay <= default:
+        decay, reason = default, "the default: its ramp averages over a tenth of the steps so far"
+    draft.choose("training.ema", {"decay": decay}, reason)
 
 
 def omit_augmentation(draft: Draft, seconds_an_image: float | None) -> bool:

@@ -1,8 +1,7 @@
 """The rules of `synthcube plan`: each chooses keys of the config, with a reason for the user.
 
-A rule that was not measured in this project names its source. Averages and samplers are no choice
-of a plan, nor are learning rates and schedules but where steps are what lacks (length.py): the
-family's defaults hold.
+A rule that was not measured in this project names its source. Learning rates and schedules are
+chosen where steps are what lacks (length.py); else the family's defaults hold.
 
 No rule ever adds a flip: across the body's midline it would put the liver on the left.
 """
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from synthcube.errors import ConfigError, SynthCubeError
+from synthcube.evaluation.config import EvaluationConfig
 from synthcube.models.families.autoencoder_kl import AutoencoderKLConfig
 from synthcube.models.families.rectified_flow import RectifiedFlowConfig
 from synthcube.models.nets.unet import UNetFields
@@ -46,6 +46,7 @@ _NORM_GROUPS = 8  # of 32 channels and more
 _ANISOTROPIC = 3.0
 _MOST_VALIDATED = 2000
 _FEW_OF_A_CLASS = 10
+_MOST_FALSE_ALARMS = 0.3
 
 
 def choose_model(draft: Draft) -> None:
@@ -433,6 +434,24 @@ def choose_sampling(draft: Draft, image: ImageSpec, bytes_of: Callable[[int], in
     while size > 1 and bytes_of(size) > draft.machine.usable:
         size //= 2
     draft.choose("sampling.batch_size", size, "images that the memory holds at once, without steps")
+
+
+def choose_evaluation(draft: Draft) -> None:
+    """Slices of volumes, and the rate of false alarms that the held-out images can tell."""
+    measured, data = draft.fingerprint, draft.values["data"]
+    size = data.get("size") or data.get("patches")
+    if size and draft.rank == 3:
+        slices = min(EvaluationConfig().slices_per_plane, *size)
+        reason = "evenly spaced; volumes are compared by their slices"
+        draft.choose("evaluation.slices_per_plane", slices, reason)
+    share = data.get("validation_fraction", 0)
+    if measured.splits:
+        share = measured.splits.get("validation", 0) / measured.num_images
+    held_out = round(draft.num_images * share)
+    rarest = math.ceil(1000 / (held_out + 1)) / 1000
+    if EvaluationConfig().copy_false_alarms < rarest < _MOST_FALSE_ALARMS:
+        reason = f"{held_out} held-out images cannot tell a rarer false alarm of copies"
+        draft.choose("evaluation.copy_false_alarms", rarest, reason)
 
 
 def warn_of_data(draft: Draft) -> None:

@@ -14,7 +14,7 @@ from synthcube.planning.cost import Duration, StepTime
 from synthcube.planning.draft import Choice, Machine
 
 HEADING = "# Planned by synthcube"
-_SECTIONS = ("model", "data", "training", "sampling", "compute")
+_SECTIONS = ("model", "data", "training", "sampling", "evaluation", "compute")
 _WIDTH = 100
 
 

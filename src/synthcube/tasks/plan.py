@@ -82,6 +82,7 @@ def planned(
     if length.omit_augmentation(draft, _seconds_an_image(draft, bare)):
         timed = bare
     length.choose_length(draft, _seconds_an_image(draft, timed))
+    length.choose_average(draft)
     return _finished(draft, timed)
 
 
@@ -132,6 +133,7 @@ def _drafted(
         rules.choose_sampling(
             draft, image, lambda size: cost.sampling_bytes(settings, image, size, mixed)
         )
+        rules.choose_evaluation(draft)
     return draft
 
 
@@ -174,7 +176,6 @@ def _finished(draft: Draft, timed: StepTime | None) -> Plan:
     mixed = draft.machine.precision.endswith("-mixed")
     draws = cost.draws_images(settings, image)
     training = settings.training
-    batches = max(1, draft.num_training_images // training.batch_size)
     seen = training.max_epochs * draft.num_training_images
     duration = cost.duration(draft, settings, timed) if timed else None
     if timed and seen < length.FLOOR_IMAGES and draft.request.hours:
@@ -194,7 +195,7 @@ def _finished(draft: Draft, timed: StepTime | None) -> Plan:
         sampling_bytes=cost.sampling_bytes(settings, image, settings.sampling.batch_size, mixed)
         if draws
         else None,
-        steps=training.max_epochs * math.ceil(batches / training.accumulate),
+        steps=length.num_steps(draft),
         weights=sum(weight.numel() for weight in settings.model.build(image).parameters()) * 4,
         timed=timed,
         duration=duration,
