@@ -184,8 +184,13 @@ def test_python_takes_them_for_one_call(conditional: Path) -> None:
 @pytest.mark.parametrize("family", registry.names())
 def test_every_family_names_its_settings_and_keeps_the_rest(family: str) -> None:
     config = registry.find(family).tiny()
+    if "autoguidance" in type(config).model_fields:
+        config = config.model_copy(update={"autoguidance_from": 0.25})
     settings = config.sampling()
-    changed = {"guidance": 2.5, "sampler": settings.get("sampler"), "steps": 7, "truncation": 0.25}
+    changed = {
+        "guidance": 2.5, "autoguidance": 1.5, "sampler": settings.get("sampler"), "steps": 7,
+        "truncation": 0.25,
+    }  # fmt: skip
     changed = {key: changed[key] for key in settings}
     other = config.with_sampling(changed)
     assert other.sampling() == changed

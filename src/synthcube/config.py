@@ -93,6 +93,13 @@ class SamplingConfig(Schema):
         le=100,
         description="How strictly conditions are followed; null: model.guidance.",
     )
+    autoguidance: float | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="How far images are driven away from what earlier weights would make, of a "
+        "model that keeps some; 1: not at all, in half the time; null: model.autoguidance.",
+    )
     sampler: str | None = Field(
         default=None, description="How images are drawn; null: the sampler of the model."
     )

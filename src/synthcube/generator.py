@@ -208,6 +208,7 @@ class Generator:
         condition: Conditions = None,
         batch_size: int | None = None,
         guidance: float | None = None,
+        autoguidance: float | None = None,
         sampler: str | None = None,
         steps: int | None = None,
         truncation: float | None = None,
@@ -225,6 +226,7 @@ class Generator:
                 of each; conditions that are left out are drawn from each image's seed.
             batch_size: images made at once; that of the config by default.
             guidance: how strictly conditions are followed; 1: as learned.
+            autoguidance: how far images are driven away from what earlier weights would make.
             sampler, steps: how images are drawn, such as "heun" in 10.
             truncation: spread of stylegan's styles, 0 to 1.
 
@@ -247,7 +249,13 @@ class Generator:
                 "reconstruct, or translate for one that makes images out of others."
             )
         self._model.sample_with(
-            {"guidance": guidance, "sampler": sampler, "steps": steps, "truncation": truncation}
+            {
+                "guidance": guidance,
+                "autoguidance": autoguidance,
+                "sampler": sampler,
+                "steps": steps,
+                "truncation": truncation,
+            }
         )
         texts = _texts(condition, n)
         seeds, values = seeded_conditions(self.image.conditions, texts, seed)
@@ -267,6 +275,7 @@ class Generator:
         condition: Conditions = None,
         batch_size: int | None = None,
         guidance: float | None = None,
+        autoguidance: float | None = None,
         sampler: str | None = None,
         steps: int | None = None,
         truncation: float | None = None,
@@ -276,7 +285,8 @@ class Generator:
         Args:
             images: a folder or a CSV of images, or (N, C, *spatial) in [-1, 1]; of the model's
                 source channels alone, or of all channels as in its training.
-            seed, batch_size, guidance, sampler, steps, truncation: as of :meth:`sample`.
+            seed, batch_size, guidance, autoguidance, sampler, steps, truncation: as of
+                :meth:`sample`.
             condition: the conditions of all images, or a list with those of each, over those in
                 the columns of a CSV; what is in neither is left open.
 
@@ -291,7 +301,13 @@ class Generator:
                 "data.source_channels): use sample or reconstruct."
             )
         self._model.sample_with(
-            {"guidance": guidance, "sampler": sampler, "steps": steps, "truncation": truncation}
+            {
+                "guidance": guidance,
+                "autoguidance": autoguidance,
+                "sampler": sampler,
+                "steps": steps,
+                "truncation": truncation,
+            }
         )
         if isinstance(images, torch.Tensor):
             originals, specs = images.float(), (self.image,) * len(images)

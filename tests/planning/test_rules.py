@@ -324,7 +324,8 @@ def test_images_that_are_seldom_seen_are_not_augmented(
 
 def test_without_augmentation_a_gpu_needs_no_workers() -> None:
     for budget, workers in ((72_000, 0), (73_000, 4)):
-        request = PlanRequest(budget_images=budget)
+        small = ("model.channels=[8,8]", "model.num_res_blocks=1")
+        request = PlanRequest(budget_images=budget, overrides=small)
         planned = plan.planned(measured((64, 64), 400), GPU, request, None)
         assert planned.settings.data.num_workers == workers
 

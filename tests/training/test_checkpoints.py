@@ -199,8 +199,9 @@ def test_a_signal_breaks_off_a_picture_but_not_the_training_of_the_epoch(
         ["training.validate_every_n_epochs=2"],
         ["model.scheduler={name: reduce_on_plateau, patience: 0, threshold: 10.0}",
          "data.validation_fraction=0"],
+        ["model.autoguidance_from=0.4"],
     ],
-    ids=["workers", "no validation", "epochs without validation", "plateau"],
+    ids=["workers", "no validation", "epochs without validation", "plateau", "autoguidance"],
 )  # fmt: skip
 @pytest.mark.parametrize("step", [2, 4])
 def test_whatever_the_training_it_goes_on_exactly(

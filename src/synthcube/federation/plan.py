@@ -127,6 +127,8 @@ def federated(settings: RunConfig, *, epochs: int, average: WhereAveraged = "sit
     """
     training, compute, model = settings.training, settings.compute, settings.model
     faults = [f"model.name {model.name}: {model.not_averaged}"] if model.not_averaged else []
+    if model.earlier_share():
+        faults.append("model.autoguidance_from: sites keep no earlier weights; leave it out")
     if training.privacy and training.privacy.delta is None:
         faults.append(
             "training.privacy.delta: state it, such as 1e-5; without it each site would take "

@@ -111,7 +111,7 @@ class FamilyConfig(Schema, ABC):
         """A copy that draws images with other settings; those that are None stay.
 
         Args:
-            settings: guidance, sampler, steps and truncation.
+            settings: those of SAMPLING_KEYS.
 
         Raises:
             ConfigError: this family has no such setting, or not this value of it.
@@ -119,9 +119,13 @@ class FamilyConfig(Schema, ABC):
         return with_sampling(self, settings, self.name)
 
     def sampling(self) -> dict[str, Any]:
-        """The settings that images are drawn with: of guidance, sampler, steps and truncation those
-        that this family has."""
+        """The settings that images are drawn with: those of SAMPLING_KEYS that this family has."""
         return sampling_of(self)
+
+    def earlier_share(self) -> float:
+        """Share of the training after which the averaged weights of the family's `network` are kept
+        in its `earlier` (models/nets/autoguidance.py); 0: they are not."""
+        return 0.0
 
     def optimizes_by_hand(self) -> bool:
         """Whether several networks are trained, each with its own optimizer."""
@@ -160,7 +164,7 @@ class FamilyConfig(Schema, ABC):
         ]
 
 
-SAMPLING_KEYS = ("guidance", "sampler", "steps", "truncation")
+SAMPLING_KEYS = ("guidance", "autoguidance", "sampler", "steps", "truncation")
 F = TypeVar("F", bound=Schema)
 
 

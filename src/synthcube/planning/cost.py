@@ -272,7 +272,8 @@ def image_seconds(settings: RunConfig, timed: StepTime) -> float:
 def sampling_steps(settings: RunConfig) -> int:
     """How often the network is computed for an image."""
     sampling = settings.model.with_sampling(settings.sampling.of_model()).sampling()
-    return int(sampling.get("steps") or 1)
+    networks = 2 if sampling.get("autoguidance", 1) > 1 else 1
+    return networks * int(sampling.get("steps") or 1)
 
 
 def draws_images(settings: RunConfig, image: ImageSpec) -> bool:

@@ -119,7 +119,7 @@ class LoadedModel:
         """Draw the next images with other settings; those that are None are the model's own.
 
         Args:
-            settings: guidance, sampler, steps and truncation.
+            settings: those of SAMPLING_KEYS.
 
         Raises:
             ConfigError: the model has no such setting, or not this value of it.

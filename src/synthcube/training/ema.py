@@ -115,6 +115,38 @@ class RampedEMA(WeightAveraging):
             one.data, other.data = other.data, one.data
 
 
+class KeepEarlier(pl.Callback):
+    """Keeps the averaged weights of an earlier moment of the training, for autoguidance.
+
+    Args:
+        share: of the training's steps, or of its time limit.
+        ema: the average; None: the weights themselves are kept.
+    """
+
+    def __init__(self, share: float, ema: RampedEMA | None) -> None:
+        self.share = share
+        self._ema = ema
+        self._has_kept = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._num_steps = trainer.estimated_stepping_batches
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        done = max(pl_module.time_share(), trainer.global_step / self._num_steps)
+        if self._has_kept or done < self.share:
+            return
+        averaged: Any = (self._ema and self._ema.model) or pl_module
+        for family in (averaged, pl_module):
+            family.earlier.keep(averaged.network)
+        self._has_kept = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"has_kept": self._has_kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._has_kept = state_dict["has_kept"]
+
+
 def _unaveraged(family: Any) -> list[torch.Tensor]:
     """Weights of the modules that the family excludes from averaging."""
     names = getattr(family, "unaveraged", ())

@@ -32,7 +32,7 @@ from synthcube.training import acceleration, checkpoints, curve, loggers, metric
 from synthcube.training.accountant import Budget, noise_warning
 from synthcube.training.config import COPIES, TrainingConfig
 from synthcube.training.copies import CopyWatch
-from synthcube.training.ema import RampedEMA
+from synthcube.training.ema import KeepEarlier, RampedEMA
 from synthcube.training.fine_tuning import FreezeCallback, freeze
 from synthcube.training.finiteness import FiniteGuard
 from synthcube.training.leaks import require_private
@@ -205,6 +205,7 @@ def callbacks(
             run.preemption,
         ),
         ema,
+        KeepEarlier(share, ema) if (share := family.config.earlier_share()) else None,
         checkpoints.MidEpochCheckpoint(
             run.checkpoints / checkpoints.LAST,
             run.preemption,

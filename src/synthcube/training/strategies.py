@@ -92,6 +92,11 @@ def faults(model: FamilyConfig, training: TrainingConfig, compute: ComputeConfig
             "needs one for the generator and one for the discriminator: use ddp, or one "
             f"of {', '.join(_with_one_optimizer())}"
         )
+    if model.earlier_share():
+        yield (
+            f"compute.strategy {compute.strategy}: model.autoguidance_from keeps whole weights; "
+            "use ddp"
+        )
     if compute.strategy == "deepspeed":
         yield from deepspeed.faults(compute, training)
     elif compute.precision not in ("auto", "32", "32-true", "bf16", "bf16-mixed"):

@@ -14,7 +14,7 @@ from synthcube.data.conditions import draw_missing_conditions, requested_values
 from synthcube.errors import ArtifactError, ConfigError, FamilyError
 from synthcube.models import inference
 from synthcube.models.family import Reconstructs, Samples
-from synthcube.sharing.conversion import convert, substitute
+from synthcube.sharing.conversion import ConversionRecord, convert, substitute
 
 CPU = torch.device("cpu")
 SAMPLERS = (
@@ -42,7 +42,7 @@ def images(family, number: int, batch: int) -> torch.Tensor:
     return torch.cat(drawn)
 
 
-def agrees(family, folder: Path, runtime: str) -> None:
+def agrees(family, folder: Path, runtime: str) -> ConversionRecord:
     """Convert; then other images than those it was checked with, in batches of 1, 3 and 4."""
     expected = images(family, 4, batch=4)
     assert expected.std() > 0.01, "images without any content would agree anyhow"
@@ -52,12 +52,14 @@ def agrees(family, folder: Path, runtime: str) -> None:
     for batch in (1, 3, 4):
         exact = images(family, 4, batch)
         torch.testing.assert_close(exact, expected, atol=WITHIN, rtol=0)
+    return record
 
 
 def _destroy(family, names) -> None:
     """Who still computes with torch's weights would make other images from now on."""
     for name in names:
-        for weight in family.get_submodule(name).parameters():
+        network = family.get_submodule(name)
+        for weight in (*network.parameters(), *network.buffers()):
             weight.data.zero_()
 
 
@@ -78,6 +80,15 @@ def test_every_family_makes_the_images_of_torch(name, rank, runtime, family, tmp
 def test_the_flow_follows_its_conditions_with_guidance(family, tmp_path) -> None:
     model = family("rectified_flow", conditions=True, guidance=3.0, num_sampling_steps=4)
     agrees(model, tmp_path, "openvino")
+
+
+def test_earlier_weights_are_converted_too(family, tmp_path) -> None:
+    model = family("rectified_flow", autoguidance_from=0.25, autoguidance=1.5)
+    model.earlier.keep(model.network)
+    for weight in model.network.parameters():
+        weight.data *= 1.05
+    record = agrees(model, tmp_path, "onnx")
+    assert {"network", "earlier.network"} <= set(record.networks)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,8 @@ from synthcube import schema
 from synthcube.models import samplers, windows
 from synthcube.models.family import Family, FamilyConfig, size_faults
 from synthcube.models.losses import loss_faults
-from synthcube.models.nets import conditioning, wavelet
+from synthcube.models.nets import autoguidance, conditioning, wavelet
+from synthcube.models.nets.autoguidance import AutoguidanceFields, EarlierNetwork
 from synthcube.models.nets.conditioning import ConditionEmbedding, GuidanceFields
 from synthcube.models.samplers import noise
 from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec, Level, Levels, Schema
@@ -171,8 +172,21 @@ class ConditionalUNet(DiffusionModelUNet):
         return predicted
 
 
-class PixelConfig(UNetFields, GuidanceFields, FamilyConfig):
+class PixelConfig(UNetFields, GuidanceFields, AutoguidanceFields, FamilyConfig):
     """A U-Net in pixel space; a subclass adds the fields of its process."""
+
+    def earlier_share(self) -> float:
+        return self.autoguidance_from
+
+    def with_sampling(self, settings: Mapping[str, Any]) -> Self:
+        self.require_earlier_weights(settings)
+        return super().with_sampling(settings)
+
+    def sampling(self) -> dict[str, Any]:
+        settings = super().sampling()
+        if not self.autoguidance_from:
+            del settings["autoguidance"]
+        return settings
 
     @classmethod
     def tiny(cls) -> Self:
@@ -181,7 +195,10 @@ class PixelConfig(UNetFields, GuidanceFields, FamilyConfig):
 
     def faults(self, image: ImageSpec) -> list[str]:
         config: Any = self
-        return [*self.network_faults(image), *loss_faults(config.losses, image)]
+        return [
+            *self.network_faults(image), *loss_faults(config.losses, image),
+            *self.autoguidance_faults(),
+        ]  # fmt: skip
 
 
 class PixelFamily(Family):
@@ -196,6 +213,7 @@ class PixelFamily(Family):
         out_channels = self.config.out_channels(image.channels)
         self.network = config.build_network(image, out_channels)
         self.process = self.config.process(image.rank, bounded=True)
+        self.earlier = EarlierNetwork(self.network) if self.config.autoguidance_from else None
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         condition = conditioning.dropped(batch["condition"], self.config.condition_dropout)
@@ -211,16 +229,23 @@ class PixelFamily(Family):
     def sample(self, generators: Sequence[torch.Generator], condition: Condition) -> Tensor:
         trained = tuple(self.image.size)
         size = tuple(condition["source"].shape[2:]) or trained  # there may be no source
-        network: Any = self.network
+        networks: list[Any] = [self.network]
+        strength = self.config.autoguidance
+        if strength > 1 and self.earlier is not None and self.earlier.is_kept:
+            networks.append(self.earlier.network)
         if size != trained:
-            network = windows.windowed(network, trained)
+            networks = [windows.windowed(network, trained) for network in networks]
             source = windows.at_least(condition["source"], trained)
             condition = Condition(values=condition["values"], source=source)
         sides = map(max, size, trained)
         drawn = noise(generators, (self.image.channels, *sides)).to(self.device)
         start = self.start_of(drawn, condition["source"])
         channels, guidance = self.image.channels, self.config.guidance
-        predict = conditioning.guided(network, condition, guidance, channels)
+        predict, *earlier = (
+            conditioning.guided(network, condition, guidance, channels) for network in networks
+        )
+        if earlier:
+            predict = autoguidance.guided(predict, earlier[0], strength, channels)
         with samplers.seen_through(partial(windows.cropped, size=size)):
             images: Tensor = self.config.draw(predict, start, generators, bounded=True)
         return windows.cropped(images, size).clamp(-1, 1)
