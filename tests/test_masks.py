@@ -190,6 +190,7 @@ def test_pictures_with_masks(cli, tmp_path: Path) -> None:
         assert set(np.unique(np.asarray(mask))) <= {0, 1, 4}
 
 
+@pytest.mark.slow
 def test_a_mask_is_made_of_an_image_and_an_image_of_a_mask(
     cli, scans: Path, tmp_path: Path
 ) -> None:

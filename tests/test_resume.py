@@ -239,6 +239,7 @@ def test_a_run_is_not_continued_on_changed_images(
         train(tiny_config(), phantoms, run, overrides=[CONSTANT, "training.max_epochs=5"])
 
 
+@pytest.mark.slow
 def test_images_may_move_and_an_older_run_knows_no_digests(
     two_epochs, tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:

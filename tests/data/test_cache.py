@@ -270,6 +270,7 @@ def test_an_exception_while_preparing_leaves_nothing(tmp_path: Path) -> None:
     assert len(made(tmp_path)) == 3
 
 
+@pytest.mark.slow
 def test_a_kill_while_preparing_leaves_nothing_that_counts(tmp_path: Path) -> None:
     code = """
 def killed():
@@ -292,6 +293,7 @@ open_cache(root, sys.argv[2], 3, killed, 1e9)
 # -- several processes -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_build_it_once_and_agree(tmp_path: Path) -> None:
     code = """
 import time

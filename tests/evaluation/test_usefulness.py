@@ -98,6 +98,7 @@ def test_without_training_data_half_of_the_labels_teach(sides) -> None:
     assert section.plain() == usefulness(predictions, labels, None, 0).plain()
 
 
+@pytest.mark.slow
 def test_labels_that_were_trained_on_do_not_test(image_set, sides) -> None:
     predictions, labels, _ = sides()
     voxels, classes = shapes(90, 1)
@@ -107,6 +108,7 @@ def test_labels_that_were_trained_on_do_not_test(image_set, sides) -> None:
     assert usefulness(predictions, labels, train, 0).facts["num_test_images"] == 60
 
 
+@pytest.mark.slow
 def test_a_condition_of_infer_is_a_class_too(image_set) -> None:
     voxels, classes = shapes(60, 0)
     held, held_classes = shapes(60, 1)

@@ -107,6 +107,7 @@ def test_without_a_weight_it_is_a_plain_family() -> None:
     assert family.automatic_optimization
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "channels"), [("autoencoder_kl", [16, 32]), ("vqvae", [32])])
 def test_it_learns_to_reconstruct_unseen_images(
     name: str, channels: list[int], tmp_path: Path

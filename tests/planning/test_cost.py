@@ -32,6 +32,7 @@ IMAGE = ImageSpec(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_step_waits_for_the_augmentation_of_its_images_unless_workers_do_it() -> None:
     image, taken = tio.ScalarImage(tensor=torch.rand(1, 32, 32, 32)), []
     transform = tio.RandomElasticDeformation(max_displacement=2)

@@ -244,6 +244,7 @@ def private_export(tiny_config, phantoms: Path, tmp_path: Path) -> Path:
     return export(tmp_path / "private", tmp_path / "exported", ExportRequest(license="mit"))
 
 
+@pytest.mark.slow
 def test_the_card_of_a_private_model_states_its_promise(private_export: Path, validate) -> None:
     said = json.loads((private_export / "privacy.json").read_text())
     about = json.loads((private_export / "metadata.json").read_text())

@@ -114,6 +114,7 @@ def assert_only_the_mask_is_made(case: Path, path: Path) -> np.ndarray:
     return np.asarray(output.dataobj)[where]
 
 
+@pytest.mark.slow
 def test_the_void_is_filled_with_what_infer_makes_and_every_other_byte_stays(
     cli, inpainter: Path, inpainter_run: Path, brats: ModuleType, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_sizes_that_do_not_fit_the_model_stop_before_training(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_condition_that_is_missing_is_told_before_images_are_read(
     cli, tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:

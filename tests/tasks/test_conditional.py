@@ -36,6 +36,7 @@ def test_the_artifact_keeps_vocabulary_and_range(model: Path) -> None:
     assert 170 <= brightness["low"] < brightness["high"] <= 240
 
 
+@pytest.mark.slow
 def test_what_was_followed_is_in_the_manifest(cli, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "images"
     code, _, err = cli("infer", "-m", model, "-o", out, "-n", 4, "--condition", "label=ring")

@@ -61,6 +61,7 @@ def test_no_step_spends_nothing_and_hardly_any_noise_promises_nothing() -> None:
     assert epsilon_spent(0.005, 1.0, 1, 1e-3) > 1000
 
 
+@pytest.mark.slow
 def test_delta_is_a_tenth_of_one_over_the_subjects() -> None:
     budget = planned(PrivacyConfig(epsilon=8), batch_size=4, subjects=20, steps=10)
     assert (budget.delta, budget.sample_rate, budget.steps) == (1 / 200, 0.2, 0)

@@ -116,6 +116,7 @@ def test_a_training_killed_within_epochs_ends_with_the_same_bits(
     assert_equal(tmp_path / "straight", tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, 9))
 def test_a_signal_at_any_step_saves_and_ends_with_code_75(
     step: int, tiny_config, phantoms: Path, tmp_path: Path
@@ -146,6 +147,7 @@ def test_a_signal_amid_an_accumulation_waits_for_its_end(
     assert_equal(tmp_path / "straight", run)
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_validation_does_not_wait_for_its_end(
     tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_signal_in_a_validation_does_not_wait_for_its_end(
     assert_equal(tmp_path / "straight", run)
 
 
+@pytest.mark.slow
 def test_a_signal_breaks_off_a_picture_but_not_the_training_of_the_epoch(
     tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_training_that_copies_ends(tiny_config, phantoms: Path, tmp_path: Path
     assert "Stopped early: validation/copies is" in caplog.text
 
 
+@pytest.mark.slow
 def test_copies_beyond_the_limit_end_a_training_until_it_is_raised(
     tiny_config, phantoms: Path, tmp_path: Path, caplog
 ) -> None:

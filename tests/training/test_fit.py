@@ -69,6 +69,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     assert (tmp_path / "stopped" / "artifact" / "artifact.json").read_text() != before
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_between_validations_is_prolonged(
     tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:

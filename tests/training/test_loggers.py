@@ -129,6 +129,7 @@ def wandb_records(folder: Path) -> list[dict[str, float]]:
     return rows
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_one_run_in_a_folder(tiny_config, phantoms: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 

@@ -39,6 +39,7 @@ def test_patience_counts_validations(
     assert (run / "artifact" / "artifact.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_early_stop_is_complete_until_its_patience_is_raised(
     tiny_config, phantoms: Path, tmp_path: Path, caplog
 ) -> None:

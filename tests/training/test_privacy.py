@@ -237,6 +237,7 @@ def test_every_family_that_can_trains_privately(
         assert (weights["latent_mean"], weights["latent_std"]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_have_other_noise(tiny_config, phantoms: Path, tmp_path: Path) -> None:
     runs = [tmp_path / "one", tmp_path / "two"]
     for run in runs:
@@ -265,6 +266,7 @@ def test_epsilon_after_a_resume_is_that_without_one(
     assert record["steps"] == 8
 
 
+@pytest.mark.slow
 def test_an_interrupted_epoch_counts_each_step_once(
     tiny_config, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,6 +443,7 @@ def test_a_discriminator_of_an_autoencoder_is_refused(tiny_config) -> None:
         config.load(tiny_config("autoencoder_kl"), [*DECLARED, "model.adversarial_weight=0.1"])
 
 
+@pytest.mark.slow
 def test_latent_moments_may_come_from_a_public_model(
     tiny_config, phantoms: Path, tmp_path: Path
 ) -> None:

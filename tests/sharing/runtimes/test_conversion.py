@@ -207,6 +207,7 @@ def test_a_runtime_that_is_not_installed(runtime, package, family, tmp_path, mon
         convert(family("dcgan"), tmp_path, runtime)
 
 
+@pytest.mark.slow
 def test_plain_values_are_those_of_the_conversion(family, tmp_path) -> None:
     model = family("stylegan")
     convert(model, tmp_path, "openvino")

@@ -82,6 +82,7 @@ def test_python_opens_it_with_a_runtime(converted) -> None:
         torch.testing.assert_close(images, expected, atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_reconstruction_is_converted_as_well(converted, first_stage) -> None:
     folder = converted("autoencoder_kl", "openvino")
     images = torch.rand(2, 1, 16, 16) * 2 - 1
