@@ -429,7 +429,11 @@ def choose_augmentation(draft: Draft) -> None:
 
 
 def choose_sampling(draft: Draft, image: ImageSpec, bytes_of: Callable[[int], int]) -> None:
-    """The batch of `infer` that the memory holds."""
+    """The steps of the sampler, and the batch of `infer` that the memory holds."""
+    steps = draft.family.model_fields.get("num_sampling_steps")
+    if steps and steps.default:
+        reason = "the default: with twice as many, hands were no better"
+        draft.choose("model.num_sampling_steps", steps.default, reason)
     size = 16 if image.rank == 2 else 4
     while size > 1 and bytes_of(size) > draft.machine.usable:
         size //= 2
