@@ -49,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--images", type=int, default=100, help="to draw and to judge; 0: time and memory alone"
     )
-    parser.add_argument("--sets", nargs="+", help="names of sets (all)")
+    names = [data_set.name for data_set in data_sets()]
+    parser.add_argument("--sets", nargs="+", choices=names, default=names, help="which sets (all)")
     options = parser.parse_args(arguments)
     results = {}
     for data_set in data_sets():
-        if options.sets is None or data_set.name in options.sets:
+        if data_set.name in options.sets:
             folder = options.work / data_set.name.replace(" ", "-")
             if not (folder / "result.json").exists():
                 run_set(options, data_set, folder)

@@ -565,3 +565,30 @@ def test_an_image_that_is_too_large_to_read_is_warned_of() -> None:
         "the largest image takes 0.22 GB while it is read, and 0.17 GB can be used" in warning
         for warning in planned.warnings
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "where", "images", "overrides", "expected"),
+    [
+        ((64, 64), CPU, 17_000, (), (0.25, 1.5, 10)),
+        ((64, 64), CPU, 15_000, (), (None, None, None)),  # fewer than 2,000 steps
+        ((64, 64), GPU, 160_000, (), (None, None, None)),
+        ((32, 32), CPU, 50_000, (), (None, None, None)),
+        ((64, 64, 64), CPU, 160_000, (), (None, None, None)),
+        ((64, 64), CPU, 17_000, ("compute.strategy=fsdp",), (None, None, None)),
+        ((64, 64), CPU, 17_000, ("model.autoguidance=1",), (0.25, 1, None)),
+        ((64, 64), CPU, 17_000, ("model.autoguidance_from=0",), (0, None, None)),
+        ((64, 64), CPU, 17_000, ("model.num_sampling_steps=30",), (0.25, 1.5, 30)),
+    ],
+)
+def test_pictures_are_guided_by_earlier_weights(
+    shape: tuple[int, ...], where: Machine, images: int, overrides: tuple[str, ...],
+    expected: tuple[Any, ...],
+) -> None:  # fmt: skip
+    planned = draft(measured(shape, 1600), where, *overrides, budget_images=images)
+    length.choose_length(planned, None)
+    length.choose_autoguidance(planned)
+    keys = ("autoguidance_from", "autoguidance", "num_sampling_steps")
+    assert tuple(value(planned, f"model.{key}") for key in keys) == expected
+    settings = planned.config()
+    assert settings.model.faults(planned.image(settings)) == []

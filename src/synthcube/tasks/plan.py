@@ -83,6 +83,7 @@ def planned(
         timed = bare
     length.choose_length(draft, _seconds_an_image(draft, timed))
     length.choose_average(draft)
+    length.choose_autoguidance(draft)
     return _finished(draft, timed)
 
 
