@@ -95,9 +95,13 @@ class RampedEMA(WeightAveraging):
         if statistics:
             torch._foreach_lerp_(statistics, _statistics(family), weight)
         averaged_ids = {id(buffer) for buffer in statistics}
-        for one, other in zip(averaged.buffers(), family.buffers(), strict=True):
-            if id(one) not in averaged_ids:
-                one.copy_(other)
+        copied = [
+            (one, other)
+            for one, other in zip(averaged.buffers(), family.buffers(), strict=True)
+            if id(one) not in averaged_ids
+        ]
+        if copied:
+            torch._foreach_copy_([one for one, _ in copied], [other for _, other in copied])
 
     @torch.no_grad()
     def _copy_unaveraged(self, family: Any) -> None:

@@ -57,7 +57,7 @@ class EarlierNetwork(nn.Module):
     """A copy of a network that is never trained, nor averaged: its weights are buffers."""
 
     is_kept: Tensor
-    """Whether the weights are those of a trained network, and not the first ones."""
+    """1 if the weights are those of a trained network, 0 if they are the first ones."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class EarlierNetwork(nn.Module):
             for name, weight in list(part.named_parameters(recurse=False)):
                 delattr(part, name)
                 part.register_buffer(name, weight.detach())
-        self.register_buffer("is_kept", torch.zeros((), dtype=torch.uint8))
+        self.register_buffer("is_kept", torch.zeros(()))
 
     @torch.no_grad()
     def keep(self, network: nn.Module) -> None:
