@@ -6,7 +6,7 @@ arXiv 2406.02507). The earlier network makes the same mistakes, only larger ones
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -15,9 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthcube.errors import ConfigError
+from synthcube.models.samplers import Predict
 from synthcube.schema import Schema
-
-Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 class AutoguidanceFields(Schema):
