@@ -71,8 +71,9 @@ class Result:
 
 
 WIDE = {"channels": [128, 256, 256], "num_res_blocks": 1, "attention_from": 1,
-        "num_head_channels": 256}  # fmt: skip
-LATENT = {"channels": [256, 256, 512], "attention_from": 1, "num_head_channels": 64}
+        "num_head_channels": 256, "wavelet_levels": 0}  # fmt: skip
+LATENT = {"channels": [256, 256, 512], "num_res_blocks": 2, "attention_from": 1,
+          "num_head_channels": 64, "wavelet_levels": 0}  # fmt: skip
 CASES = (
     Case("2D default, 64x64", (64, 64), 64),
     Case("2D default, 256x256", (256, 256), 16),

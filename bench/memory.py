@@ -15,7 +15,7 @@ from bench.report import Options, Row
 
 BATCH_SIZE, GROWTH = 20, 10
 # small, so that what the images take is not lost in what the model takes
-MODEL = {"name": "rectified_flow", "channels": [8, 8, 8, 8], "num_res_blocks": 1}
+MODEL = {"name": "rectified_flow", "channels": [8, 8, 8, 8], "wavelet_levels": 0}
 
 
 def measure(options: Options) -> list[Row]:

@@ -29,7 +29,7 @@ from bench.quality import MEASURES
 CONFIG: Mapping[str, Any] = {
     "data": {"size": [32, 32], "num_workers": 0, "intensity_range": [0, 255]},
     "model": {
-        "name": "rectified_flow", "channels": [16, 32, 64], "num_res_blocks": 1,
+        "name": "rectified_flow", "channels": [16, 32, 64], "wavelet_levels": 0,
         "attention_from": 2,
         "optimizer": {"lr": 2e-3, "betas": [0.9, 0.99]}, "scheduler": {"warmup_steps": 20},
     },

@@ -44,7 +44,7 @@ def step_shares(num_steps: int) -> dict[str, float]:
     """Share of the CPU time of steps by kind of operation."""
     from torch.profiler import ProfilerActivity, profile
 
-    take = bare_step({"name": "rectified_flow"}, (SIDE, SIDE), BATCH_SIZE)
+    take = bare_step({"name": "ddpm"}, (SIDE, SIDE), BATCH_SIZE)
     take()
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         for _ in range(num_steps):

@@ -15,25 +15,22 @@ def measure(options: Options) -> list[Row]:
     from synthcube.models import registry
 
     rows = []
-    cases = [(name, 0) for name in registry.names()] + [("rectified_flow", 1)]
     for side in (32,) if options.quick else (64, 128):
-        for name, levels in cases:
-            peak, seconds = apart(step_peak, name, side, levels)
-            kind = f"{name} with wavelet_levels {levels}" if levels else name
+        for name in registry.names():
+            peak, seconds = apart(step_peak, name, side)
             rows.append(Row(
-                f"memory: peak of training steps of {kind} on one volume of {side}^3, 32-true",
+                f"memory: peak of training steps of {name} on one volume of {side}^3, 32-true",
                 peak, f"{peak:.2f} GB ({seconds:.1f} CPU-s a step)",
                 at_most=LATENT_GB if name == "latent_diffusion" else None,
             ))  # fmt: skip
     return rows
 
 
-def step_peak(name: str, side: int, wavelet_levels: int = 0) -> tuple[float, float]:
+def step_peak(name: str, side: int) -> tuple[float, float]:
     """Most resident memory in gigabytes, libraries included, and CPU-seconds of the second step."""
     import resource
 
-    changed = {"wavelet_levels": wavelet_levels} if wavelet_levels else {}
-    take = bare_step(defaults(name) | changed, (side,) * 3, 1)
+    take = bare_step(defaults(name), (side,) * 3, 1)
     take()
     start = time.process_time()
     take()

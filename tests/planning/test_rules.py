@@ -89,7 +89,7 @@ def value(planned: Draft, key: str) -> Any:
 def test_size_and_depth_follow_the_shape(
     shape: tuple[int, ...], longest: int | None, size: Any, channels: Any, attention_from: int
 ) -> None:
-    planned = draft(measured(shape), GPU, longest=longest)
+    planned = draft(measured(shape), GPU, longest=longest, family="ddpm")
     assert value(planned, "data.size") == size
     assert value(planned, "model.channels") == channels
     assert value(planned, "model.attention_from") == attention_from
@@ -109,7 +109,7 @@ def test_the_network_of_wavelets_is_planned_for_images_of_half_the_size() -> Non
         assert settings.model.faults(planned.image(settings)) == []
         names = [other.command for other in plan._alternatives(planned, settings)]
         assert not any(wavelets in name for name in names)
-    pixels = draft(measured((128, 128, 128)), GPU)
+    pixels = draft(measured((128, 128, 128)), GPU, "model.wavelet_levels=0")
     names = [other.command for other in plan._alternatives(pixels, pixels.config())]
     assert f"--set {wavelets}" in names
 
@@ -199,29 +199,26 @@ def test_a_training_that_lacks_steps_takes_more_and_cheaper_ones(
     shape: tuple[int, ...], number: int, where: Machine, request_of: dict[str, Any], lacks: bool
 ) -> None:
     planned = draft(measured(shape, number), where, **request_of)
-    keys = ("model.num_res_blocks", "model.optimizer", "model.scheduler")
-    expected = (1, {"lr": 2e-3, "betas": [0.9, 0.99]}, {"warmup_steps": 20})
-    assert [value(planned, key) for key in keys] == list(expected if lacks else [None] * 3)
-    if lacks and shape == (64, 64):
-        assert value(planned, "model.wavelet_levels") == 1
-        assert value(planned, "model.refinement_channels") == 16
-        assert value(planned, "model.channels") == [32, 64, 96]
-        assert value(planned, "model.attention_from") == 2
+    assert length.lacks_steps(planned) == lacks
+    small = lacks and shape == (32, 32)
+    assert value(planned, "model.refinement_channels") == (8 if small else None)
+    of_default = {"ddpm": [32, 64, 64, 64], "rectified_flow": [32, 64, 96]}
+    if planned.request.goal == "generate":
+        channels = [16, 32, 64] if small else of_default[planned.values["model"]["name"]]
+        assert value(planned, "model.channels") == channels
+    if lacks:
         assert value(planned, "training.batch_size") == 8
-        settings = planned.config()
-        assert settings.model.faults(planned.image(settings)) == []
-        assert settings.model.optimizer.model_dump()["lr"] == 2e-3
-    own = draft(measured(shape, number), where, "model.optimizer.lr=1e-4", **request_of)
-    assert own.values["model"].get("optimizer", {"lr": 1e-4}) == {"lr": 1e-4}
+    settings = planned.config()
+    assert settings.model.faults(planned.image(settings)) == []
 
 
-def test_cheap_steps_without_wavelets_have_attention_at_the_coarsest_level_alone() -> None:
+def test_attention_of_a_flow_is_at_the_coarsest_level_alone() -> None:
     planned = draft(measured(number=300), CPU, "model.wavelet_levels=0")
     assert value(planned, "model.refinement_channels") is None
-    assert value(planned, "model.channels") == [32, 64, 64, 64]
-    assert value(planned, "model.attention_from") == 3
-    from_source = draft(measured(number=300), CPU, "model.start=source")
-    assert value(from_source, "model.wavelet_levels") is None
+    assert value(planned, "model.channels") == [32, 64, 96]
+    assert value(planned, "model.attention_from") == 2
+    wide = draft(measured(number=300), CPU, "model.channels=[16,32,64,64]")
+    assert value(wide, "model.attention_from") == 3
 
 
 @pytest.mark.parametrize(
@@ -235,7 +232,6 @@ def test_small_pictures_of_a_short_training_have_a_small_network(
     assert value(planned, "model.refinement_channels") == 8
     assert value(planned, "model.channels") == [16, 32, 64]
     assert value(planned, "model.attention_from") == 2
-    assert value(planned, "model.num_res_blocks") == 1
     settings = planned.config()
     assert settings.model.faults(planned.image(settings)) == []
 
@@ -267,14 +263,11 @@ def test_the_depth_of_volumes_on_a_cpu_is_that_of_half_their_size(
 def test_volumes_on_a_cpu_are_made_of_wavelets_however_long_it_trains(hours: float) -> None:
     planned = draft(measured((48, 56, 32), 40), hours=hours)
     assert value(planned, "model.wavelet_levels") == 1
-    assert value(planned, "model.refinement_channels") == 8
     assert value(planned, "model.channels") == [32, 64, 96]
     assert value(planned, "model.attention_from") == 2
     assert value(planned, "training.batch_size") == 2
     settings = planned.config()
     assert settings.model.faults(planned.image(settings)) == []
-    on_gpu = draft(measured((48, 56, 32), 40), GPU, hours=hours)
-    assert value(on_gpu, "model.wavelet_levels") is None
 
 
 @pytest.mark.parametrize(
@@ -416,7 +409,7 @@ def test_what_gives_way_to_a_lack_of_memory(
 ) -> None:
     """The batch first, which changes nothing; the network last."""
     where = Machine(torch.device("cpu"), int((usable + 1e9) / 0.9) + 1, 4, 1, "32-true")
-    planned = draft(measured(), where, recipe="default")
+    planned = draft(measured(), where, family="ddpm")
     assert rules.fit_memory(planned, needs)
     assert value(planned, "training.batch_size") == batch
     assert value(planned, "training.accumulate") == accumulate
@@ -433,9 +426,10 @@ def test_what_the_user_fixed_stays_and_the_rest_adapts() -> None:
     assert value(planned, "model.channels") == [16, 32, 32]
     assert planned.choices["model.channels"].reason == "set by you"
     assert value(planned, "compute.activation_checkpointing") is True
-    smaller = draft(measured((512, 512)), GPU, "data.size=[64,64]")
+    smaller = draft(measured((512, 512)), GPU, "data.size=[64,64]", family="ddpm")
     assert value(smaller, "model.attention_from") == 2
-    assert value(draft(measured((512, 512)), GPU), "model.attention_from") == 3
+    larger = draft(measured((512, 512)), GPU, family="ddpm")
+    assert value(larger, "model.attention_from") == 3
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_sizes_that_do_not_fit_the_model_stop_before_training(
     for command in (["check"], ["train", "-o", tmp_path / "run"]):
         code, _, err = cli(*command, "-c", tiny_config(), "-d", data)
         assert code == 2
-        assert "data.size [17, 16]: every side must be a multiple of 2" in err
+        assert "data.size [17, 16]: every side must be a multiple of 4" in err
         assert "  - data.size: [16, 16] fits" in err
     assert not (tmp_path / "run" / "config.yaml").exists()
 

@@ -110,7 +110,7 @@ def kept_bytes(family: Family, batch: Batch) -> int:
 
 
 def test_activation_checkpointing_keeps_less() -> None:
-    family = registry.find("rectified_flow").tiny().build(SPEC)
+    family = registry.find("ddpm").tiny().build(SPEC)
     batch = batch_of(4)
     plain = kept_bytes(family, batch)
     assert recompute_blocks(family) == 12

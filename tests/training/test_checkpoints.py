@@ -263,10 +263,10 @@ def test_other_rates_are_taken_over_when_they_are_accepted(
         train(config, phantoms, run, overrides=more)
     with caplog.at_level("WARNING", "synthcube"):
         train(config, phantoms, run, overrides=more, accept_changes=True)
-    assert "Continuing with other values: model.optimizer.lr: was 0.0005, is 0.0125" in caplog.text
+    assert "Continuing with other values: model.optimizer.lr: was 0.002, is 0.0125" in caplog.text
     with (run / "metrics.csv").open(newline="") as file:
         rates = [float(row["lr"]) for row in csv.DictReader(file) if row["lr"]]
-    assert rates == pytest.approx([0.0005] * 4 + [0.0125] * 2)
+    assert rates == pytest.approx([0.002] * 4 + [0.0125] * 2)
 
 
 def test_what_no_checkpoint_can_be_continued_with_is_refused(

@@ -138,7 +138,7 @@ def _can_look_for_copies(draft: Draft) -> bool:
 
 
 def lacks_steps(draft: Draft) -> bool:
-    """Whether a CPU has time for so few steps that more of them gain more than a wider network.
+    """Whether a CPU has time for so few steps that more of them gain more than larger ones.
 
     Of pictures of 64 x 64 and of volumes at any length that was tried (docs/recipes.md); small
     pictures cost so little that a long training has steps enough.
@@ -163,26 +163,18 @@ def is_small(draft: Draft) -> bool:
 
 
 def choose_recipe(draft: Draft) -> None:
-    """Cheaper and more steps with a higher learning rate, where steps are what lacks.
+    """The network on wavelets, a default whose reason a user may want to know.
 
-    Measured on hands for 25 and 85 minutes on one core (docs/recipes.md): nine times the steps of
-    the defaults, and better images by every measure but the spectrum. Of volumes of 48 x 56 x 32
-    it takes twelve times the steps.
+    Measured on hands for 25 and 85 minutes on one core (docs/recipes.md): better images than those
+    of a network without, by every measure but the spectrum.
     """
-    if not lacks_steps(draft):
+    if draft.family is not RectifiedFlowConfig:
         return
-    when, share, refinement = "pictures on a CPU", "a ninth", 16
-    if draft.rank == 3:
-        when, share, refinement = "volumes on a CPU", "a twelfth", 8
-    elif is_small(draft):
-        when, share, refinement = "short training", "half", 8
-    reason = f"{when}: a step takes {share} of the time"
-    if draft.choose("model.wavelet_levels", 1, reason):
-        reason = "without a grid of the wavelets' blocks"
-        draft.choose("model.refinement_channels", refinement, reason)
-    draft.choose("model.num_res_blocks", 1, f"{when}: more steps matter more than weights")
-    draft.choose("model.optimizer", {"lr": 2e-3, "betas": [0.9, 0.99]}, when)
-    draft.choose("model.scheduler", {"warmup_steps": 20}, when)
+    small = is_small(draft) and lacks_steps(draft)
+    share = "half" if small else {2: "a quarter", 3: "a twelfth"}[draft.rank]
+    reason = f"on a CPU an image takes {share} of the time"
+    if draft.choose("model.wavelet_levels", 1, reason) and small:
+        draft.choose("model.refinement_channels", 8, "few voxels, short training")
 
 
 def choose_autoguidance(draft: Draft) -> None:

@@ -40,7 +40,6 @@ _BATCH_SHARE_ON_CPU = 0.1  # of pictures
 _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 at 128^3
 _FEW_IMAGES = 500
 _BATCH_ON_CPU = 8  # of pictures
-_CHANNELS_OF_BANDS = (32, 64, 96)  # of pictures (docs/recipes.md)
 _CHANNELS_OF_SMALL = (16, 32, 64)  # of pictures of 32 x 32 (docs/recipes.md)
 _NORM_GROUPS = 8  # of 32 channels and more
 _ANISOTROPIC = 3.0
@@ -281,8 +280,8 @@ def _stated_channels(draft: Draft) -> tuple[bool, list[int]]:
 
 
 def _default_channels(draft: Draft) -> tuple[int, ...]:
-    if draft.wavelet_levels and lacks_steps(draft):
-        return _CHANNELS_OF_SMALL if is_small(draft) else _CHANNELS_OF_BANDS
+    if draft.wavelet_levels and is_small(draft) and lacks_steps(draft):
+        return _CHANNELS_OF_SMALL
     default: tuple[int, ...] = draft.family.model_fields["channels"].default
     return default
 
@@ -308,7 +307,7 @@ def choose_depth(draft: Draft) -> None:
         reason = "with a group for each channel, classes and the time pass less"
         draft.choose("model.num_norm_groups", _NORM_GROUPS, reason)
     default_from: int = draft.family.model_fields["attention_from"].default
-    if lacks_steps(draft):
+    if draft.family is RectifiedFlowConfig:
         default_from = levels - 1
     places = [math.prod(size) / 2 ** (len(size) * level) for level in range(levels)]
     first = next(

@@ -277,6 +277,8 @@ def differences(settings: RunConfig, manifest: Manifest) -> list[str]:
     measured = fingerprint(manifest, environment.cache_folder())
     where = machine(settings.compute, None)
     pinned = [f"model.name={settings.model.name}", f"seed={settings.seed}"]
+    if isinstance(settings.model, PixelConfig):
+        pinned.append(f"model.wavelet_levels={settings.model.wavelet_levels}")
     if settings.data.slices:
         pinned.append(f"data.slices={settings.data.slices}")
     if settings.data.source_channels:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -131,22 +131,28 @@ def first_line(error: BaseException) -> str:
 WRAPPED = "_checkpoint_wrapped_module."
 
 
-def recompute_blocks(family: Family) -> int:
+def recompute_blocks(
+    family: Family, context: Callable[[], AbstractContextManager[object]] | None = None
+) -> int:
     """Turn on activation checkpointing in every block of `family`; return the number of blocks.
 
     Blocks are elements of a ModuleList, ModuleDict or Sequential with at least two weighted layers
     and no inner list, and all other modules of the same classes. Modules with buffers are skipped:
     a second forward pass would update them twice in a step.
+
+    Args:
+        context: makes the context of each recomputed pass, for modes that the backward pass leaves.
     """
     lists = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
     elements = [element for module in _trained_modules(family) if isinstance(module, lists)
                 for element in module.children()]  # fmt: skip
     block_types = tuple({type(module) for module in elements if _is_block(module)})
     wrapped = 0
+    more: dict[str, Any] = {"context_fn": lambda: (nullcontext(), context())} if context else {}
     for parent in list(_trained_modules(family)):
         for name, child in list(parent.named_children()):
             if isinstance(child, block_types) and not any(True for _ in child.buffers()):
-                setattr(parent, name, checkpoint_wrapper(child))
+                setattr(parent, name, checkpoint_wrapper(child, **more))
                 wrapped += 1
     if not wrapped:
         raise ConfigError(

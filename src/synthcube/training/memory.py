@@ -103,8 +103,9 @@ def estimate(
         on_gpu: whether autocast is that of CUDA, which computes norms in float32.
     """
     family = config.build(image).train()
+    autocast = _CudaAutocast if mixed and on_gpu else None
     if recomputed:
-        recompute_blocks(family)
+        recompute_blocks(family, autocast)
     states = [*family.parameters(), *family.buffers()]
     share = math.ceil(training.batch_size / processes)
     gradients = _bytes(_trained(family.parameters()))
@@ -116,7 +117,7 @@ def estimate(
         work = partial(
             clipped_sum, clip_norm=chosen.clip_norm, draws=chosen.draws, images_at_once=share
         )
-    with _CudaAutocast() if mixed and on_gpu else nullcontext():
+    with autocast() if autocast else nullcontext():
         peak = _step_peak(family, image, share, mixed=mixed, work=work)
     steps = (peak + held_gradients, 2 * gradients)
     image_bytes = 4 * math.prod(image.size) * (image.channels + len(image.source_channels))

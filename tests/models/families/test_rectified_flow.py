@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synthcube.errors import ConfigError
 from synthcube.models.families.rectified_flow import RectifiedFlow, RectifiedFlowConfig
-from synthcube.schema import Batch, Condition, ImageSpec
+from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec
 
 SIZE = (8, 8)
 
@@ -131,3 +131,27 @@ def test_a_regression_has_no_sampler_and_no_steps() -> None:
         regression.with_sampling({"steps": 5})
     assert regression.with_sampling({"guidance": 2.0}).guidance == 2.0
     assert config().with_sampling({"steps": 5}).num_sampling_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("size", "fields", "classes", "groups", "refinement"),
+    [
+        ((16, 16), {}, (), 32, 16),
+        ((16, 16), {}, ("a", "b"), 8, 16),
+        ((16, 16), {"num_norm_groups": 16}, ("a", "b"), 16, 16),
+        ((16, 16, 16), {}, (), 32, 8),
+        ((16, 16), {"wavelet_levels": 0}, (), 32, None),
+        ((16, 16), {"refinement_channels": 0}, (), 32, None),
+    ],
+)
+def test_defaults_follow_rank_and_conditions(
+    size: tuple[int, ...], fields: dict[str, Any], classes: tuple[str, ...], groups: int,
+    refinement: int | None,
+) -> None:  # fmt: skip
+    named = (ConditionSpec(name="Label", kind="class", classes=classes),) if classes else ()
+    image = image_spec(sources=0).model_copy(update={"size": size, "conditions": named})
+    network = RectifiedFlowConfig(**fields).build(image).network
+    norms = {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)}
+    assert norms == {groups}
+    width = network.refinement.stem.weight.shape[0] if network.refinement else None
+    assert width == refinement

@@ -87,7 +87,7 @@ def test_a_refinement_begins_with_no_correction_and_sees_over_the_edges_of_block
     tiny = kind.tiny().model_dump() | {"wavelet_levels": 1}
     image = image_spec(2)
     torch.manual_seed(0)
-    plain = kind.model_validate(tiny).build(image).network
+    plain = kind.model_validate(tiny | {"refinement_channels": 0}).build(image).network
     network = kind.model_validate(tiny | {"refinement_channels": 4}).build(image).network
     refinement = network.refinement
     others = {name for name in network.state_dict() if not name.startswith("refinement.")}
@@ -135,7 +135,9 @@ def test_a_refined_network_without_sources_draws() -> None:
 
 def test_a_refinement_without_wavelets_is_named() -> None:
     kind = registry.find("rectified_flow")
-    config = kind.model_validate(kind.tiny().model_dump() | {"refinement_channels": 4})
+    config = kind.model_validate(
+        kind.tiny().model_dump() | {"wavelet_levels": 0, "refinement_channels": 4}
+    )
     assert config.faults(image_spec(2)) == [
         "model.refinement_channels: it belongs to model.wavelet_levels; leave it out"
     ]

@@ -115,9 +115,10 @@ def test_no_file_tells_of_this_machine(converted) -> None:
     folder = converted("rectified_flow", "openvino", "onnx")
     secrets = {
         str(Path.cwd()), str(Path(synthcube.__file__).parent), "site-packages", "File \"",
-        socket.gethostname(), str(folder.parent),
+        str(folder.parent),
     }  # fmt: skip
-    secrets |= {getpass.getuser()} - {"root"}
+    # Weights hold any three bytes somewhere.
+    secrets |= {name for name in (socket.gethostname(), getpass.getuser()) if len(name) > 4}
     for path in folder.iterdir():
         held = path.read_bytes()
         assert not [secret for secret in secrets if secret.encode() in held], path.name

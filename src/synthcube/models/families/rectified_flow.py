@@ -20,7 +20,16 @@ from synthcube.errors import ConfigError
 from synthcube.models import samplers
 from synthcube.models.flow import TIME_SCALE, Flow, FlowFields
 from synthcube.models.nets import conditioning
-from synthcube.models.nets.unet import PixelConfig, PixelFamily
+from synthcube.models.nets.unet import (
+    LevelChannels,
+    NormGroups,
+    PixelConfig,
+    PixelFamily,
+    RefinementChannels,
+    ResidualBlocks,
+    WaveletLevels,
+)  # fmt: skip
+from synthcube.models.optimizers import OptimizerConfig
 from synthcube.models.samplers import Predict
 from synthcube.schema import Batch, ImageSpec
 
@@ -28,12 +37,24 @@ _OF_A_SOLVER = ("sampler", "steps")
 
 
 class RectifiedFlowConfig(FlowFields, PixelConfig):
-    """Velocity-predicting U-Net in pixel space."""
+    """Velocity-predicting U-Net on the wavelet bands of images, which are refined at the end.
+
+    The defaults are those that made the best images of short trainings (docs/recipes.md).
+    """
 
     summary: ClassVar[str] = "straight paths from noise to image; good in 20 steps (the default)"
 
     name: Literal["rectified_flow"] = Field(
         default="rectified_flow", description="Family of the model."
+    )
+    channels: LevelChannels = (32, 64, 96)
+    num_res_blocks: ResidualBlocks = 1
+    num_norm_groups: NormGroups = None
+    wavelet_levels: WaveletLevels = 1
+    refinement_channels: RefinementChannels = None
+    optimizer: OptimizerConfig = Field(
+        default=OptimizerConfig.model_validate({"lr": 2e-3, "betas": [0.9, 0.99]}),
+        description="Optimizer, with its arguments.",
     )
     start: Literal["noise", "source"] = Field(
         default="noise",

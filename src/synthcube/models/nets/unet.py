@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from monai.networks.blocks.selfattention import SABlock
@@ -28,20 +28,51 @@ from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec, Level, 
 TINY_UNET: Any = {
     "channels": (8, 8), "num_res_blocks": 1, "attention_from": 1, "num_norm_groups": 2,
 }  # fmt: skip
+_REFINEMENT = {2: 16, 3: 8}  # channels, by the number of axes
 # Above this many voxels at the finest level with attention, its matrix is not kept as a whole.
 _FEW_TOKENS = 1024
+
+
+LevelChannels = Annotated[
+    Levels, Field(description="Channels at each level, full resolution first.")
+]
+ResidualBlocks = Annotated[schema.Depth, Field(description="Residual blocks at each level.")]
+NormGroups = Annotated[
+    schema.Width | None,
+    Field(
+        description="Most groups of a group norm; lowered to divide model.channels. null: 32, and "
+        "8 where conditions are followed, as a norm with a group for each channel takes away what "
+        "a class adds to it."
+    ),
+]
+WaveletLevels = Annotated[
+    int,
+    Field(
+        ge=0, le=3,
+        description="Levels of a Haar wavelet transform before the network, which then works on "
+        "bands of 1/2, 1/4 or 1/8 of the resolution, and its inverse after it. With 1, a step of "
+        "64x64x64 voxels took a tenth of the time and less than half of the memory.",
+    ),
+]  # fmt: skip
+RefinementChannels = Annotated[
+    Annotated[int, Field(ge=0, le=4096)] | None,
+    Field(
+        description="Channels of three convolutions at full resolution after the inverse wavelet "
+        "transform, without which its blocks can show as a fine grid; 0: none; null: with "
+        "wavelets 16, of volumes 8."
+    ),
+]
 
 
 class UNetFields(Schema):
     """The network's part of a family's config.
 
-    The defaults give the 2,328,449-parameter network of GaNDLF-Synth's DDPM.
+    The defaults give the 2,328,449-parameter network of GaNDLF-Synth's DDPM; a family can have
+    defaults of its own.
     """
 
-    channels: Levels = Field(
-        default=(32, 64, 64, 64), description="Channels at each level, full resolution first."
-    )
-    num_res_blocks: schema.Depth = Field(default=2, description="Residual blocks at each level.")
+    channels: LevelChannels = (32, 64, 64, 64)
+    num_res_blocks: ResidualBlocks = 2
     attention_from: Level = Field(
         default=2, description="First level with self-attention (0 is full resolution)."
     )
@@ -49,25 +80,14 @@ class UNetFields(Schema):
         default=8,
         description="Most channels of an attention head; lowered to divide model.channels.",
     )
-    num_norm_groups: schema.Width = Field(
-        default=32, description="Most groups of a group norm; lowered to divide model.channels."
-    )
+    num_norm_groups: NormGroups = 32
     attention_projection: bool = Field(
         default=True,
         description="Whether attention ends with a layer of its own; false: without, as in "
         "monai-generative and GaNDLF-Synth, which built the layer and never called it.",
     )
-    wavelet_levels: int = Field(
-        default=0, ge=0, le=3,
-        description="Levels of a Haar wavelet transform before the network, which then works on "
-        "bands of 1/2, 1/4 or 1/8 of the resolution, and its inverse after it. With 1, a step of "
-        "64x64x64 voxels took a tenth of the time and less than half of the memory.",
-    )  # fmt: skip
-    refinement_channels: int = Field(
-        default=0, ge=0, le=4096,
-        description="Channels of three convolutions at full resolution after the inverse wavelet "
-        "transform, without which its blocks can show as a fine grid; 0: none.",
-    )  # fmt: skip
+    wavelet_levels: WaveletLevels = 0
+    refinement_channels: RefinementChannels = 0
 
     def network_faults(self, image: ImageSpec, size_name: str = "data.size") -> list[str]:
         """Reasons why the network cannot be built for such images; see size_faults."""
@@ -82,9 +102,10 @@ class UNetFields(Schema):
         """The network for such images; None: as many channels out as the images have."""
         settings = self._unet_settings(image, out_channels or image.channels)
         settings |= {"channels": self.channels, "use_flash_attention": True}
-        network = ConditionalUNet(
-            image.conditions, self.wavelet_levels, self.refinement_channels, **settings
-        )
+        refinement = self.refinement_channels
+        if refinement is None:
+            refinement = _REFINEMENT[image.rank] if self.wavelet_levels else 0
+        network = ConditionalUNet(image.conditions, self.wavelet_levels, refinement, **settings)
         if not self.attention_projection:
             _drop_projections(network)
         halvings = min(self.attention_from, len(self.channels) - 1) + self.wavelet_levels
@@ -103,6 +124,7 @@ class UNetFields(Schema):
 
     def _unet_settings(self, image: ImageSpec, out_channels: int) -> dict[str, Any]:
         heads = (math.gcd(self.num_head_channels, channels) for channels in self.channels)
+        norm_groups = self.num_norm_groups or (8 if image.conditions else 32)
         levels = range(len(self.channels))
         return {
             "spatial_dims": image.rank,
@@ -111,7 +133,7 @@ class UNetFields(Schema):
             "num_res_blocks": self.num_res_blocks,
             "attention_levels": tuple(level >= self.attention_from for level in levels),
             "num_head_channels": tuple(heads),
-            "norm_num_groups": math.gcd(self.num_norm_groups, *self.channels),
+            "norm_num_groups": math.gcd(norm_groups, *self.channels),
         }
 
 
