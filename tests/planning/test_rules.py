@@ -455,6 +455,19 @@ def test_length(number: int, request_of: dict[str, Any], seconds: Any, epochs: i
     assert settings.training.max_epochs >= settings.training.validate_every_n_epochs
 
 
+@pytest.mark.parametrize(("epochs", "augmented"), [(90, False), (500, True)])
+def test_the_length_that_the_user_fixed_decides_what_follows_from_it(
+    epochs: int, augmented: bool
+) -> None:
+    planned = draft(measured((32, 32), 160), CPU, f"training.max_epochs={epochs}")
+    assert planned.config().data.augmentation  # 160 images would be seen 188 times by default
+    length.omit_augmentation(planned, None)
+    assert bool(planned.config().data.augmentation) == augmented
+    length.choose_length(planned, None)
+    assert value(planned, "training.max_epochs") == epochs
+    assert value(planned, "model.channels") == ([16, 32, 64] if epochs == 90 else [32, 64, 96])
+
+
 @pytest.mark.parametrize(
     ("images", "overrides", "decay"),
     [

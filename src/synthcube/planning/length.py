@@ -25,10 +25,13 @@ _DEFAULTS = TrainingConfig()
 def images_wanted(draft: Draft, seconds_an_image: float | None) -> tuple[float, str]:
     """Images to train on, counting each time it is seen, and why.
 
-    Hours with a timed step say it; a number of images says it; else it follows from the data: the
-    default number of epochs, at least what the first good model of this project took.
+    The user's epochs, images or hours (with a timed step) say it; else it follows from the data:
+    the default number of epochs, at least what the first good model of this project took.
     """
     request, number = draft.request, draft.num_training_images
+    is_fixed, epochs = lookup(draft.fixed, "training.max_epochs")
+    if is_fixed and isinstance(epochs, int):
+        return epochs * number, "set by you"
     if request.budget_images:
         return request.budget_images, f"--budget_images {request.budget_images:,}"
     if request.hours and seconds_an_image:
