@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,8 +22,7 @@ from typing import Any
 CONFIG: Mapping[str, Any] = {
     "data": {"size": [32, 32], "num_workers": 0},
     "model": {
-        "name": "rectified_flow", "channels": [16, 32, 64], "wavelet_levels": 0,
-        "attention_from": 2, "optimizer": {"lr": 2e-3, "betas": [0.9, 0.99]},
+        "name": "rectified_flow", "channels": [16, 32, 64], "refinement_channels": 8,
         "scheduler": {"name": "constant_with_warmup", "warmup_steps": 20},
     },
     "training": {
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
     parser.add_argument("--numbers", type=int, nargs="+", default=[50, 150, 500, 1500])
     parser.add_argument("--most_steps", type=int, default=20_000, help="of each training")
+    parser.add_argument("--passes", type=int, help="most passes over the images")
+    parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE of the config")
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     print("| training images | steps | passes | drawn copies | validation loss | lowest, after |")
@@ -59,10 +61,13 @@ def trained(options: argparse.Namespace, number: int) -> str:
     steps = max(1, number // CONFIG["training"]["batch_size"])  # of an epoch
     every = max(1, round(min(_STEPS_BETWEEN, options.most_steps) / steps))
     epochs = max(1, round(options.most_steps / steps / every)) * every
+    if options.passes:
+        epochs = min(epochs, math.ceil(options.passes / every) * every)
     train(
         CONFIG, data, run,
         overrides=[
             f"training.max_epochs={epochs}", f"training.validate_every_n_epochs={every}",
+            *options.set,
         ],
     )  # fmt: skip
     with (run / "metrics.csv").open(newline="") as file:

@@ -10,9 +10,13 @@ from typing import Annotated, Any
 import torch
 from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import DiffusionModelUNet
-from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
+from monai.networks.nets.diffusion_model_unet import (
+    DiffusionUNetResnetBlock,
+    get_timestep_embedding,
+)
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 from typing_extensions import Self
 
 from synthcube import schema
@@ -86,6 +90,11 @@ class UNetFields(Schema):
         description="Whether attention ends with a layer of its own; false: without, as in "
         "monai-generative and GaNDLF-Synth, which built the layer and never called it.",
     )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1,
+        description="Share of the features of each residual block that a training step leaves out, "
+        "against memorising few images.",
+    )  # fmt: skip
     wavelet_levels: WaveletLevels = 0
     refinement_channels: RefinementChannels = 0
 
@@ -108,6 +117,8 @@ class UNetFields(Schema):
         network = ConditionalUNet(image.conditions, self.wavelet_levels, refinement, **settings)
         if not self.attention_projection:
             _drop_projections(network)
+        if self.dropout:
+            _add_dropout(network, self.dropout)
         halvings = min(self.attention_from, len(self.channels) - 1) + self.wavelet_levels
         if math.prod(image.size) // 2 ** (image.rank * halvings) <= _FEW_TOKENS:
             network.register_forward_pre_hook(_choose_attention)
@@ -144,6 +155,21 @@ def _drop_projections(network: torch.nn.Module) -> None:
             torch.nn.init.eye_(layer.get_parameter("weight"))
             torch.nn.init.zeros_(layer.get_parameter("bias"))
             layer.requires_grad_(False)
+
+
+def _add_dropout(network: torch.nn.Module, share: float) -> None:
+    """Dropout before the second convolution of each residual block.
+
+    The place is that of Ho et al. (2020) and of EDM (Karras et al. 2022). A hook has no name, so
+    weights keep theirs.
+    """
+    for block in network.modules():
+        if isinstance(block, DiffusionUNetResnetBlock):
+            block.conv2.register_forward_pre_hook(partial(_dropped, share))
+
+
+def _dropped(share: float, layer: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    return functional.dropout(inputs[0], share, training=layer.training)
 
 
 class ConditionalUNet(DiffusionModelUNet):
