@@ -38,7 +38,7 @@ setup: $(STAMP) ## Make .venv with the locked versions (variables: PYTHON, TORCH
 # So many steps, however slow the machine is: with a third of them, shapes would be in pieces.
 demo: $(RUNS) ## Plan and train a model of the bundled pictures in about 3 minutes, and draw 16 images
 	rm -rf demo-run demo-images
-	$(BIN)/synthcube train -d workspace/data -o demo-run --set training.max_epochs=90 \
+	$(BIN)/synthcube train -d workspace/data -o demo-run --set training.max_epochs=200 \
 	  --set data.conditions={}
 	$(BIN)/synthcube infer -m demo-run -o demo-images -n 16
 	@echo "The images are in $(CURDIR)/demo-images/grid.png"
