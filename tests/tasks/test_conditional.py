@@ -240,7 +240,7 @@ def shape_of(picture: np.ndarray) -> tuple[str, float, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "epochs", "guidance"), [("rectified_flow", 60, 1.0), ("ddpm", 90, 2.0)]
+    ("family", "epochs", "guidance"), [("rectified_flow", 120, 1.0), ("ddpm", 90, 2.0)]
 )
 def test_images_are_what_was_asked_for(
     cli, family: str, epochs: int, guidance: float, tmp_path: Path
