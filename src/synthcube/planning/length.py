@@ -141,7 +141,7 @@ def _can_look_for_copies(draft: Draft) -> bool:
 
 
 def lacks_steps(draft: Draft) -> bool:
-    """Whether a CPU has time for so few steps that more of them gain more than larger ones.
+    """Whether a CPU has time for so few steps that more of them gain more than large batches.
 
     Of pictures of 64 x 64 and of volumes at any length that was tried (docs/recipes.md); small
     pictures cost so little that a long training has steps enough.

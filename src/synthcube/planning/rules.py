@@ -1,7 +1,7 @@
 """The rules of `synthcube plan`: each chooses keys of the config, with a reason for the user.
 
-A rule that was not measured in this project names its source. Learning rates and schedules are
-chosen where steps are what lacks (length.py); else the family's defaults hold.
+A rule that was not measured in this project names its source. Learning rates and schedules are the
+family's defaults.
 
 No rule ever adds a flip: across the body's midline it would put the liver on the left.
 """
