@@ -23,58 +23,63 @@ MODELS, DATA, INSTALLATION = "Models", "Data and config", "Installation and cont
 FILES, SETTINGS, CODE = "Files", "Settings", "Code that may run"
 BUDGET = "Machine and budget"
 
-_CONFIG = ("--config", "-c", "--parameters_file")
-Config = Annotated[
-    Path, typer.Option(*_CONFIG, metavar="FILE", rich_help_panel=FILES, help="YAML of the run.")
-]
+
+def option(panel: str, text: str, metavar: str = "", names: str = "", **settings: Any) -> Any:
+    """What :func:`typer.Option` returns.
+
+    Args:
+        panel: heading in the command's help.
+        text: its help.
+        metavar: what its value is, as in FILE; empty for a flag.
+        names: as in "--config -c"; empty: that of the parameter.
+        settings: of typer.Option.
+    """
+    return typer.Option(
+        *names.split(), metavar=metavar or None, rich_help_panel=panel, help=text, **settings
+    )
+
+
+_CONFIG = "--config -c --parameters_file"
+Config = Annotated[Path, option(FILES, "YAML of the run.", "FILE", _CONFIG)]
 Configs = Annotated[
     list[Path],
-    typer.Option(
-        *_CONFIG, metavar="FILE", rich_help_panel=FILES,
-        help="YAML of the run; without one, synthcube plan makes it; with several, each is trained "
+    option(
+        FILES,
+        "YAML of the run; without one, synthcube plan makes it; with several, each is trained "
         "into a subfolder of its name.",
+        "FILE",
+        _CONFIG,
     ),
-]  # fmt: skip
+]
 OptionalConfig = Annotated[
-    Path | None,
-    typer.Option(
-        *_CONFIG, metavar="FILE", rich_help_panel=FILES, help="YAML of seed, sampling, compute."
-    ),
+    Path | None, option(FILES, "YAML of seed, sampling, compute.", "FILE", _CONFIG)
 ]
 Data = Annotated[
     Path,
-    typer.Option(
-        "--data_path", "-d", metavar="PATH", rich_help_panel=FILES,
-        help="CSV, folder with manifest.csv, or folder of images.",
-    ),
-]  # fmt: skip
+    option(FILES, "CSV, folder with manifest.csv, or folder of images.", "PATH", "--data_path -d"),
+]
 OptionalData = Annotated[
     Path | None,
-    typer.Option(
-        "--data_path", "-d", metavar="PATH", rich_help_panel=FILES,
-        help="Images to reconstruct or translate; or a finished run: the ones that it held out.",
-    ),
-]  # fmt: skip
-Output = Annotated[
-    Path,
-    typer.Option(
-        "--output_path", "-o", metavar="FOLDER", rich_help_panel=FILES, help="Folder to write to."
+    option(
+        FILES,
+        "Images to reconstruct or translate; or a finished run: the ones that it held out.",
+        "PATH",
+        "--data_path -d",
     ),
 ]
+Output = Annotated[Path, option(FILES, "Folder to write to.", "FOLDER", "--output_path -o")]
 Model = Annotated[
     Path,
-    typer.Option(
-        "--model_path", "-m", metavar="MODEL", rich_help_panel=FILES,
-        help="Run folder, folder of an artifact, hf://owner/name or hf://owner/name@revision.",
+    option(
+        FILES,
+        "Run folder, folder of an artifact, hf://owner/name or hf://owner/name@revision.",
+        "MODEL",
+        "--model_path -m",
     ),
-]  # fmt: skip
+]
 Override = Annotated[
-    list[str],
-    typer.Option(
-        "--set", metavar="KEY=VALUE", rich_help_panel=SETTINGS,
-        help="Override a key of the YAML; repeatable.",
-    ),
-]  # fmt: skip
+    list[str], option(SETTINGS, "Override a key of the YAML; repeatable.", "KEY=VALUE", "--set")
+]
 _MOST_HOURS = 87_600.0  # ten years
 
 
@@ -86,25 +91,21 @@ def _checked_hours(hours: float | None) -> float | None:
 
 Hours = Annotated[
     float | None,
-    typer.Option(
-        metavar="NUMBER", rich_help_panel=BUDGET, callback=_checked_hours,
-        help="Time that the training may take.",
-    ),
-]  # fmt: skip
+    option(BUDGET, "Time that the training may take.", "NUMBER", callback=_checked_hours),
+]
 Plugins = Annotated[
     list[Path],
-    typer.Option(
-        "--plugins", metavar="FOLDER", rich_help_panel=CODE,
-        help="Folder whose code a model or a YAML may run; repeatable.",
-    ),
-]  # fmt: skip
+    option(CODE, "Folder whose code a model or a YAML may run; repeatable.", "FOLDER", "--plugins"),
+]
 Trust = Annotated[
     list[str],
-    typer.Option(
-        "--trust", metavar="PACKAGE", rich_help_panel=CODE,
-        help="Installed package whose code a model or a YAML may run; repeatable.",
+    option(
+        CODE,
+        "Installed package whose code a model or a YAML may run; repeatable.",
+        "PACKAGE",
+        "--trust",
     ),
-]  # fmt: skip
+]
 
 _LONGEST_NAME = 200
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as other programs do when `head` closes their output
@@ -348,12 +349,12 @@ def check_words(words: Sequence[str], app: typer.Typer) -> None:
 def _empty(words: Sequence[str], path_options: set[str]) -> Iterator[str]:
     """The options with an empty path; for an argument, the word before it."""
     for before, word in zip(["", *words], words, strict=False):
-        option = before if word == "" else word.removesuffix("=") if word.endswith("=") else None
-        if option is None:
+        spelling = before if word == "" else word.removesuffix("=") if word.endswith("=") else None
+        if spelling is None:
             continue
-        name = "--" + option[2:].replace("-", "_") if option.startswith("--") else option
-        if name in path_options or (word == "" and not option.startswith("-")):
-            yield option
+        name = "--" + spelling[2:].replace("-", "_") if spelling.startswith("--") else spelling
+        if name in path_options or (word == "" and not spelling.startswith("-")):
+            yield spelling
 
 
 def _path_options(app: typer.Typer) -> Iterator[str]:

@@ -16,6 +16,7 @@ from synthcube.cli.app import (
     Trust,
     command,
     located,
+    option,
     say,
     setup_process,
 )
@@ -28,30 +29,29 @@ def challenge(
     ] = "infer",
     model: Annotated[
         Path,
-        typer.Option(
-            "--model_path", "-m", metavar="FOLDER", rich_help_panel=FILES, show_default=True,
-            help="What export --challenge wrote.",
+        option(
+            FILES, "What export --challenge wrote.",
+            "FOLDER", "--model_path -m", show_default=True,
         ),
     ] = Path("/challenge"),
     data: Annotated[
         Path,
-        typer.Option(
-            "--data_path", "-d", metavar="FOLDER", rich_help_panel=FILES, show_default=True,
-            help="Folders of cases; nothing is written into it.",
+        option(
+            FILES, "Folders of cases; nothing is written into it.",
+            "FOLDER", "--data_path -d", show_default=True,
         ),
     ] = Path("/input"),
     output: Annotated[
         Path,
-        typer.Option(
-            "--output_path", "-o", metavar="FOLDER", rich_help_panel=FILES, show_default=True,
-            help="Folder for one file of each case.",
+        option(
+            FILES, "Folder for one file of each case.",
+            "FOLDER", "--output_path -o", show_default=True,
         ),
     ] = Path("/output"),
     weights: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", rich_help_panel=FILES,
-            help="Another such folder, or a trained model, in place of --model_path.",
+        option(
+            FILES, "Another such folder, or a trained model, in place of --model_path.", "FOLDER"
         ),
     ] = None,
     config: OptionalConfig = None,

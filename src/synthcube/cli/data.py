@@ -20,6 +20,7 @@ from synthcube.cli.app import (
     Plugins,
     Trust,
     command,
+    option,
     say,
     setup_process,
 )
@@ -36,153 +37,92 @@ _MOST_GB = 1e6
 
 @command(DATA, "prepare -d images -o data --validation 0.1")
 def prepare(
-    data: Annotated[
-        Path,
-        typer.Option(
-            "--data_path",
-            "-d",
-            metavar="PATH",
-            rich_help_panel=FILES,
-            help="Folder of images, or a CSV.",
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output_path",
-            "-o",
-            metavar="PATH",
-            rich_help_panel=FILES,
-            help="Folder or .csv to write.",
-        ),
-    ],
+    data: Annotated[Path, option(FILES, "Folder of images, or a CSV.", "PATH", "--data_path -d")],
+    output: Annotated[Path, option(FILES, "Folder or .csv to write.", "PATH", "--output_path -o")],
     paradigm: Annotated[
         Literal["unlabeled", "patient", "custom"],
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=SETTINGS,
-            help="Classes: unlabeled for none, patient for one for each patient, custom for one "
+        option(
+            SETTINGS,
+            "Classes: unlabeled for none, patient for one for each patient, custom for one "
             "for each folder.",
+            "NAME",
         ),
     ] = "unlabeled",
     channels: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAMES",
-            rich_help_panel=SETTINGS,
-            help="Words of the channels in the file names, in order: t1,t2,seg. Usual ones are "
+        option(
+            SETTINGS,
+            "Words of the channels in the file names, in order: t1,t2,seg. Usual ones are "
             "recognised; an empty text makes each file an image.",
+            "NAMES",
         ),
     ] = None,
     column: Annotated[
         list[str],
-        typer.Option(
-            metavar="NAME=COLUMN",
-            rich_help_panel=SETTINGS,
-            help="A CSV's own column: Channel_0=t1_path; repeatable.",
-        ),
+        option(SETTINGS, "A CSV's own column: Channel_0=t1_path; repeatable.", "NAME=COLUMN"),
     ] = [],  # noqa: B006
     dicom_columns: Annotated[
         str,
-        typer.Option(
+        option(
+            SETTINGS,
+            "Columns out of DICOM headers: Modality,PatientAge.",
+            "NAMES",
             "--dicom_columns",
-            metavar="NAMES",
-            rich_help_panel=SETTINGS,
-            help="Columns out of DICOM headers: Modality,PatientAge.",
         ),
     ] = "",
-    validation: Annotated[
-        float,
-        typer.Option(min=0, max=1, metavar="SHARE", rich_help_panel=_SPLIT, help="Share held out."),
-    ] = 0.0,
-    test: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, metavar="SHARE", rich_help_panel=_SPLIT, help="Share kept for tests."
-        ),
-    ] = 0.0,
+    validation: Annotated[float, option(_SPLIT, "Share held out.", "SHARE", min=0, max=1)] = 0.0,
+    test: Annotated[float, option(_SPLIT, "Share kept for tests.", "SHARE", min=0, max=1)] = 0.0,
     seed: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="NUMBER",
-            rich_help_panel=_SPLIT,
-            help="Seed of the split, and of the choice of patches.",
-        ),
+        int, option(_SPLIT, "Seed of the split, and of the choice of patches.", "NUMBER", min=0)
     ] = 0,
     patch_size: Annotated[
         str | None,
-        typer.Option(
+        option(
+            _SLIDES,
+            "Cut whole slides into patches of this size: 256 pixels, or 100um.",
+            "SIZE",
             "--patch_size",
-            metavar="SIZE",
-            rich_help_panel=_SLIDES,
-            help="Cut whole slides into patches of this size: 256 pixels, or 100um.",
         ),
     ] = None,
     mpp: Annotated[
         float | None,
-        typer.Option(
-            metavar="NUMBER",
-            rich_help_panel=_SLIDES,
-            help="Microns per pixel of the patches. Default: those of the slide.",
-        ),
+        option(_SLIDES, "Microns per pixel of the patches. Default: those of the slide.", "NUMBER"),
     ] = None,
     magnification: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER",
-            rich_help_panel=_SLIDES,
-            help="Instead of --mpp: 20 for 20x.",
-        ),
+        float | None, option(_SLIDES, "Instead of --mpp: 20 for 20x.", "NUMBER")
     ] = None,
     overlap: Annotated[
         float | None,
-        typer.Option(
-            metavar="SHARE",
-            rich_help_panel=_SLIDES,
-            help="Share that neighbouring patches have in common. Default: 0.",
-        ),
+        option(_SLIDES, "Share that neighbouring patches have in common. Default: 0.", "SHARE"),
     ] = None,
     max_patches: Annotated[
         int | None,
-        typer.Option(
+        option(
+            _SLIDES,
+            "Most patches of a slide, evenly over its tissue. Default: all.",
+            "NUMBER",
             "--max_patches",
-            metavar="NUMBER",
-            rich_help_panel=_SLIDES,
-            help="Most patches of a slide, evenly over its tissue. Default: all.",
         ),
     ] = None,
     min_tissue: Annotated[
         float | None,
-        typer.Option(
-            "--min_tissue",
-            metavar="SHARE",
-            rich_help_panel=_SLIDES,
-            help="Least share of tissue in a patch. Default: 0.5.",
-        ),
+        option(_SLIDES, "Least share of tissue in a patch. Default: 0.5.", "SHARE", "--min_tissue"),
     ] = None,
     verify: Annotated[
         bool,
-        typer.Option(
-            "--verify",
-            rich_help_panel=SETTINGS,
-            help="Read every image, and leave out what cannot be used.",
-        ),
+        option(SETTINGS, "Read every image, and leave out what cannot be used.", "", "--verify"),
     ] = False,
     volume: Annotated[
         str | None,
-        typer.Option(
-            metavar="WHICH",
-            rich_help_panel=SETTINGS,
-            help="Of NIfTI files with volumes in time: mean, first, each or a number from 0, "
+        option(
+            SETTINGS,
+            "Of NIfTI files with volumes in time: mean, first, each or a number from 0, "
             "written as 3D files.",
+            "WHICH",
         ),
     ] = None,
     derivatives: Annotated[
-        bool,
-        typer.Option(
-            "--derivatives", rich_help_panel=SETTINGS, help="Of BIDS data, list derivatives/ too."
-        ),
+        bool, option(SETTINGS, "Of BIDS data, list derivatives/ too.", "", "--derivatives")
     ] = False,
 ) -> None:
     """Make a manifest CSV from a folder of images or slides, or from a CSV with other columns."""
@@ -235,49 +175,31 @@ def prepare(
 def plan(
     data: Data,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output_path", "-o", metavar="FILE", rich_help_panel=FILES, help="YAML to write."
-        ),
+        Path | None, option(FILES, "YAML to write.", "FILE", "--output_path -o")
     ] = None,
     memory_gb: Annotated[
-        str,
-        typer.Option(
-            metavar="NUMBER",
-            rich_help_panel=BUDGET,
-            help="Memory of the machine that trains; auto: what is free here.",
-        ),
+        str, option(BUDGET, "Memory of the machine that trains; auto: what is free here.", "NUMBER")
     ] = "auto",
     hours: Hours = None,
     budget_images: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            rich_help_panel=BUDGET,
-            help="Images to train on, counted each time one is seen.",
-        ),
+        option(BUDGET, "Images to train on, counted each time one is seen.", "NUMBER", min=1),
     ] = None,
     goal: Annotated[
         Literal["generate", "translate", "compress"],
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=SETTINGS,
-            help="generate images; translate channels into others; compress, for latent models.",
+        option(
+            SETTINGS,
+            "generate images; translate channels into others; compress, for latent models.",
+            "NAME",
         ),
     ] = "generate",
     family: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", rich_help_panel=SETTINGS, help="Family, in place of the plan's."
-        ),
+        str | None, option(SETTINGS, "Family, in place of the plan's.", "NAME")
     ] = None,
     no_probe: Annotated[
         bool,
-        typer.Option(
-            "--no_probe",
-            rich_help_panel=BUDGET,
-            help="Time no training steps: the plan says nothing about time.",
+        option(
+            BUDGET, "Time no training steps: the plan says nothing about time.", "", "--no_probe"
         ),
     ] = False,
     overrides: Override = [],  # noqa: B006
@@ -365,14 +287,7 @@ def init(
         str, typer.Argument(metavar="FAMILY", help="Name of a family.")
     ] = "rectified_flow",
     dims: Annotated[
-        int,
-        typer.Option(
-            min=2,
-            max=3,
-            metavar="NUMBER",
-            rich_help_panel=SETTINGS,
-            help="Spatial axes of the images.",
-        ),
+        int, option(SETTINGS, "Spatial axes of the images.", "NUMBER", min=2, max=3)
     ] = 2,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -387,36 +302,25 @@ def init(
 @command(DATA, "migrate old.yaml -o config.yaml --csv old.csv")
 def migrate(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="YAML of GaNDLF-Synth.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output_path", "-o", metavar="FILE", rich_help_panel=FILES, help="YAML to write."
-        ),
-    ],
+    output: Annotated[Path, option(FILES, "YAML to write.", "FILE", "--output_path -o")],
     csv: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=FILES,
-            help="Its list of images: a manifest is written beside the YAML.",
-        ),
+        option(FILES, "Its list of images: a manifest is written beside the YAML.", "FILE"),
     ] = None,
     dims: Annotated[
         int | None,
-        typer.Option(
+        option(
+            SETTINGS,
+            "Spatial axes of the images, where the YAML does not say it.",
+            "NUMBER",
             min=2,
             max=3,
-            metavar="NUMBER",
-            rich_help_panel=SETTINGS,
-            help="Spatial axes of the images, where the YAML does not say it.",
         ),
     ] = None,
     modern: Annotated[
         bool,
-        typer.Option(
-            "--modern",
-            rich_help_panel=SETTINGS,
-            help="Leave the defaults of SynthCube where the YAML says nothing.",
+        option(
+            SETTINGS, "Leave the defaults of SynthCube where the YAML says nothing.", "", "--modern"
         ),
     ] = False,
 ) -> None:

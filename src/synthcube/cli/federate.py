@@ -23,6 +23,7 @@ from synthcube.cli.app import (
     app,
     command,
     located,
+    option,
     say,
     setup_process,
 )
@@ -42,81 +43,119 @@ _FEDERATION = "Federation"  # a panel
 
 Ranges = Annotated[
     list[str],
-    typer.Option("--range", metavar="NAME=LOW,HIGH", rich_help_panel=_FEDERATION,
-                 help="Declared range of a column of numbers, as in Age=0,100; repeatable."),
-]  # fmt: skip
+    option(
+        _FEDERATION,
+        "Declared range of a column of numbers, as in Age=0,100; repeatable.",
+        "NAME=LOW,HIGH",
+        "--range",
+    ),
+]
 LocalEpochs = Annotated[
-    int, typer.Option("--local_epochs", min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
-                      help="Passes of each site over its images in a round."),
-]  # fmt: skip
-Plan = Annotated[
-    Path, typer.Option("--plan", "-p", metavar="FILE", rich_help_panel=FILES,
-                       help="The plan that all sites have."),
-]  # fmt: skip
+    int,
+    option(
+        _FEDERATION,
+        "Passes of each site over its images in a round.",
+        "NUMBER",
+        "--local_epochs",
+        min=1,
+    ),
+]
+Plan = Annotated[Path, option(FILES, "The plan that all sites have.", "FILE", "--plan -p")]
 Proximal = Annotated[
-    float, typer.Option(min=0, metavar="NUMBER", rich_help_panel=_FEDERATION,
-                        help="FedProx: holds a site near the weights of its round, as with 0.01."),
-]  # fmt: skip
+    float,
+    option(
+        _FEDERATION,
+        "FedProx: holds a site near the weights of its round, as with 0.01.",
+        "NUMBER",
+        min=0,
+    ),
+]
 ServerOptimizer = Annotated[
     str,
-    typer.Option("--server_optimizer", metavar="MAPPING", rich_help_panel=_FEDERATION,
-                 help="FedAvgM or FedAdam, as in '{name: sgd, lr: 1.0, momentum: 0.9}'; without "
-                 "it the plain average."),
-]  # fmt: skip
+    option(
+        _FEDERATION,
+        "FedAvgM or FedAdam, as in '{name: sgd, lr: 1.0, momentum: 0.9}'; without "
+        "it the plain average.",
+        "MAPPING",
+        "--server_optimizer",
+    ),
+]
 Average = Annotated[
     Literal["sites", "server"],
-    typer.Option("--average", metavar="PLACE", rich_help_panel=_FEDERATION,
-                 help="Where the moving average of the weights is: at the sites, or at the server "
-                 "over the rounds, with half the traffic."),
-]  # fmt: skip
+    option(
+        _FEDERATION,
+        "Where the moving average of the weights is: at the sites, or at the server "
+        "over the rounds, with half the traffic.",
+        "PLACE",
+        "--average",
+    ),
+]
 AverageDecay = Annotated[
-    float, typer.Option("--average_decay", min=0, metavar="NUMBER",
-                        rich_help_panel=_FEDERATION,
-                        help="Decay of the server's moving average."),
-]  # fmt: skip
+    float,
+    option(
+        _FEDERATION, "Decay of the server's moving average.", "NUMBER", "--average_decay", min=0
+    ),
+]
 SecureAggregation = Annotated[
-    bool, typer.Option("--secure_aggregation", rich_help_panel=_FEDERATION,
-                       help="Sites mask their weights: the coordinator sees the average alone, and "
-                       "each round needs all sites."),
-]  # fmt: skip
+    bool,
+    option(
+        _FEDERATION,
+        "Sites mask their weights: the coordinator sees the average alone, and "
+        "each round needs all sites.",
+        "",
+        "--secure_aggregation",
+    ),
+]
 Certificates = Annotated[
-    Path, typer.Option("--certificates", "-k", metavar="FOLDER", rich_help_panel=FILES,
-                       help="Folder with crt.crt, key.key and root.crt; for nvflare the startup "
-                       "kit."),
-]  # fmt: skip
+    Path,
+    option(
+        FILES,
+        "Folder with crt.crt, key.key and root.crt; for nvflare the startup kit.",
+        "FOLDER",
+        "--certificates -k",
+    ),
+]
 
 Engine = Annotated[
     EngineName,
-    typer.Option("--engine", metavar="NAME", rich_help_panel=_FEDERATION,
-                 help="What carries the messages: our own connection (https), flower or nvflare; "
-                 "the same at the coordinator and all sites."),
-]  # fmt: skip
+    option(
+        _FEDERATION,
+        "What carries the messages: our own connection (https), flower or nvflare; "
+        "the same at the coordinator and all sites.",
+        "NAME",
+        "--engine",
+    ),
+]
 
 
-@command(
-    MODELS,
-    "federate plan -c config.yaml --sites a,b --rounds 50 -o plan.json",
-    of=federate,
-)
+@command(MODELS, "federate plan -c config.yaml --sites a,b --rounds 50 -o plan.json", of=federate)
 def plan(
     config: Config,
     output: Annotated[
-        Path, typer.Option("--output_path", "-o", metavar="FILE", rich_help_panel=FILES,
-                           help="JSON file to write; for openfl the folder of the workspace."),
+        Path,
+        option(
+            FILES,
+            "JSON file to write; for openfl the folder of the workspace.",
+            "FILE",
+            "--output_path -o",
+        ),
     ],
     sites: Annotated[
-        str, typer.Option(metavar="LABELS", rich_help_panel=_FEDERATION,
-                          help="Labels of the sites, as in site-a,site-b."),
+        str, option(_FEDERATION, "Labels of the sites, as in site-a,site-b.", "LABELS")
     ],
     rounds: Annotated[
-        int, typer.Option(min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
-                          help="How often the weights are averaged."),
+        int, option(_FEDERATION, "How often the weights are averaged.", "NUMBER", min=1)
     ],
     local_epochs: LocalEpochs = 1,
     minimum_sites: Annotated[
         int | None,
-        typer.Option("--minimum_sites", min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
-                     help="Sites that a round needs; without it two."),
+        option(
+            _FEDERATION,
+            "Sites that a round needs; without it two.",
+            "NUMBER",
+            "--minimum_sites",
+            min=1,
+        ),
     ] = None,
     ranges: Ranges = [],  # noqa: B006  # Typer copies it
     proximal: Proximal = 0.0,
@@ -126,19 +165,27 @@ def plan(
     secure_aggregation: SecureAggregation = False,
     engine: Annotated[
         Literal["https", "flower", "nvflare", "openfl"],
-        typer.Option("--engine", metavar="NAME", rich_help_panel=_FEDERATION,
-                     help="openfl: write a workspace, which OpenFL runs; else the plan is the same "
-                     "for https, flower and nvflare."),
+        option(
+            _FEDERATION,
+            "openfl: write a workspace, which OpenFL runs; else the plan is the same "
+            "for https, flower and nvflare.",
+            "NAME",
+            "--engine",
+        ),
     ] = "https",
     address: Annotated[
-        str, typer.Option("--address", "-a", metavar="HOST:PORT", rich_help_panel=_FEDERATION,
-                          help="openfl: address of the aggregator, by the name in its "
-                          "certificate."),
+        str,
+        option(
+            _FEDERATION,
+            "openfl: address of the aggregator, by the name in its certificate.",
+            "HOST:PORT",
+            "--address -a",
+        ),
     ] = "",
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
-) -> None:  # fmt: skip
+) -> None:
     """Write what all sites of a federation must have the same."""
     if bool(address) != (engine == "openfl"):
         raise typer.BadParameter(
@@ -158,35 +205,45 @@ def plan(
     say(f"Plan: {output}, SHA-256 {written.sha256}")
 
 
-@command(
-    MODELS,
-    "federate serve -p plan.json -k keys -s sites.yaml -o run",
-    of=federate,
-)
+@command(MODELS, "federate serve -p plan.json -k keys -s sites.yaml -o run", of=federate)
 def serve(
     plan: Plan,
     certificates: Certificates,
     output: Output,
     site_certificates: Annotated[
         Path | None,
-        typer.Option("--site_certificates", "-s", metavar="FILE", rich_help_panel=FILES,
-                     help="YAML with the certificate of each site; not for nvflare."),
+        option(
+            FILES,
+            "YAML with the certificate of each site; not for nvflare.",
+            "FILE",
+            "--site_certificates -s",
+        ),
     ] = None,
     address: Annotated[
-        str, typer.Option("--address", "-a", metavar="HOST:PORT", rich_help_panel=_FEDERATION,
-                          help="Address to listen on; without it 0.0.0.0:50273, and for nvflare "
-                          "that of the startup kit."),
+        str,
+        option(
+            _FEDERATION,
+            "Address to listen on; without it 0.0.0.0:50273, and for nvflare "
+            "that of the startup kit.",
+            "HOST:PORT",
+            "--address -a",
+        ),
     ] = "",
     round_minutes: Annotated[
-        float, typer.Option("--round_minutes", min=0.01, metavar="NUMBER",
-                            rich_help_panel=_FEDERATION,
-                            help="How long a round waits for all sites."),
+        float,
+        option(
+            _FEDERATION,
+            "How long a round waits for all sites.",
+            "NUMBER",
+            "--round_minutes",
+            min=0.01,
+        ),
     ] = 120.0,
     engine: Engine = "https",
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
-) -> None:  # fmt: skip
+) -> None:
     """Coordinate the sites of a federation; the same command again continues it."""
     setup_process(plugins, trust)
     from synthcube.tasks.serve import serve as task
@@ -198,35 +255,44 @@ def serve(
     say(f"Trained model: {folder}")
 
 
-@command(
-    MODELS,
-    "federate join -p plan.json -d images -k keys -a host:50273 -o run",
-    of=federate,
-)
+@command(MODELS, "federate join -p plan.json -d images -k keys -a host:50273 -o run", of=federate)
 def join(
     plan: Plan,
     data: Data,
     certificates: Certificates,
     output: Output,
     address: Annotated[
-        str, typer.Option("--address", "-a", metavar="HOST:PORT", rich_help_panel=_FEDERATION,
-                          help="Address of the coordinator; for nvflare the startup kit has it."),
+        str,
+        option(
+            _FEDERATION,
+            "Address of the coordinator; for nvflare the startup kit has it.",
+            "HOST:PORT",
+            "--address -a",
+        ),
     ] = "",
     site: Annotated[
         str | None,
-        typer.Option(metavar="LABEL", rich_help_panel=_FEDERATION,
-                     help="Label of this site in the plan; without it, that of its certificate."),
+        option(
+            _FEDERATION,
+            "Label of this site in the plan; without it, that of its certificate.",
+            "LABEL",
+        ),
     ] = None,
     patience_minutes: Annotated[
-        float, typer.Option("--patience_minutes", min=0, metavar="NUMBER",
-                            rich_help_panel=_FEDERATION,
-                            help="How long the coordinator may be away."),
+        float,
+        option(
+            _FEDERATION,
+            "How long the coordinator may be away.",
+            "NUMBER",
+            "--patience_minutes",
+            min=0,
+        ),
     ] = 60.0,
     engine: Engine = "https",
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
-) -> None:  # fmt: skip
+) -> None:
     """Train as a site of a federation; the same command again continues it."""
     setup_process(plugins, trust)
     from synthcube.tasks.join import join as task
@@ -243,33 +309,31 @@ def simulate(
     output: Output,
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config", "-c", "--parameters_file", metavar="FILE", rich_help_panel=FILES,
-            help="YAML of the run; none, and no data: a demonstration.",
+        option(
+            FILES,
+            "YAML of the run; none, and no data: a demonstration.",
+            "FILE",
+            "--config -c --parameters_file",
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            "--data_path",
-            "-d",
-            metavar="PATH",
-            rich_help_panel=FILES,
-            help="Images to divide among the sites: CSV or folder.",
-        ),
+        option(FILES, "Images to divide among the sites: CSV or folder.", "PATH", "--data_path -d"),
     ] = None,
     sites: Annotated[
         int | None,
-        typer.Option(min=1, max=100, metavar="NUMBER", rich_help_panel=_FEDERATION,
-                     help="Sites that share the subjects; without it two."),
+        option(
+            _FEDERATION, "Sites that share the subjects; without it two.", "NUMBER", min=1, max=100
+        ),
     ] = None,
     site_column: Annotated[
-        str, typer.Option("--site_column", metavar="COLUMN", rich_help_panel=_FEDERATION,
-                          help="Column of the list whose values are the sites."),
+        str,
+        option(
+            _FEDERATION, "Column of the list whose values are the sites.", "COLUMN", "--site_column"
+        ),
     ] = "",
     rounds: Annotated[
-        int, typer.Option(min=1, metavar="NUMBER", rich_help_panel=_FEDERATION,
-                          help="How often the weights are averaged."),
+        int, option(_FEDERATION, "How often the weights are averaged.", "NUMBER", min=1)
     ] = 2,
     local_epochs: LocalEpochs = 1,
     ranges: Ranges = [],  # noqa: B006  # Typer copies it
@@ -281,7 +345,7 @@ def simulate(
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
-) -> None:  # fmt: skip
+) -> None:
     """Train at several sites on this machine; the same command again continues it."""
     setup_process(plugins, trust)
     from synthcube.tasks.federate import simulate as task
@@ -300,26 +364,31 @@ def simulate(
 def mix(
     model: Annotated[
         list[Path],
-        typer.Option("--model_path", "-m", metavar="MODEL", rich_help_panel=FILES,
-                     help="Trained model of a site: run, artifact or hf://owner/name; repeatable."),
+        option(
+            FILES,
+            "Trained model of a site: run, artifact or hf://owner/name; repeatable.",
+            "MODEL",
+            "--model_path -m",
+        ),
     ],
     output: Output,
     num_images: Annotated[
-        int, typer.Option("--num_images", "-n", min=1, metavar="NUMBER", rich_help_panel=SETTINGS,
-                          help="Images of all models together."),
+        int, option(SETTINGS, "Images of all models together.", "NUMBER", "--num_images -n", min=1)
     ],
     site_images: Annotated[
         str,
-        typer.Option("--site_images", metavar="NUMBERS", rich_help_panel=_FEDERATION,
-                     help="Training images of each model, as in 1200,300; without it all models "
-                     "make as many images."),
+        option(
+            _FEDERATION,
+            "Training images of each model, as in 1200,300; without it all models "
+            "make as many images.",
+            "NUMBERS",
+            "--site_images",
+        ),
     ] = "",
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="NUMBER", rich_help_panel=SETTINGS, help="Seed."),
-    ] = 0,
+    seed: Annotated[int, option(SETTINGS, "Seed.", "NUMBER", min=0)] = 0,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
-) -> None:  # fmt: skip
+) -> None:
     """Generate images with the models of several sites, each in its share."""
     setup_process(plugins, trust)
     numbers = [text.strip() for text in site_images.split(",")] if site_images else []
@@ -340,10 +409,11 @@ def mix(
 def guard(
     kit: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER",
-                       help="Startup kit of NVIDIA FLARE, or workspace of OpenFL."),
+        typer.Argument(
+            metavar="FOLDER", help="Startup kit of NVIDIA FLARE, or workspace of OpenFL."
+        ),
     ],
-) -> None:  # fmt: skip
+) -> None:
     """Let NVIDIA FLARE run the job of SynthCube alone, or check a workspace of OpenFL for code."""
     setup_process()
     from synthcube.federation_nvflare.kit import guard as guard_kit
@@ -358,15 +428,13 @@ def guard(
 @command(MODELS, "federate audit run --server coordinator/audit.jsonl", of=federate)
 def audit(
     folder: Annotated[
-        Path,
-        typer.Argument(metavar="FOLDER", help="Folder of a site, or its audit.jsonl."),
+        Path, typer.Argument(metavar="FOLDER", help="Folder of a site, or its audit.jsonl.")
     ],
     server: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", rich_help_panel=FILES,
-                     help="Folder of the coordinator, or its audit.jsonl, to compare with."),
+        option(FILES, "Folder of the coordinator, or its audit.jsonl, to compare with.", "FOLDER"),
     ] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Show what a site has sent and received, by its audit log."""
     setup_process()
     from synthcube import terminal

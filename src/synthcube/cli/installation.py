@@ -5,16 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from synthcube.cli.app import (
-    FILES,
-    INSTALLATION,
-    SETTINGS,
-    command,
-    say,
-    setup_process,
-)
+from synthcube.cli.app import FILES, INSTALLATION, SETTINGS, command, option, say, setup_process
 from synthcube.containers import IMAGE
 
 
@@ -31,15 +22,8 @@ def self_check() -> None:
 
 @command(INSTALLATION, "specs --write mlcube")
 def specs(
-    write: Annotated[
-        Path, typer.Option(metavar="FOLDER", rich_help_panel=FILES, help="Folder to write.")
-    ],
-    image: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", rich_help_panel=SETTINGS, help="Name of the container's image."
-        ),
-    ] = IMAGE,
+    write: Annotated[Path, option(FILES, "Folder to write.", "FOLDER")],
+    image: Annotated[str, option(SETTINGS, "Name of the container's image.", "NAME")] = IMAGE,
 ) -> None:
     """Write the descriptions of the container that MLCube and MedPerf read."""
     from synthcube.containers import write_specs

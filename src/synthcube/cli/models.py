@@ -21,6 +21,7 @@ from synthcube.cli.app import (
     Trust,
     command,
     located,
+    option,
     say,
     setup_process,
 )
@@ -39,117 +40,59 @@ def infer(
     output: Output,
     num_images: Annotated[
         str | None,
-        typer.Option(
-            "--num_images",
-            "-n",
-            metavar="NUMBER",
-            rich_help_panel=_IMAGES,
-            help="Images to generate: 8, or Hand=5,HeadCT=3.",
-        ),
+        option(_IMAGES, "Images to generate: 8, or Hand=5,HeadCT=3.", "NUMBER", "--num_images -n"),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="NUMBER", rich_help_panel=_IMAGES, help="Seed of the images."),
-    ] = None,
+    seed: Annotated[int | None, option(_IMAGES, "Seed of the images.", "NUMBER", min=0)] = None,
     data: OptionalData = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch_size",
-            min=1,
-            metavar="NUMBER",
-            rich_help_panel=SETTINGS,
-            help="Images made at once.",
-        ),
+        int | None, option(SETTINGS, "Images made at once.", "NUMBER", "--batch_size", min=1)
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(
-            metavar="NUMBER",
-            rich_help_panel=SETTINGS,
-            help="How strictly conditions are followed; 1: as learned.",
-        ),
+        option(SETTINGS, "How strictly conditions are followed; 1: as learned.", "NUMBER"),
     ] = None,
     sampler: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", rich_help_panel=SETTINGS, help="How images are drawn: heun, ddim."
-        ),
+        str | None, option(SETTINGS, "How images are drawn: heun, ddim.", "NAME")
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=2, metavar="NUMBER", rich_help_panel=SETTINGS, help="Steps of the sampler."
-        ),
-    ] = None,
+    steps: Annotated[int | None, option(SETTINGS, "Steps of the sampler.", "NUMBER", min=2)] = None,
     animate: Annotated[
         Literal["steps", "slices"] | None,
-        typer.Option(
-            metavar="WHAT",
-            rich_help_panel=SETTINGS,
-            help="Write animation.gif: from noise to images, or through the slices.",
+        option(
+            SETTINGS, "Write animation.gif: from noise to images, or through the slices.", "WHAT"
         ),
     ] = None,
     output_format: Annotated[
         Literal["native", "dicom"] | None,
-        typer.Option(
-            "--format",
-            metavar="NAME",
-            rich_help_panel=SETTINGS,
-            help="dicom: write a DICOM series of each image too.",
-        ),
+        option(SETTINGS, "dicom: write a DICOM series of each image too.", "NAME", "--format"),
     ] = None,
     config: OptionalConfig = None,
     overrides: Override = [],  # noqa: B006
     condition: Annotated[
         list[str],
-        typer.Option(
-            metavar="NAME=VALUE",
-            rich_help_panel=_IMAGES,
-            help="Condition of all images, as in Label=Hand; repeatable.",
-        ),
+        option(_IMAGES, "Condition of all images, as in Label=Hand; repeatable.", "NAME=VALUE"),
     ] = [],  # noqa: B006
     conditions: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=_IMAGES,
-            help="CSV with the conditions of each image, in place of a number.",
-        ),
+        option(_IMAGES, "CSV with the conditions of each image, in place of a number.", "FILE"),
     ] = None,
     runtime: Annotated[
         RuntimeOrTorch | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=SETTINGS,
-            help="What computes the networks of a model exported for it: "
+        option(
+            SETTINGS,
+            "What computes the networks of a model exported for it: "
             f"{', '.join(('torch', *RUNTIMES))}.",
+            "NAME",
         ),
     ] = None,
     croissant: Annotated[
-        bool,
-        typer.Option(
-            "--croissant",
-            rich_help_panel=_DESCRIPTION,
-            help="Describe the images in croissant.json.",
-        ),
+        bool, option(_DESCRIPTION, "Describe the images in croissant.json.", "", "--croissant")
     ] = False,
     license_id: Annotated[
-        str,
-        typer.Option(
-            "--license",
-            metavar="NAME",
-            rich_help_panel=_DESCRIPTION,
-            help="License of the images, for croissant.json.",
-        ),
+        str, option(_DESCRIPTION, "License of the images, for croissant.json.", "NAME", "--license")
     ] = "",
     creator: Annotated[
         list[str],
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_DESCRIPTION,
-            help="Organization responsible for the images; repeatable.",
-        ),
+        option(_DESCRIPTION, "Organization responsible for the images; repeatable.", "NAME"),
     ] = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006
@@ -183,63 +126,31 @@ def infer(
 @command(MODELS, "evaluate -p generated -l run -o results.yaml")
 def evaluate(
     predictions: Annotated[
-        Path,
-        typer.Option(
-            "--predictions",
-            "-p",
-            metavar="PATH",
-            rich_help_panel=FILES,
-            help="Images that infer wrote, or any others.",
-        ),
+        Path, option(FILES, "Images that infer wrote, or any others.", "PATH", "--predictions -p")
     ],
     labels: Annotated[
         Path,
-        typer.Option(
-            "--labels",
-            "-l",
-            metavar="PATH",
-            rich_help_panel=FILES,
-            help="Held-out real images; or a run: those that it held out.",
+        option(
+            FILES, "Held-out real images; or a run: those that it held out.", "PATH", "--labels -l"
         ),
     ],
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output_path",
-            "-o",
-            metavar="FILE",
-            rich_help_panel=FILES,
-            help="YAML file to write the results to.",
-        ),
+        Path, option(FILES, "YAML file to write the results to.", "FILE", "--output_path -o")
     ],
     config: OptionalConfig = None,
     train_data: Annotated[
         Path | None,
-        typer.Option(
-            "--train_data",
-            "-t",
-            metavar="PATH",
-            rich_help_panel=FILES,
-            help="Training images, to search for copies.",
-        ),
+        option(FILES, "Training images, to search for copies.", "PATH", "--train_data -t"),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            rich_help_panel=FILES,
-            help="Folder for an HTML page with plots, and for a table for the card.",
+        option(
+            FILES, "Folder for an HTML page with plots, and for a table for the card.", "FOLDER"
         ),
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(
-            "--model_path",
-            "-m",
-            metavar="MODEL",
-            rich_help_panel=FILES,
-            help="The model, for membership inference.",
-        ),
+        option(FILES, "The model, for membership inference.", "MODEL", "--model_path -m"),
     ] = None,
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
@@ -276,40 +187,27 @@ def import_(
             help="Weights: .pt, .pth, .ckpt, .safetensors, or a model folder of GaNDLF-Synth.",
         ),
     ],
-    family: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", rich_help_panel=SETTINGS, help="Family of the model: ddpm, vqvae."
-        ),
-    ],
+    family: Annotated[str, option(SETTINGS, "Family of the model: ddpm, vqvae.", "NAME")],
     config: Config,
     output: Output,
     channels: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            rich_help_panel=SETTINGS,
-            help="Channels of one image: 1, or those of GaNDLF-Synth's YAML.",
+        option(
+            SETTINGS, "Channels of one image: 1, or those of GaNDLF-Synth's YAML.", "NUMBER", min=1
         ),
     ] = None,
     model_range: Annotated[
         tuple[float, float] | None,
-        typer.Option(
-            "--model_range",
-            metavar="LOW HIGH",
-            rich_help_panel=SETTINGS,
-            help="Range that intensities were scaled to in training: -1 1, or that of "
+        option(
+            SETTINGS,
+            "Range that intensities were scaled to in training: -1 1, or that of "
             "GaNDLF-Synth's YAML.",
+            "LOW HIGH",
+            "--model_range",
         ),
     ] = None,
     discriminator: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=FILES,
-            help="Weights of an autoencoder's discriminator.",
-        ),
+        Path | None, option(FILES, "Weights of an autoencoder's discriminator.", "FILE")
     ] = None,
     overrides: Override = [],  # noqa: B006
     plugins: Plugins = [],  # noqa: B006
@@ -333,117 +231,70 @@ def export(
     output: Output,
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config",
-            "-c",
-            "--parameters_file",
-            metavar="FILE",
-            rich_help_panel=FILES,
-            help="YAML with a section `export`.",
-        ),
+        option(FILES, "YAML with a section `export`.", "FILE", "--config -c --parameters_file"),
     ] = None,
     overrides: Override = [],  # noqa: B006
     evaluation: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=_CARD,
-            help="results.yaml of synthcube evaluate, for the card's table.",
-        ),
+        option(_CARD, "results.yaml of synthcube evaluate, for the card's table.", "FILE"),
     ] = None,
     license_id: Annotated[
         str,
-        typer.Option(
-            "--license",
-            metavar="NAME",
-            rich_help_panel=_CARD,
-            help="License of the model, as in apache-2.0 or cc-by-nc-4.0.",
+        option(
+            _CARD, "License of the model, as in apache-2.0 or cc-by-nc-4.0.", "NAME", "--license"
         ),
     ] = "",
     dataset: Annotated[
-        list[str],
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_CARD,
-            help="Name on a Hub of what it was trained on; repeatable.",
-        ),
+        list[str], option(_CARD, "Name on a Hub of what it was trained on; repeatable.", "NAME")
     ] = [],  # noqa: B006
     notes: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=_CARD,
-            help="Markdown to add to the card: authors, data, limits.",
-        ),
+        Path | None, option(_CARD, "Markdown to add to the card: authors, data, limits.", "FILE")
     ] = None,
     model_version: Annotated[
         str,
-        typer.Option(
-            "--model_version",
-            metavar="VERSION",
-            rich_help_panel=_CARD,
-            help="Version of the model, its tag on a Hub: 1.0.0.",
+        option(
+            _CARD, "Version of the model, its tag on a Hub: 1.0.0.", "VERSION", "--model_version"
         ),
     ] = "",
     runtime: Annotated[
         list[str],
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=SETTINGS,
-            help=f"Convert the networks for it as well: {', '.join(RUNTIMES)}; repeatable.",
+        option(
+            SETTINGS,
+            f"Convert the networks for it as well: {', '.join(RUNTIMES)}; repeatable.",
+            "NAME",
         ),
     ] = [],  # noqa: B006
     runtime_weights: Annotated[
         Weights | None,
-        typer.Option(
+        option(
+            SETTINGS,
+            f"How converted weights are stored: {', '.join(get_args(Weights))}.",
+            "TYPE",
             "--runtime_weights",
-            metavar="TYPE",
-            rich_help_panel=SETTINGS,
-            help=f"How converted weights are stored: {', '.join(get_args(Weights))}.",
         ),
     ] = None,
     push_to: Annotated[
-        str,
-        typer.Option(
-            "--push_to",
-            metavar="OWNER/NAME",
-            rich_help_panel=_HUB,
-            help="Publish to this repository of a Hub.",
-        ),
+        str, option(_HUB, "Publish to this repository of a Hub.", "OWNER/NAME", "--push_to")
     ] = "",
     public: Annotated[
         bool | None,
-        typer.Option(
-            "--public/--private",
-            rich_help_panel=_HUB,
-            help="Visibility on the Hub; private by default.",
-        ),
+        option(_HUB, "Visibility on the Hub; private by default.", "", "--public/--private"),
     ] = None,
-    revision: Annotated[
-        str, typer.Option(metavar="NAME", rich_help_panel=_HUB, help="Branch to push to: main.")
-    ] = "",
+    revision: Annotated[str, option(_HUB, "Branch to push to: main.", "NAME")] = "",
     commit_message: Annotated[
-        str,
-        typer.Option(
-            "--commit_message", metavar="TEXT", rich_help_panel=_HUB, help="Message of the commit."
-        ),
+        str, option(_HUB, "Message of the commit.", "TEXT", "--commit_message")
     ] = "",
     challenge: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_CHALLENGE,
-            help="Write a container for it: brats-inpainting, brats-brasyn, or a YAML that "
+        option(
+            _CHALLENGE,
+            "Write a container for it: brats-inpainting, brats-brasyn, or a YAML that "
             "declares its files.",
+            "NAME",
         ),
     ] = "",
     base: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_CHALLENGE,
-            help="Image of SynthCube to build the container on.",
-        ),
+        str, option(_CHALLENGE, "Image of SynthCube to build the container on.", "NAME")
     ] = IMAGE,
     plugins: Plugins = [],  # noqa: B006
     trust: Trust = [],  # noqa: B006

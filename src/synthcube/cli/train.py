@@ -18,6 +18,7 @@ from synthcube.cli.app import (
     Plugins,
     Trust,
     command,
+    option,
     say,
     setup_process,
 )
@@ -31,26 +32,15 @@ def train(
     hours: Hours = None,
     resume: Annotated[
         str,
-        typer.Option(
-            metavar="HOW",
-            rich_help_panel=SETTINGS,
-            help="auto continues a run; never refuses one; or a checkpoint's path.",
-        ),
+        option(SETTINGS, "auto continues a run; never refuses one; or a checkpoint's path.", "HOW"),
     ] = "auto",
     debug: Annotated[
-        bool,
-        typer.Option(
-            "--debug",
-            rich_help_panel=SETTINGS,
-            help="Only try a few batches of every step; keep nothing.",
-        ),
+        bool, option(SETTINGS, "Only try a few batches of every step; keep nothing.", "", "--debug")
     ] = False,
     accept_changes: Annotated[
         bool,
-        typer.Option(
-            "--accept_changes",
-            rich_help_panel=SETTINGS,
-            help="Continue a run although keys that matter changed.",
+        option(
+            SETTINGS, "Continue a run although keys that matter changed.", "", "--accept_changes"
         ),
     ] = False,
     overrides: Override = [],  # noqa: B006  # Typer copies it
