@@ -28,6 +28,7 @@ _COMPANIONS = {
     *(PARTICIPANTS, ".bidsignore"),
 }
 _COMPANION_SUFFIXES = (".json", ".tsv", ".bval", ".bvec")
+_RESERVED = {name.casefold() for name in KNOWN_COLUMNS}
 _NOT_AVAILABLE = "n/a"
 _TIME = "acq_time"  # a date, which may identify a person
 _ENTITY = re.compile(r"(?:^|_)([a-z]+)-([A-Za-z0-9+]+)(?=_|$)")
@@ -76,13 +77,9 @@ def entities_of(file: Path) -> dict[str, str]:
 
 def common_entities(files: Iterable[Path]) -> dict[str, str]:
     """The entities that all files of a row share, without the subject: columns of a manifest."""
-    first, *others = map(entities_of, files)
-    known = {"sub", *(name.casefold() for name in KNOWN_COLUMNS)}
-    return {
-        name: value
-        for name, value in first.items()
-        if name not in known and all(other.get(name) == value for other in others)
-    }
+    known = {"sub", *_RESERVED}
+    common = _common(map(entities_of, files))
+    return {name: value for name, value in common.items() if name not in known}
 
 
 def suffix_of(file: Path) -> str:
@@ -119,12 +116,7 @@ class Tables:
         """
         label = f"sub-{subject.removeprefix('sub-')}"
         session = entities_of(files[0]).get("ses", "")
-        first, *others = (self.files.get(file, {}) for file in files)
-        common = {
-            name: cell
-            for name, cell in first.items()
-            if all(other.get(name) == cell for other in others)
-        }
+        common = _common(self.files.get(file, {}) for file in files)
         of_session = self.sessions.get((label, session), {})
         return {**self.subjects.get(label, {}), **of_session, **common}
 
@@ -160,6 +152,16 @@ def is_companion(file: Path) -> bool:
     return file.name.endswith(_COMPANION_SUFFIXES) and bool(bids_subject(file.name))
 
 
+def _common(mappings: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """What all mappings have the same."""
+    first, *others = mappings
+    return {
+        name: value
+        for name, value in first.items()
+        if all(other.get(name) == value for other in others)
+    }
+
+
 def _cells_by(
     path: Path, key: str, prefix: str, left_out: list[tuple[Path, str]]
 ) -> dict[str, dict[str, str]]:
@@ -173,13 +175,12 @@ def _cells_by(
     faults = [*table.faults]
     if key not in table.header:
         faults.append(f"it has no column {key}; it has: {', '.join(table.header)}")
-    reserved = {name.casefold() for name in KNOWN_COLUMNS}
     for name in table.header:
-        if name.casefold() in reserved:
+        if name.casefold() in _RESERVED:
             left_out.append((path, f"the column {name} has a meaning in a manifest"))
         elif name == _TIME:
             left_out.append((path, f"the column {name} has dates, which may identify a person"))
-    dropped = {key, _TIME, *(name for name in table.header if name.casefold() in reserved)}
+    dropped = {key, _TIME, *(name for name in table.header if name.casefold() in _RESERVED)}
     by_key: dict[str, dict[str, str]] = {}
     for number, cells in table.records.items() if not faults else ():
         value = cells[key].removeprefix(prefix)

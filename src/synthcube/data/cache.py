@@ -43,10 +43,6 @@ _OURS = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|{re.escape(_BUILDING)}[0-9a-f]{{
 # some pages around every one that is read, so that several times as much is resident.
 _MAPPED_BYTES = 2 << 20
 _SIDE_STEP = 32  # sides that are multiples of it suit the defaults of every family
-_TOO_LARGE = (
-    "The preprocessed images take more than {:g} GB, which data.cache_gb allows: raise it, or "
-    "lower data.size."
-)
 _GREY_LEVEL = 2 / 255  # of a picture of 8 bits, in [-1, 1]
 
 
@@ -176,10 +172,10 @@ class ImageCache:
 
     def rows_of(self, manifest: Manifest) -> Manifest:
         """The manifest that was loaded, with a row for each image: its own, or one a slice."""
-        rows = [
-            row if number is None else replace(row, slice=number)
-            for row, number in ((manifest.rows[place], number) for place, number in self._sources)
-        ]
+        rows = []
+        for place, number in self._sources:
+            row = manifest.rows[place]
+            rows.append(row if number is None else replace(row, slice=number))
         return Manifest(manifest.path, tuple(rows))
 
     def __reduce__(self) -> tuple[type[ImageCache], tuple[Path]]:
@@ -187,19 +183,18 @@ class ImageCache:
 
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """A copy of those images, which are of one shape: (len(rows), C, *spatial)."""
+        batch: npt.NDArray[np.float32]
         if self.is_of_one_shape:
-            batch: npt.NDArray[np.float32] = self._voxels.mapped.reshape(self.shape)[
-                np.asarray(rows, np.int64)
-            ]
-            self._voxels.hand_back(batch.nbytes)
-            return batch
-        sizes = {self.shapes[row][1:] for row in rows}
-        if len(sizes) > 1:
-            shown = " and ".join(str(list(size)) for size in sorted(sizes)[:2])
-            raise ImageError(
-                f"The images have several sizes, such as {shown}: give those of one size at a time."
-            )
-        batch = np.stack([self._image(row) for row in rows])
+            batch = self._voxels.mapped.reshape(self.shape)[np.asarray(rows, np.int64)]
+        else:
+            sizes = {self.shapes[row][1:] for row in rows}
+            if len(sizes) > 1:
+                shown = " and ".join(str(list(size)) for size in sorted(sizes)[:2])
+                raise ImageError(
+                    f"The images have several sizes, such as {shown}: give those of one size at a "
+                    "time."
+                )
+            batch = np.stack([self._image(row) for row in rows])
         self._voxels.hand_back(batch.nbytes)
         return batch
 
@@ -260,9 +255,8 @@ def cache_key(files: Sequence[Sequence[Path]], settings: dict[str, Any], root: P
         "settings": settings,
         "files": [[digests[path] for path in row] for row in files],
     }
-    return hashlib.blake2b(
-        json.dumps(parts, sort_keys=True).encode(), digest_size=_KEY_LENGTH // 2
-    ).hexdigest()
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=_KEY_LENGTH // 2).hexdigest()
 
 
 def content_digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
@@ -280,9 +274,8 @@ def content_digests(paths: Sequence[Path], root: Path) -> dict[Path, str]:
     for path in paths:
         try:
             stat = path.stat()
-            name = "|".join(
-                map(str, (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
-            )
+            parts = (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+            name = "|".join(map(str, parts))
             digests[path] = memo.get(name) or fresh.setdefault(name, _digest(path))
         except OSError:
             digests[path] = os.urandom(16).hex()  # in no cache; reading the image says why
@@ -344,12 +337,8 @@ class _Contrasts:
     def add(self, image: Prepared) -> None:
         low, high = image.tensor.flatten(1).aminmax(dim=1)
         after = (high - low).tolist()
-        self.before = [
-            (min(a, c), max(b, d))
-            for (a, b), (c, d) in zip(
-                self.before or image.source_range, image.source_range, strict=False
-            )
-        ]
+        pairs = zip(self.before or image.source_range, image.source_range, strict=False)
+        self.before = [(min(a, c), max(b, d)) for (a, b), (c, d) in pairs]
         self.after = [max(pair) for pair in zip(self.after or after, after, strict=False)]
 
     def faults(self, config: DataConfig) -> list[str]:
@@ -372,33 +361,29 @@ def _build(folder: Path, num_images: int, images: Iterator[Prepared], limit_byte
         shutil.rmtree(killed)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
-        affines: list[list[list[float]]] = []
-        sources: list[tuple[int, int | None]] = []
-        ranges: list[Sequence[Sequence[float]]] = []
+        index: dict[str, Any] = {
+            "shapes": [], "sources": [], "affines": [], "intensity_ranges": [],
+        }  # fmt: skip
         checksum, written = 0, 0
-        shapes: list[tuple[int, ...]] = []
         with (staging / _ARRAY).open("wb") as file:
             for image in images:
-                if not shapes:
+                if not written:
                     _check_room(folder.parent, num_images * image.tensor.nbytes, limit_bytes)
                 written += image.tensor.nbytes
                 if written > limit_bytes:  # of slices
-                    raise OutputError(_TOO_LARGE.format(limit_bytes / 1e9))
-                sources.append((image.row, image.slice))
-                shapes.append(tuple(image.tensor.shape))
+                    raise OutputError(
+                        f"The preprocessed images take more than {limit_bytes / 1e9:g} GB, which "
+                        "data.cache_gb allows: raise it, or lower data.size."
+                    )
                 piece = image.tensor.numpy().tobytes()
                 checksum = zlib.crc32(piece, checksum)
                 file.write(piece)
-                affines.append(image.affine.tolist())
-                ranges.append(image.intensity_range)
+                index["shapes"].append(tuple(image.tensor.shape))
+                index["sources"].append((image.row, image.slice))
+                index["affines"].append(image.affine.tolist())
+                index["intensity_ranges"].append(image.intensity_range)
             file.flush()
             os.fsync(file.fileno())
-        index: dict[str, Any] = {
-            "shapes": shapes,
-            "sources": sources,
-            "affines": affines,
-            "intensity_ranges": ranges,
-        }
         index["checksum"] = zlib.crc32(json.dumps(index).encode(), checksum)
         (staging / _INDEX).write_text(json.dumps(index), encoding="utf-8")
         staging.rename(folder)

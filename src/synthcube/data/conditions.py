@@ -179,10 +179,9 @@ def read_condition_requests(
             column Count says.
     """
     common = dict(_pair(text) for text in conditions)
-    if not table:
-        _check_number(num_images if isinstance(num_images, int) else sum(num_images.values()))
     if table:
         return [common | request for request in _rows(table)]
+    _check_number(num_images if isinstance(num_images, int) else sum(num_images.values()))
     if isinstance(num_images, int):
         return [dict(common) for _ in range(num_images)]
     columns = [spec.name for spec in specs if spec.kind == "class"]

@@ -7,7 +7,7 @@ one file each: a PNG where they have 8 bits or colour, else a NIfTI of one slice
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from synthcube.data.dicom_files import (
     read_header,
     read_pixels,
 )
-from synthcube.data.dicom_geometry import Plane, flat_affine, stacked
+from synthcube.data.dicom_geometry import flat_affine, stacked
 from synthcube.data.geometry import Affine
 from synthcube.data.image_files import check_declared
 from synthcube.data.images import write_image
@@ -184,31 +184,24 @@ def _convert(image: _Image, folder: Path, columns: Sequence[str]) -> tuple[Path,
     else:
         pixels = read_pixels(first)
         voxels, affine, integer = _volume_of_frames(first, pixels)
-    is_picture = voxels.shape[-1] == 1 and (
-        first.is_colour
-        or (first.plane is None and integer and first.bits <= 8 and _has_8_bits(voxels))
+    is_flat = voxels.shape[-1] == 1
+    has_8_bits = (
+        is_flat and integer and first.bits <= 8 and 0 <= voxels.min() <= voxels.max() <= 255
     )
+    is_picture = is_flat and (first.is_colour or (first.plane is None and has_8_bits))
     path = make_folder(folder, "output_path") / f"{image.stem}.{'png' if is_picture else 'nii.gz'}"
     tensor = torch.from_numpy(voxels)
     write_image(path, tensor[..., 0] if is_picture else tensor, affine, integer=integer)
     return path, cells_of(pixels.dataset, columns)
 
 
-def _has_8_bits(voxels: Array) -> bool:
-    return bool(voxels.min() >= 0 and voxels.max() <= 255)
-
-
 def _check_alike(headers: Sequence[Header]) -> None:
     """Raise an ImageError unless the slices of a series have the same size and colours."""
-    differences: dict[str, Callable[[Header], object]] = {
-        "sizes": lambda header: header.size,
-        "colours": lambda header: header.is_colour,
-    }
-    for what, of in differences.items():
-        values = sorted({of(header) for header in headers}, key=str)
-        if len(values) > 1:
-            shown = f" ({', '.join(map(str, values[:3]))})" if what == "sizes" else ""
-            raise ImageError(f"its slices have different {what}{shown}")
+    sizes = sorted({header.size for header in headers}, key=str)
+    if len(sizes) > 1:
+        raise ImageError(f"its slices have different sizes ({', '.join(map(str, sizes[:3]))})")
+    if len({header.is_colour for header in headers}) > 1:
+        raise ImageError("its slices have different colours")
 
 
 def _volume_of_slices(headers: Sequence[Header]) -> tuple[Array, Affine, bool, Pixels]:
@@ -232,7 +225,7 @@ def _volume_of_slices(headers: Sequence[Header]) -> tuple[Array, Affine, bool, P
 
 def _volume_of_frames(header: Header, pixels: Pixels) -> tuple[Array, Affine, bool]:
     """Voxels (C, X, Y, Z), affine, and whether they are whole numbers, of one file."""
-    planes: list[Plane] = [plane for plane in pixels.planes if plane]
+    planes = [plane for plane in pixels.planes if plane]
     order = [0]
     if len(planes) == len(pixels.values):
         order, affine = stacked(planes, pixels.thickness)

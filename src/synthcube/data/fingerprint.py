@@ -148,7 +148,7 @@ def measure(manifest: Manifest) -> Fingerprint:
     faults: dict[Row, str] = {}
     collector = _Collector(len(manifest.rows))
     rows = followed(manifest.rows, len(manifest.rows), "Measuring images")
-    for _ in read_images(rows, lambda row, image: collector.add(row, image), faults):
+    for _ in read_images(rows, collector.add, faults):
         pass
     if faults:
         raise ImageError(
@@ -235,10 +235,9 @@ class _Collector:
         self._are_rasters &= image.raster
         self._is_picture &= image.file_format == "png"
         order = _canonical_order(image, rank)
+        shape = np.array(tensor.shape[1:], float)
         spacing = spacing_of(image.affine)
-        measures = (np.array(tensor.shape[1:], float), _box(place), spacing)
-        shape, content, voxel = (values[order] for values in measures)
-        self._geometry.append((shape, content, voxel))
+        self._geometry.append((shape[order], _box(place)[order], spacing[order]))
         self._copies.append(_small_copy(tensor, rank))
         self._subjects.append(row.subject)
 

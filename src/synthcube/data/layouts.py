@@ -23,27 +23,11 @@ LAYOUTS = {
 }
 MASK = "mask"
 """Name of the last channel of nnU-Net's layout."""
-_MASK_WORDS = {
-    *("seg", "dseg", "segmentation", "mask", "label", "labels", "gt", "lesion", "roi"),
-}
+_MASK_WORDS = {"seg", "dseg", "segmentation", "mask", "label", "labels", "gt", "lesion", "roi"}
 _IMAGE_WORDS = {
-    *(
-        "t1",
-        "t1w",
-        "t1c",
-        "t1ce",
-        "t1gd",
-        "t1n",
-        "t2",
-        "t2w",
-        "t2f",
-        "t2star",
-        "flair",
-        "pd",
-        "pdw",
-    ),
-    *("dwi", "adc", "swi", "ct", "cta", "cbct", "pet", "mr", "mri", "image", "img"),
-}
+    "t1", "t1w", "t1c", "t1ce", "t1gd", "t1n", "t2", "t2w", "t2f", "t2star", "flair", "pd", "pdw",
+    "dwi", "adc", "swi", "ct", "cta", "cbct", "pet", "mr", "mri", "image", "img",
+}  # fmt: skip
 _NNUNET_FOLDERS = {"imagestr", "imagests", "labelstr", "labelsts"}
 _NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
 _NAMES_SHOWN = 3

@@ -21,7 +21,14 @@ def unmeasured(image: ImageSpec, config: DataConfig) -> ImageSpec:
 
     Raises ConfigError where something must be declared.
     """
-    if faults := list(_faults(image, config)):
+    faults = [*undeclared(config)]
+    if image.file_format != "png" and not _keeps_spacing(config):
+        how = ", with data.fit crop_or_pad" if config.size and config.fit == "resize" else ""
+        faults.append(
+            f"data.spacing_mm: declare the voxel size of the images that are made{how}; the median "
+            "of the images would become public"
+        )
+    if faults:
         raise ConfigError("With training.privacy nothing is measured on the images:", faults)
     is_picture = image.file_format == "png"
     targets = config.targets(image)
@@ -60,16 +67,6 @@ def undeclared(config: DataConfig) -> Iterator[str]:
                 f"data.ranges: declare the lowest and highest {name}, as in {{{name}: [0, 100]}}; "
                 "else those of two people become public"
             )
-
-
-def _faults(image: ImageSpec, config: DataConfig) -> Iterator[str]:
-    yield from undeclared(config)
-    if image.file_format != "png" and not _keeps_spacing(config):
-        yield (
-            "data.spacing_mm: declare the voxel size of the images that are made"
-            + (", with data.fit crop_or_pad" if config.size and config.fit == "resize" else "")
-            + "; the median of the images would become public"
-        )
 
 
 def _keeps_spacing(config: DataConfig) -> bool:
