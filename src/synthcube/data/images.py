@@ -125,8 +125,7 @@ def write_image(
     elif suffix == ".nii.gz":
         image = nifti_of(tensor, affine, integer=integer, path=path)
         image.header["descrip"] = description.encode()
-        raw = bytes(image.to_bytes())
-        write_with(path, lambda temporary: write_gzip(temporary, raw))
+        write_gzip(path, bytes(image.to_bytes()))
     else:
         raise ImageError(f"{path.name}: images are written as .png or .nii.gz only.")
 

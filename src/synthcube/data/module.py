@@ -177,18 +177,15 @@ class CachedImages(Dataset[Batch]):
             return _empty(self.__getitems__([(0, 0)]))
         rows = [row for _, row in places]
         starts = [self.start_of(*place) for place in places]
-        image = torch.from_numpy(
+        voxels = (
             self.cache.read_patches(rows, starts, self.size)
             if self.is_part
             else self.cache.read(rows)
         )
+        image = torch.from_numpy(voxels)
         if self.augmentation:
-            image = torch.stack(
-                [
-                    self._augmented(one, *place, start)
-                    for one, place, start in zip(image, places, starts, strict=True)
-                ]
-            )
+            triples = zip(image, places, starts, strict=True)
+            image = torch.stack([self._augmented(one, *place, at) for one, place, at in triples])
         source = image[:, self.source]
         if self.inpainting:
             seeds = [
@@ -196,14 +193,13 @@ class CachedImages(Dataset[Batch]):
                 for epoch, row in places
             ]
             source = cut_holes(image, self.inpainting, seeds)
-        condition = Condition(values=self.conditions[rows], source=source)
         targets = image[:, self.target] if self.source else image
         return Batch(
             image=encoded(targets, self.target_masks),
             label=self.labels[rows],
             index=torch.tensor(rows),
             augmented=bool(self.augmentation) or self.random_patches,
-            condition=condition,
+            condition=Condition(values=self.conditions[rows], source=source),
         )
 
     def start_of(self, epoch: int, row: int) -> tuple[int, ...]:
@@ -267,17 +263,12 @@ class DataModule(pl.LightningDataModule):
         self.seed = seed
         # First what takes no time: an image is only read where the manifest is right.
         self.splits = self.file_splits = self._split()
-        self.conditions = (
-            condition_specs(
-                manifest,
-                self.rows("train"),
-                config.conditions,
-                classes=config.classes,
-                ranges=config.ranges,
-            )
-            if conditions is None
-            else tuple(conditions)
-        )
+        if conditions is None:
+            conditions = condition_specs(
+                manifest, self.rows("train"), config.conditions,
+                classes=config.classes, ranges=config.ranges,
+            )  # fmt: skip
+        self.conditions = tuple(conditions)
         self.cache = load_images(manifest, config, cache)
         _require_room(config.patches, self.cache, manifest)
         # From here on, a row for each slice of data.slices; `files` stays as it was given.
@@ -328,10 +319,8 @@ class DataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         _, processes = self._place()
         node = self.trainer.num_devices if self.trainer else 1
-        # The processes of a node share its memory.
-        self.num_workers = workers_that_fit(
-            self.config.num_workers, self._batch_bytes() // processes * node
-        )
+        nbytes = self._batch_bytes() // processes * node  # the processes of a node share its memory
+        self.num_workers = workers_that_fit(self.config.num_workers, nbytes)
 
     def examples(self, rows: Sequence[int]) -> Batch:
         """Those rows of the manifest as one batch, not augmented."""
@@ -339,15 +328,11 @@ class DataModule(pl.LightningDataModule):
 
     def every_image(self) -> Iterator[Batch]:
         """All rows of the manifest in order, in batches, not augmented."""
-        yield from self.batches(range(len(self.manifest.rows)), self.batch_size)
+        return self.batches(range(len(self.manifest.rows)), self.batch_size)
 
     def batches(self, rows: Sequence[int], size: int) -> Iterator[Batch]:
         """Those rows of the manifest, `size` at once, not augmented."""
-        # once for all batches: it looks at every row
-        images = CachedImages(
-            self.cache, self.manifest, self.image, (), self.seed, self.config.masks,
-            self.config.inpainting,
-        )  # fmt: skip
+        images = self._images()  # once for all batches: it looks at every row
         for start in range(0, len(rows), size):
             yield images.__getitems__([(0, row) for row in rows[start : start + size]])
 
@@ -370,16 +355,7 @@ class DataModule(pl.LightningDataModule):
             # At once, and not when the epoch starts: workers fetch ahead as soon as they are made.
             batches.epoch, batches.start = self.position
         return DataLoader(
-            CachedImages(
-                self.cache,
-                self.manifest,
-                self.image,
-                augmentation,
-                self.seed,
-                self.config.masks,
-                self.config.inpainting,
-                is_random=split == "train",
-            ),
+            self._images(augmentation, is_random=split == "train"),
             batch_sampler=batches,
             collate_fn=_unchanged,
             num_workers=self.num_workers,
@@ -387,6 +363,14 @@ class DataModule(pl.LightningDataModule):
             # Only pinned memory is copied to a GPU while Python goes on.
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
+
+    def _images(
+        self, augmentation: Sequence[TransformConfig] = (), *, is_random: bool = False
+    ) -> CachedImages:
+        return CachedImages(
+            self.cache, self.manifest, self.image, augmentation, self.seed, self.config.masks,
+            self.config.inpainting, is_random=is_random,
+        )  # fmt: skip
 
     def _place(self) -> tuple[int, int]:
         """The rank of this process, and the number of processes that train together."""

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from synthcube.data.nifti import nifti_image, stored, write_gzip
-from synthcube.storage import write_with
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
@@ -74,7 +73,7 @@ def write_filled(path: Path, source: Path, voxels: Floats, where: Bools) -> None
         limits = np.iinfo(proxy.dtype)
         values = np.rint(values).clip(limits.min, limits.max)
     content[where.reshape(proxy.shape)] = values
-    write_with(path, lambda temporary: write_gzip(temporary, raw))
+    write_gzip(path, raw)
 
 
 def write_like(path: Path, source: Path, voxels: Floats, *, integer: bool) -> None:
@@ -96,5 +95,4 @@ def write_like(path: Path, source: Path, voxels: Floats, *, integer: bool) -> No
         header[name] = 0
     data = stored(voxels, integer)
     header.set_data_dtype(data.dtype)
-    raw = bytes(type(image)(data, image.affine, header).to_bytes())
-    write_with(path, lambda temporary: write_gzip(temporary, raw))
+    write_gzip(path, bytes(type(image)(data, image.affine, header).to_bytes()))

@@ -18,6 +18,7 @@ from synthcube.data.image_files import UNNAMED, Array, FileImage, check_declared
 from synthcube.errors import ImageError
 from synthcube.reading import open_file
 from synthcube.schema import affine_fault
+from synthcube.storage import write_with
 
 MAX_CHANNELS_4D = 4
 """A fourth axis that is longer is taken for a time series, not for channels."""
@@ -47,32 +48,33 @@ def read_nifti(path: Path) -> FileImage:
 
 def nifti_image(path: Path) -> Any:
     """The nibabel image in a .nii or .nii.gz, of which no more is read than its header says."""
-    with open_file(path, ImageError) as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        return _unpacked(path, gzip.GzipFile(fileobj=file) if packed else file)
+    with open_file(path, ImageError) as opened:
+        file = unpacked(opened)
+        kind, header, start = nifti_header(path, file)
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        _check_axes(path, shape)
+        offset = float(header["vox_offset"])
+        if not 0 <= offset <= _MAX_EXTENSIONS:
+            raise ImageError(f"{path} has a damaged header: its voxels begin at byte {offset:g}.")
+        check_declared(path, shape, dtype.itemsize)
+        expected = int(offset) + math.prod(shape) * dtype.itemsize
+        raw = start + file.read(max(0, expected - len(start)))
+        rest = _MAX_TRAILING
+        while rest > 0 and (piece := file.read(1 << 16)):  # to the end: its checksum is compared
+            rest -= len(piece)
+        if rest <= 0:
+            raise ImageError(
+                f"{path} holds far more than the image of shape {shape} that its header describes; "
+                "export it again."
+            )
+        return kind.from_bytes(raw)
 
 
-def _unpacked(path: Path, file: BinaryIO | gzip.GzipFile) -> Any:
-    """The image in an unpacked file, of which no more is read than its header says."""
-    kind, header, start = nifti_header(path, file)
-    shape, dtype = header.get_data_shape(), header.get_data_dtype()
-    _check_axes(path, shape)
-    offset = float(header["vox_offset"])
-    if not 0 <= offset <= _MAX_EXTENSIONS:
-        raise ImageError(f"{path} has a damaged header: its voxels begin at byte {offset:g}.")
-    check_declared(path, shape, dtype.itemsize)
-    expected = int(offset) + math.prod(shape) * dtype.itemsize
-    raw = start + file.read(max(0, expected - len(start)))
-    rest = _MAX_TRAILING
-    while rest > 0 and (piece := file.read(1 << 16)):  # to the end: its checksum is compared
-        rest -= len(piece)
-    if rest <= 0:
-        raise ImageError(
-            f"{path} holds far more than the image of shape {shape} that its header describes; "
-            "export it again."
-        )
-    return kind.from_bytes(raw)
+def unpacked(file: BinaryIO) -> BinaryIO | gzip.GzipFile:
+    """`file` from its start, unpacked where it begins as gzip does."""
+    is_packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if is_packed else file
 
 
 def nifti_header(path: Path, file: BinaryIO | gzip.GzipFile) -> tuple[Any, Any, bytes]:
@@ -170,9 +172,13 @@ def stored(data: Array, integer: bool) -> Array:
 
 
 def write_gzip(path: Path, raw: bytes | bytearray) -> None:
-    """Write `raw` packed, without name and time in the header: the same bytes, the same file."""
-    with (
-        path.open("wb") as file,
-        gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=file, mtime=0) as packed,
-    ):
-        packed.write(raw)
+    """Write `raw` packed in one step, with no name or time in the header: same bytes, same file."""
+
+    def write(temporary: Path) -> None:
+        with (
+            temporary.open("wb") as file,
+            gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=file, mtime=0) as packed,
+        ):
+            packed.write(raw)
+
+    write_with(path, write)

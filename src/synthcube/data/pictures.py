@@ -100,7 +100,7 @@ def tile(
             f"An image of shape {tuple(image.shape)} cannot be shown; "
             "(C, X, Y) or (C, X, Y, Z) is needed."
         )
-    spacing = [*(() if spacing_mm is None else map(float, spacing_mm)), 1.0, 1.0, 1.0][:3]
+    spacing = _three_spacings(spacing_mm)
     if voxels.shape[-1] > 1:
         planes = [plane for channel in voxels for plane in _planes(channel, spacing, least)]
         starts = np.cumsum([0, *(plane.shape[1] + _PLANE_GAP for plane in planes)]).tolist()
@@ -205,15 +205,14 @@ def axial_slices(
         places: the slices, from 0 at the feet.
     """
     voxels = image.detach().cpu().float().numpy()
-    right, up, step = [*(() if spacing_mm is None else map(float, spacing_mm)), 1.0, 1.0, 1.0][:3]
-    extent = voxels.shape[2] * up, voxels.shape[1] * right
-    size = _enlarged(*extent, min(right, up, step), WRITTEN_TILE)
-    return [
-        Tile(
-            _beside(resized(_grey(_turned(cut)), size) for cut in cuts), caption, ((0, PLANES[0]),)
-        )
-        for cuts in np.moveaxis(voxels[..., list(places)], -1, 0)
-    ]
+    spacing = _three_spacings(spacing_mm)
+    extent = voxels.shape[2] * spacing[1], voxels.shape[1] * spacing[0]
+    size = _enlarged(*extent, min(spacing), WRITTEN_TILE)
+    tiles = []
+    for cuts in np.moveaxis(voxels[..., list(places)], -1, 0):
+        pixels = _beside(resized(_grey(_turned(cut)), size) for cut in cuts)
+        tiles.append(Tile(pixels, caption, ((0, PLANES[0]),)))
+    return tiles
 
 
 def plane_of(
@@ -234,7 +233,7 @@ def plane_of(
     if plane not in PLANES:
         raise ImageError(f"plane is {plane!r}: use {', '.join(PLANES)}.")
     voxels = image.detach().cpu().float().numpy()
-    spacing = [*(() if spacing_mm is None else spacing_mm), 1.0, 1.0, 1.0]
+    spacing = _three_spacings(spacing_mm)
     index = PLANES.index(plane if voxels.ndim == 4 else "axial")
     right, up = _PLANE_AXES[index]
     pixel = min(spacing[right], spacing[up])
@@ -242,10 +241,7 @@ def plane_of(
         middle_planes(channel)[index] if voxels.ndim == 4 else channel.T[::-1] for channel in voxels
     ]
     rows, columns = cuts[0].shape
-    size = (
-        max(1, round(rows * spacing[up] / pixel)),
-        max(1, round(columns * spacing[right] / pixel)),
-    )
+    size = _enlarged(rows * spacing[up], columns * spacing[right], pixel, 1)
     return PIL.Image.fromarray(_beside(resized(_grey(cut), size) for cut in cuts)).convert("L")
 
 
@@ -272,6 +268,11 @@ def save_grid(
 def save_picture(path: Path, picture: PIL.Image.Image) -> None:
     """Write a PNG in one step. Raises OutputError."""
     write_with(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def _three_spacings(spacing_mm: Sequence[float] | None) -> list[float]:
+    """Voxel size along three axes; 1 mm where none is given."""
+    return [*(() if spacing_mm is None else map(float, spacing_mm)), 1.0, 1.0, 1.0][:3]
 
 
 def _turned(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -375,11 +376,9 @@ def _wrapped(text: str, width: int) -> list[str]:
                 lines.append(line)
                 joined = word
             while len(joined) > 1 and font().getlength(joined) > room:
-                fits = next(
-                    n
-                    for n in range(len(joined) - 1, 0, -1)
-                    if n == 1 or font().getlength(joined[:n]) <= room
-                )
+                fits = len(joined) - 1
+                while fits > 1 and font().getlength(joined[:fits]) > room:
+                    fits -= 1
                 lines.append(joined[:fits])
                 joined = joined[fits:]
             line = joined

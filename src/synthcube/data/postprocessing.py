@@ -77,8 +77,7 @@ class Operation(Schema, ABC):
 
     def record(self) -> dict[str, Any]:
         """All settings on which the outcome depends, as plain values."""
-        values: dict[str, Any] = self.model_dump(mode="json")
-        return values
+        return self.model_dump(mode="json")
 
 
 def _image_channels(image: ImageSpec) -> list[int]:

@@ -334,7 +334,11 @@ class Preprocessing:
         """(C, X, Y, Z) in RAS and after the user's transforms, in source units; its affine."""
         import torchio as tio
 
-        self._require_channels(len(image.tensor))
+        count = len(image.tensor)
+        if beyond := [channel for channel in self.config.channels if channel >= count]:
+            raise ImageError(
+                f"the image has {count} channel(s), counted from 0; data.channels names {beyond[0]}"
+            )
         masks = self.masks
         subject = subject_of(require_classes(image.tensor, masks), image.affine, masks)
         if image.tensor.shape[-1] > 1 and not image.raster:
@@ -418,16 +422,18 @@ class Preprocessing:
             raise ImageError(f"constant channel: every voxel is {low:g}")
         return low, high
 
-    def _require_channels(self, count: int) -> None:
-        if beyond := [channel for channel in self.config.channels if channel >= count]:
-            raise ImageError(
-                f"the image has {count} channel(s), counted from 0; data.channels names {beyond[0]}"
-            )
-
     def _check_contrast(self, tensor: torch.Tensor) -> None:
         images = [channel for channel in range(len(tensor)) if channel not in self.masks]
-        if images:  # a mask may be all background
-            _check_contrast(tensor[images] if self.masks else tensor)
+        if not images:
+            return  # a mask may be all background
+        voxels = tensor[images] if self.masks else tensor
+        low, high = float(voxels.min()), float(voxels.max())
+        if not low - high <= 0:
+            raise ImageError("data.preprocessing leaves voxels that are not a number")
+        if high - low <= 1e-6 * max(abs(low), abs(high)):  # rounding errors of float32 included
+            raise ImageError(
+                f"constant image: every voxel is {low:g}; leave it out of the manifest"
+            )
 
 
 def to_intensities(
@@ -439,11 +445,3 @@ def to_intensities(
         torch.tensor([pair[end] for pair in intensity_range]).view(shape) for end in (0, 1)
     )
     return (tensor.float().cpu() + 1) / 2 * (high - low) + low
-
-
-def _check_contrast(tensor: torch.Tensor) -> None:
-    low, high = float(tensor.min()), float(tensor.max())
-    if not low - high <= 0:
-        raise ImageError("data.preprocessing leaves voxels that are not a number")
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # rounding errors of float32 included
-        raise ImageError(f"constant image: every voxel is {low:g}; leave it out of the manifest")

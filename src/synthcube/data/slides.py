@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import PIL.Image
 
@@ -167,9 +167,11 @@ def patch_items(
         except ImageError as error:
             left_out.append((path, error.headline))
             continue
-        for x, y, cells in patches.located():
+        for x, y in patches.corners:
             name = places[row.files] / _file_name(path, x, y)
-            items.append(replace(row, files=(name,), entities={**row.entities, **cells}))
+            cells = (str(x), str(y), str(patches.level), patches.mpp)
+            entities = {**row.entities, **dict(zip(COLUMNS, cells, strict=True))}
+            items.append(replace(row, files=(name,), entities=entities))
     return items
 
 
@@ -177,18 +179,12 @@ def _file_name(slide: Path, x: int, y: int) -> str:
     return f"{slide.stem}_x{x}_y{y}.png"
 
 
-@dataclass(frozen=True)
-class _Patches:
+class _Patches(NamedTuple):
     """The patches of a slide: their upper left corners in pixels of level 0, level and mpp."""
 
     corners: list[tuple[int, int]]
     level: int
     mpp: str
-
-    def located(self) -> Iterator[tuple[int, int, dict[str, str]]]:
-        for x, y in self.corners:
-            cells = (str(x), str(y), str(self.level), self.mpp)
-            yield x, y, dict(zip(COLUMNS, cells, strict=True))
 
 
 def _require_same_settings(places: Iterable[Path], options: PatchOptions) -> None:
@@ -239,12 +235,9 @@ def _patches_of(path: Path, place: Path, options: PatchOptions) -> _Patches:
                 kept.append((x, y))
             if not kept:
                 raise ImageError("has only patches of one colour")
-            patches = _Patches(kept, cut.level, cut.mpp)
-            write_json(
-                staging / RECORD,
-                {**key, "level": cut.level, "mpp": cut.mpp, "corners": kept},
-            )
-    return patches
+            content = {**key, "level": cut.level, "mpp": cut.mpp, "corners": kept}
+            write_json(staging / RECORD, content)
+    return _Patches(kept, cut.level, cut.mpp)
 
 
 def _recorded(record: Path, value: dict[str, Any]) -> _Patches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from synthcube.data.image_files import Array, check_declared, check_finite, deco
 from synthcube.data.images import write_image
 from synthcube.data.layouts import LeftOut
 from synthcube.data.manifest import bids_subject, image_suffix
-from synthcube.data.nifti import MAX_CHANNELS_4D, axes_of, nifti_header
+from synthcube.data.nifti import MAX_CHANNELS_4D, axes_of, nifti_header, unpacked
 from synthcube.errors import ImageError, ManifestError, OutputError
 from synthcube.reading import open_file
 from synthcube.storage import make_folder
@@ -68,8 +67,7 @@ class _Series:
     def volume(self, number: int) -> Array:
         """One volume, scaled as the header says."""
         after = [0] * (len(self.proxy.shape) - 4)
-        volume: Array = np.asarray(self.proxy[(slice(None),) * 3 + (number, *after)])
-        return volume
+        return np.asarray(self.proxy[(slice(None),) * 3 + (number, *after)])
 
     @property
     def is_whole(self) -> bool:
@@ -83,9 +81,7 @@ class _Series:
 def _opened(path: Path) -> Iterator[_Series]:
     """The series in a file, whose voxels are read volume by volume. Raises ImageError."""
     with open_file(path, ImageError) as file, decoding(path, image_suffix(path)):
-        is_packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        stream: Any = gzip.GzipFile(fileobj=file) if is_packed else file
+        stream: Any = unpacked(file)
         _, header, _ = nifti_header(path, stream)
         axes = axes_of(header.get_data_shape())
         count = axes[3] if len(axes) == 4 else 1
@@ -209,24 +205,27 @@ class Volumes:
             return [row]
         first = next(iter(series.values()))
         if self.choice is None:
-            self._leave_out(first, "volumes in time: --volume mean (or first, a number, each) "
-                            "takes them as 3D images")  # fmt: skip
+            how = "--volume mean (or first, a number, each) takes them as 3D images"
+            self.left_out.append((first, f"volumes in time: {how}"))
             return []
         if self.choice == "each" and len({counts[name] for name in series}) > 1:
             numbers = ", ".join(str(counts[name]) for name in series)
-            self._leave_out(first, f"its channels have {numbers} volumes")
+            self.left_out.append((first, f"its channels have {numbers} volumes"))
             return []
         try:
             written = {name: self._files_of(file) for name, file in series.items()}
         except ImageError as error:
-            self._leave_out(first, str(error).removeprefix(f"{first} "))
+            self.left_out.append((first, str(error).removeprefix(f"{first} ")))
             return []
         rows = []
         for number in range(len(next(iter(written.values())))):
             chosen = {name: paths[number] for name, paths in written.items()}
             usable = [self.usable(path) for path in chosen.values()]  # each is told of
             if all(usable):
-                cells = {name: self._cell(path) for name, path in chosen.items()}
+                cells = {
+                    name: Path(os.path.relpath(path, self.base)).as_posix()
+                    for name, path in chosen.items()
+                }
                 column = {COLUMN: str(number)} if self.choice == "each" else {}
                 rows.append(row | cells | column)
         return rows
@@ -240,9 +239,3 @@ class Volumes:
             folder = self.base / FOLDER
             self._written[source] = write_volumes(source, folder, name, self.choice)
         return self._written[source]
-
-    def _cell(self, path: Path) -> str:
-        return Path(os.path.relpath(path, self.base)).as_posix()
-
-    def _leave_out(self, path: Path, reason: str) -> None:
-        self.left_out.append((path, reason))

@@ -36,8 +36,7 @@ class ZeroPlanesCrop(tio.SpatialTransform):
         places = inside.nonzero()  # (N, 3)
         before, after = places.amin(dim=0), torch.tensor(inside.shape) - 1 - places.amax(dim=0)
         margins = torch.stack([before, after], dim=1).flatten().tolist()
-        cropped: tio.Subject = tio.Crop(tuple(margins), **self._get_base_args())(subject)
-        return cropped
+        return tio.Crop(tuple(margins), **self._get_base_args())(subject)
 
 
 class PositiveNormalization(tio.ZNormalization):
@@ -77,8 +76,7 @@ class BoundedElasticDeformation(tio.RandomElasticDeformation):
             image_interpolation=self.image_interpolation,
             **settings,
         )
-        deformed: tio.Subject = bounded(subject)
-        return deformed
+        return bounded(subject)
 
 
 class KSpaceArtifact(tio.OneOf):
@@ -114,8 +112,7 @@ class RelativeNoise(tio.RandomNoise):
         noise = tio.RandomNoise(
             mean=self.mean_range, std=(low * deviation, high * deviation), **self._get_base_args()
         )
-        noisy: tio.Subject = noise(subject)
-        return noisy
+        return noise(subject)
 
 
 class BoundedSwap(tio.RandomSwap):
@@ -130,8 +127,7 @@ class BoundedSwap(tio.RandomSwap):
             num_iterations=self.num_iterations,
             **self._get_base_args(),
         )
-        swapped: tio.Subject = swap(subject)
-        return swapped
+        return swap(subject)
 
 
 class PlanarAnisotropy(tio.RandomAnisotropy):
@@ -148,8 +144,7 @@ class PlanarAnisotropy(tio.RandomAnisotropy):
             image_interpolation=self.image_interpolation,
             **settings,
         )
-        coarse: tio.Subject = coarsening(subject)
-        return coarse
+        return coarsening(subject)
 
 
 class QuarterTurn(tio.SpatialTransform):

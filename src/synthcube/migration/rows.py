@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 
 from synthcube.data.image_files import decoding
 from synthcube.data.manifest import image_suffix
-from synthcube.data.nifti import nifti_header
+from synthcube.data.nifti import nifti_header, unpacked
 from synthcube.data.tables import CsvTable
 from synthcube.errors import ImageError, ManifestError, first_faults
 from synthcube.reading import open_file
@@ -160,10 +158,7 @@ def _orientation(path: Path) -> str:
         return ""
     try:
         with open_file(path, ImageError) as file, decoding(path, image_suffix(path)):
-            is_packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            unpacked: Any = gzip.GzipFile(fileobj=file) if is_packed else file
-            _, header, _ = nifti_header(path, unpacked)
+            _, header, _ = nifti_header(path, unpacked(file))
             is_volume = min([*header.get_data_shape()[:3], 1, 1][:3]) > 1
             axes = nib.orientations.aff2axcodes(header.get_best_affine())
             return "".join(map(str, axes)) if is_volume else ""
