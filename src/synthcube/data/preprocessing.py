@@ -391,10 +391,7 @@ class Preprocessing:
     ) -> torch.Tensor:
         for channel, classes in self.masks.items():
             tensor[channel] = class_indices(tensor[channel], classes)
-        # (C, 1, 1, 1)
-        low, high = (
-            torch.tensor([pair[end] for pair in ranges]).view(-1, 1, 1, 1) for end in (0, 1)
-        )
+        low, high = torch.tensor(ranges).reshape(-1, 2, 1, 1, 1).unbind(1)  # (C, 1, 1, 1) each
         return ((tensor - low) / (high - low) * 2 - 1).clamp(-1, 1)
 
     def _range_of(
@@ -440,8 +437,6 @@ def to_intensities(
     tensor: torch.Tensor, intensity_range: tuple[tuple[float, float], ...]
 ) -> torch.Tensor:
     """(C, *spatial) in [-1, 1] to the source's units, channel by channel."""
-    shape = (-1, *[1] * (tensor.ndim - 1))
-    low, high = (
-        torch.tensor([pair[end] for pair in intensity_range]).view(shape) for end in (0, 1)
-    )
+    ends = torch.tensor(intensity_range).reshape(-1, 2, *[1] * (tensor.ndim - 1))
+    low, high = ends.unbind(1)
     return (tensor.float().cpu() + 1) / 2 * (high - low) + low

@@ -10,9 +10,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from synthcube import reading, storage
 from synthcube.errors import FederationError, SynthCubeError
@@ -32,8 +34,11 @@ from synthcube.federation.messages import (
 )
 from synthcube.federation.plan import FederationPlan, digest_of
 from synthcube.federation.update import read_header, read_update, write_update
+from synthcube.schema import Schema
 
 log = logging.getLogger("synthcube")
+
+S = TypeVar("S", bound=Schema)
 
 FACTS, UPDATES, ROUNDS, AUDIT = "facts", "updates", "rounds.json", "audit.jsonl"
 _REPETITIONS = 3
@@ -87,18 +92,12 @@ class Coordinator:
         """Sites that know how it ended."""
         self._senders = {line.site for line in lines if line.kind == "weights"}
         """Sites whose weights came, if only in part."""
-        self._agreement = self._read(agreement_path, Agreement)
-        if self._agreement:
+        self._agreement: Agreement | None = None
+        if agreement_path.exists():
+            self._agreement = _read(agreement_path, Agreement)
             self.model = expected(self._agreement)
             # Before any site can ask: none must hear of a round that is not.
             self._begin_round(self._agreement, min(self._last_round() + 1, plan.rounds))
-
-    def _read(self, path: Path, kind: type[Agreement]) -> Agreement | None:
-        if not path.exists():
-            return None
-        return reading.validated(
-            reading.read_object(path, FederationError), kind, path, FederationError
-        )
 
     # What threads of the server call; a refusal is raised as RefusalError.
 
@@ -268,9 +267,7 @@ class Coordinator:
                      lambda: [s for s in sites if not self._facts_path(s).exists()])  # fmt: skip
         with self._changed:
             facts = {
-                site: reading.validated(
-                    reading.read_object(path, FederationError), SiteFacts, path, FederationError
-                )
+                site: _read(path, SiteFacts)
                 for site in sites
                 if (path := self._facts_path(site)).exists()
             }
@@ -297,8 +294,9 @@ class Coordinator:
             self._phase, self._round = "rounds", _Round(number)
             for site in agreement.images:  # after a kill
                 path = self.updates / f"{site}.safetensors"
-                if path.exists() and self._is_of_round(path, number):
-                    self._enter(site, path)
+                with suppress(FederationError):  # damaged since it was checked and kept
+                    if path.exists() and read_header(path).round == number:
+                        self._enter(site, path)
 
     def _do_round(self, agreement: Agreement, number: int) -> None:
         if self._round.number < number:
@@ -341,10 +339,7 @@ class Coordinator:
     def _records(self) -> tuple[RoundRecord, ...]:
         """The rounds that are recorded so far."""
         path = self.folder / ROUNDS
-        if not path.exists():
-            return ()
-        values = reading.read_object(path, FederationError)
-        return reading.validated(values, RoundRecords, path, FederationError).rounds
+        return _read(path, RoundRecords).rounds if path.exists() else ()
 
     def _gather(
         self, what: str, there: Callable[[], list[str]], awaited: Callable[[], list[str]]
@@ -380,34 +375,26 @@ class Coordinator:
 
     def _check(self, site: str, number: int, path: Path) -> int:
         """The images that an update stands for; raises RefusalError with all faults of it."""
-        assert self._agreement
-        assert self.model
+        agreement, model = self._agreement, self.model
+        assert agreement
+        assert model
         try:
             update = read_update(path)
         except FederationError as error:
             raise RefusalError("damaged", error.headline) from error
         spent = read_header(self.average_path).privacy if self.average_path.exists() else {}
-        faults = [
-            *averaging.update_faults(
-                self.plan, self._agreement, number, site, update, self.model.shapes, spent
-            )
-        ]
-        agreed, claimed = self._agreement.images[site], update.header.images
+        faults = list(
+            averaging.update_faults(self.plan, agreement, number, site, update, model.shapes, spent)
+        )
+        agreed, claimed = agreement.images[site], update.header.images
         if claimed > agreed:
             text = f"claims {claimed} images, {agreed} were agreed on"
             faults.append(averaging.UpdateFault("images", text))
         if faults:
             raise RefusalError(faults[0].code, *(fault.text[:1000] for fault in faults[:20]))
-        if update.header.constants != self.model.constants:
+        if update.header.constants != model.constants:
             raise RefusalError("constants", "its whole numbers are not those of the plan's model")
         return claimed
-
-    def _is_of_round(self, path: Path, number: int) -> bool:
-        """Whether a kept update, which was checked when it came, is of that round."""
-        try:
-            return read_header(path).round == number
-        except FederationError:  # damaged since
-            return False
 
     def _enter(self, site: str, path: Path) -> None:
         current = self._round
@@ -445,3 +432,10 @@ class Coordinator:
         if kind == "weights":
             self._senders.add(site)
         audit.append(self.folder / AUDIT, AuditLine.model_validate(line))
+
+
+def _read(path: Path, kind: type[S]) -> S:
+    """What was kept in a file."""
+    return reading.validated(
+        reading.read_object(path, FederationError), kind, path, FederationError
+    )

@@ -41,10 +41,9 @@ def exchanged_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def blank_weights(family: torch.nn.Module, *, ema: bool) -> dict[str, Tensor]:
     """Names, shapes and types of what a site sends, as tensors on the meta device."""
-    sent = exchanged_weights(family.state_dict()).items()
-    parts = (_LATEST, _AVERAGED) if ema else (_AVERAGED,)
     blank = partial(torch.empty_like, device="meta", dtype=torch.float32)
-    return {f"{_PREFIXES[part]}{name}": blank(tensor) for part in parts for name, tensor in sent}
+    sent = initial_weights(family.state_dict(), ema=ema)
+    return {name: blank(tensor) for name, tensor in sent.items()}
 
 
 def update_of(

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -261,8 +261,10 @@ class Handler(BaseHTTPRequestHandler):
         path: Path = self.server.coordinator.average(site, number)
         # A later average replaces the file, and this one stays open.
         with path.open("rb") as file:
-            digest = _digest(file)
-            size = file.seek(0, 2)
+            hashed = hashlib.sha256()
+            while piece := file.read(_PIECE):
+                hashed.update(piece)
+            size, digest = file.tell(), hashed.hexdigest()
             file.seek(0)
             self._begin(200, _WEIGHTS, size, digest)
             shutil.copyfileobj(file, self.wfile, _PIECE)
@@ -313,10 +315,3 @@ class RelayedHandler(Handler):
         if average := self.server.on_their_way.pop(site, None):
             self.server.coordinator.average_was_sent(site, *average)
         self._reply(self.server.coordinator.state(site))
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while piece := file.read(_PIECE):
-        digest.update(piece)
-    return digest.hexdigest()

@@ -99,8 +99,10 @@ class FlowerClient(Client):
 
     def state(self) -> State:
         """Where the federation stands; waits for an order of the coordinator."""
-        if self._current is None:
-            self._current = self._await_order()
+        while self._current is None:
+            self._watch()
+            with suppress(queue.Empty):
+                self._current = self._orders.get(timeout=0.2)
         order = self._current[1]
         if order.refusal:
             raise RefusalError(order.refusal.code, *order.refusal.faults)
@@ -179,12 +181,6 @@ class FlowerClient(Client):
                     connection.close()
                 else:
                     self._orders.put((connection, order, average))
-
-    def _await_order(self) -> tuple[Connection, Order, bytes]:
-        while True:
-            self._watch()
-            with suppress(queue.Empty):
-                return self._orders.get(timeout=0.2)
 
     def _watch(self) -> None:
         """Keep a SuperNode running. Raises FederationError where that has no prospect."""

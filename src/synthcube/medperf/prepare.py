@@ -125,11 +125,10 @@ class _Side:
         owners: dict[str, str] = {}
         cells = dict(zip(self.raw.manifest.rows, self.raw.cells, strict=True))
         faults: dict[Row, str] = {}
-
-        def write(row: Row, image: Image) -> tuple[int, ...]:
-            return self._write(row, cells[row], image)
-
-        for row, shape in read_images(self.raw.manifest.rows, write, faults):
+        written = read_images(
+            self.raw.manifest.rows, lambda row, image: self._write(row, cells[row], image), faults
+        )
+        for row, shape in written:
             where = str(row.channels[0])
             shapes[where], owners[where] = shape, row.subject
         for row, text in faults.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from synthcube.data.cache import shape_faults
 from synthcube.data.geometry import spacing_of
-from synthcube.data.images import Image, read_images
+from synthcube.data.images import read_images
 from synthcube.data.manifest import Manifest, Row, read_manifest
 from synthcube.data.preprocessing import DataConfig
 from synthcube.errors import ManifestError, SynthCubeError
@@ -64,7 +63,9 @@ def sanity_check(
         if name == "data_path":
             faults += condition_faults(RawImages.of(manifest), config.conditions)
         counts.append(f"{len(manifest.rows)} images of {name}")
-    faults += _leaks(owners, splits, _elsewhere(additional_files))
+    lists = sorted(additional_files.rglob("*.json")) if additional_files else []
+    elsewhere = {digest: path.name for path in lists for digest in read_digests(path)}
+    faults += _leaks(owners, splits, elsewhere)
     if faults:
         faults = list(dict.fromkeys(faults))
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -76,9 +77,7 @@ def _image_faults(manifest: Manifest, config: DataConfig, owners: Owners) -> lis
     faults: list[str] = []
     unreadable: dict[Row, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    images: Iterator[tuple[Row, Image]]
-    images = read_images(manifest.rows, lambda _, image: image, unreadable)
-    for row, image in images:
+    for row, image in read_images(manifest.rows, lambda _, image: image, unreadable):
         where = str(row.channels[0])
         owners.setdefault(voxel_digest(image.tensor), {}).setdefault(row.subject, where)
         low, high = float(image.tensor.min()), float(image.tensor.max())
@@ -108,6 +107,7 @@ def _spacing_faults(affine: npt.ArrayLike, config: DataConfig) -> list[str]:
 
 
 def _leaks(owners: Owners, splits: dict[str, set[str]], elsewhere: dict[str, str]) -> list[str]:
+    """What is wrong; `elsewhere` has the name of the list that holds an image, by voxel digest."""
     faults = [
         f"subject {subject!r} is in several splits: "
         f"{', '.join(sorted(name or '(empty)' for name in names))}; a subject belongs to one"
@@ -121,9 +121,3 @@ def _leaks(owners: Owners, splits: dict[str, set[str]], elsewhere: dict[str, str
         if digest in elsewhere:
             faults.append(f"the image of {subjects} is used elsewhere ({elsewhere[digest]})")
     return faults
-
-
-def _elsewhere(folder: Path | None) -> dict[str, str]:
-    """Return the name of the list that holds each image, by voxel digest."""
-    lists: Sequence[Path] = sorted(folder.rglob("*.json")) if folder else ()
-    return {digest: path.name for path in lists for digest in read_digests(path)}

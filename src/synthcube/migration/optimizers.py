@@ -95,7 +95,7 @@ def optimizer(project: Project, path: Path, target: str) -> float:
             arguments[key] = [float(number) for number in value]
     defaults = {key: value for key, value in _DEFAULTS[name].items() if key not in arguments}
     values = {"name": name, "lr": float(lr), **arguments}
-    comment = f"{'.'.join(map(str, path))}"
+    comment = ".".join(path)
     if project.is_modern or not defaults:
         project.state(target, values, comment)
         for key, value in defaults.items():

@@ -73,12 +73,12 @@ class Project:
     def architecture(self, name: str, default: Any = None) -> Any:
         return self.get("model_config", "architecture", name, default=default)
 
-    def whole(self, path: Path, default: int, least: int = 1) -> int:
-        """The whole number at `path`, `least` or more; a fault, and `default`, where it is not."""
+    def whole(self, path: Path, default: int) -> int:
+        """The whole number at `path`, 1 or more; a fault, and `default`, where it is not."""
         value = self.get(*path, default=default)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
             return value
-        self.refuse(path, f"a whole number of {least} or more is needed, not {value!r}")
+        self.refuse(path, f"a whole number of 1 or more is needed, not {value!r}")
         return default
 
     def state(self, target: str, value: Any, comment: str) -> None:
@@ -89,13 +89,13 @@ class Project:
         """Write what was so there without being said, and would be otherwise here."""
         (self.left if self.is_modern else self.new)[target] = Entry(value, comment)
 
-    def take(self, path: Path, target: str, default: Any, comment: str = "") -> None:
+    def take(self, path: Path, target: str, default: Any) -> None:
         """Write the value at `path` as it is, or the default of there."""
-        value = self.get(*path)
+        value, name = self.get(*path), ".".join(path)
         if value is None:
-            self.imply(target, default, f"the default of {'.'.join(map(str, path))}")
+            self.imply(target, default, f"the default of {name}")
         else:
-            self.state(target, value, comment or ".".join(map(str, path)))
+            self.state(target, value, name)
 
     def refuse(self, path: Path, text: str) -> None:
         self.refused.setdefault(path, []).append(text)

@@ -49,7 +49,9 @@ def translated(path: Path, table: CsvTable, folder: Path) -> Rows:
     lines = [dict(zip(table.header, cells, strict=True)) for cells in table.lines.values()]
     files = [[_located(row[name], folder, path) for name in channels] for row in lines]
     folders = [Path(row[0]).parent for row in files]
-    is_patient = _classes_are(lines, [folder.name for folder in folders])
+    is_patient = "LabelMapping" in lines[0] and all(
+        row["LabelMapping"] == folder.name for row, folder in zip(lines, folders, strict=True)
+    )
     changes = _changes(table, channels, lines, is_patient)
     subjects = _subjects(lines, folders)
     kept = [
@@ -91,12 +93,6 @@ def _located(cell: str, folder: Path, csv: Path) -> str:
     there, beside = folder / cell, csv.absolute().parent / cell
     place = beside if not there.exists() and beside.exists() else there
     return os.path.normpath(place)
-
-
-def _classes_are(lines: Sequence[dict[str, str]], names: Sequence[str]) -> bool:
-    return "LabelMapping" in lines[0] and all(
-        row["LabelMapping"] == name for row, name in zip(lines, names, strict=True)
-    )
 
 
 def _subjects(lines: Sequence[dict[str, str]], folders: Sequence[Path]) -> list[str]:

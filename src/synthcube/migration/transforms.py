@@ -160,8 +160,9 @@ def _affine(stage: Stage, name: str, value: Any) -> None:
 
 
 def _nothing(stage: Stage, name: str, value: Any) -> None:
-    reason = {"to_canonical": "every volume is turned to RAS+ here"}
-    text = reason.get(name, "alpha is dropped where a picture is read")
+    text = "alpha is dropped where a picture is read"
+    if name == "to_canonical":
+        text = "every volume is turned to RAS+ here"
     stage.project.drop((*_TRAIN, name), text)
 
 
@@ -192,7 +193,7 @@ def preprocessing(project: Project, dims: int) -> Stage:
 
 def _translate(stage: Stage, name: str, value: Any) -> None:
     spelt = name.replace("_to_", "2").replace("to", "2").replace("_", "")
-    plain = {"rgba2rgb": "rgba2rgb", "rgb2rgba": "rgb2rgba"}.get(spelt, name)
+    plain = spelt if spelt in ("rgba2rgb", "rgb2rgba") else name
     if plain in _WITHOUT:
         stage.refuse(name, _WITHOUT[plain])
     elif plain in PREPROCESSING:
@@ -275,24 +276,18 @@ def augmentation(project: Project, stage: Stage) -> None:
     steps = []
     for name, value in project.section(*_AUGMENTED).items():
         path = (*_AUGMENTED, name)
-        if name not in _SAME_NAMES:
-            _refuse_augmentation(project, path)
+        if name in ("colorjitter", "hed_transform"):
+            text = "no transform here does it: a class of your own can, package.module:Class"
+            project.refuse(path, text)
+        elif name not in _SAME_NAMES:
+            hint = did_you_mean(str(name), AUGMENTATIONS)
+            project.refuse(path, f"it is no augmentation of GaNDLF{hint}")
         elif not isinstance(value, Mapping) or not is_number(value.get("probability")):
             project.refuse(path, "GaNDLF-Synth stops where `probability` is not given")
         else:
             steps += _augmented(project, path, dict(value), stage)
     if steps:
         project.state("data.augmentation", steps, "data_augmentations.train, anew in every epoch")
-
-
-def _refuse_augmentation(project: Project, path: Path) -> None:
-    name = str(path[-1])
-    if name in ("colorjitter", "hed_transform"):
-        text = "no transform here does it: a class of your own can, package.module:Class"
-        project.refuse(path, text)
-    else:
-        hint = did_you_mean(name, AUGMENTATIONS)
-        project.refuse(path, f"it is no augmentation of GaNDLF{hint}")
 
 
 def _augmented(
