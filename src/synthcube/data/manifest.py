@@ -7,7 +7,7 @@ import gc
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -403,10 +403,16 @@ def _split_faults(rows: Iterable[Row]) -> list[str]:
         split = first.setdefault(row.subject, row.split)
         if split != row.split:
             splits.setdefault(row.subject, {split}).add(row.split)
+    return split_faults(splits)
+
+
+def split_faults(splits: Mapping[str, Collection[str]]) -> list[str]:
+    """One fault for each subject that has several splits."""
     return [
         f"subject {subject!r} is in several splits: "
         f"{', '.join(sorted(name or '(empty)' for name in names))}; a subject belongs to one"
         for subject, names in splits.items()
+        if len(names) > 1
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -51,7 +50,7 @@ Change = Callable[[Array, Array], Array]
 """(C, *spatial) float32 and (4, 4) affine to voxels of the same shape."""
 
 
-class Operation(Schema, ABC):
+class Operation(Schema):
     """Base of the operations; a subclass changes the voxels of the channels it acts on."""
 
     keeps_integers: ClassVar[bool] = True
@@ -71,9 +70,13 @@ class Operation(Schema, ABC):
         change = self.on_channels(len(chosen))
         return _on(chosen, lambda voxels, _: change(voxels))
 
-    @abstractmethod
     def on_channels(self, number: int) -> Callable[[Array], Array]:
         """A function from (number, *spatial) voxels to changed ones of the same shape."""
+        return self.changed
+
+    def changed(self, voxels: Array) -> Array:
+        """The voxels (C, *spatial) of the channels, changed; unless `on_channels` is another."""
+        raise NotImplementedError
 
     def record(self) -> dict[str, Any]:
         """All settings on which the outcome depends, as plain values."""
@@ -116,8 +119,8 @@ class Clip(Operation):
             _check_order(self.low, self.high)
         return self
 
-    def on_channels(self, number: int) -> Callable[[Array], Array]:
-        return lambda voxels: np.clip(voxels, self.low, self.high)
+    def changed(self, voxels: Array) -> Array:
+        return np.clip(voxels, self.low, self.high)
 
 
 class Rescale(Operation):
@@ -133,13 +136,10 @@ class Rescale(Operation):
         _check_order(self.low, self.high)
         return self
 
-    def on_channels(self, number: int) -> Callable[[Array], Array]:
-        def rescaled(voxels: Array) -> Array:
-            lowest, highest = float(voxels.min()), float(voxels.max())
-            share = (voxels - lowest) / ((highest - lowest) or 1)  # a constant image becomes low
-            return share * (self.high - self.low) + self.low
-
-        return rescaled
+    def changed(self, voxels: Array) -> Array:
+        lowest, highest = float(voxels.min()), float(voxels.max())
+        share = (voxels - lowest) / ((highest - lowest) or 1)  # a constant image becomes low
+        return share * (self.high - self.low) + self.low
 
 
 class ThresholdOperation(Operation):
@@ -149,8 +149,8 @@ class ThresholdOperation(Operation):
     below: Intensity = Field(description="Lowest intensity that is kept.")
     value: Intensity = Field(default=0, description="What lower ones become.")
 
-    def on_channels(self, number: int) -> Callable[[Array], Array]:
-        return lambda voxels: np.where(voxels < self.below, self.value, voxels)
+    def changed(self, voxels: Array) -> Array:
+        return np.where(voxels < self.below, self.value, voxels)
 
 
 class LargestComponent(Operation):
@@ -167,19 +167,16 @@ class LargestComponent(Operation):
         default=False, description="Whether voxels that share only an edge or corner are connected."
     )
 
-    def on_channels(self, number: int) -> Callable[[Array], Array]:
-        def kept(voxels: Array) -> Array:
-            from scipy import ndimage
+    def changed(self, voxels: Array) -> Array:
+        from scipy import ndimage
 
-            inside = (voxels > self.above).any(axis=0)  # (*spatial)
-            reach = inside.ndim if self.diagonal else 1
-            parts, _ = ndimage.label(inside, ndimage.generate_binary_structure(inside.ndim, reach))
-            sizes = np.bincount(parts.ravel())
-            sizes[0] = 0  # what is not above
-            others = inside & (parts != sizes.argmax())
-            return np.where(others, self.background, voxels)
-
-        return kept
+        inside = (voxels > self.above).any(axis=0)  # (*spatial)
+        reach = inside.ndim if self.diagonal else 1
+        parts, _ = ndimage.label(inside, ndimage.generate_binary_structure(inside.ndim, reach))
+        sizes = np.bincount(parts.ravel())
+        sizes[0] = 0  # what is not above
+        others = inside & (parts != sizes.argmax())
+        return np.where(others, self.background, voxels)
 
 
 class FillHoles(Operation):
@@ -192,15 +189,12 @@ class FillHoles(Operation):
     above: Intensity = Field(description="Voxels above this enclose a hole.")
     value: Intensity = Field(description="What the voxels of a hole become.")
 
-    def on_channels(self, number: int) -> Callable[[Array], Array]:
-        def filled(voxels: Array) -> Array:
-            from scipy import ndimage
+    def changed(self, voxels: Array) -> Array:
+        from scipy import ndimage
 
-            inside = (voxels > self.above).any(axis=0)  # (*spatial)
-            holes = ndimage.binary_fill_holes(inside) & ~inside
-            return np.where(holes, self.value, voxels)
-
-        return filled
+        inside = (voxels > self.above).any(axis=0)  # (*spatial)
+        holes = ndimage.binary_fill_holes(inside) & ~inside
+        return np.where(holes, self.value, voxels)
 
 
 class HistogramMatching(Operation):

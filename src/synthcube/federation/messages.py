@@ -52,6 +52,11 @@ class RefusalError(FederationError):
         """The HTTP status of the reply."""
         return _HTTP_STATUS.get(self.code, 422)
 
+    @property
+    def reply(self) -> Refusal:
+        """What the site is told."""
+        return Refusal(code=self.code, faults=tuple(fault[:1000] for fault in self.faults))
+
 
 class Refusal(Schema):
     """The reply to a message that is not accepted."""

@@ -33,7 +33,6 @@ from synthcube.federation.messages import (
     RECEIVED,
     SITE_HEADER,
     STATUS,
-    Refusal,
     RefusalError,
     SiteFault,
 )
@@ -142,8 +141,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.route(method, self._site())
         except RefusalError as refusal:
-            faults = tuple(fault[:1000] for fault in refusal.faults)
-            self._reply(Refusal(code=refusal.code, faults=faults), refusal.status)
+            self._reply(refusal.reply, refusal.status)
         except SynthCubeError as error:  # of the coordinator, such as a full disk
             log.error("A message could not be taken: %s", error)
             self.send_error(500, "not taken")

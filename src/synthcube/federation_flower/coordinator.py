@@ -242,7 +242,7 @@ class _Courier:
             except RefusalError as error:
                 if error.code in ("late", "not_yet"):
                     raise
-                refusal = _refusal(error)
+                refusal = error.reply
         site.ask = _Ask(secrets.token_hex(32), state, hashlib.sha256(average).hexdigest(),
                         len(average))  # fmt: skip
         order = Order(nonce=site.ask.nonce, state=state, agreement=site.agreement, refusal=refusal)
@@ -272,7 +272,7 @@ class _Courier:
             self._hand_over(site.label, ask.state, answer, file)
         except RefusalError as error:
             if error.code != "late":
-                site.refusal = _refusal(error)
+                site.refusal = error.reply
         if answer.fault:
             self._pause(site, ask)
 
@@ -331,7 +331,3 @@ def _verified(content: bytes, nonce: str) -> tuple[Answer, bytes]:
     if not secrets.compare_digest(answer.nonce, nonce):
         raise FederationError("An answer is refused: it is not of the site that was asked.")
     return answer, file
-
-
-def _refusal(error: RefusalError) -> Refusal:
-    return Refusal(code=error.code, faults=tuple(fault[:1000] for fault in error.faults))

@@ -45,7 +45,7 @@ def read_raw(
     try:
         sides["data"] = RawImages.of(read_manifest(data_path))
     except SynthCubeError as error:
-        faults += _lines(error)
+        faults += [error.headline, *error.faults]
     try:
         if table := _conditions_table(labels_path):
             if "data" in sides:
@@ -54,7 +54,8 @@ def read_raw(
         else:
             sides["labels"] = RawImages.of(read_manifest(labels_path))
     except SynthCubeError as error:
-        faults += [re.sub("^data_path ", "labels_path ", line) for line in _lines(error)]
+        lines = [error.headline, *error.faults]
+        faults += [re.sub("^data_path ", "labels_path ", line) for line in lines]
     if "data" in sides:
         faults += condition_faults(sides["data"], conditions)
     return sides, faults
@@ -130,7 +131,3 @@ def _column_faults(path: Path, table: CsvTable, columns: set[str]) -> list[str]:
             if name != right and name.casefold() == right.casefold()
         ),
     ]
-
-
-def _lines(error: SynthCubeError) -> list[str]:
-    return [error.headline, *error.faults] if error.faults else [str(error)]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from synthcube.data.cache import shape_faults
 from synthcube.data.geometry import spacing_of
 from synthcube.data.images import read_images
-from synthcube.data.manifest import Manifest, Row, read_manifest
+from synthcube.data.manifest import Manifest, Row, read_manifest, split_faults
 from synthcube.data.preprocessing import DataConfig
 from synthcube.errors import ManifestError, SynthCubeError
 from synthcube.medperf.infer import PreparatorConfig, read_parameters
@@ -108,12 +108,7 @@ def _spacing_faults(affine: npt.ArrayLike, config: DataConfig) -> list[str]:
 
 def _leaks(owners: Owners, splits: dict[str, set[str]], elsewhere: dict[str, str]) -> list[str]:
     """What is wrong; `elsewhere` has the name of the list that holds an image, by voxel digest."""
-    faults = [
-        f"subject {subject!r} is in several splits: "
-        f"{', '.join(sorted(name or '(empty)' for name in names))}; a subject belongs to one"
-        for subject, names in splits.items()
-        if len(names) > 1
-    ]
+    faults = split_faults(splits)
     for digest, files in owners.items():
         subjects = ", ".join(f"{subject!r} ({path})" for subject, path in files.items())
         if len(files) > 1:
