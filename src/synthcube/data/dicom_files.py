@@ -141,9 +141,9 @@ def _header(path: Path, dataset: Dataset) -> Header:
     if not (dataset.get("Rows") and dataset.get("Columns")):
         name = kind.name if kind.name and kind.name != str(kind) else "a private kind"
         raise ImageError(f"it holds no image ({name})")
-    missing = [name for name in ("SeriesInstanceUID", "SOPInstanceUID") if not dataset.get(name)]
-    if missing:
-        raise ImageError(f"its header has no {missing[0]}")
+    for name in ("SeriesInstanceUID", "SOPInstanceUID"):
+        if not dataset.get(name):
+            raise ImageError(f"its header has no {name}")
     if str(dataset.get("BurnedInAnnotation", "")).strip().upper() == "YES":
         raise ImageError("text that may identify the person is burned into its pixels")
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -309,10 +309,8 @@ def _rescaled(frames: Array, dataset: Dataset) -> tuple[Array, bool]:
         frames = highest - frames.astype(np.int64)
     if dataset.get("ModalityLUTSequence"):
         return apply_modality_lut(frames, dataset), True
-    factors = [
-        _rescaling(groups) for groups in _frame_groups(dataset, "PixelValueTransformationSequence",
-                                                       len(frames))
-    ]  # fmt: skip
+    groups = _frame_groups(dataset, "PixelValueTransformationSequence", len(frames))
+    factors = [_rescaling(group) for group in groups]
     integer = frames.dtype.kind in "iu" and all(
         number.is_integer() for pair in factors for number in pair
     )

@@ -84,11 +84,10 @@ def nifti_header(path: Path, file: BinaryIO | gzip.GzipFile) -> tuple[Any, Any, 
     """
     start = file.read(max(_HEADER_SIZES))
     sizes = (int.from_bytes(start[:4], order) for order in ("little", "big"))
-    size, kind = next(
-        ((size, _HEADER_SIZES[size]) for size in sizes if size in _HEADER_SIZES), (0, None)
-    )
-    if kind is None:
+    size = next((size for size in sizes if size in _HEADER_SIZES), None)
+    if size is None:
         raise ImageError(f"{path} is not a NIfTI image, whatever its name says.")
+    kind = _HEADER_SIZES[size]
     header = kind.header_class.from_fileobj(io.BytesIO(start[:size]))
     if min(shape := header.get_data_shape(), default=0) < 0:
         raise ImageError(f"{path} has a damaged header: its shape is {shape}.")

@@ -171,12 +171,7 @@ def agree(
             )  # fmt: skip
     return Agreement(
         plan=plan.sha256,
-        image=_image(facts).model_copy(
-            update={
-                "labels": _vocabulary([site.classes.get(LABEL, ()) for site in facts.values()]),
-                "conditions": tuple(conditions),
-            }
-        ),
+        image=_image(facts, conditions),
         images={name: site.images for name, site in facts.items()},
         subjects={name: site.subjects for name, site in facts.items() if site.subjects},
         first_stage_sha256=next(iter(facts.values())).first_stage_sha256,
@@ -342,27 +337,27 @@ def _vocabulary(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(sorted({name for classes in lists for name in classes}, key=natural_key))
 
 
-def _image(facts: Mapping[str, SiteFacts]) -> ImageSpec:
-    """The images of the federation: geometry, intensities weighted by images, file format."""
+def _image(facts: Mapping[str, SiteFacts], conditions: Sequence[ConditionSpec]) -> ImageSpec:
+    """The images of the federation: geometry, intensities weighted by images, vocabulary."""
     sites = list(facts.values())
     first, total = sites[0].image, sum(site.images for site in sites)
-    ranges = list(first.intensity_range)
-    if any(site.image.intensity_range != first.intensity_range for site in sites):
-        ranges = [
-            (
-                sum(site.images / total * site.image.intensity_range[channel][0] for site in sites),
-                sum(site.images / total * site.image.intensity_range[channel][1] for site in sites),
-            )
-            for channel in range(first.channels)
-        ]
+
+    def mean(channel: int, end: int) -> float:
+        return sum(site.images / total * site.image.intensity_range[channel][end] for site in sites)
+
+    ranges = first.intensity_range
+    if any(site.image.intensity_range != ranges for site in sites):
+        ranges = tuple((mean(channel, 0), mean(channel, 1)) for channel in range(first.channels))
     one_place = all(site.image.affine == first.affine for site in sites)
     affine = first.affine if one_place else as_rows(centred_affine(first.spacing_mm, first.size))
     is_picture = all(site.image.file_format == "png" for site in sites)
     return first.model_copy(
         update={
             "affine": affine,
-            "intensity_range": tuple(ranges),
+            "intensity_range": ranges,
             "file_format": "png" if is_picture else "nii.gz",
             "integer": all(site.image.integer for site in sites),
+            "labels": _vocabulary([site.classes.get(LABEL, ()) for site in sites]),
+            "conditions": tuple(conditions),
         }
     )

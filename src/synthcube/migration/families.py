@@ -21,11 +21,8 @@ def ddpm(project: Project) -> None:
     """The U-Net, the noise schedule and the sampler."""
     take(project, "num_channels", "model.channels", [32, 64, 64, 64])
     levels = _num_levels(project, "num_channels", 4)
-    for name, target, default in (
-        ("num_res_blocks", "model.num_res_blocks", 2),
-        ("num_head_channels", "model.num_head_channels", 8),
-    ):
-        _one_for_all(project, name, target, default)
+    _one_for_all(project, "num_res_blocks", 2)
+    _one_for_all(project, "num_head_channels", 8)
     _attention(project, levels)
     take(project, "norm_num_groups", "model.num_norm_groups", 32)
     text = "the layer after each attention was built, and never called"
@@ -33,8 +30,8 @@ def ddpm(project: Project) -> None:
     _diffusion(project)
 
 
-def _one_for_all(project: Project, name: str, target: str, default: int) -> None:
-    value = project.architecture(name)
+def _one_for_all(project: Project, name: str, default: int) -> None:
+    value, target = project.architecture(name), f"model.{name}"
     if not isinstance(value, list):
         take(project, name, target, default)
         return

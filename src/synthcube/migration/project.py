@@ -91,11 +91,15 @@ class Project:
 
     def take(self, path: Path, target: str, default: Any) -> None:
         """Write the value at `path` as it is, or the default of there."""
-        value, name = self.get(*path), ".".join(path)
-        if value is None:
-            self.imply(target, default, f"the default of {name}")
-        else:
-            self.state(target, value, name)
+        if self.get(*path) is None:
+            self.imply(target, default, f"the default of {'.'.join(path)}")
+        self.keep(path, target)
+
+    def keep(self, path: Path, target: str) -> None:
+        """Write the value at `path` as it is, if there is one."""
+        value = self.get(*path)
+        if value is not None:
+            self.state(target, value, ".".join(path))
 
     def refuse(self, path: Path, text: str) -> None:
         self.refused.setdefault(path, []).append(text)

@@ -180,9 +180,7 @@ def _size(project: Project, output_shape: list[int] | None, dims: int) -> None:
 def _data(project: Project) -> None:
     text = "everything was trained on; `-vr 0.1` of there is validation_fraction: 0.1"
     project.imply("data.validation_fraction", 0.0, text)
-    workers = ("dataloader_config", "train", "num_workers")
-    if project.get(*workers) is not None:
-        project.state("data.num_workers", project.get(*workers), ".".join(workers))
+    project.keep(("dataloader_config", "train", "num_workers"), "data.num_workers")
 
 
 def _training(project: Project) -> None:
@@ -192,8 +190,7 @@ def _training(project: Project) -> None:
     clip = (_MODEL, "gradient_clip_val")
     project.take(clip, "training.gradient_clip_norm", None)
     accumulate = (_MODEL, "accumulate_grad_batches")
-    if project.get(*accumulate) is not None:
-        project.state("training.accumulate", project.get(*accumulate), ".".join(accumulate))
+    project.keep(accumulate, "training.accumulate")
     if project.is_gan:
         for path, harmless in ((clip, (None,)), (accumulate, (None, 1))):
             if project.get(*path) not in harmless:
@@ -251,9 +248,7 @@ def _pictures(project: Project, dims: int) -> None:
     else:
         wanted = project.whole(every, 1)
         project.state("training.sample_every_n_epochs", wanted, ".".join(every))
-    count = (_MODEL, "n_fixed_images_to_generate")
-    if project.get(*count) is not None:
-        project.state("training.num_sample_images", project.get(*count), ".".join(count))
+    project.keep((_MODEL, "n_fixed_images_to_generate"), "training.num_sample_images")
 
 
 def _early_stop(project: Project) -> None:
@@ -304,8 +299,7 @@ def _compute(project: Project) -> None:
             text = "the number of them: choose which with CUDA_VISIBLE_DEVICES"
             project.note(("compute", "num_devices"), text)
     for name in ("num_nodes", "strategy", "strategy_config"):
-        if section.get(name) is not None:
-            project.state(f"compute.{name}", section[name], f"compute.{name}")
+        project.keep(("compute", name), f"compute.{name}")
     if section.get("precision") is None:
         project.imply("compute.precision", "32", "float32 was the default")
     else:
