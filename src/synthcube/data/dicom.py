@@ -7,6 +7,7 @@ one file each: a PNG where they have 8 bits or colour, else a NIfTI of one slice
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ def _images(
         series.setdefault(header.series, []).append(header)
     subjects = _pseudonyms(headers)
     images: list[_Image] = []
-    numbers: dict[str, int] = {}
+    numbers: Counter[str] = Counter()
     for _, group in sorted(series.items(), key=lambda item: (item[1][0].series_number, item[0])):
         group.sort(key=lambda header: (header.number, natural_key(header.instance)))
         classes = {_class_of(header.path, data) for header in group}
@@ -131,7 +132,7 @@ def _images(
         labels = {"unlabeled": "", "patient": subject, "custom": min(classes)}
         for part in _parts(group):
             stem = f"{subject}_{group[0].series_number:03d}"
-            numbers[stem] = numbers.get(stem, 0) + 1
+            numbers[stem] += 1
             stem += f"-{numbers[stem]}" if numbers[stem] > 1 else ""
             images.append(_Image(subject, labels[paradigm], tuple(part), stem))
     return sorted(images, key=lambda image: natural_key(image.stem))

@@ -101,7 +101,7 @@ def write_dicom(
         picture = np.asarray(picture_of(tensor, target))  # (Y, X[, 3])
         base = _object(study, target.name, number, picture)
         _add_pixels(base, picture)
-        return [_write_file(target, base, study, 0)]
+        return [_write_file(target, base, study)]
     matrix = np.asarray(affine, dtype=np.float64)
     if fault := _affine_fault(matrix):
         raise ImageError(f"{target.name}: {fault}")
@@ -141,7 +141,7 @@ def _write_channel(
     _add_rescaling(base, slope, intercept, volume)
     objects = _slices(base, stored, affine)
     if is_flat:
-        return _write_file(target, next(objects), study, 0)
+        return _write_file(target, next(objects), study)
     earlier = [path.name for path in target.glob("*.dcm")] if target.is_dir() else []
     with replaced_folder(target, earlier) as staging:
         for index, data in enumerate(objects):
@@ -242,9 +242,9 @@ def _add_pixels(data: Dataset, pixels: Array) -> None:
     data["PixelData"].VR = "OB" if bits == 8 else "OW"
 
 
-def _write_file(target: Path, data: Dataset, study: Study, index: int) -> Path:
+def _write_file(target: Path, data: Dataset, study: Study) -> Path:
     path = make_folder(target.parent) / f"{target.name}.dcm"
-    write_with(path, lambda temporary: _save(temporary, data, study, index))
+    write_with(path, lambda temporary: _save(temporary, data, study, 0))
     return path
 
 

@@ -132,6 +132,11 @@ def manifest_text(rows: Sequence[Mapping[str, str]]) -> str:
     return text.getvalue()
 
 
+def path_cell(file: Path | str, folder: Path) -> str:
+    """A file's cell in a manifest that lies in `folder`."""
+    return Path(os.path.relpath(file, folder)).as_posix()
+
+
 def require_outside(outputs: Mapping[str, Path | None], manifest: Manifest) -> None:
     """Refuse an output folder that holds images of the manifest. Raises OutputError."""
     existing = {name: path for name, path in outputs.items() if path and path.is_dir()}

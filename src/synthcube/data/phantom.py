@@ -57,8 +57,7 @@ def phantom(
     kinds = KINDS[len(size)]
     label = index % len(kinds) if kind is None else kinds.index(kind)
     random = np.random.default_rng((seed, index))
-    shortest = min(size)
-    radius = float(random.uniform(*_RADIUS)) * shortest
+    radius = float(random.uniform(*_RADIUS)) * min(size)
     slack = [(side - 1) / 2 - radius - 1 for side in size]
     reach = [min(max(free, 0.0), side / 8) for free, side in zip(slack, size, strict=True)]
     centre = [(n - 1) / 2 + float(random.uniform(-r, r)) for n, r in zip(size, reach, strict=True)]

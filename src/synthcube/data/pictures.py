@@ -102,7 +102,12 @@ def tile(
         )
     spacing = _three_spacings(spacing_mm)
     if voxels.shape[-1] > 1:
-        planes = [plane for channel in voxels for plane in _planes(channel, spacing, least)]
+        sizes = plane_sizes(voxels.shape[1:], spacing, least)
+        planes = [
+            resized(_grey(cut), size)
+            for channel in voxels
+            for cut, size in zip(middle_planes(channel), sizes, strict=True)
+        ]
         starts = np.cumsum([0, *(plane.shape[1] + _PLANE_GAP for plane in planes)]).tolist()
         return Tile(
             _beside(planes), caption, tuple(zip(starts, PLANES * len(voxels), strict=False))
@@ -298,13 +303,6 @@ def plane_sizes(shape: Sequence[int], spacing: Sequence[float], least: int = 1) 
     sizes = [_enlarged(extent[up], extent[left], pixel, least) for left, up in _PLANE_AXES]
     height = max(size[0] for size in sizes)
     return [(height, max(1, round(height * extent[i] / extent[up]))) for i, up in _PLANE_AXES]
-
-
-def _planes(volume: npt.NDArray[Any], spacing: Sequence[float], least: int) -> list[Pixels]:
-    """Middle axial, coronal and sagittal plane of an (X, Y, Z) volume, all of one height."""
-    sizes = plane_sizes(volume.shape, spacing, least)
-    cuts = zip(middle_planes(volume), sizes, strict=True)
-    return [resized(_grey(cut), size) for cut, size in cuts]
 
 
 def _enlarged(height: float, width: float, pixel: float, least: int) -> Size:

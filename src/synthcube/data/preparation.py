@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +34,7 @@ from synthcube.data.manifest import (
     manifest_text,
     name_fault,
     natural_key,
+    path_cell,
     split_warning,
     write_manifest,
 )
@@ -321,10 +321,8 @@ def _table_rows(
     rows = []
     for row in manifest.rows:
         if all(usable(path) for path in row.channels):
-            paths = {
-                name: Path(os.path.relpath(path, csv_path.parent)).as_posix()
-                for name, path in row.channel_cells.items()
-            }
+            cells = row.channel_cells.items()
+            paths = {name: path_cell(path, csv_path.parent) for name, path in cells}
             known = row.known_cells
             rows.append(paths | {k: v for k, v in known.items() if k != "SubjectID" or k in header})
     return rows
@@ -432,10 +430,7 @@ def _rows(items: Iterable[Item], base: Path, stated: bids.Tables) -> list[dict[s
     columns = dict.fromkeys(name for item in items for name in item.entities)
     rows = []
     for item in items:
-        row = {
-            f"Channel_{i}": Path(os.path.relpath(file, base)).as_posix()
-            for i, file in enumerate(item.files)
-        }
+        row = {f"Channel_{i}": path_cell(file, base) for i, file in enumerate(item.files)}
         row["SubjectID"] = item.subject
         if item.label_name:
             row["Label"] = str(ids[item.label_name])

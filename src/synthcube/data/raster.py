@@ -33,8 +33,7 @@ def read_raster(path: Path) -> FileImage:
         pages = getattr(picture, "n_frames", 1)
         if picture.format == "PNG" and pages > 1:
             raise ImageError(f"{path} is an animation of {pages} pictures; store one per file.")
-        channels = len(picture.getbands())
-        check_declared(path, (*picture.size, pages, channels), 1)
+        check_declared(path, (*picture.size, pages, len(picture.getbands())), 1)
         if _has_deep_colour(picture):
             picture.load()  # finds out if it was cut short
             stack = _deep_colour(path)

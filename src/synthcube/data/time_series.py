@@ -16,7 +16,7 @@ from nibabel.arrayproxy import ArrayProxy
 from synthcube.data.image_files import Array, check_declared, check_finite, decoding
 from synthcube.data.images import write_image
 from synthcube.data.layouts import LeftOut
-from synthcube.data.manifest import bids_subject, image_suffix
+from synthcube.data.manifest import bids_subject, image_suffix, path_cell
 from synthcube.data.nifti import MAX_CHANNELS_4D, axes_of, nifti_header, unpacked
 from synthcube.errors import ImageError, ManifestError, OutputError
 from synthcube.reading import open_file
@@ -222,10 +222,7 @@ class Volumes:
             chosen = {name: paths[number] for name, paths in written.items()}
             usable = [self.usable(path) for path in chosen.values()]  # each is told of
             if all(usable):
-                cells = {
-                    name: Path(os.path.relpath(path, self.base)).as_posix()
-                    for name, path in chosen.items()
-                }
+                cells = {name: path_cell(path, self.base) for name, path in chosen.items()}
                 column = {COLUMN: str(number)} if self.choice == "each" else {}
                 rows.append(row | cells | column)
         return rows

@@ -66,19 +66,12 @@ def superlink(inner: int, outer: int, certificate: str, key: str) -> None:
     _welcome_back()
     app = create_app(config, flower_superlink.SuperLinkLifespan)
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False}
-    servers = (
-        (uvicorn.Server(uvicorn.Config(app, **quiet)), local),
-        (
-            uvicorn.Server(
-                uvicorn.Config(
-                    _only_sites(app), lifespan="off", ssl_certfile=certificate, ssl_keyfile=key,
-                    proxy_headers=False, **quiet,
-                )
-            ),
-            public,
-        ),
+    for_all = uvicorn.Config(app, **quiet)
+    for_sites = uvicorn.Config(
+        _only_sites(app), lifespan="off", ssl_certfile=certificate, ssl_keyfile=key,
+        proxy_headers=False, **quiet,
     )  # fmt: skip
-    asyncio.run(_serve(servers))
+    asyncio.run(_serve(((uvicorn.Server(for_all), local), (uvicorn.Server(for_sites), public))))
 
 
 async def _serve(servers: tuple[tuple[uvicorn.Server, socket.socket], ...]) -> None:

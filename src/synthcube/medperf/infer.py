@@ -25,8 +25,6 @@ from synthcube.tasks.infer import infer as infer_images
 
 log = logging.getLogger("synthcube")
 
-_DEPTH = 2  # folders of a tarball above the model's own
-
 
 class PreparatorConfig(Schema):
     """How a site's images are brought to one form, and what may be told of them."""
@@ -139,8 +137,9 @@ def find_model(folder: Path) -> Path:
     """The one trained model in a folder, or in those below it."""
     if (folder / INDEX).is_file():
         return folder
-    patterns = ["/".join(["*"] * depth) + f"/{INDEX}" for depth in range(1, _DEPTH + 1)]
-    models = [path.parent for pattern in patterns for path in sorted(folder.glob(pattern))]
+    # A tarball may have one more folder above the model's own.
+    indices = [*sorted(folder.glob(f"*/{INDEX}")), *sorted(folder.glob(f"*/*/{INDEX}"))]
+    models = [path.parent for path in indices]
     if len(models) == 1:
         return models[0]
     names = ", ".join(str(path.relative_to(folder)) for path in models)

@@ -79,8 +79,7 @@ def optimizer(project: Project, path: Path, target: str) -> float:
         lr = 1.0
     if name not in OPTIMIZERS:
         hint = did_you_mean(str(name), OPTIMIZERS)
-        known = f"{name!r} is none of {', '.join(OPTIMIZERS)}{hint}"
-        project.refuse((*path, "name"), known)
+        project.refuse((*path, "name"), f"{name!r} is none of {', '.join(OPTIMIZERS)}{hint}")
         return float(lr)
     taken = _ARGUMENTS[name].split()
     arguments: dict[str, Any] = {}
