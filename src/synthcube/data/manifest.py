@@ -360,7 +360,7 @@ def manifest_of(path: Path, table: CsvTable) -> Manifest:
         if not row.subject or row.split not in _SPLIT_CELLS:
             faults += _cell_faults(row)
         rows.append(row)
-    faults += label_faults + _split_faults(rows)
+    faults += label_faults + split_faults(_several_splits(rows))
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ManifestError(f"{path} has {count}:", first_faults(faults))
@@ -400,15 +400,15 @@ def _cell_faults(row: Row) -> list[str]:
     return faults
 
 
-def _split_faults(rows: Iterable[Row]) -> list[str]:
-    """One fault for each subject whose images are in more than one split."""
+def _several_splits(rows: Iterable[Row]) -> dict[str, set[str]]:
+    """The splits of each subject whose images are in more than one."""
     first: dict[str, str] = {}
     splits: dict[str, set[str]] = {}
     for row in rows:
         split = first.setdefault(row.subject, row.split)
         if split != row.split:
             splits.setdefault(row.subject, {split}).add(row.split)
-    return split_faults(splits)
+    return splits
 
 
 def split_faults(splits: Mapping[str, Collection[str]]) -> list[str]:

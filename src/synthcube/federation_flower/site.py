@@ -86,10 +86,10 @@ class FlowerClient(Client):
                 return  # a signal, which leaves no time
             if self._current and error:
                 name = type(error).__name__ if isinstance(error, SynthCubeError) else "other"
-                number = max(1, self._current[1].state.round)
+                number = max(1, self._order.state.round)
                 self.tell_fault(number, name if name in FAULT_KINDS else "other")
             elif self._current:
-                self._answer(Answer(nonce=self._current[1].nonce))
+                self._answer(Answer(nonce=self._order.nonce))
             end = time.monotonic() + _FAREWELL_S
             while self._process and self._process.code is None and time.monotonic() < end:
                 self._read_signs(self._process)
@@ -103,7 +103,7 @@ class FlowerClient(Client):
             self._watch()
             with suppress(queue.Empty):
                 self._current = self._orders.get(timeout=0.2)
-        order = self._current[1]
+        order = self._order
         if order.refusal:
             raise RefusalError(order.refusal.code, *order.refusal.faults)
         if order.state.plan != self._plan:

@@ -76,12 +76,12 @@ def _side_summary(manifest: Manifest, settings: PreparatorConfig) -> Plain:
     subjects = len({row.subject for row in rows})
     if subjects < smallest:
         return {"images": None, "reason": f"there are fewer than {smallest} subjects"}
-    kinds: dict[str, str] = dict(settings.data.conditions)
-    if manifest.labels:
-        kinds = {"Label": "class", **kinds}
+    kinds: dict[str, str] = {"Label": "class"} if manifest.labels else {}
+    kinds |= settings.data.conditions
     columns = {name: [cell(row, name) for row in rows] for name in kinds}
     if any(row.split for row in rows):
-        kinds, columns["Split"] = {**kinds, "Split": "class"}, [row.split for row in rows]
+        kinds["Split"] = "class"
+        columns["Split"] = [row.split for row in rows]
     conditions = {
         name: _classes(rows, columns[name], smallest)
         if kind == "class"

@@ -47,7 +47,6 @@ _BROKEN_SCHEDULES = (
     "triangular", "exp_range", "reduce_on_plateau", "reduce-on-plateau", "reduceonplateau",
     "plateau", "warmupcosineschedule", "wcs",
 )  # fmt: skip
-SCHEDULES = ("triangle", "triangle_modified", "exp", "exponential", "step", "cosineannealing")
 # The arguments of each, with the defaults of there; None: it must be given.
 _OF_SCHEDULE: Mapping[str, Mapping[str, Any]] = {
     "triangle": {"step_size": None, "min_lr": 1e-3, "max_lr": 1.0},
@@ -57,6 +56,7 @@ _OF_SCHEDULE: Mapping[str, Mapping[str, Any]] = {
     "step": {"step_size": None, "gamma": 0.1},
     "cosineannealing": {"T_0": 5, "T_mult": 1, "min_lr": 1e-3},
 }
+SCHEDULES = tuple(_OF_SCHEDULE)
 
 LOSSES = ("cel", "l1", "bce", "bcelogits", "mse")
 _ADVERSARIAL = {

@@ -45,10 +45,11 @@ class Stage:
 
 
 _WITHOUT = {
-    "resample_min": "its value was ignored: every side became the least of its own and 1 mm; "
-    "write data.spacing_mm",
-    "resample_minimum": "its value was ignored: every side became the least of its own and 1 mm; "
-    "write data.spacing_mm",
+    **dict.fromkeys(
+        ("resample_min", "resample_minimum"),
+        "its value was ignored: every side became the least of its own and 1 mm; write "
+        "data.spacing_mm",
+    ),
     "normalize_nonzero_masked": "it changes the voxels other than 0 alone, which no scaling of "
     "whole images can stand for; remove it to train without",
     "normalize_by_val": "GaNDLF-Synth stops at it with a TypeError",
@@ -66,9 +67,10 @@ _INTENSITIES = {*_AFFINE, *_SCALES, "rescale", "normalize_nonzero_masked", "norm
 
 def _resize(stage: Stage, name: str, value: Any) -> None:
     if (shape := stage.three(name, value, 1)) is not None:
-        stage.size = [int(side) for side in shape[: stage.dims]]
+        sides = [int(side) for side in shape]
+        stage.size = sides[: stage.dims]
         if not stage.project.is_modern:
-            stage.steps.append({"name": "resize", "target_shape": [int(side) for side in shape]})
+            stage.steps.append({"name": "resize", "target_shape": sides})
             stage.note(name, "without anti-aliasing, as there; data.size alone would smooth first")
 
 
@@ -87,8 +89,9 @@ def _crop(stage: Stage, name: str, value: Any) -> None:
 
 def _centercrop(stage: Stage, name: str, value: Any) -> None:
     if (shape := stage.three(name, value, 1)) is not None:
-        stage.size = [int(side) for side in shape[: stage.dims]]
-        stage.steps.append({"name": "centercrop", "target_shape": [int(side) for side in shape]})
+        sides = [int(side) for side in shape]
+        stage.size = sides[: stage.dims]
+        stage.steps.append({"name": "centercrop", "target_shape": sides})
 
 
 def _zero_planes(stage: Stage, name: str, value: Any) -> None:
@@ -267,7 +270,8 @@ _SAME_NAMES = {
     "rotate_180": ("axis",),
     "anisotropic": ("axis", "downsampling"),
 }
-AUGMENTATIONS = (*_SAME_NAMES, "colorjitter", "hed_transform")
+_OF_COLOURS = ("colorjitter", "hed_transform")
+AUGMENTATIONS = (*_SAME_NAMES, *_OF_COLOURS)
 _RENAMED = {"interpolation": "image_interpolation", "axis": "axes"}
 
 
@@ -276,7 +280,7 @@ def augmentation(project: Project, stage: Stage) -> None:
     steps = []
     for name, value in project.section(*_AUGMENTED).items():
         path = (*_AUGMENTED, name)
-        if name in ("colorjitter", "hed_transform"):
+        if name in _OF_COLOURS:
             text = "no transform here does it: a class of your own can, package.module:Class"
             project.refuse(path, text)
         elif name not in _SAME_NAMES:
