@@ -170,12 +170,8 @@ def files_of(image: ImageSpec) -> list[tuple[list[int], str]]:
 
 
 def subject_of(tensor: torch.Tensor, affine: npt.ArrayLike, masks: Collection[int]) -> Any:
-    """What TorchIO transforms: a ScalarImage, or a Subject in which masks are LabelMaps.
-
-    Args:
-        tensor: (C, X, Y, Z).
-        masks: the channels that are masks.
-    """
+    """What TorchIO transforms, out of (C, X, Y, Z): a ScalarImage; with masks, which become
+    LabelMaps, a Subject."""
     import torchio as tio
 
     if not masks:

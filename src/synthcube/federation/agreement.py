@@ -202,11 +202,7 @@ def pooled(moments: Sequence[Moments]) -> Moments | None:
 
 
 def check_agreement(agreement: Agreement, plan: FederationPlan, site: str, own: SiteFacts) -> None:
-    """Refuse, at a site, an agreement that does not fit its plan or its data.
-
-    Raises:
-        FederationError: all faults of it.
-    """
+    """Raise FederationError at a site whose plan or data an agreement does not fit."""
     faults = [*_other_plan(agreement, plan, site, own), *_lacking(agreement, own)]
     if faults:
         raise FederationError("This site cannot train under this agreement:", faults)

@@ -32,11 +32,7 @@ _PIECE = 1 << 20  # numbers of a mask at once
 
 
 class MaskKey:
-    """The key of a site: X25519, in a file that its owner alone reads.
-
-    Args:
-        path: of the file, which is written with a new key if it is not there.
-    """
+    """The key of a site (X25519), in a file that its owner alone reads; made if it is missing."""
 
     def __init__(self, path: Path) -> None:
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey

@@ -80,7 +80,6 @@ def spent_by_all(
     """What every site has spent that ever sent an update, also where it has dropped out since.
 
     Args:
-        before: of the round before.
         updates: what the updates of a round say, by the label of the site.
     """
     newest = {site: told[site] for site, told in updates.items() if site in told}
@@ -90,8 +89,7 @@ def spent_by_all(
 def statement(settings: RunConfig, spent: Mapping[str, SpentPrivacy]) -> PrivacyStatement | None:
     """What a federation of private sites promises; None if they were not.
 
-    Args:
-        spent: by the label of the site.
+    `spent` is by the label of the site.
     """
     chosen = settings.training.privacy
     if chosen is None:

@@ -69,10 +69,8 @@ def read_header(path: Path) -> UpdateHeader:
 def read_update(path: Path) -> Update:
     """The update in a file, which is only parsed, never run.
 
-    The message has no path and no text of the file: it may reach other sites.
-
-    Raises:
-        FederationError: the file is damaged, or no update.
+    Raises FederationError if it is damaged or no update, without a path or any text of the file:
+    the message may reach other sites.
     """
     header = read_header(path)
     with _damages_explained():

@@ -27,8 +27,7 @@ _POLL_S = 0.1
 def served(coordinator: Coordinator, kit: Path) -> Iterator[None]:
     """Serve a coordinator in the folder of a guarded startup kit within this context.
 
-    Raises:
-        FederationError: another coordinator is served there.
+    Raises FederationError where another one is served there.
     """
     with suppress(OSError):
         job.connected(kit).close()

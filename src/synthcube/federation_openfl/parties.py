@@ -188,11 +188,9 @@ class Collaborator:
 
 
 class OpenFLClient(RelayedClient):
-    """Talks to the coordinator for one site, through a client of OpenFL.
+    """Talks to the coordinator for one site, through `client`, which is OpenFL's.
 
-    Args:
-        client: of OpenFL.
-        Others as of :class:`synthcube.federation.client.Client`.
+    Other arguments as of :class:`synthcube.federation.client.Client`.
     """
 
     def __init__(self, client: Any, site: str | None, plan: str, patience_minutes: float) -> None:

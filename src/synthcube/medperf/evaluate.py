@@ -69,11 +69,7 @@ def evaluate(
 
 
 def check_anonymous(results: Any, folders: list[Path]) -> None:
-    """Check that `results` name no folder, file or subject of the manifests in `folders`.
-
-    Raises:
-        EvaluationError: they do.
-    """
+    """Raise EvaluationError where `results` name a folder, or a file or subject of its manifest."""
     words = {str(folder.absolute()) for folder in folders}
     for folder in folders:
         for row in read_manifest(folder).rows:

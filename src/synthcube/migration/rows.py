@@ -38,8 +38,6 @@ def translated(path: Path, table: CsvTable, folder: Path) -> Rows:
     of the columns, which is the order of an old model's channels.
 
     Args:
-        path: the CSV.
-        table: what it holds.
         folder: the one that its relative paths start from; it was the working folder.
     """
     channels = [name for name in table.header if _CHANNEL.fullmatch(name)]
