@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def converted(
             try:
                 path, cells = _convert(image, folder, columns)
             except ImageError as error:
-                left_out.append((image.headers[0].path, _reason(error, image.headers)))
+                left_out.append((image.headers[0].path, _reason(str(error), image.headers)))
             else:
                 name = f"{image.subject}/{image.stem}"
                 items.append(Item(image.subject, image.label_name, (path,), name, cells))
@@ -119,18 +119,21 @@ def _images(
     for _, group in sorted(series.items(), key=lambda item: (item[1][0].series_number, item[0])):
         group.sort(key=lambda header: (header.number, natural_key(header.instance)))
         classes = {_class_of(header.path, data) for header in group}
+        fault = ""
         if len({header.patient for header in group}) > 1:
             fault = "the files of one series are of different patients"
         elif paradigm == "custom" and (len(classes) > 1 or "" in classes):
             fault = "its files are not all in the folder of one class"
-        else:
-            fault = ""
         if fault:
-            left_out.append((group[0].path, _reason(ImageError(fault), group)))
+            left_out.append((group[0].path, _reason(fault, group)))
             continue
         subject = subjects[group[0].patient]
         labels = {"unlabeled": "", "patient": subject, "custom": min(classes)}
-        for part in _parts(group):
+        # Its slices are one image, each picture and each multi-frame file is one of its own.
+        parts = [[header] for header in group if not header.plane]
+        if slices := [header for header in group if header.plane]:
+            parts.append(slices)
+        for part in parts:
             stem = f"{subject}_{group[0].series_number:03d}"
             numbers[stem] += 1
             stem += f"-{numbers[stem]}" if numbers[stem] > 1 else ""
@@ -141,14 +144,6 @@ def _images(
 def _class_of(path: Path, data: Path) -> str:
     folders = path.relative_to(data).parts[:-1]
     return folders[0] if folders else ""
-
-
-def _parts(group: Sequence[Header]) -> Iterator[Sequence[Header]]:
-    """The images of a series: its slices together, each picture and each multi-frame file alone."""
-    slices = [header for header in group if header.plane]
-    yield from ([header] for header in group if not header.plane)
-    if slices:
-        yield slices
 
 
 def _pseudonyms(headers: Sequence[Header]) -> dict[str, str]:
@@ -169,8 +164,8 @@ def _pseudonyms(headers: Sequence[Header]) -> dict[str, str]:
     }
 
 
-def _reason(error: ImageError, headers: Sequence[Header]) -> str:
-    text = str(error).removeprefix(f"{headers[0].path} ")
+def _reason(text: str, headers: Sequence[Header]) -> str:
+    text = text.removeprefix(f"{headers[0].path} ")
     return text if len(headers) == 1 else f"a series of {len(headers)} files: {text}"
 
 

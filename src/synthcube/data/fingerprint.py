@@ -12,6 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,10 +123,8 @@ def fingerprint(manifest: Manifest, cache: Path) -> Fingerprint:
     """
     path = cache / "fingerprints" / f"{_key(manifest, cache)}.json"
     if path.is_file():
-        try:
+        with suppress(OutputError):  # damaged by a kill of the machine: it is measured again
             return validated(read_object(path, OutputError), Fingerprint, str(path), OutputError)
-        except OutputError:
-            pass  # of a killed machine: it is measured again
     measured = measure(manifest)
     make_folder(path.parent)
     write_json(path, measured.model_dump(mode="json"))

@@ -270,9 +270,10 @@ class Preprocessing:
         """`image` in the model's range; an ImageError if it is constant or a transform fails."""
         tensor, affine = self.placed(image)
         low, high = (end.tolist() for end in tensor.flatten(1).aminmax(dim=1))
-        ranges = image.ranges or self._ranges(
-            tensor, eight_bit=image.file_format == "png" and self.keeps_intensities
-        )
+        if not image.ranges:
+            self._check_contrast(tensor)
+        eight_bit = image.file_format == "png" and self.keeps_intensities
+        ranges = image.ranges or self._ranges(tensor, eight_bit=eight_bit)
         tensor = self._rescaled(tensor, ranges)
         if tensor.shape[-1] == 1:
             tensor = tensor[..., 0]
@@ -305,9 +306,7 @@ class Preprocessing:
         varied = (flat.amax(dim=0) > flat.amin(dim=0)).nonzero().flatten().tolist()
         if not varied:
             raise ImageError("constant image: every slice is of one intensity")
-        ranges = tuple(
-            self._range_of(i, voxels, eight_bit=False) for i, voxels in enumerate(volume)
-        )
+        ranges = self._ranges(volume, eight_bit=False)
         slices = []
         for index in varied if number is None else [number]:
             placed = affine.copy()
@@ -380,7 +379,6 @@ class Preprocessing:
         return resampled(tensor, affine, target, steps, [*self.masks])
 
     def _ranges(self, tensor: torch.Tensor, *, eight_bit: bool) -> tuple[tuple[float, float], ...]:
-        self._check_contrast(tensor)
         return tuple(
             self._range_of(channel, voxels, eight_bit=eight_bit)
             for channel, voxels in enumerate(tensor)

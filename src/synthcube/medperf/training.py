@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def generate_plan(
             server_optimizer=optimizer.model_dump() if optimizer else None,
             average=wanted.average, average_decay=wanted.average_decay,
             secure_aggregation=wanted.secure_aggregation,
-            overrides=[*_first_stage(additional_files)],
+            overrides=_first_stage(additional_files),
         )  # fmt: skip
     values = {
         "federation": plan.model_dump(mode="json"),
@@ -131,7 +130,7 @@ def start_aggregator(
     folder = serve(
         output_logs / _PLAN, node_cert_folder, output_logs / _SITES, output_logs / _RUN,
         address=f"0.0.0.0:{aggregator.port}", round_minutes=parameters.round_minutes,
-        root=ca_cert_folder, admin=admin, overrides=[*_first_stage(additional_files)],
+        root=ca_cert_folder, admin=admin, overrides=_first_stage(additional_files),
     )  # fmt: skip
     with storage.replaced_folder(output_weights) as staging:
         shutil.copytree(folder, staging, dirs_exist_ok=True)
@@ -182,7 +181,8 @@ def _read_plan(path: Path) -> tuple[FederationPlan, AggregatorConfig, str]:
     return checked_plan(values["federation"], path), aggregator, admin
 
 
-def _first_stage(additional_files: Path | None) -> Iterator[str]:
+def _first_stage(additional_files: Path | None) -> list[str]:
     """The override that names a trained first stage, if the container comes with one."""
-    if additional_files and any(additional_files.iterdir()):
-        yield f"model.first_stage={json.dumps(str(find_model(additional_files)))}"
+    if not additional_files or not any(additional_files.iterdir()):
+        return []
+    return [f"model.first_stage={json.dumps(str(find_model(additional_files)))}"]
