@@ -160,11 +160,6 @@ class _Side:
         shape = tuple(tensor.shape)
         return shape[:-1] if shape[-1] == 1 else shape
 
-    def write_manifest(self) -> None:
-        """Write the manifest, and read it back as a check."""
-        write_manifest(self.folder / FILE_NAME, self.rows)
-        read_manifest(self.folder)
-
 
 def _write_images(sides: Sequence[_Side], faults: list[str], report_file: Path | None) -> None:
     for side in sides:
@@ -178,7 +173,8 @@ def _write_images(sides: Sequence[_Side], faults: list[str], report_file: Path |
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ImageError(f"The raw images have {count}:", first_faults(list(dict.fromkeys(faults))))
     for side in sides:
-        side.write_manifest()
+        write_manifest(side.folder / FILE_NAME, side.rows)
+        read_manifest(side.folder)  # as a check
 
 
 def _write_metadata(folder: Path, sides: Sequence[_Side], record: dict[str, Any]) -> None:
