@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -179,8 +178,8 @@ def _write_images(sides: Sequence[_Side], faults: list[str], report_file: Path |
 
 def _write_metadata(folder: Path, sides: Sequence[_Side], record: dict[str, Any]) -> None:
     storage.make_folder(folder, "metadata_path")
-    text = json.dumps(record | {"versions": environment.versions()}, indent=2) + "\n"
-    storage.write_text(folder / "preparation.json", text)
+    versions = environment.versions()
+    storage.write_json(folder / "preparation.json", record | {"versions": versions})
     digests = {image.voxels for side in sides for image in side.images.values()}
     storage.write_json(folder / VOXELS, sorted(digests))
 
