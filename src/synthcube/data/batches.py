@@ -100,8 +100,7 @@ class SubjectBatches(_Batches):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for _ in range(self.start, self.number):
-            joins = uniform(len(self.subjects)) < self.threshold
-            chosen = np.flatnonzero(joins).tolist()
+            chosen = np.flatnonzero(uniform(len(self.subjects)) < self.threshold).tolist()
             yield [(self.epoch, secrets.choice(self.subjects[place])) for place in chosen]
 
 

@@ -154,8 +154,7 @@ class ImageCache:
         self._folder = folder
         self._voxels = Float32Rows(folder / _ARRAY, ())
         self.is_of_one_shape = len(set(self.shapes)) == 1
-        counts = [math.prod(shape) for shape in self.shapes]
-        self._ends: list[int] = np.cumsum(counts).tolist()
+        self._ends: list[int] = np.cumsum([math.prod(shape) for shape in self.shapes]).tolist()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -217,8 +216,7 @@ class ImageCache:
     def _image(self, row: int) -> npt.NDArray[np.float32]:
         """(C, *spatial), in the memory map."""
         shape, end = self.shapes[row], self._ends[row]
-        image = self._voxels.mapped[end - math.prod(shape) : end]
-        return image.reshape(shape)
+        return self._voxels.mapped[end - math.prod(shape) : end].reshape(shape)
 
 
 def open_cache(

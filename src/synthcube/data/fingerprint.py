@@ -227,8 +227,7 @@ class _Collector:
             self._channels.append(_Foreground(self._sampled))
         place = torch.zeros(tensor.shape[1:], dtype=torch.bool)
         for channel, voxels in enumerate(tensor):
-            integer = image.integers[channel]
-            place |= self._channels[channel].add(voxels, integer=integer)
+            place |= self._channels[channel].add(voxels, integer=image.integers[channel])
         self._masks.add(tensor)
         self._are_coloured &= image.file_format == "png" and len(tensor) == 3 * len(row.channels)
         self._are_rasters &= image.raster

@@ -56,8 +56,7 @@ def voided(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
     The mask comes as last channel, 1 in the holes and -1 elsewhere.
     """
-    emptied = images.masked_fill(mask, -1)
-    return torch.cat([emptied, mask.to(images) * 2 - 1], dim=1)
+    return torch.cat([images.masked_fill(mask, -1), mask.to(images) * 2 - 1], dim=1)
 
 
 def _holes(image: torch.Tensor, config: InpaintingConfig, seed: int) -> torch.Tensor:

@@ -147,8 +147,7 @@ def arranged(
     full = columns * (width + GAP) - GAP
     above, below = _wrapped(title, full), _wrapped(CONVENTION if has_volumes else "", full)
     names = [_wrapped(heading, width) for heading in headings[:columns]]
-    most_names = max(map(len, names), default=0)
-    top = LINE * (len(above) + most_names + has_volumes)
+    top = LINE * (len(above) + max(map(len, names), default=0) + has_volumes)
     bottom = top + math.ceil(len(tiles) / columns) * pitch - GAP
     picture = PIL.Image.fromarray(_canvas(bottom + LINE * len(below), full))
     draw = PIL.ImageDraw.Draw(picture)

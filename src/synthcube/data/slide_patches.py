@@ -148,8 +148,7 @@ class Cut:
     @classmethod
     def of(cls, slide: openslide.OpenSlide, options: PatchOptions) -> Cut:
         """Raises ImageError where the metadata of the slide do not allow what is asked."""
-        needs_mpp = options.in_microns or options.mpp is not None
-        mpp = _microns_per_pixel(slide, is_needed=needs_mpp)
+        mpp = _microns_per_pixel(slide, is_needed=options.in_microns or options.mpp is not None)
         wanted_mpp = options.mpp
         if options.in_microns and options.magnification:
             wanted_mpp = _MICRONS_AT_1X / options.magnification  # patches of one size and field

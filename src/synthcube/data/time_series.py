@@ -233,6 +233,5 @@ class Volumes:
             top = self.data.resolve() if self.data.is_dir() else self.data.absolute().parent
             inside = source.is_relative_to(top)
             name = source.relative_to(top) if inside else source.relative_to(source.anchor)
-            folder = self.base / FOLDER
-            self._written[source] = write_volumes(source, folder, name, self.choice)
+            self._written[source] = write_volumes(source, self.base / FOLDER, name, self.choice)
         return self._written[source]

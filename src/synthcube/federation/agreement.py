@@ -266,24 +266,26 @@ def _strangers(plan: FederationPlan, facts: Mapping[str, SiteFacts]) -> Iterator
 
 def _differences(facts: Mapping[str, SiteFacts]) -> Iterator[str]:
     """What differs between the sites and must not, against the first of them."""
-    for first, expected in list(facts.items())[:1]:
-        for name, site in facts.items():
-            for key, show in _EQUAL.items():
-                if show(site.image) != show(expected.image):
-                    yield (
-                        f"{key}: {show(site.image)} at {name}, {show(expected.image)} at {first}; "
-                        "the plan's config must make them the same"
-                    )
-            pairs = zip(site.image.spacing_mm, expected.image.spacing_mm, strict=True)
-            if any(abs(here - there) > _WIDEST_GAP for here, there in pairs):
+    if not facts:
+        return
+    first, expected = next(iter(facts.items()))
+    for name, site in facts.items():
+        for key, show in _EQUAL.items():
+            if show(site.image) != show(expected.image):
                 yield (
-                    f"spacing: {_sides(site.image)} at {name}, {_sides(expected.image)} at "
-                    f"{first}; set data.spacing_mm"
+                    f"{key}: {show(site.image)} at {name}, {show(expected.image)} at {first}; "
+                    "the plan's config must make them the same"
                 )
-            if site.first_stage_sha256 != expected.first_stage_sha256:
-                yield f"first stage: {name} has another one than {first}"
-            if (site.moments is None) != (expected.moments is None):
-                yield f"moments: only one of {first} and {name} tells those of its latents"
+        pairs = zip(site.image.spacing_mm, expected.image.spacing_mm, strict=True)
+        if any(abs(here - there) > _WIDEST_GAP for here, there in pairs):
+            yield (
+                f"spacing: {_sides(site.image)} at {name}, {_sides(expected.image)} at "
+                f"{first}; set data.spacing_mm"
+            )
+        if site.first_stage_sha256 != expected.first_stage_sha256:
+            yield f"first stage: {name} has another one than {first}"
+        if (site.moments is None) != (expected.moments is None):
+            yield f"moments: only one of {first} and {name} tells those of its latents"
 
 
 def _unfit(plan: FederationPlan, facts: Mapping[str, SiteFacts]) -> Iterator[str]:

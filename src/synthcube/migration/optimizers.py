@@ -185,8 +185,7 @@ def adversarial_loss(project: Project) -> None:
         path = ("model_config", "losses", part, "name")
         name = names[part] = str(project.get(*path, default="")).lower()
         if name not in _ADVERSARIAL:
-            known = ", ".join(_ADVERSARIAL)
-            project.refuse(path, f"{name!r} has no counterpart; {known} have")
+            project.refuse(path, f"{name!r} has no counterpart; {', '.join(_ADVERSARIAL)} have")
         else:
             project.note(path, ", ".join(_ADVERSARIAL[name]))
     if len({*names.values()}) > 1:
