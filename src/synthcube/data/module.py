@@ -337,25 +337,26 @@ class DataModule(pl.LightningDataModule):
             yield images.__getitems__([(0, row) for row in rows[start : start + size]])
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("train", self.config.augmentation)
+        return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("validation", ())
+        return self._loader("validation")
 
-    def _loader(self, split: str, augmentation: Sequence[TransformConfig]) -> DataLoader[Batch]:
+    def _loader(self, split: str) -> DataLoader[Batch]:
+        is_training = split == "train"
         batches: SubjectBatches | EpochBatches
-        if self.private and split == "train":
+        if self.private and is_training:
             batches = SubjectBatches(self.training_subjects, self.batch_size)
         else:
+            rows = self.rows(split)
             batches = EpochBatches(
-                self.rows(split), self.batch_size, self.seed, self._place(),
-                shuffle=split == "train",
-            )  # fmt: skip
-        if split == "train":
+                rows, self.batch_size, self.seed, self._place(), shuffle=is_training
+            )
+        if is_training:
             # At once, and not when the epoch starts: workers fetch ahead as soon as they are made.
             batches.epoch, batches.start = self.position
         return DataLoader(
-            self._images(augmentation, is_random=split == "train"),
+            self._images(is_training=is_training),
             batch_sampler=batches,
             collate_fn=_unchanged,
             num_workers=self.num_workers,
@@ -364,12 +365,11 @@ class DataModule(pl.LightningDataModule):
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
 
-    def _images(
-        self, augmentation: Sequence[TransformConfig] = (), *, is_random: bool = False
-    ) -> CachedImages:
+    def _images(self, *, is_training: bool = False) -> CachedImages:
+        augmentation = self.config.augmentation if is_training else ()
         return CachedImages(
             self.cache, self.manifest, self.image, augmentation, self.seed, self.config.masks,
-            self.config.inpainting, is_random=is_random,
+            self.config.inpainting, is_random=is_training,
         )  # fmt: skip
 
     def _place(self) -> tuple[int, int]:
