@@ -137,11 +137,7 @@ def _check_affine(path: Path, affine: Array) -> None:
 
 
 def nifti_of(
-    tensor: torch.Tensor,
-    affine: npt.ArrayLike,
-    *,
-    integer: bool = False,
-    path: Path = UNNAMED,
+    tensor: torch.Tensor, affine: npt.ArrayLike, *, integer: bool = False, path: Path = UNNAMED
 ) -> nib.Nifti1Image:
     """The NIfTI-1 image of which :func:`write_image` writes the bytes; it takes the same."""
     voxels, matrix = voxels_of(path, tensor), np.asarray(affine, dtype=np.float64)

@@ -15,16 +15,7 @@ from synthcube.data.geometry import as_rows, centred_affine
 from synthcube.data.manifest import Row, natural_key
 from synthcube.errors import FederationError, first_faults
 from synthcube.federation.plan import Digest, FederationPlan, SiteName, digest_of
-from synthcube.schema import (
-    MAX_COUNT,
-    ConditionSpec,
-    Count,
-    ImageSpec,
-    List,
-    Moments,
-    Pair,
-    Schema,
-)
+from synthcube.schema import MAX_COUNT, ConditionSpec, Count, ImageSpec, List, Moments, Pair, Schema
 from synthcube.training.accountant import size_faults
 
 log = logging.getLogger("synthcube")

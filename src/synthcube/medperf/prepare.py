@@ -12,13 +12,7 @@ from typing import Any
 from synthcube import __version__, environment, reading, storage
 from synthcube.data.cache import shape_faults
 from synthcube.data.images import Image, read_images, write_image
-from synthcube.data.manifest import (
-    FILE_NAME,
-    Row,
-    read_manifest,
-    require_outside,
-    write_manifest,
-)
+from synthcube.data.manifest import FILE_NAME, Row, read_manifest, require_outside, write_manifest
 from synthcube.data.preprocessing import DataConfig, Preprocessing
 from synthcube.errors import ImageError, first_faults
 from synthcube.medperf.infer import PreparatorConfig, read_parameters
