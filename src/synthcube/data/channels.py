@@ -170,8 +170,8 @@ def files_of(image: ImageSpec) -> list[tuple[list[int], str]]:
 
 
 def subject_of(tensor: torch.Tensor, affine: npt.ArrayLike, masks: Collection[int]) -> Any:
-    """What TorchIO transforms, out of (C, X, Y, Z): a ScalarImage; with masks, which become
-    LabelMaps, a Subject."""
+    """What TorchIO transforms of (C, X, Y, Z): a ScalarImage, or where channels are masks a
+    Subject, in which these are LabelMaps."""
     import torchio as tio
 
     if not masks:
