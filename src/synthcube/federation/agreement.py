@@ -327,7 +327,7 @@ def _vocabulary(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 
 def _image(facts: Mapping[str, SiteFacts], conditions: Sequence[ConditionSpec]) -> ImageSpec:
-    """The images of the federation: geometry, intensities weighted by images, vocabulary."""
+    """Images of the federation: geometry, intensities weighted by images, format, vocabulary."""
     sites = list(facts.values())
     first, total = sites[0].image, sum(site.images for site in sites)
 
