@@ -137,8 +137,7 @@ def converted(folder: Path, runtime: RuntimeName) -> ConversionRecord:
             f"{folder} was not converted for {runtime}: write a folder that is, with `synthcube "
             f"export -m {folder} -o FOLDER --runtime {runtime}`."
         )
-    values = reading.read_object(path, ArtifactError)
-    return reading.validated(values, ConversionRecord, path, ArtifactError)
+    return reading.read_record(path, ConversionRecord, ArtifactError)
 
 
 def substitute(model: nn.Module, folder: Path, runtime: RuntimeName) -> None:

@@ -21,23 +21,11 @@ from synthcube import __version__, environment, reading, storage
 from synthcube.config import Animation, OutputFormat
 from synthcube.data.cache import ImageCache
 from synthcube.data.channels import decoded
-from synthcube.data.conditions import (
-    caption,
-    cell,
-    requested_values,
-    shown,
-)
+from synthcube.data.conditions import caption, cell, requested_values, shown
 from synthcube.data.dicom_writing import require_dicom
 from synthcube.data.geometry import placed_like
 from synthcube.data.manifest import Manifest, Row, write_manifest
-from synthcube.data.pictures import (
-    Tile,
-    arranged,
-    axial_slices,
-    save_animation,
-    save_picture,
-    tile,
-)
+from synthcube.data.pictures import Tile, arranged, axial_slices, save_animation, save_picture, tile
 from synthcube.errors import ConfigError, ImageError, OutputError
 from synthcube.models import inference, samplers
 from synthcube.models.artifact import Artifact

@@ -432,7 +432,7 @@ def writing_advice(seconds: Mapping[str, float], training: TrainingConfig) -> li
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
     try:
-        file = reading.validated(reading.read_object(path, OutputError), _File, path, OutputError)
+        file = reading.read_record(path, _File, OutputError)
     except OutputError:
         return []
     return [part.model_dump() for part in file.parts]
