@@ -38,8 +38,8 @@ _OURS_OF_DEEPSPEED = {
 }  # fmt: skip
 
 
-def _arguments(kind: type) -> Iterator[str]:
-    yield from inspect.signature(kind).parameters
+def _arguments(kind: type) -> set[str]:
+    return set(inspect.signature(kind).parameters)
 
 
 def _known_arguments(strategy: str) -> set[str]:
@@ -49,8 +49,8 @@ def _known_arguments(strategy: str) -> set[str]:
     from torch.nn.parallel import DistributedDataParallel
 
     if strategy == "deepspeed":
-        return {*_arguments(DeepSpeedStrategy)} - _OURS - _OURS_OF_DEEPSPEED
-    return {*_arguments(DDPStrategy), *_arguments(DistributedDataParallel)} - _OURS
+        return _arguments(DeepSpeedStrategy) - _OURS - _OURS_OF_DEEPSPEED
+    return (_arguments(DDPStrategy) | _arguments(DistributedDataParallel)) - _OURS
 
 
 def _as_text(value: Any) -> Any:

@@ -201,9 +201,7 @@ def load(path: Path, overrides: Iterable[str] = (), *, trained: bool = False) ->
     With `trained`, the config of a run that is not trained on, what only trains is not looked up.
     """
     values, lines = _parsed(path)
-    return build(
-        {} if values is None else values, overrides, where=str(path), lines=lines, trained=trained
-    )
+    return build(values, overrides, where=str(path), lines=lines, trained=trained)
 
 
 def load_any(
@@ -219,7 +217,7 @@ def read(path: Path, kind: type[S]) -> S:
     """Read and validate a YAML file that holds another schema than a run's. Raises ConfigError."""
     values, lines = _parsed(path)
     try:
-        return kind.model_validate({} if values is None else values)
+        return kind.model_validate(values)
     except ValidationError as error:
         faults = [_explained(kind, fault, lines) for fault in error.errors()]
         raise ConfigError(f"{path} has {len(faults)} fault(s):", faults) from error
@@ -321,14 +319,15 @@ def _old_config(where: str) -> ConfigError:
 
 
 def _parsed(path: Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
-    """The values of a YAML file, and the lines that they are on."""
+    """The values of a YAML file, which may be empty, and the lines that they are on."""
     text = reading.read_text(path, ConfigError, name="parameters_file (--config)")
     try:
-        return reading.parse(text, str(path))
+        values, lines = reading.parse(text, str(path))
     except ConfigError:
         if _OLD_SECTION.search(text):
             raise _old_config(str(path)) from None
         raise
+    return {} if values is None else values, lines
 
 
 def _apply(values: dict[Any, Any], override: str) -> None:

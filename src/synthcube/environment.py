@@ -158,7 +158,6 @@ _LIGHTNING_CHATTER = (
     r"Checkpoint directory .* exists and is not empty",
     r"GPU available but not used",
     r"The dirpath has changed from",
-    r"The `srun` command is available on your system but is not used",
     r"The `srun` command is available on your system",
     r"The \.grad attribute of a Tensor that is not a leaf Tensor",  # torch.compile looks at inputs
 )

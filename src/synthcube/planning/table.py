@@ -104,11 +104,8 @@ def _measured(measured: Fingerprint) -> Iterator[Row]:
     for name, numbers in measured.numbers.items():
         yield f"column {name}", f"{numbers.low:g} to {numbers.high:g}", f"{numbers.known:,} known"
     if measured.splits:
-        yield (
-            "split",
-            "in the manifest",
-            ", ".join(f"{name} {count:,}" for name, count in measured.splits.items()),
-        )
+        counted = (f"{name} {count:,}" for name, count in measured.splits.items())
+        yield "split", "in the manifest", ", ".join(counted)
     yield "near-duplicates", f"{measured.near_duplicates:,}", ""
 
 

@@ -163,8 +163,7 @@ def _log(trainer: pl.Trainer, module: pl.LightningModule, means: EpochMeans) -> 
 
 def best_and_last(folder: Path, monitor: str | None, training: TrainingConfig) -> BestAndLast:
     """The checkpoint callback for `training.best`, or for `monitor` without it."""
-    best = training.best
-    every = training.validate_every_n_epochs
+    best, every = training.best, training.validate_every_n_epochs
     if best is None:
         return BestAndLast(folder, monitor, every, "min")
     return BestAndLast(folder, best.metric, every, best.mode)
