@@ -94,12 +94,10 @@ class ComputeConfig(Schema):
         default="auto", description="Processor to use; auto takes a GPU where there is one."
     )
     num_devices: int | None = Field(
-        default=None,
-        ge=1,
-        le=4096,
+        default=None, ge=1, le=4096,
         description="Devices on each node, with a process for each; null: every GPU of the node, "
         "or one process on its CPU.",
-    )
+    )  # fmt: skip
     num_nodes: int = Field(default=1, ge=1, le=65536, description="Machines that train together.")
     precision: Annotated[Precision, BeforeValidator(_as_text)] = Field(
         default="auto",

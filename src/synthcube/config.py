@@ -88,27 +88,21 @@ class SamplingConfig(Schema):
     )
     batch_size: int = Field(default=16, ge=1, le=MAX_BATCH, description="Images made at once.")
     guidance: float | None = Field(
-        default=None,
-        ge=0,
-        le=100,
+        default=None, ge=0, le=100,
         description="How strictly conditions are followed; null: model.guidance.",
-    )
+    )  # fmt: skip
     autoguidance: float | None = Field(
-        default=None,
-        ge=1,
-        le=100,
+        default=None, ge=1, le=100,
         description="How far images are driven away from what earlier weights would make, of a "
         "model that keeps some; 1: not at all, in half the time; null: model.autoguidance.",
-    )
+    )  # fmt: skip
     sampler: str | None = Field(
         default=None, description="How images are drawn; null: the sampler of the model."
     )
     steps: int | None = Field(
-        default=None,
-        ge=2,
-        le=100_000,
+        default=None, ge=2, le=100_000,
         description="Steps of the sampler; null: those of the model, or of `sampler`.",
-    )
+    )  # fmt: skip
     truncation: float | None = Field(
         default=None, ge=0, le=1, description="Spread of stylegan's styles; null: model.truncation."
     )
