@@ -78,7 +78,6 @@ def serve(
     with run_folder.locked(run):
         storage.settle(run / ARTIFACT)
         federated_model.record_plan(run, plan)
-
         coordinator = Coordinator(
             plan, run, settings.data.conditions, round_minutes,
             partial(federated_model.expected, settings), run / AGREEMENT, run / AVERAGE,
