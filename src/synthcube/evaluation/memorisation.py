@@ -270,8 +270,7 @@ def _duplicates(
     else:
         share, real_share = (float((far < calibration.threshold).mean()) for far in distances)
         near = Measure(share, real_share, count=len(distances[0]))
-    exact = _share(num_repeated, len(predictions))
-    return {"exact_duplicates": exact, "near_duplicates": near}
+    return {"exact_duplicates": _share(num_repeated, len(predictions)), "near_duplicates": near}
 
 
 def _share(hits: int, total: int) -> Measure:

@@ -206,8 +206,7 @@ def _compare_classifiers(
     section.measures["accuracy_difference"] = measure
     if (real := float(np.mean(recalls["real"]))) >= TOO_EASY:
         for name in ("accuracy_synthetic", "accuracy_difference"):
-            easy = replace(section.measures[name], reason=_EASY.format(real))
-            section.measures[name] = easy
+            section.measures[name] = replace(section.measures[name], reason=_EASY.format(real))
         section.notes.insert(0, f"Warning: {_EASY.format(real)}.")
     _describe_recalls(section, recalls, names)
 

@@ -362,8 +362,7 @@ def _halve_batch(draft: Draft, bytes_needed: Callable[[Draft], int]) -> int:
     while needed > draft.machine.usable and size > processes:
         size = max(1, size // 2 // processes) * processes
         accumulate = -(-whole // size)
-        reason = "what the memory holds at once"
-        draft.choose("training.batch_size", size, reason)
+        draft.choose("training.batch_size", size, "what the memory holds at once")
         draft.choose("training.accumulate", accumulate, f"steps of {whole} images all the same")
         needed = bytes_needed(draft)
     return needed

@@ -433,10 +433,9 @@ def _scores(section: str, measures: Mapping[str, Any]) -> Iterator[Score]:
             count = _number(measure.get("count"))
             value, baseline = _number(measure["value"]), _number(measure.get("real_baseline"))
             low, high = _number(measure.get("low")), _number(measure.get("high"))
-            reason = str(measure.get("reason") or "")
             yield Score(
                 section, str(name), value, baseline, low, high,
-                None if count is None else int(count), reason,
+                None if count is None else int(count), str(measure.get("reason") or ""),
             )  # fmt: skip
 
 

@@ -159,8 +159,7 @@ def _replace_networks(model: nn.Module, folder: Path, record: ConversionRecord) 
             network = model.get_submodule(name)
         except AttributeError as error:
             raise ArtifactError(f"{folder}: the model has no {name}; export it again.") from error
-        session = target.session(folder, f"{record.runtime}.{name}")
-        network.forward = _called(name, session, inputs)
+        network.forward = _called(name, target.session(folder, f"{record.runtime}.{name}"), inputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,8 +266,7 @@ class _TaskModel:
         image, affine = _assembled(images, prepared.parts, lowest)
         voxels, inside = on_grid(image, affine, prepared.shape, prepared.affine)
         if prepared.mask is None:
-            spec = self.model.image
-            integer = spec.integer and self.model.postprocessing.keeps_integers
+            integer = self.model.image.integer and self.model.postprocessing.keeps_integers
             write_like(path, prepared.first, voxels, integer=integer)
             return
         if prepared.parts[0].slice is not None:  # a slice may be left out, being all void

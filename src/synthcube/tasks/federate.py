@@ -124,8 +124,7 @@ def simulate(
         _train_rounds(run, plan, agreement, settings, members)
         largest = averaging.largest_site(agreement)
         (checkpoint,) = (member.checkpoint for member in members if member.label == largest)
-        weights = checkpoints.weights(checkpoint)
-        return federated_model.save(run, plan, agreement, settings, weights)
+        return federated_model.save(run, plan, agreement, settings, checkpoints.weights(checkpoint))
 
 
 def _demo_data(folder: Path) -> Manifest:

@@ -360,9 +360,9 @@ def finish(
     """Write the picture, which is returned, and the manifest; mark the record as complete."""
     save_picture(output / GRID, arranged(tiles, headings=headings))
     write_manifest(output / MANIFEST, rows)
-    limit = reading.MAX_LIST_BYTES
-    provenance = reading.read_object(output / PROVENANCE, OutputError, limit=limit)
-    storage.write_json(output / PROVENANCE, provenance | {"complete": True})
+    record = output / PROVENANCE
+    provenance = reading.read_object(record, OutputError, limit=reading.MAX_LIST_BYTES)
+    storage.write_json(record, provenance | {"complete": True})
     return output / GRID
 
 

@@ -182,8 +182,7 @@ def callbacks(
         time_limit = TimeLimit(training.max_minutes, bar)
         family.time_share = partial(getattr, time_limit, "share")
     if training.ema:
-        halved = run.precision in acceleration.HALF_PRECISIONS
-        ema = RampedEMA(training.ema.decay, halved=halved)
+        ema = RampedEMA(training.ema.decay, halved=run.precision in acceleration.HALF_PRECISIONS)
     optional: list[Callback | None] = [
         StepSeeds(run.seed),
         _guard(run),
@@ -334,8 +333,7 @@ def _reported(
     sweep(run.checkpoints)
     resumed = run.checkpoint
     steps = checkpoints.reached(resumed)[1] if resumed else None
-    within_epoch = bool(resumed and checkpoints.position(resumed)[1])
-    table.drop_after(steps or 0, within_epoch=within_epoch)
+    table.drop_after(steps or 0, within_epoch=bool(resumed and checkpoints.position(resumed)[1]))
     opened = loggers.opened(run.training.loggers, run.folder, run.settings, steps)
     trainer.loggers = [table, *opened]
     try:

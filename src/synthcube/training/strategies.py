@@ -190,8 +190,7 @@ class FullySharded(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.model is not None
-        state = scattered(checkpoint["state_dict"], self.model)
-        self.model.load_state_dict(state, strict=strict)
+        self.model.load_state_dict(scattered(checkpoint["state_dict"], self.model), strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
