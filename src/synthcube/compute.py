@@ -38,8 +38,8 @@ _OURS_OF_DEEPSPEED = {
 }  # fmt: skip
 
 
-def _arguments(kind: type) -> Iterator[str]:
-    yield from inspect.signature(kind).parameters
+def _arguments(kind: type) -> set[str]:
+    return set(inspect.signature(kind).parameters)
 
 
 def _known_arguments(strategy: str) -> set[str]:
@@ -49,8 +49,8 @@ def _known_arguments(strategy: str) -> set[str]:
     from torch.nn.parallel import DistributedDataParallel
 
     if strategy == "deepspeed":
-        return {*_arguments(DeepSpeedStrategy)} - _OURS - _OURS_OF_DEEPSPEED
-    return {*_arguments(DDPStrategy), *_arguments(DistributedDataParallel)} - _OURS
+        return _arguments(DeepSpeedStrategy) - _OURS - _OURS_OF_DEEPSPEED
+    return (_arguments(DDPStrategy) | _arguments(DistributedDataParallel)) - _OURS
 
 
 def _as_text(value: Any) -> Any:
@@ -94,12 +94,10 @@ class ComputeConfig(Schema):
         default="auto", description="Processor to use; auto takes a GPU where there is one."
     )
     num_devices: int | None = Field(
-        default=None,
-        ge=1,
-        le=4096,
+        default=None, ge=1, le=4096,
         description="Devices on each node, with a process for each; null: every GPU of the node, "
         "or one process on its CPU.",
-    )
+    )  # fmt: skip
     num_nodes: int = Field(default=1, ge=1, le=65536, description="Machines that train together.")
     precision: Annotated[Precision, BeforeValidator(_as_text)] = Field(
         default="auto",

@@ -88,27 +88,21 @@ class SamplingConfig(Schema):
     )
     batch_size: int = Field(default=16, ge=1, le=MAX_BATCH, description="Images made at once.")
     guidance: float | None = Field(
-        default=None,
-        ge=0,
-        le=100,
+        default=None, ge=0, le=100,
         description="How strictly conditions are followed; null: model.guidance.",
-    )
+    )  # fmt: skip
     autoguidance: float | None = Field(
-        default=None,
-        ge=1,
-        le=100,
+        default=None, ge=1, le=100,
         description="How far images are driven away from what earlier weights would make, of a "
         "model that keeps some; 1: not at all, in half the time; null: model.autoguidance.",
-    )
+    )  # fmt: skip
     sampler: str | None = Field(
         default=None, description="How images are drawn; null: the sampler of the model."
     )
     steps: int | None = Field(
-        default=None,
-        ge=2,
-        le=100_000,
+        default=None, ge=2, le=100_000,
         description="Steps of the sampler; null: those of the model, or of `sampler`.",
-    )
+    )  # fmt: skip
     truncation: float | None = Field(
         default=None, ge=0, le=1, description="Spread of stylegan's styles; null: model.truncation."
     )
@@ -201,9 +195,7 @@ def load(path: Path, overrides: Iterable[str] = (), *, trained: bool = False) ->
     With `trained`, the config of a run that is not trained on, what only trains is not looked up.
     """
     values, lines = _parsed(path)
-    return build(
-        {} if values is None else values, overrides, where=str(path), lines=lines, trained=trained
-    )
+    return build(values, overrides, where=str(path), lines=lines, trained=trained)
 
 
 def load_any(
@@ -219,7 +211,7 @@ def read(path: Path, kind: type[S]) -> S:
     """Read and validate a YAML file that holds another schema than a run's. Raises ConfigError."""
     values, lines = _parsed(path)
     try:
-        return kind.model_validate({} if values is None else values)
+        return kind.model_validate(values)
     except ValidationError as error:
         faults = [_explained(kind, fault, lines) for fault in error.errors()]
         raise ConfigError(f"{path} has {len(faults)} fault(s):", faults) from error
@@ -321,14 +313,15 @@ def _old_config(where: str) -> ConfigError:
 
 
 def _parsed(path: Path) -> tuple[Any, dict[tuple[Any, ...], int]]:
-    """The values of a YAML file, and the lines that they are on."""
+    """The values of a YAML file, which may be empty, and the lines that they are on."""
     text = reading.read_text(path, ConfigError, name="parameters_file (--config)")
     try:
-        return reading.parse(text, str(path))
+        values, lines = reading.parse(text, str(path))
     except ConfigError:
         if _OLD_SECTION.search(text):
             raise _old_config(str(path)) from None
         raise
+    return {} if values is None else values, lines
 
 
 def _apply(values: dict[Any, Any], override: str) -> None:

@@ -143,9 +143,9 @@ def uses_xet(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get("HF_HUB_DISABLE_XET", "").upper() not in _TRUE
 
 
-def is_offline(environment: Mapping[str, str] = os.environ) -> bool:
+def is_offline() -> bool:
     """Whether the user forbids all requests to a Hub: HF_HUB_OFFLINE=1."""
-    return environment.get("HF_HUB_OFFLINE", "").upper() in _TRUE
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
 
 
 _LIGHTNING_CHATTER = (
@@ -158,7 +158,6 @@ _LIGHTNING_CHATTER = (
     r"Checkpoint directory .* exists and is not empty",
     r"GPU available but not used",
     r"The dirpath has changed from",
-    r"The `srun` command is available on your system but is not used",
     r"The `srun` command is available on your system",
     r"The \.grad attribute of a Tensor that is not a leaf Tensor",  # torch.compile looks at inputs
 )
@@ -196,9 +195,9 @@ def delay_garbage_collection() -> None:
     gc.set_threshold(_OBJECTS_OF_LIBRARIES, *usual[1:])
 
 
-def has_chosen_threads(environment: Mapping[str, str] = os.environ) -> bool:
+def has_chosen_threads() -> bool:
     """Whether the user, or a launcher, has set the number of threads."""
-    return "OMP_NUM_THREADS" in environment
+    return "OMP_NUM_THREADS" in os.environ
 
 
 def fix_cublas() -> None:
@@ -406,14 +405,14 @@ def process_rank(num_devices: int = 1, environment: Mapping[str, str] = os.envir
     return int(node) * num_devices + int(local) if (node + local).isdecimal() else 0
 
 
-def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+def local_rank() -> int:
     """The rank of this process on its node, as the launcher set it."""
-    return _first_number(environment, "LOCAL_RANK", "SLURM_LOCALID") or 0
+    return _first_number(os.environ, "LOCAL_RANK", "SLURM_LOCALID") or 0
 
 
-def launched_processes(environment: Mapping[str, str] = os.environ) -> int:
+def launched_processes() -> int:
     """The number of processes that a launcher (torchrun, srun) started, this one included."""
-    number = _first_number(environment, "WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    number = _first_number(os.environ, "WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
     return 1 if number is None else number
 
 
@@ -465,34 +464,34 @@ def derived_seed(*parts: int | str) -> int:
 FLOWER_SOCKET = "SYNTHCUBEFLOWER_SOCKET"
 
 
-def of_flower(scratch: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def of_flower(scratch: Path) -> dict[str, str]:
     """The environment of Flower's processes: its commands are found, and it does not phone home.
 
     Args:
         scratch: private folder, in place of the user's own folder of Flower.
     """
-    kept = {name: value for name, value in environment.items() if not name.startswith("FLWR_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     return {
         **kept, "FLWR_HOME": str(scratch), "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONSAFEPATH": "1", FLOWER_SOCKET: str(scratch / "socket"),
     }  # fmt: skip
 
 
-def flower_socket(environment: Mapping[str, str] = os.environ) -> str:
+def flower_socket() -> str:
     """Where the process that has started Flower listens to its apps."""
-    return environment[FLOWER_SOCKET]
+    return os.environ[FLOWER_SOCKET]
 
 
 _GUARDED = "SYNTHCUBENVFLARE_GUARDED"
 
 
-def mark_guarded(environment: MutableMapping[str, str] = os.environ) -> None:
+def mark_guarded() -> None:
     """Tell the processes that this one starts that it runs no job of NVFLARE but ours."""
-    environment[_GUARDED] = "1"
+    os.environ[_GUARDED] = "1"
 
 
-def is_guarded(environment: Mapping[str, str] = os.environ) -> bool:
+def is_guarded() -> bool:
     """Whether the process that has started this one is guarded: see :func:`mark_guarded`."""
-    return environment.get(_GUARDED) == "1"
+    return os.environ.get(_GUARDED) == "1"

@@ -248,15 +248,10 @@ class Generator:
                 f"{self.family.config.name} does not make images out of nothing here: use "
                 "reconstruct, or translate for one that makes images out of others."
             )
-        self._model.sample_with(
-            {
-                "guidance": guidance,
-                "autoguidance": autoguidance,
-                "sampler": sampler,
-                "steps": steps,
-                "truncation": truncation,
-            }
-        )
+        self._model.sample_with({
+            "guidance": guidance, "autoguidance": autoguidance, "sampler": sampler,
+            "steps": steps, "truncation": truncation,
+        })  # fmt: skip
         texts = _texts(condition, n)
         seeds, values = seeded_conditions(self.image.conditions, texts, seed)
         spans = _with_progress(self._model.batches(n, batch_size), "Generating")
@@ -300,15 +295,10 @@ class Generator:
                 f"This {self.family.config.name} does not translate images (it was trained without "
                 "data.source_channels): use sample or reconstruct."
             )
-        self._model.sample_with(
-            {
-                "guidance": guidance,
-                "autoguidance": autoguidance,
-                "sampler": sampler,
-                "steps": steps,
-                "truncation": truncation,
-            }
-        )
+        self._model.sample_with({
+            "guidance": guidance, "autoguidance": autoguidance, "sampler": sampler,
+            "steps": steps, "truncation": truncation,
+        })  # fmt: skip
         if isinstance(images, torch.Tensor):
             originals, specs = images.float(), (self.image,) * len(images)
             texts = _texts(condition, len(images))

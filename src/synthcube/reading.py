@@ -174,6 +174,11 @@ def validated(
         raise error(f"{where} is damaged, or of another version:", faults_of(fault)) from fault
 
 
+def read_record(path: Path, kind: type[S], error: type[SynthCubeError]) -> S:
+    """The object in a JSON file as a `kind`, after its validation."""
+    return validated(read_object(path, error), kind, path, error)
+
+
 def faults_of(error: ValidationError) -> list[str]:
     """The first faults of a validation, one line each."""
     lines = []

@@ -167,10 +167,9 @@ class PrivacyStatement(SpentPrivacy):
     start_sha256: str = Field(default="", description="Of the weights that it started from.")
     first_stage_sha256: str = Field(default="", description="Of the weights of its first stage.")
     canary_audit: float | None = Field(
-        default=None,
-        ge=0,
+        default=None, ge=0,
         description="Lower bound of epsilon that an audit with canaries found; null: no audit.",
-    )
+    )  # fmt: skip
     sites: dict[str, SpentPrivacy] = Field(
         default={},
         description="Of each site of a federation; all other numbers are those of the site that "

@@ -47,17 +47,13 @@ class EvaluationConfig(Schema):
         default=8, ge=1, le=16384, description="Slices of a volume in each of the three planes."
     )
     num_neighbours: int = Field(
-        default=5,
-        ge=1,
-        le=10000,
+        default=5, ge=1, le=10000,
         description="Neighbours of precision, recall, density and coverage.",
-    )
+    )  # fmt: skip
     num_repeats: int = Field(
-        default=10,
-        ge=2,
-        le=10000,
+        default=10, ge=2, le=10000,
         description="Random splits behind real baselines and confidence intervals.",
-    )
+    )  # fmt: skip
     copy_false_alarms: float = Field(
         default=0.01, gt=0, lt=0.5,
         description="Share of held-out real images that the threshold for near-copies may call "
@@ -69,12 +65,10 @@ class EvaluationConfig(Schema):
         "file name; null: where they do.",
     )
     mask_channel: int | None = Field(
-        default=None,
-        ge=0,
-        lt=4096,
+        default=None, ge=0, lt=4096,
         description="Channel of the labels' files, counted from 0, that is a mask: SSIM, PSNR and "
         "MSE of pairs are computed inside of it too, as BraTS ranks inpainting; null: not.",
-    )
+    )  # fmt: skip
     usefulness: bool = Field(
         default=True,
         description="Train a small classifier on predictions and test it on real images, where "

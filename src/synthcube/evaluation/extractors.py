@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from synthcube.errors import ArtifactError, ConfigError
+from synthcube.errors import ArtifactError, ConfigError, first_faults
 from synthcube.evaluation import radiomic
 from synthcube.evaluation.config import ExtractorConfig, ExtractorName
 from synthcube.models.legacy import read_weights
@@ -276,9 +276,7 @@ def _load_weights(
         if name in weights and weights[name].shape != value.shape
     ]
     if faults:
-        num_more = len(faults) - _FAULTS_SHOWN
-        more = f", and {num_more} more" if num_more > 0 else ""
-        raise _other_network(path, expected, ", ".join(faults[:_FAULTS_SHOWN]) + more)
+        raise _other_network(path, expected, ", ".join(first_faults(faults, _FAULTS_SHOWN)))
     network.load_state_dict({name: weights.get(name, value) for name, value in needed.items()})
     network.eval().requires_grad_(False)
 

@@ -372,13 +372,11 @@ def _pairs(subjects: Ints, seed: int) -> Ints:
 
 
 def _pair_similarity(images: ImageSet, pairs: Ints, bounds: Bounds, scales: int) -> Floats:
-    step = max(1, _VOXELS_AT_ONCE // int(np.prod(images.shape)))
     values = []
-    for start in range(0, len(pairs), step):
-        batch = pairs[start : start + step]
+    for batch in images.portions(pairs.tolist(), _VOXELS_AT_ONCE):
         first, second = (
-            scaled(images.read(batch[:, side].tolist()), bounds).astype(np.float64)
-            for side in (0, 1)
+            scaled(images.read(rows), bounds).astype(np.float64)
+            for rows in zip(*batch, strict=True)
         )
         values.append(structural_similarity(first, second, scales)[1])
     return np.concatenate(values)

@@ -43,8 +43,7 @@ def gallery(predictions: ImageSet, labels: ImageSet, column: str | None, seed: i
             most = _IN_A_ROW if column else _WITHOUT_CLASSES
             chosen = np.sort(rng.permutation(places)[:most]).astype(int).tolist()
             if chosen:
-                shown = images.read(chosen)
-                rows.append([show(image) for image in shown])
+                rows.append([show(image) for image in images.read(chosen)])
                 titles.append(f"{name}: {side}" if column else side.capitalize())
     title = "Generated beside held-out real images"
     if len(names) > _MOST_CLASSES:

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from synthcube.data.images import read_image
 from synthcube.data.manifest import Row
@@ -21,13 +20,11 @@ from synthcube.data.preprocessing import DataConfig, Preprocessing
 from synthcube.environment import derived_seed
 from synthcube.errors import EvaluationError
 from synthcube.evaluation import similarity
-from synthcube.evaluation.arrays import Floats
+from synthcube.evaluation.arrays import Floats, Mask
 from synthcube.evaluation.intervals import mean_measure
 from synthcube.evaluation.pairs import Pairs
 from synthcube.evaluation.results import Section
 from synthcube.evaluation.sets import ImageSet
-
-Bools = npt.NDArray[np.bool_]
 
 MEASURES = ("ssim_in_mask", "psnr_db_in_mask", "mse_in_mask")
 _PERCENTILES = (0.5, 99.5)
@@ -77,10 +74,10 @@ def add_inside_mask(
     section.facts["mask_channel"] = channel
 
 
-def _mask_reader(labels: ImageSet, data: DataConfig, channel: int) -> Callable[[Row], Bools]:
+def _mask_reader(labels: ImageSet, data: DataConfig, channel: int) -> Callable[[Row], Mask]:
     preprocessing = Preprocessing(data)
 
-    def read(row: Row) -> Bools:
+    def read(row: Row) -> Mask:
         image = read_image(row.channels)
         if channel >= len(image.tensor):
             raise EvaluationError(
@@ -89,7 +86,7 @@ def _mask_reader(labels: ImageSet, data: DataConfig, channel: int) -> Callable[[
             )
         ((_, cut),) = preprocessing.images_of(image, row.slice)
         tensor, _ = preprocessing.placed(cut, may_be_constant=True)
-        mask: Bools = tensor[channel].numpy() >= 0.5
+        mask: Mask = tensor[channel].numpy() >= 0.5
         mask = mask[..., 0] if labels.rank == 2 else mask
         if mask.shape != labels.shape[1:]:
             raise EvaluationError(
@@ -102,7 +99,7 @@ def _mask_reader(labels: ImageSet, data: DataConfig, channel: int) -> Callable[[
     return read
 
 
-def _scores(x: Floats, y: Floats, mask: Bools) -> tuple[float, float, float]:
+def _scores(x: Floats, y: Floats, mask: Mask) -> tuple[float, float, float]:
     """SSIM, PSNR in decibels and MSE, means over the channels; NaN of an empty mask.
 
     Args:

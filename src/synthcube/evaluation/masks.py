@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from synthcube.environment import derived_seed
-from synthcube.evaluation.arrays import Array, Floats, Ints
+from synthcube.evaluation.arrays import Array, Floats, Ints, Mask
 from synthcube.evaluation.fidelity import draw_splits
 from synthcube.evaluation.intervals import mean_measure
 from synthcube.evaluation.pairs import Pairs
@@ -20,7 +19,6 @@ _SPLITS = 20
 _UNRELATED = 200  # pairs behind the baseline of Dice
 _MM3_IN_ML = 1000.0
 
-Bools = npt.NDArray[np.bool_]
 Class = tuple[int, int]  # channel, and value of its voxels
 
 
@@ -36,7 +34,9 @@ def compare_masks(
     pairs where the class is in either image; its baseline is that of labels of different subjects.
     """
     section = Section("masks")
-    size_name, unit = ("volume", _voxel_ml(labels)) if labels.rank == 3 else ("area", 1.0)
+    size_name, unit = "area", 1.0
+    if labels.rank == 3:
+        size_name, unit = "volume", float(np.prod(labels.spacing_mm[:3])) / _MM3_IN_ML
     classes = [(channel, value) for channel, values in labels.masks.items() for value in values[1:]]
     sizes = [_sizes(images, classes) * unit for images in (predictions, labels)]
     subjects = predictions.subjects(), labels.subjects()
@@ -69,28 +69,19 @@ def compare_masks(
     return section
 
 
-def _voxel_ml(images: ImageSet) -> float:
-    return float(np.prod(images.spacing_mm[:3])) / _MM3_IN_ML
-
-
-def _batches(images: ImageSet, rows: Sequence[int]) -> list[Sequence[int]]:
-    size = max(1, _VOXELS_AT_ONCE // int(np.prod(images.shape)))
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
 def _sizes(images: ImageSet, classes: Sequence[Class]) -> Floats:
     """(N, classes): voxels of each class in each image."""
     counts = []
-    for rows in _batches(images, range(len(images))):
+    for rows in images.portions(range(len(images)), _VOXELS_AT_ONCE):
         voxels = images.read(rows)
         counts.append(np.stack([_inside(voxels, part).sum(axis=1) for part in classes], axis=1))
     return np.concatenate(counts).astype(np.float64)
 
 
-def _inside(voxels: Array, part: Class) -> Bools:
+def _inside(voxels: Array, part: Class) -> Mask:
     """(n, voxels of a channel): whether each is of that class."""
     channel, value = part
-    inside: Bools = voxels[:, channel].reshape(len(voxels), -1) == value
+    inside: Mask = voxels[:, channel].reshape(len(voxels), -1) == value
     return inside
 
 
@@ -159,9 +150,8 @@ def _dice(
 ) -> Floats:
     """(pairs, classes): 2 |A and B| / (|A| + |B|); NaN where the class is in neither image."""
     rows = []
-    for places in _batches(labels, range(len(pairs))):
-        x = predictions.read([pairs[place][0] for place in places])
-        y = labels.read([pairs[place][1] for place in places])
+    for some in labels.portions(pairs, _VOXELS_AT_ONCE):
+        x, y = predictions.read([i for i, _ in some]), labels.read([j for _, j in some])
         scores = []
         for part in classes:
             ours, theirs = _inside(x, part), _inside(y, part)

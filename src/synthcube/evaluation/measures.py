@@ -7,12 +7,7 @@ from typing import Literal, NamedTuple
 Better = Literal["lower", "higher", "near", ""]
 """near: the closer to the real baseline. Empty: neither direction is better."""
 
-ARROWS: dict[Better, str] = {
-    "lower": "↓ lower",
-    "higher": "↑ higher",
-    "near": "≈ baseline",
-    "": "",
-}
+ARROWS: dict[Better, str] = {"lower": "↓ lower", "higher": "↑ higher", "near": "≈ baseline", "": ""}
 
 
 SECTIONS = {

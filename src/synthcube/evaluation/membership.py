@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 
 from synthcube import environment
 from synthcube.data.cache import load_images
@@ -31,7 +32,7 @@ from synthcube.evaluation.sets import ImageSet, overlap
 from synthcube.models import inference
 from synthcube.models.artifact import Artifact
 from synthcube.models.family import Reconstructs
-from synthcube.schema import Batch, Condition
+from synthcube.schema import Batch
 
 log = logging.getLogger("synthcube")
 
@@ -226,12 +227,9 @@ def _repeated(batch: Batch, count: int, device: torch.device) -> Batch:
     def repeat(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.expand(count, *tensor.shape[1:]).to(device)
 
-    condition = batch["condition"]
-    return Batch(
-        image=repeat(batch["image"]), label=repeat(batch["label"]), index=repeat(batch["index"]),
-        augmented=True,  # so that nothing cached by row is used for it
-        condition=Condition(values=repeat(condition["values"]), source=repeat(condition["source"])),
-    )  # fmt: skip
+    repeated: Batch = tree_map_only(torch.Tensor, repeat, batch)
+    repeated["augmented"] = True  # so that nothing cached by row is used for it
+    return repeated
 
 
 def _reconstruction_error(family: Any, batch: Batch, seed: int) -> float:

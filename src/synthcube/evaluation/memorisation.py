@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -269,8 +270,7 @@ def _duplicates(
     else:
         share, real_share = (float((far < calibration.threshold).mean()) for far in distances)
         near = Measure(share, real_share, count=len(distances[0]))
-    exact = _share(num_repeated, len(predictions))
-    return {"exact_duplicates": exact, "near_duplicates": near}
+    return {"exact_duplicates": _share(num_repeated, len(predictions)), "near_duplicates": near}
 
 
 def _share(hits: int, total: int) -> Measure:
@@ -334,19 +334,13 @@ def _plot(search: CopySearch) -> Plot:
 
 def _closest_pairs(predictions: ImageSet, train_data: ImageSet, search: CopySearch) -> Picture:
     rows, captions, titles = [], [], []
+    show = partial(
+        upright, bounds=train_data.bounds, raster=train_data.raster,
+        spacing_mm=train_data.spacing_mm,
+    )  # fmt: skip
     for row in np.argsort(search.predictions, kind="stable")[:_PAIRS_SHOWN].tolist():
         pair = predictions.read([row])[0], train_data.read([search.index[row]])[0]
-        rows.append(
-            [
-                upright(
-                    image,
-                    train_data.bounds,
-                    raster=train_data.raster,
-                    spacing_mm=train_data.spacing_mm,
-                )
-                for image in pair
-            ]
-        )
+        rows.append([show(image) for image in pair])
         mirrored = "mirrored, " if search.mirrored[row] else ""
         distance = f"{mirrored}distance {search.predictions[row]:.3g}"
         captions.append(["prediction", f"training image; {distance}"])

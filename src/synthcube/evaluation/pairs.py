@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,7 @@ def compare_pairs(predictions: ImageSet, labels: ImageSet, pairs: Pairs, seed: i
 def _data_range(labels: ImageSet, rows: list[int]) -> tuple[Ranges, str]:
     low, high = np.full(labels.shape[0], np.inf), np.full(labels.shape[0], -np.inf)
     whole = True
-    for batch in _batches(rows, labels):
+    for batch in labels.portions(rows, _VOXELS_AT_ONCE):
         voxels = labels.read(batch).reshape(len(batch), labels.shape[0], -1)
         low = np.minimum(low, voxels.min(axis=(0, 2)))
         high = np.maximum(high, voxels.max(axis=(0, 2)))
@@ -190,11 +191,6 @@ def _data_range(labels: ImageSet, rows: list[int]) -> tuple[Ranges, str]:
     return ranges, "lowest and highest intensity of the labels, for each channel"
 
 
-def _batches(rows: list[int], images: ImageSet) -> list[list[int]]:
-    size = max(1, _VOXELS_AT_ONCE // math.prod(images.shape))
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
 def _scores(
     predictions: ImageSet, labels: ImageSet, pairs: Pairs, ranges: Ranges, scales: int
 ) -> dict[str, Floats]:
@@ -205,9 +201,9 @@ def _scores(
     base = np.minimum(low, 0)
     is_colour = labels.raster and labels.shape[0] == 3
     parts: list[dict[str, Floats]] = []
-    for batch in _batches(list(range(len(pairs))), labels):
-        x = predictions.read([pairs[i][0] for i in batch]).astype(np.float64)
-        y = labels.read([pairs[i][1] for i in batch]).astype(np.float64)
+    for batch in labels.portions(pairs, _VOXELS_AT_ONCE):
+        x = predictions.read([i for i, _ in batch]).astype(np.float64)
+        y = labels.read([j for _, j in batch]).astype(np.float64)
         mae = np.abs(x - y).reshape(len(x), x.shape[1], -1).mean(axis=2)
         ncc = similarity.correlation(x, y)
         x, y = (x - base) / width, (y - base) / width
@@ -323,26 +319,13 @@ def _pictures(
     chosen["worst"] = order[::-1][:_SHOWN]
     rows, titles, captions = [], [], []
     difference_range = [(0.0, (high - low) / 4) for low, high in ranges]
+    show = partial(upright, raster=labels.raster, spacing_mm=labels.spacing_mm)
     for title, numbers in chosen.items():
         for number in numbers:
             i, j = pairs[number]
             prediction, label = predictions.read([i])[0], labels.read([j])[0]
-            row = [
-                upright(image, ranges, raster=labels.raster, spacing_mm=labels.spacing_mm)
-                for image in (label, prediction)
-            ]
-            difference = np.abs(prediction - label)
-            rows.append(
-                [
-                    *row,
-                    upright(
-                        difference,
-                        difference_range,
-                        raster=labels.raster,
-                        spacing_mm=labels.spacing_mm,
-                    ),
-                ]
-            )
+            difference = show(np.abs(prediction - label), difference_range)
+            rows.append([show(label, ranges), show(prediction, ranges), difference])
             titles.append(f"{title}: {labels.rows[j].subject}")
             score = f"difference x4; {by} {scores[by][number]:.3g}"
             captions.append(["label", "prediction", score])

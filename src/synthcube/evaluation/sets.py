@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from synthcube.evaluation.arrays import Array, Floats, Ints
 from synthcube.terminal import followed
 
 log = logging.getLogger("synthcube")
+T = TypeVar("T")
 Bounds = tuple[tuple[float, float], ...]
 
 _SAMPLED_IMAGES = 1000  # images whose intensities give the range of a set
@@ -108,6 +111,12 @@ class ImageSet:
             return self
         bounds = tuple(self.bounds[channel] for channel in channels)
         return replace(self, channels=channels, bounds=bounds, masks={})
+
+    def portions(self, items: Sequence[T], voxels: int) -> list[Sequence[T]]:
+        """`items`, one for each image to read, in order: the images of a portion have at most so
+        many voxels together, but an image with more is a portion."""
+        size = max(1, voxels // math.prod(self.shape))
+        return [items[start : start + size] for start in range(0, len(items), size)]
 
     def batches(self, size: int) -> Iterator[tuple[range, Array]]:
         """All images in order, at most `size` at once, with their places."""

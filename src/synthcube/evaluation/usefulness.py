@@ -206,8 +206,7 @@ def _compare_classifiers(
     section.measures["accuracy_difference"] = measure
     if (real := float(np.mean(recalls["real"]))) >= TOO_EASY:
         for name in ("accuracy_synthetic", "accuracy_difference"):
-            easy = replace(section.measures[name], reason=_EASY.format(real))
-            section.measures[name] = easy
+            section.measures[name] = replace(section.measures[name], reason=_EASY.format(real))
         section.notes.insert(0, f"Warning: {_EASY.format(real)}.")
     _describe_recalls(section, recalls, names)
 
@@ -276,17 +275,16 @@ def _probabilities(training: _Examples, tests: _Examples, num_classes: int, seed
 
 def _network_input(examples: _Examples, scale: ImageSet) -> torch.Tensor:
     """(N, C, *small), the range of `scale` from -1 to 1."""
-    images, rows = examples.images, examples.rows
+    images = examples.images
     sides = [min(side, _SIDE[images.rank]) for side in images.shape[1:]]
     pool = nn.AdaptiveAvgPool2d if images.rank == 2 else nn.AdaptiveAvgPool3d
     reduce = pool(tuple(sides))
     shape = (1, -1, *[1] * images.rank)
     low, high = (torch.tensor([pair[end] for pair in scale.bounds]).view(shape) for end in (0, 1))
     width = (high - low).clamp(min=1e-12)
-    size = max(1, (1 << 20) // int(np.prod(images.shape)))
     small = []
-    for start in range(0, len(rows), size):
-        batch = torch.from_numpy(images.read(rows[start : start + size].tolist()))
+    for rows in images.portions(examples.rows.tolist(), 1 << 20):
+        batch = torch.from_numpy(images.read(rows))
         small.append(reduce((batch - low) / width * 2 - 1))
     return torch.cat(small)
 

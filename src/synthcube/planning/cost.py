@@ -7,10 +7,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch.utils._pytree import tree_map_only
 
 from synthcube.config import RunConfig
 from synthcube.data.channels import subject_of
@@ -18,7 +21,7 @@ from synthcube.environment import derived_seed
 from synthcube.models.adversarial import AdversarialFamily
 from synthcube.models.family import Family, Samples
 from synthcube.planning.draft import Draft, Machine
-from synthcube.schema import Batch, Condition, ImageSpec
+from synthcube.schema import Batch, ImageSpec
 from synthcube.training import memory
 from synthcube.training.acceleration import recompute_blocks
 from synthcube.training.config import COPIES
@@ -194,14 +197,7 @@ def _step_and_forward(
                 torch._foreach_lerp_(average, [w.detach() for w in family.parameters()], 0.001)
 
     def forward(number: int) -> None:
-        condition = batch["condition"]
-        some = Batch(
-            image=batch["image"][:number], label=batch["label"][:number],
-            index=batch["index"][:number], augmented=False,
-            condition=Condition(
-                values=condition["values"][:number], source=condition["source"][:number]
-            ),
-        )  # fmt: skip
+        some = tree_map_only(torch.Tensor, itemgetter(slice(number)), batch)
         with torch.no_grad(), autocast():
             family.loss(some)
 
@@ -209,17 +205,10 @@ def _step_and_forward(
 
 
 def _noise(image: ImageSpec, number: int, device: torch.device) -> Batch:
-    blank = memory.blank_batch(image, number)
-    condition = blank["condition"]
-    return Batch(
-        image=(torch.rand_like(blank["image"]) * 2 - 1).to(device),
-        label=blank["label"].to(device),
-        index=blank["index"].to(device),
-        augmented=False,
-        condition=Condition(
-            values=condition["values"].to(device), source=condition["source"].to(device)
-        ),
-    )
+    batch = memory.blank_batch(image, number)
+    batch["image"] = torch.rand_like(batch["image"]) * 2 - 1
+    moved: Batch = move_data_to_device(batch, device)
+    return moved
 
 
 @dataclass(frozen=True, slots=True)

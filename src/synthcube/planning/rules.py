@@ -19,7 +19,7 @@ from synthcube.evaluation.config import EvaluationConfig
 from synthcube.models.families.autoencoder_kl import AutoencoderKLConfig
 from synthcube.models.families.rectified_flow import RectifiedFlowConfig
 from synthcube.models.nets.unet import UNetFields
-from synthcube.planning.draft import Draft
+from synthcube.planning.draft import Draft, lookup
 from synthcube.planning.length import is_small, lacks_steps
 from synthcube.schema import ImageSpec, near_multiples
 from synthcube.training.config import TrainingConfig
@@ -257,8 +257,8 @@ def _fits_model(draft: Draft, size: Sequence[int]) -> bool:
 
 def _num_levels(size: Sequence[float], draft: Draft) -> int:
     """Levels of a U-Net: coarse enough for attention, and 4 voxels left of the shortest side."""
-    stated, own = _stated_channels(draft)
-    if stated:
+    _, own = lookup(draft.fixed, "model.channels")
+    if isinstance(own, list):
         return len(own)
     levels = len(_default_channels(draft))
     size = [side / 2**draft.wavelet_levels for side in size]
@@ -271,12 +271,6 @@ def _num_levels(size: Sequence[float], draft: Draft) -> int:
     ):
         levels += 1
     return levels
-
-
-def _stated_channels(draft: Draft) -> tuple[bool, list[int]]:
-    own = draft.fixed.get("model", {})
-    channels = own.get("channels") if isinstance(own, dict) else None
-    return isinstance(channels, list), channels if isinstance(channels, list) else []
 
 
 def _default_channels(draft: Draft) -> tuple[int, ...]:
@@ -368,8 +362,7 @@ def _halve_batch(draft: Draft, bytes_needed: Callable[[Draft], int]) -> int:
     while needed > draft.machine.usable and size > processes:
         size = max(1, size // 2 // processes) * processes
         accumulate = -(-whole // size)
-        reason = "what the memory holds at once"
-        draft.choose("training.batch_size", size, reason)
+        draft.choose("training.batch_size", size, "what the memory holds at once")
         draft.choose("training.accumulate", accumulate, f"steps of {whole} images all the same")
         needed = bytes_needed(draft)
     return needed

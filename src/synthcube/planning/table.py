@@ -104,11 +104,8 @@ def _measured(measured: Fingerprint) -> Iterator[Row]:
     for name, numbers in measured.numbers.items():
         yield f"column {name}", f"{numbers.low:g} to {numbers.high:g}", f"{numbers.known:,} known"
     if measured.splits:
-        yield (
-            "split",
-            "in the manifest",
-            ", ".join(f"{name} {count:,}" for name, count in measured.splits.items()),
-        )
+        counted = (f"{name} {count:,}" for name, count in measured.splits.items())
+        yield "split", "in the manifest", ", ".join(counted)
     yield "near-duplicates", f"{measured.near_duplicates:,}", ""
 
 
@@ -120,10 +117,9 @@ def _of_machine(machine: Machine) -> Iterator[Row]:
 
 def _cost(plan: Plan) -> Iterator[Row]:
     cost, settings = plan.cost, plan.settings
-    usable = plan.machine.usable
     yield (
         "memory to train", f"{cost.training_bytes / 1e9:.2f} GB",
-        f"beside 1 GB of libraries; {usable / 1e9:.1f} GB may be used",
+        f"beside 1 GB of libraries; {plan.machine.usable / 1e9:.1f} GB may be used",
     )  # fmt: skip
     if cost.reading_bytes > cost.training_bytes:
         yield "memory to read images", f"{cost.reading_bytes / 1e9:.2f} GB", "the largest of them"

@@ -120,6 +120,7 @@ def model_card(trained: Artifact, context: CardContext) -> str:
     name = trained.config["model"]["name"]
     header = yaml.safe_dump(_header(trained, context), sort_keys=False, allow_unicode=True).strip()
     picture = f"![Images made by this model]({PICTURE})\n\n" if context.has_picture else ""
+    metrics = {markdown(name): f"{value:.6g}" for name, value in trained.metrics.items()}
     parts = [
         f"---\n{header}\n---",
         f"# {markdown(name)} trained with SynthCube {__version__}",
@@ -129,7 +130,7 @@ def model_card(trained: Artifact, context: CardContext) -> str:
         f"## Intended use\n\n{intended_use(trained)}",
         f"## Out of scope\n\n{_OUT_OF_SCOPE}",
         f"## Training data\n\n{_data(trained, context)}",
-        f"## Training\n\n{_training(trained)}",
+        f"## Training\n\n{_table('training', metrics)}",
         *([f"## Privacy\n\n{_privacy(trained.privacy)}"] if trained.privacy else []),
         f"## Evaluation\n\n{_evaluation(context.results)}",
         f"## How to run it\n\n{_commands(context)}",
@@ -275,11 +276,6 @@ def _data(trained: Artifact, context: CardContext) -> str:
         "None of them is part of this model's files, and nothing here names a subject."
     )
     return " ".join(sentences)
-
-
-def _training(trained: Artifact) -> str:
-    values = {markdown(name): f"{value:.6g}" for name, value in trained.metrics.items()}
-    return _table("training", values)
 
 
 def _privacy(privacy: PrivacyStatement) -> str:
@@ -437,10 +433,9 @@ def _scores(section: str, measures: Mapping[str, Any]) -> Iterator[Score]:
             count = _number(measure.get("count"))
             value, baseline = _number(measure["value"]), _number(measure.get("real_baseline"))
             low, high = _number(measure.get("low")), _number(measure.get("high"))
-            reason = str(measure.get("reason") or "")
             yield Score(
                 section, str(name), value, baseline, low, high,
-                None if count is None else int(count), reason,
+                None if count is None else int(count), str(measure.get("reason") or ""),
             )  # fmt: skip
 
 

@@ -93,9 +93,7 @@ def read_declaration(folder: Path) -> Challenge:
             f"model_path {folder}: there is no {DECLARATION}; give the folder that synthcube "
             "export --challenge wrote."
         )
-    return reading.validated(
-        reading.read_object(path, ArtifactError), Challenge, path, ArtifactError
-    )
+    return reading.read_record(path, Challenge, ArtifactError)
 
 
 def task_for(trained: Artifact, challenge: str) -> tuple[str, ChallengeTask]:

@@ -116,10 +116,9 @@ class CroissantConfig(Schema):
     """What only the user can say of the images."""
 
     license: str = Field(
-        default="",
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9.+-]*|https?://\S+)?$",
+        default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9.+-]*|https?://\S+)?$",
         description="Of the images: an identifier such as cc-by-4.0, or an address; never assumed.",
-    )
+    )  # fmt: skip
     creators: List[str] = Field(
         default=(), description="Groups or institutions that answer for the images."
     )

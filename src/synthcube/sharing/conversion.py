@@ -137,8 +137,7 @@ def converted(folder: Path, runtime: RuntimeName) -> ConversionRecord:
             f"{folder} was not converted for {runtime}: write a folder that is, with `synthcube "
             f"export -m {folder} -o FOLDER --runtime {runtime}`."
         )
-    values = reading.read_object(path, ArtifactError)
-    return reading.validated(values, ConversionRecord, path, ArtifactError)
+    return reading.read_record(path, ConversionRecord, ArtifactError)
 
 
 def substitute(model: nn.Module, folder: Path, runtime: RuntimeName) -> None:
@@ -160,8 +159,7 @@ def _replace_networks(model: nn.Module, folder: Path, record: ConversionRecord) 
             network = model.get_submodule(name)
         except AttributeError as error:
             raise ArtifactError(f"{folder}: the model has no {name}; export it again.") from error
-        session = target.session(folder, f"{record.runtime}.{name}")
-        network.forward = _called(name, session, inputs)
+        network.forward = _called(name, target.session(folder, f"{record.runtime}.{name}"), inputs)
 
 
 @dataclass(frozen=True, slots=True)

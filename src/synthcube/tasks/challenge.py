@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +51,6 @@ class Case:
     def output(self) -> str:
         """Name of the file that is written for it."""
         return f"{self.name}{self.separator}{self.task.output}.nii.gz"
-
-
-@dataclass(slots=True)
-class _Group:
-    """Files in one folder whose names differ only in the suffix."""
-
-    separator: str
-    files: dict[str, Path] = field(default_factory=dict)
 
 
 def run_challenge(
@@ -133,27 +125,29 @@ def find_cases(data: Path, tasks: Sequence[ChallengeTask]) -> list[Case]:
     if not data.is_dir():
         raise ManifestError(f"data_path {data} does not exist, or is no folder.")
     known = {suffix for task in tasks for suffix in (*task.reads, task.output)}
-    groups: dict[tuple[Path, str], _Group] = {}
+    groups: dict[tuple[Path, str], dict[str, Path]] = {}
+    separators: dict[tuple[Path, str], str] = {}
     faults = []
     for path in sorted(files_below(data)):
         if not (parts := _parts_of(path, known)):
             continue
         name, separator, suffix = parts
-        group = groups.setdefault((path.parent, name), _Group(separator))
-        if suffix in group.files:
-            faults.append(f"{path}: {group.files[suffix].name} is the same file of the same case")
-        group.files[suffix] = path
+        files = groups.setdefault((path.parent, name), {})
+        separators.setdefault((path.parent, name), separator)
+        if suffix in files:
+            faults.append(f"{path}: {files[suffix].name} is the same file of the same case")
+        files[suffix] = path
     places: dict[str, Path] = {}
     cases = []
-    for (folder, name), group in groups.items():
-        reasons = {task.output: _reason(task, group.files) for task in tasks}
+    for (folder, name), files in groups.items():
+        reasons = {task.output: _reason(task, files) for task in tasks}
         task = next((task for task in tasks if not reasons[task.output]), None)
         if name in places:
             faults.append(f"case {name} is in {places[name]} and in {folder}")
         elif task is None:
             faults.append(f"{folder}: case {name}: {'; '.join(reasons.values())}")
         else:
-            cases.append(Case(name, group.separator, group.files, task))
+            cases.append(Case(name, separators[folder, name], files, task))
         places[name] = folder
     holders = {parent for folder, _ in groups for parent in (folder, *folder.parents)}
     faults += [
@@ -272,8 +266,7 @@ class _TaskModel:
         image, affine = _assembled(images, prepared.parts, lowest)
         voxels, inside = on_grid(image, affine, prepared.shape, prepared.affine)
         if prepared.mask is None:
-            spec = self.model.image
-            integer = spec.integer and self.model.postprocessing.keeps_integers
+            integer = self.model.image.integer and self.model.postprocessing.keeps_integers
             write_like(path, prepared.first, voxels, integer=integer)
             return
         if prepared.parts[0].slice is not None:  # a slice may be left out, being all void

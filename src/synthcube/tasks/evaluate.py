@@ -13,12 +13,7 @@ from synthcube.config import RunConfig
 from synthcube.data.manifest import Manifest, require_outside
 from synthcube.errors import EvaluationError, OutputError, SynthCubeError
 from synthcube.evaluation.evaluation import Evaluation
-from synthcube.evaluation.held_out import (
-    TrainingImages,
-    leave_out_trained,
-    of_manifest,
-    of_split,
-)
+from synthcube.evaluation.held_out import TrainingImages, leave_out_trained, of_manifest, of_split
 from synthcube.evaluation.report.page import require_own_report, write_report
 from synthcube.evaluation.results import plain
 from synthcube.evaluation.sets import ImageSet, check_comparable, comparability_notes, open_sets

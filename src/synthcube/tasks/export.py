@@ -36,8 +36,6 @@ log = logging.getLogger("synthcube")
 
 # Where MLCube mounts the folder of a file, whether the file is there or not.
 _MOUNTED = re.compile(r"/mlcube_io\d+/.*")
-
-
 _OPTIONS = {"datasets": "dataset", "version": "model_version", "runtimes": "runtime"}
 
 
@@ -51,10 +49,7 @@ def read_request(
         overrides: keys of the YAML as "key=value".
         options: by field; None and empty values do not replace anything.
     """
-    if config_path:
-        section = config.load(config_path, overrides, trained=True).export
-    else:
-        section = config.build({}, overrides, trained=True).export
+    section = config.load_any(config_path or {}, overrides, trained=True).export
     stated = {name: value for name, value in options.items() if value not in (None, "", ())}
     if TOKEN.search(repr(stated)):
         raise ConfigError("A token is on the command line, where others see it: set HF_TOKEN.")
@@ -79,11 +74,7 @@ def _present(path: Path) -> Path | None:
     return path
 
 
-def export(
-    model_path: Path,
-    folder: Path,
-    request: ExportRequest | None = None,
-) -> Path:
+def export(model_path: Path, folder: Path, request: ExportRequest | None = None) -> Path:
     """Verify a trained model and write a folder to share, with a model card.
 
     Left out is what only its training needed: a discriminator, which knows most about the training
@@ -100,11 +91,7 @@ def export(
     trained = artifact.load(model_path)
     storage.require_separate(
         {"output_path": folder},
-        {
-            "model_path": model_path,
-            "evaluation": request.evaluation,
-            "notes": request.notes_file,
-        },
+        {"model_path": model_path, "evaluation": request.evaluation, "notes": request.notes_file},
     )
     rows = identities.subjects_of(trained.folder)
     public = replace(
@@ -116,6 +103,7 @@ def export(
     )
     family = trained.build(torch.device("cpu"))
     subjects = [row.get("SubjectID") for row in rows if row.get("Split") == "train"]
+    task = _task(family, trained)
     context = CardContext(
         license_id=request.license,
         datasets=request.datasets,
@@ -124,8 +112,9 @@ def export(
         if request.notes_file
         else request.notes,
         place=request.address or "THIS_FOLDER",
-        has_picture=_is_made(family, trained),
-        task=_task(family, trained),
+        # Of other models the picture has real images above.
+        has_picture=task == "sample" and (trained.folder / artifact.PICTURE).is_file(),
+        task=task,
         num_images=len(subjects),
         num_subjects=len(set(subjects)),
     )
@@ -206,11 +195,6 @@ def _task(family: Family, trained: Artifact) -> Task:
     if trained.image.source_channels:
         return "translate"
     return "sample" if isinstance(family, Samples) else "reconstruct"
-
-
-def _is_made(family: Family, trained: Artifact) -> bool:
-    """Whether the model's picture shows only what it made: others have real images above."""
-    return _task(family, trained) == "sample" and (trained.folder / artifact.PICTURE).is_file()
 
 
 def _preparation(trained: Artifact) -> Any:

@@ -22,7 +22,7 @@ from synthcube.federation.update import read_header, read_update, write_update
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
 from synthcube.tasks.federated_site import Site
-from synthcube.training import checkpoints, fine_tuning
+from synthcube.training import checkpoints
 
 log = logging.getLogger("synthcube")
 
@@ -92,9 +92,7 @@ def simulate(
         require_outside({"output_path": run}, manifest)
     by_value = divide_by_column(manifest, site_column) if manifest and site_column else None
     federated_model.claim(run, "simulate")
-    settings = hub_pins.pinned(settings, {})
-    training = fine_tuning.resolved(settings.training, {})
-    settings = settings.model_copy(update={"training": training})
+    settings = hub_pins.resolved(settings)
     labels = [f"site-{number + 1}" for number in range(len(by_value) if by_value else sites or 2)]
     least = len(labels) if minimum_sites is None else minimum_sites
     plan = possible_plan(
@@ -126,8 +124,7 @@ def simulate(
         _train_rounds(run, plan, agreement, settings, members)
         largest = averaging.largest_site(agreement)
         (checkpoint,) = (member.checkpoint for member in members if member.label == largest)
-        weights = checkpoints.weights(checkpoint)
-        return federated_model.save(run, plan, agreement, settings, weights)
+        return federated_model.save(run, plan, agreement, settings, checkpoints.weights(checkpoint))
 
 
 def _demo_data(folder: Path) -> Manifest:

@@ -77,10 +77,7 @@ def record_plan(run: Path, plan: FederationPlan) -> None:
 def recorded_agreement(run: Path) -> Agreement | None:
     """The agreement in the folder of a federation; None before the sites agreed."""
     path = run / AGREEMENT
-    if not path.exists():
-        return None
-    values = reading.read_object(path, FederationError)
-    return reading.validated(values, Agreement, path, FederationError)
+    return reading.read_record(path, Agreement, FederationError) if path.exists() else None
 
 
 def shapes(settings: RunConfig, agreement: Agreement) -> dict[str, Tensor]:

@@ -198,8 +198,7 @@ class Site:
         """The progress in a round, which begins here if it has not yet."""
         path, last = self.folder / PROGRESS, self.checkpoint
         if path.exists() and last.exists():
-            values = reading.read_object(path, FederationError)
-            before = reading.validated(values, Progress, path, FederationError)
+            before = reading.read_record(path, Progress, FederationError)
             if before.round == number:
                 return before
             if before.round > number:
@@ -211,20 +210,21 @@ class Site:
         if last.exists():
             epochs = checkpoints.position(last)[0]
             if average:
-                rounds.replace_weights(last, self._received(agreement, number, average))
+                begun = self.receive_average(agreement, number - 1, average)
+                rounds.replace_weights(last, begun)
         elif average:
-            self._received(agreement, number, average)
+            self.receive_average(agreement, number - 1, average)
             log.warning("This site has no checkpoint: it goes on with the average alone.")
         until = min(epochs + self.plan.local_epochs, self.plan.epochs)
         progress = Progress(round=number, until_epoch=until)
         storage.write_json(path, progress.model_dump())
         return progress
 
-    def _received(self, agreement: Agreement, number: int, path: Path) -> Update:
-        """The average that a round begins with; a line in the audit log tells of it."""
-        average = read_average(path, self.plan.sha256, agreement.sha256, number - 1)
+    def receive_average(self, agreement: Agreement, number: int, path: Path) -> Update:
+        """The average of a round, read from its file; a line in the audit log tells of it."""
+        average = read_average(path, self.plan.sha256, agreement.sha256, number)
         size, digest = path.stat().st_size, storage.sha256(path)
-        self.log("received", "average", number - 1, digest, size, average.header.images)
+        self.log("received", "average", number, digest, size, average.header.images)
         return average
 
     def log(

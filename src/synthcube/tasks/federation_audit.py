@@ -83,8 +83,7 @@ def _unsent(site: Sequence[AuditLine], server: Path) -> Iterator[str]:
     path = server / ROUNDS
     if not path.is_file():
         return
-    values = reading.read_object(path, FederationError)
-    records = reading.validated(values, RoundRecords, path, FederationError).rounds
+    records = reading.read_record(path, RoundRecords, FederationError).rounds
     sent = {
         (line.round, line.images) for line in site if (line.event, line.kind) == ("sent", "weights")
     }

@@ -10,7 +10,6 @@ from typing import Any
 from synthcube import config, storage
 from synthcube.federation.plan import FederationPlan, WhereAveraged, federated, possible_plan
 from synthcube.tasks import hub_pins
-from synthcube.training import fine_tuning
 
 log = logging.getLogger("synthcube")
 
@@ -54,9 +53,7 @@ def write_plan(
     storage.require_own_file(path, '{\n  "synthcube": ', "output_path")
     settings = config.load_any(config_path, overrides)
     settings = federated(settings, epochs=num_rounds * local_epochs, average=average)
-    settings = hub_pins.pinned(settings, {})
-    training = fine_tuning.resolved(settings.training, {})
-    settings = settings.model_copy(update={"training": training})
+    settings = hub_pins.resolved(settings)
     least = len(sites) if secure_aggregation else min(2, len(sites))
     if minimum_sites is not None:
         least = minimum_sites

@@ -38,8 +38,7 @@ def read(path: Path) -> OldConfig | None:
 
     A file with `model_config` at top level is an old one.
     """
-    name = "parameters_file (--config)"
-    values = reading.read_yaml(path, ConfigError, name=name, as_pyyaml=True)
+    values = reading.read_yaml(path, ConfigError, name="parameters_file (--config)", as_pyyaml=True)
     if "model_config" not in values:
         return None
     faults: list[str] = []
@@ -61,8 +60,7 @@ def read(path: Path) -> OldConfig | None:
     if faults:
         raise ConfigError(f"{path} cannot be imported, {len(faults)} fault(s):", faults)
     # GaNDLF-Synth computed in full precision where nothing else was asked for.
-    compute = {"precision": 32}
-    sections = {"model": model, "data": {"size": size}, "compute": compute}
+    sections = {"model": model, "data": {"size": size}, "compute": {"precision": 32}}
     return OldConfig(sections, channels, seen, source, unknown)
 
 

@@ -38,6 +38,13 @@ def pinned(settings: RunConfig, before: Mapping[str, Any]) -> RunConfig:
     return settings.model_copy(update={"model": settings.model.resolved()})
 
 
+def resolved(settings: RunConfig) -> RunConfig:
+    """The config of a new federation: pinned, with the hash of the weights that it starts from."""
+    settings = pinned(settings, {})
+    training = fine_tuning.resolved(settings.training, {})
+    return settings.model_copy(update={"training": training})
+
+
 def _with_start_model(settings: RunConfig, before: Mapping[str, Any]) -> RunConfig:
     """The config with what its section `model` does not state taken from training.start_from."""
     start = settings.training.start_from

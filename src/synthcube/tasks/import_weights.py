@@ -94,11 +94,7 @@ def import_weights(
             raise OutputError(f"output_path {out} holds another model: give another one.")
         return out
     artifact.save(
-        out,
-        config=settings.dump(),
-        image=image,
-        weights=family.state_dict(),
-        metrics=differences,
+        out, config=settings.dump(), image=image, weights=family.state_dict(), metrics=differences
     )
     return out
 

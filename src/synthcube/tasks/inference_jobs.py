@@ -21,23 +21,11 @@ from synthcube import __version__, environment, reading, storage
 from synthcube.config import Animation, OutputFormat
 from synthcube.data.cache import ImageCache
 from synthcube.data.channels import decoded
-from synthcube.data.conditions import (
-    caption,
-    cell,
-    requested_values,
-    shown,
-)
+from synthcube.data.conditions import caption, cell, requested_values, shown
 from synthcube.data.dicom_writing import require_dicom
 from synthcube.data.geometry import placed_like
 from synthcube.data.manifest import Manifest, Row, write_manifest
-from synthcube.data.pictures import (
-    Tile,
-    arranged,
-    axial_slices,
-    save_animation,
-    save_picture,
-    tile,
-)
+from synthcube.data.pictures import Tile, arranged, axial_slices, save_animation, save_picture, tile
 from synthcube.errors import ConfigError, ImageError, OutputError
 from synthcube.models import inference, samplers
 from synthcube.models.artifact import Artifact
@@ -372,9 +360,9 @@ def finish(
     """Write the picture, which is returned, and the manifest; mark the record as complete."""
     save_picture(output / GRID, arranged(tiles, headings=headings))
     write_manifest(output / MANIFEST, rows)
-    limit = reading.MAX_LIST_BYTES
-    provenance = reading.read_object(output / PROVENANCE, OutputError, limit=limit)
-    storage.write_json(output / PROVENANCE, provenance | {"complete": True})
+    record = output / PROVENANCE
+    provenance = reading.read_object(record, OutputError, limit=reading.MAX_LIST_BYTES)
+    storage.write_json(record, provenance | {"complete": True})
     return output / GRID
 
 

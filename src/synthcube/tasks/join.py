@@ -22,7 +22,7 @@ from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
 from synthcube.tasks.federated_site import Site
 from synthcube.tasks.federation_engines import ENGINES, Endpoint, Engine
-from synthcube.training import checkpoints, fine_tuning
+from synthcube.training import checkpoints
 
 log = logging.getLogger("synthcube")
 
@@ -82,9 +82,7 @@ def join(
     require_outside({"output_path": run}, manifest)
     with connecting as client:
         label = client.state().site  # which tells whether it is known, before any work
-        settings = hub_pins.pinned(settings, {})
-        training = fine_tuning.resolved(settings.training, {})
-        settings = settings.model_copy(update={"training": training})
+        settings = hub_pins.resolved(settings)
         storage.make_folder(run, "output_path")
         with run_folder.locked(run):
             storage.settle(run / ARTIFACT)
@@ -154,9 +152,7 @@ def _train_rounds(client: Client, member: Site, agreement: Agreement, model: Exp
     average = _average(client, member, agreement, plan.rounds, model)
     if average is None:
         raise FederationError("The coordinator does not have the last average any more.")
-    last = read_average(average, plan.sha256, agreement.sha256, plan.rounds)
-    size, digest = average.stat().st_size, storage.sha256(average)
-    member.log("received", "average", plan.rounds, digest, size, last.header.images)
+    member.receive_average(agreement, plan.rounds, average)
 
 
 def _average(

@@ -14,10 +14,7 @@ import torch
 from synthcube import config, environment
 from synthcube.data.cache import ImageCache, load_images
 from synthcube.data.channels import class_values, decoded, encoded, files_of
-from synthcube.data.conditions import (
-    draw_missing_conditions,
-    requested_values,
-)
+from synthcube.data.conditions import draw_missing_conditions, requested_values
 from synthcube.data.dicom_writing import Study, write_dicom
 from synthcube.data.geometry import placed_like
 from synthcube.data.images import read_image, write_image

@@ -12,7 +12,6 @@ from synthcube.data.manifest import manifest_text
 from synthcube.data.tables import read_table
 from synthcube.errors import ConfigError, OutputError, results_or_faults
 from synthcube.migration import rows as csv_rows
-from synthcube.migration.project import Outcome
 from synthcube.migration.translation import Translation, translated
 
 _MARK = "# Written by synthcube migrate; content "
@@ -49,11 +48,9 @@ def migrate(
     if output.suffix not in (".yaml", ".yml"):
         raise OutputError(f"--output_path {output}: give the name of a .yaml to write.")
     manifest = output.with_suffix(".csv") if csv else None
-    outputs, inputs = (
-        {"--output_path": output, "the manifest": manifest},
-        {"OLD": old, "--csv": csv},
+    storage.require_separate(
+        {"--output_path": output, "the manifest": manifest}, {"OLD": old, "--csv": csv}
     )
-    storage.require_separate(outputs, inputs)
     new, images = results_or_faults(
         lambda: _translation(old, dims, modern),
         lambda: csv_rows.translated(csv, read_table(csv), Path.cwd()) if csv else None,
@@ -108,7 +105,8 @@ def _report(
     for kind, heading in headings.items():
         chosen = [outcome for outcome in new.outcomes if outcome.kind == kind]
         yield f"{len(chosen)} key{'' if len(chosen) == 1 else 's'} {heading}"
-        yield from (f"  {_said(outcome)}" for outcome in chosen)
+        for outcome in chosen:
+            yield f"  {outcome.key}: {outcome.text}" if outcome.text else f"  {outcome.key}"
     yield "0 keys refused"
     if new.left:
         yield f"{len(new.left)} settings left at the defaults of SynthCube (--modern)"
@@ -118,7 +116,3 @@ def _report(
         yield from csv_rows.orientation_lines(images.rows)
     for path in texts:
         yield f"Written: {path}"
-
-
-def _said(outcome: Outcome) -> str:
-    return f"{outcome.key}: {outcome.text}" if outcome.text else outcome.key

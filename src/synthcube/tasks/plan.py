@@ -42,8 +42,7 @@ def plan(data_path: Path, request: PlanRequest, *, timed: bool = True) -> Plan:
         SynthCubeError: images or overrides are faulty, or nothing fits the memory.
     """
     settings = config.build(_named(request))  # faults of the overrides, before an image is read
-    manifest = read_manifest(data_path)
-    measured = fingerprint(manifest, environment.cache_folder())
+    measured = fingerprint(read_manifest(data_path), environment.cache_folder())
     where = machine(settings.compute, request.memory_gb)
     log.info("Planning for %d images ...", measured.num_images)
     return planned(measured, where, request, cost.probe if timed and where.is_here else None)
@@ -310,8 +309,7 @@ def _data_differences(draft: Draft, settings: RunConfig) -> Iterator[str]:
     stretches = data.size and not data.spacing_mm and data.fit == "resize"
     if stretches and (spacing := chosen.get("data.spacing_mm")):
         yield _line(spacing, None)
-    unsaid = {i: list(c) for i, c in draft.fingerprint.masks.items() if i not in data.channels}
-    if unsaid:
+    if draft.fingerprint.masks.keys() - data.channels.keys():
         yield _line(chosen["data.channels"], "without them")
     own_ranges = data.intensity_range or data.channels
     if (fixed := chosen.get("data.intensity_range")) and not own_ranges:

@@ -216,14 +216,11 @@ def record_run(
     """
     rows = [
         {
-            "SubjectID": row.subject,
-            "Split": split,
-            "Label": row.label_name,
-            **row.channel_cells,
-            **row.conditions,
+            "SubjectID": row.subject, "Split": split, "Label": row.label_name,
+            **row.channel_cells, **row.conditions,
         }
         for row, split in zip(data.files.rows, data.file_splits, strict=True)
-    ]
+    ]  # fmt: skip
     _check_same_split(run / SPLIT, rows)
     paths = [path for row in data.files.rows for path in row.channels]
     by_path = content_digests(paths, environment.cache_folder())

@@ -184,8 +184,7 @@ def _convert(folder: Path, runtime: RuntimeName) -> None:
 
 
 def _infer(model: Path, out: Path, data: Path, runtime: RuntimeOrTorch = "torch") -> None:
-    source = _source(model, data)
-    infer(InferRequest(model, out, num_images=3, data=source, runtime=runtime))
+    infer(InferRequest(model, out, num_images=3, data=_source(model, data), runtime=runtime))
 
 
 def _compare(one: Path, other: Path) -> None:

@@ -15,7 +15,7 @@ from synthcube.federation.plan import read_plan, site_settings
 from synthcube.tasks import federated_model, hub_pins, run_folder
 from synthcube.tasks.federated_model import AGREEMENT, ARTIFACT, AVERAGE
 from synthcube.tasks.federation_engines import ENGINES, Endpoint, Engine
-from synthcube.training import accountant, fine_tuning
+from synthcube.training import accountant
 
 log = logging.getLogger("synthcube")
 
@@ -73,14 +73,11 @@ def serve(
         )
     if settings.training.privacy:
         accountant.require_installed()  # it checks what the sites have spent
-    settings = hub_pins.pinned(settings, {})
-    training = fine_tuning.resolved(settings.training, {})
-    settings = settings.model_copy(update={"training": training})
+    settings = hub_pins.resolved(settings)
     storage.make_folder(run, "output_path")
     with run_folder.locked(run):
         storage.settle(run / ARTIFACT)
         federated_model.record_plan(run, plan)
-
         coordinator = Coordinator(
             plan, run, settings.data.conditions, round_minutes,
             partial(federated_model.expected, settings), run / AGREEMENT, run / AVERAGE,

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from synthcube import environment, reading
 from synthcube.errors import ArtifactError, ConfigError, MemoryShortageError, first_faults
@@ -61,7 +61,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if size < _SMALL_BYTES or size > _SHARE_OF_FREE * environment.free_memory():
             _write(checkpoint, target)
             return
-        copied = tree_map(_copied, checkpoint)
+        copied = tree_map_only(
+            torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), checkpoint
+        )
         self._pending.append(self._pool.submit(_write, copied, target))
 
     def repeat(self, path: str | Path, target: str | Path) -> None:
@@ -119,10 +121,6 @@ def load(path: Path, map_location: Any = "cpu", *, mapped: bool = False) -> dict
 
 def _write(checkpoint: dict[str, Any], target: Path) -> None:
     write_with(target, lambda temporary: torch.save(checkpoint, temporary))
-
-
-def _copied(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
 class BestAndLast(ModelCheckpoint):

@@ -50,24 +50,18 @@ class EarlyStopConfig(BestConfig):
     )
 
     patience: int = Field(
-        default=10,
-        ge=1,
-        le=MAX_COUNT,
+        default=10, ge=1, le=MAX_COUNT,
         description="Validations without an improvement before it stops.",
-    )
+    )  # fmt: skip
     min_change: float = Field(
-        default=0.0,
-        ge=0,
-        le=1e30,
+        default=0.0, ge=0, le=1e30,
         description="Least change that is an improvement, in the metric's unit.",
-    )
+    )  # fmt: skip
     limit: float | None = Field(
-        default=None,
-        ge=-1e30,
-        le=1e30,
+        default=None, ge=-1e30, le=1e30,
         description="Stop at once where the metric is worse than this. null: only when it no "
         "longer improves; for copies, which are a share from 0 to 1 and need no patience: 0.1.",
-    )
+    )  # fmt: skip
     num_images: int = Field(
         default=32, ge=2, le=MAX_COUNT,
         description="Images that are drawn at each validation to look for copies.",
@@ -123,18 +117,14 @@ class TrainingConfig(Schema):
         default=100, ge=1, le=MAX_COUNT, description="Passes over the training images."
     )
     max_minutes: float | None = Field(
-        default=None,
-        gt=0,
-        le=MAX_MINUTES,
+        default=None, gt=0, le=MAX_MINUTES,
         description="Stop after this long, whatever the epoch; null: never.",
-    )
+    )  # fmt: skip
     batch_size: int = Field(default=16, ge=1, le=MAX_BATCH, description="Images in a batch.")
     accumulate: int = Field(
-        default=1,
-        ge=1,
-        le=MAX_COUNT,
+        default=1, ge=1, le=MAX_COUNT,
         description="Batches whose gradients are added up for one step.",
-    )
+    )  # fmt: skip
     gradient_clip_norm: Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"] | None = Field(
         default="auto",
         description="Largest norm of a gradient; null: not clipped; auto: 1.0, but not clipped "
@@ -147,11 +137,9 @@ class TrainingConfig(Schema):
         default=1, ge=1, le=MAX_COUNT, description="Epochs between validations and checkpoints."
     )
     checkpoint_every_n_minutes: float | None = Field(
-        default=15.0,
-        gt=0,
-        le=MAX_MINUTES,
+        default=15.0, gt=0, le=MAX_MINUTES,
         description="Minutes between checkpoints within an epoch; null: at validations only.",
-    )
+    )  # fmt: skip
     stop_signals: List[StopSignal] = Field(
         default=("SIGTERM", "SIGUSR1", "SIGINT"),
         description="Signals after which a checkpoint is saved and the training ends with exit "
@@ -164,11 +152,9 @@ class TrainingConfig(Schema):
         default=8, ge=1, le=10000, description="Images in a sample picture."
     )
     log_every_n_steps: int = Field(
-        default=50,
-        ge=1,
-        le=MAX_COUNT,
+        default=50, ge=1, le=MAX_COUNT,
         description="Steps between lines in the log and in metrics.csv.",
-    )
+    )  # fmt: skip
     loggers: List[LoggerConfig] = Field(
         default=(),
         description="Loggers beside metrics.csv: tensorboard, wandb, mlflow; with arguments as "

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn import functional
@@ -22,7 +23,6 @@ from synthcube.data.batches import evenly_spaced
 from synthcube.data.module import DataModule
 from synthcube.environment import derived_seed
 from synthcube.errors import ConfigError
-from synthcube.schema import Condition
 from synthcube.training.config import COPIES
 
 log = logging.getLogger("synthcube")
@@ -109,10 +109,8 @@ class CopyWatch(Callback):
     def _drawn(self, module: Any, places: range) -> Tensor:
         """Small images drawn with the weights that are validated, always of the same seeds."""
         rows = evenly_spaced(self.data.rows("train"), self.num_images)
-        examples = self.data.examples([rows[place % len(rows)] for place in places])["condition"]
-        condition = Condition(
-            values=examples["values"].to(module.device), source=examples["source"].to(module.device)
-        )
+        examples = self.data.examples([rows[place % len(rows)] for place in places])
+        condition = move_data_to_device(examples["condition"], module.device)
         generators = [
             torch.Generator().manual_seed(derived_seed(self.seed, "copies", place))
             for place in places

@@ -94,11 +94,10 @@ def _file_faults(
     config: Mapping[str, Any], compute: ComputeConfig, training: TrainingConfig
 ) -> Iterator[str]:
     processes = compute.num_devices * compute.num_nodes if compute.num_devices else None
-    clip = training.clip_norm(by_hand=False) or 0.0
     expected: dict[str, float | None] = {
         "train_batch_size": training.batch_size * training.accumulate,
         "gradient_accumulation_steps": training.accumulate,
-        "gradient_clipping": clip,
+        "gradient_clipping": training.clip_norm(by_hand=False) or 0.0,
         "train_micro_batch_size_per_gpu": training.batch_size // processes if processes else None,
     }
     path = compute.strategy_config["config"]

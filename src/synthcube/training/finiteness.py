@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from synthcube.errors import NonFiniteLossError
 from synthcube.schema import Batch
 from synthcube.training.acceleration import plain_name
+from synthcube.training.loggers import log_row
 from synthcube.training.progress import optimizer_names
 from synthcube.training.strategies import gather_objects, local
 
@@ -171,10 +172,7 @@ class FiniteGuard(Callback):
             name = f"/{names[position]}" if len(names) > 1 else ""
             values[f"gradient_norm{name}"] = float(squared.sqrt())
         if values:
-            for logger in trainer.loggers:
-                logger.log_metrics(
-                    values | {"epoch": trainer.current_epoch + 1}, trainer.global_step
-                )
+            log_row(trainer, values)
 
 
 def _position(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> int:

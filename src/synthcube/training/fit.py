@@ -88,6 +88,11 @@ class TrainingRun:
         return not self.budget and bool(self.data.rows("validation"))
 
     @property
+    def example_rows(self) -> list[int]:
+        """Rows of images to try the model on: of the validation, where there is one."""
+        return self.data.rows("validation") or self.data.rows("train")
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.folder / "checkpoints"
@@ -177,8 +182,7 @@ def callbacks(
         time_limit = TimeLimit(training.max_minutes, bar)
         family.time_share = partial(getattr, time_limit, "share")
     if training.ema:
-        halved = run.precision in acceleration.HALF_PRECISIONS
-        ema = RampedEMA(training.ema.decay, halved=halved)
+        ema = RampedEMA(training.ema.decay, halved=run.precision in acceleration.HALF_PRECISIONS)
     optional: list[Callback | None] = [
         StepSeeds(run.seed),
         _guard(run),
@@ -197,7 +201,7 @@ def callbacks(
         if run.budget
         else SamplePictures(
             run.folder / "samples",
-            run.data.examples(_pictured(run)),
+            run.data.examples(evenly_spaced(run.example_rows, training.num_sample_images)),
             run.data.image,
             lambda: ema.model if ema else None,
             training.sample_every_n_epochs,
@@ -249,12 +253,6 @@ def _monitor(family: Family, run: TrainingRun) -> str | None:
     return "train/loss" if family.automatic_optimization else None
 
 
-def _pictured(run: TrainingRun) -> list[int]:
-    """Rows of the images in sample pictures."""
-    rows = run.data.rows("validation") or run.data.rows("train")
-    return evenly_spaced(rows, run.training.num_sample_images)
-
-
 def _prepare(family: Family, run: TrainingRun) -> list[Any]:
     """Freeze, wrap and compile networks as configured; returns the completely frozen modules."""
     training, compute = run.training, run.compute
@@ -262,8 +260,7 @@ def _prepare(family: Family, run: TrainingRun) -> list[Any]:
         family.accumulate = training.accumulate
         family.gradient_clip_norm = training.clip_norm(by_hand=True)
     share_statistics(family)
-    rows = run.data.rows("validation") or run.data.rows("train")
-    batch = move_data_to_device(run.data.examples(rows[:2]), run.device)
+    batch = move_data_to_device(run.data.examples(run.example_rows[:2]), run.device)
     metrics.require_metrics(family, batch, training, validates=run.validates)
     frozen = freeze(family, training)
     if training.privacy and run.budget:
@@ -336,8 +333,7 @@ def _reported(
     sweep(run.checkpoints)
     resumed = run.checkpoint
     steps = checkpoints.reached(resumed)[1] if resumed else None
-    within_epoch = bool(resumed and checkpoints.position(resumed)[1])
-    table.drop_after(steps or 0, within_epoch=within_epoch)
+    table.drop_after(steps or 0, within_epoch=bool(resumed and checkpoints.position(resumed)[1]))
     opened = loggers.opened(run.training.loggers, run.folder, run.settings, steps)
     trainer.loggers = [table, *opened]
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from pydantic import Field, ValidationInfo, model_validator
@@ -173,6 +174,12 @@ def opened(
         runs[config.name] = name
         write_json(recorded, runs)
     return reports
+
+
+def log_row(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Give every logger a row of numbers, with the epoch, which counts from 1."""
+    for logger in trainer.loggers:
+        logger.log_metrics({**values, "epoch": trainer.current_epoch + 1}, trainer.global_step)
 
 
 def _show(logger: Logger, path: Path, step: int) -> None:

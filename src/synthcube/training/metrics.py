@@ -27,6 +27,7 @@ from synthcube.storage import storage_errors, write_with
 from synthcube.training.acceleration import trained_terms
 from synthcube.training.checkpoints import BestAndLast, load
 from synthcube.training.config import COPIES, EarlyStopConfig, TrainingConfig
+from synthcube.training.loggers import log_row
 from synthcube.training.strategies import gather_objects
 
 log = logging.getLogger("synthcube")
@@ -156,15 +157,12 @@ def _log(trainer: pl.Trainer, module: pl.LightningModule, means: EpochMeans) -> 
     values = means.take(summed)
     module.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, logger=False, batch_size=1)
     # Lightning would write the row after the checkpoint: a kill in between would lose it.
-    row = {name: float(value) for name, value in values.items()}
-    for logger in trainer.loggers:
-        logger.log_metrics({**row, "epoch": trainer.current_epoch + 1}, trainer.global_step)
+    log_row(trainer, {name: float(value) for name, value in values.items()})
 
 
 def best_and_last(folder: Path, monitor: str | None, training: TrainingConfig) -> BestAndLast:
     """The checkpoint callback for `training.best`, or for `monitor` without it."""
-    best = training.best
-    every = training.validate_every_n_epochs
+    best, every = training.best, training.validate_every_n_epochs
     if best is None:
         return BestAndLast(folder, monitor, every, "min")
     return BestAndLast(folder, best.metric, every, best.mode)

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 
 from synthcube.data.channels import decoded
@@ -17,7 +18,7 @@ from synthcube.data.conditions import caption
 from synthcube.data.pictures import save_grid
 from synthcube.environment import derived_seed
 from synthcube.models.family import Reconstructs, Samples
-from synthcube.schema import Batch, Condition, ImageSpec
+from synthcube.schema import Batch, ImageSpec
 from synthcube.storage import make_folder
 from synthcube.training.loggers import Report
 from synthcube.training.preemption import Preemption
@@ -91,10 +92,9 @@ class SamplePictures(Callback):
         if isinstance(module, Samples):
             seeds = [derived_seed(self.seed, "picture", i) for i in range(number)]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            condition = self.examples["condition"]
-            source = condition["source"]
-            moved = Condition(values=condition["values"].to(device), source=source.to(device))
-            samples = decoded(module.sample(generators, moved).float().cpu(), masks)
+            condition = move_data_to_device(self.examples["condition"], device)
+            samples = decoded(module.sample(generators, condition).float().cpu(), masks)
+            source = self.examples["condition"]["source"]
             if not source.shape[1]:
                 return {"Generated": list(samples)}
             several = source.shape[1] > 1

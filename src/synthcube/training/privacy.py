@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,11 +21,12 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map, tree_map_only
 
 from synthcube.data.batches import uniform
 from synthcube.errors import ConfigError
 from synthcube.models.family import Family
-from synthcube.schema import Batch, Condition
+from synthcube.schema import Batch
 from synthcube.training.accountant import Budget
 from synthcube.training.config import PrivacyConfig
 
@@ -167,46 +169,25 @@ def _gradients(
     """The gradient of each image's loss, (images, *shape of the weight), by weight."""
     module = _Loss(family)
     module.train(family.training)
-    condition = batch["condition"]
+    tensors = {name: value for name, value in batch.items() if name != "augmented"}
 
-    def loss(
-        values: Mapping[str, Tensor], image: Tensor, label: Tensor, index: Tensor,
-        numbers: Tensor, source: Tensor,
-    ) -> Tensor:  # fmt: skip
-        one = Batch(
-            image=_repeated(image, draws),
-            label=_repeated(label, draws),
-            index=_repeated(index, draws),
-            augmented=batch["augmented"],
-            condition=Condition(values=_repeated(numbers, draws), source=_repeated(source, draws)),
-        )
+    def repeated(tensor: Tensor) -> Tensor:
+        return tensor[None].expand(draws, *tensor.shape)
+
+    def loss(values: Mapping[str, Tensor], image: dict[str, Any]) -> Tensor:
+        one = {**tree_map(repeated, image), "augmented": batch["augmented"]}
         named = {f"family.{name}": value for name, value in values.items()}
         result: Tensor = functional_call(module, named, (one,))
         return result
 
-    gradients_of = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0, 0), randomness="different")
+    gradients_of = vmap(grad(loss), in_dims=(None, 0), randomness="different")
     # Of torch's kernels of attention, only this one computes many gradients at once.
     with sdpa_kernel(SDPBackend.MATH):
-        gradients: dict[str, Tensor] = gradients_of(
-            dict(weights), batch["image"], batch["label"], batch["index"],
-            condition["values"], condition["source"],
-        )  # fmt: skip
+        gradients: dict[str, Tensor] = gradients_of(dict(weights), tensors)
     return gradients
-
-
-def _repeated(tensor: Tensor, times: int) -> Tensor:
-    return tensor[None].expand(times, *tensor.shape)
 
 
 def _parts(batch: Batch, size: int) -> Iterator[Batch]:
     """The images of a batch, so many at a time; nothing of an empty one."""
-    condition = batch["condition"]
     for start in range(0, len(batch["index"]), size):
-        part = slice(start, start + size)
-        yield Batch(
-            image=batch["image"][part],
-            label=batch["label"][part],
-            index=batch["index"][part],
-            augmented=batch["augmented"],
-            condition=Condition(values=condition["values"][part], source=condition["source"][part]),
-        )
+        yield tree_map_only(Tensor, itemgetter(slice(start, start + size)), batch)

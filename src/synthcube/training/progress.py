@@ -23,6 +23,7 @@ from synthcube.models.family import Family
 from synthcube.schema import MAX_COUNT, Batch, Schema
 from synthcube.storage import write_json
 from synthcube.training.config import TrainingConfig
+from synthcube.training.loggers import log_row
 
 log = logging.getLogger("synthcube")
 
@@ -88,8 +89,7 @@ class LogLines(Callback):
             **self._speed(),
             "memory_gb": memory_gb(trainer.strategy.root_device),
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(values | {"epoch": trainer.current_epoch + 1}, trainer.global_step)
+        log_row(trainer, values)
         self._values = values
         if self.bar.draws:
             self._show(trainer)
@@ -432,7 +432,7 @@ def writing_advice(seconds: Mapping[str, float], training: TrainingConfig) -> li
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
     try:
-        file = reading.validated(reading.read_object(path, OutputError), _File, path, OutputError)
+        file = reading.read_record(path, _File, OutputError)
     except OutputError:
         return []
     return [part.model_dump() for part in file.parts]

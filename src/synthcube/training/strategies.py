@@ -87,10 +87,12 @@ def faults(model: FamilyConfig, training: TrainingConfig, compute: ComputeConfig
     if compute.strategy not in _SHARDING:
         return
     if model.optimizes_by_hand():
+        names = registry.names()
+        usable = [name for name in names if not registry.find(name).tiny().optimizes_by_hand()]
         yield (
             f"compute.strategy {compute.strategy} trains with one optimizer, and this {model.name} "
             "needs one for the generator and one for the discriminator: use ddp, or one "
-            f"of {', '.join(_with_one_optimizer())}"
+            f"of {', '.join(usable)}"
         )
     if model.earlier_share():
         yield (
@@ -113,12 +115,6 @@ def require_same(content: Mapping[str, Any], compute: ComputeConfig, processes: 
             f"{reason}: the shards of its optimizer would not match. Resume with the same "
             "strategy, or train into a new folder."
         )
-
-
-def _with_one_optimizer() -> list[str]:
-    configs: list[Any] = [registry.find(name) for name in registry.names()]
-    return [config.model_fields["name"].default for config in configs
-            if not config.tiny().optimizes_by_hand()]  # fmt: skip
 
 
 # Methods of a family that are called from outside: each gathers the weights it needs.
@@ -194,8 +190,7 @@ class FullySharded(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.model is not None
-        state = scattered(checkpoint["state_dict"], self.model)
-        self.model.load_state_dict(state, strict=strict)
+        self.model.load_state_dict(scattered(checkpoint["state_dict"], self.model), strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):

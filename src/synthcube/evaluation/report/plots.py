@@ -199,9 +199,9 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low - half, high + half
 
 
-def _ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`, `low < high`."""
-    rough = (high - low) / about
+def _ticks(low: float, high: float) -> list[float]:
+    """About five round numbers from `low` to `high`, 1, 2 or 5 times a power of ten apart."""
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
