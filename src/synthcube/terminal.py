@@ -203,7 +203,7 @@ def print_line(text: str, style: str = "", *, to_stderr: bool = False, end: str 
     (console or _console(stream)).print(Text(text, style), end=end, soft_wrap=True)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table whose last column is wrapped; text without control characters."""
     from rich.table import Table
     from rich.text import Text
@@ -211,7 +211,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     console = _console(sys.stdout)
     if not sys.stdout.isatty():
         console.width = _TABLE_WIDTH  # in a file no line is lost to a narrow terminal
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:

@@ -85,6 +85,39 @@ def test_euler_is_the_textbook_euler() -> None:
     assert std == pytest.approx(spread, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("config", "size", "shift"),
+    [
+        (RectifiedFlowConfig(), (64, 64), 1),
+        (RectifiedFlowConfig(), (32, 32), 1),
+        (RectifiedFlowConfig(), (128, 128), 2**0.5),
+        (RectifiedFlowConfig(), (64, 64, 64), 8**0.5),
+        (RectifiedFlowConfig(time_shift=3.0), (64, 64, 64), 3),
+        (RectifiedFlowConfig(start="source"), (64, 64, 64), 1),
+        (RectifiedFlowConfig(start="source", time_shift=3.0), (64, 64, 64), 3),
+    ],
+)
+def test_times_are_shifted_by_the_number_of_voxels(
+    config: RectifiedFlowConfig, size: tuple[int, ...], shift: float
+) -> None:
+    assert config.shift_of(size) == pytest.approx(shift)
+
+
+def test_training_times_are_shifted_and_wider() -> None:
+    """logit(t) has the mean log(s), so half of the times lie above s / (1 + s)."""
+    seen = []
+
+    def predict(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        seen.append(time.double() / TIME_SCALE)
+        return x_t
+
+    torch.manual_seed(0)
+    config = RectifiedFlowConfig(time_shift=4.0)
+    config.process(2, bounded=True).loss(predict, torch.zeros(4000, 1, 2, 2))
+    assert seen[0].median().item() == pytest.approx(4 / 5, abs=0.01)
+    assert torch.logit(seen[0]).std().item() == pytest.approx(1 + math.log(4) / 2, rel=0.05)
+
+
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x_0"])
 @pytest.mark.parametrize("sampler", of_process("diffusion"))

@@ -114,6 +114,12 @@ def test_the_network_of_wavelets_is_planned_for_images_of_half_the_size() -> Non
     assert f"--set {wavelets}" in names
 
 
+def test_no_alternative_is_offered_twice() -> None:
+    planned = draft(measured((128, 128), 40), GPU, "data.patches=[64,64]")
+    names = [other.command for other in plan._alternatives(planned, planned.config())]
+    assert names == ["--family ddpm"]
+
+
 def test_volumes_of_several_spacings_are_padded_and_never_stretched() -> None:
     of = measured(
         (160, 192, 160), one_shape=False, one_spacing=False, spacing=(1.0, 1.0, 1.2),

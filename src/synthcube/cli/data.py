@@ -248,9 +248,9 @@ def show_plan(plan: Plan) -> None:
         title, *columns = titles[part]
         shown = [[visible(cell) for cell in line] for line in lines]
         if part == "alternatives":
-            print_table("", (title, columns[1]), [line[1:] for line in shown])
+            print_table((title, columns[1]), [line[1:] for line in shown])
         else:
-            print_table("", (title, *columns), shown)
+            print_table((title, *columns), shown)
     for warning in plan.warnings:
         say(f"Warning: {warning}.", "yellow")
 

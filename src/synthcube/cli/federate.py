@@ -441,7 +441,7 @@ def audit(
     from synthcube.tasks.federation_audit import audit_table
 
     titles, rows = audit_table(folder, server)
-    terminal.print_table("", titles, rows)
+    terminal.print_table(titles, rows)
     if server:
         say("The server says the same.")
 

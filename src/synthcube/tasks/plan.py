@@ -213,8 +213,8 @@ def _finished(draft: Draft, timed: StepTime | None) -> Plan:
 
 def _alternatives(draft: Draft, settings: RunConfig) -> Iterator[Alternative]:
     """Other ways that a specialist would consider, each with what it changes."""
-    size = list(settings.data.size or ())
-    rank = len(size)
+    size, rank = list(settings.data.size or ()), draft.rank
+    ddpm = Alternative("--family ddpm", "the classic process; needs more steps to draw")
     if size:
         native = max(draft.along_axes(draft.fingerprint.shape.median))
         doubled = [side * 2 for side in size]
@@ -245,10 +245,10 @@ def _alternatives(draft: Draft, settings: RunConfig) -> Iterator[Alternative]:
         yield Alternative(
             "--family stylegan", "images in one pass, not in 20; harder to train, less varied"
         )
-    else:
-        yield Alternative("--family ddpm", "the classic process; needs more steps to draw")
+    elif size:
+        yield ddpm
     if not size:
-        yield Alternative("--family ddpm", "the classic process; needs more steps to draw")
+        yield ddpm
 
 
 def write(planned: Plan, path: Path) -> Path:

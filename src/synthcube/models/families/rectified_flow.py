@@ -107,6 +107,10 @@ class RectifiedFlowConfig(FlowFields, PixelConfig):
             settings = {key: value for key, value in settings.items() if key not in _OF_A_SOLVER}
         return settings
 
+    def shift_of(self, size: Sequence[int]) -> float:
+        """`time_shift`; without one it is 1 where the flow starts at an image with its outline."""
+        return super().shift_of(size) if self.start == "noise" else self.time_shift or 1.0
+
     def process(self, spatial_dims: int, *, bounded: bool) -> Flow:
         return Flow(self, spatial_dims, in_one_step=self.mode == "regression")
 
