@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import locale
 import logging
+import os
 import socket
 import sys
 import time
@@ -21,6 +22,8 @@ from synthcube import plugins
 from synthcube.cli import main
 
 torch.set_num_threads(1)  # the first backward pass takes 0.04 s instead of 2.8 s on two cores
+# A training must not choose more either: processes that tests fork would wait for their threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NO_TIME = "no time left"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
