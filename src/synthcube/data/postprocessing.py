@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,7 @@ Change = Callable[[Array, Array], Array]
 """(C, *spatial) float32 and (4, 4) affine to voxels of the same shape."""
 
 
-class Operation(Schema):
+class Operation(Schema, ABC):
     """Base of the operations; a subclass changes the voxels of the channels it acts on."""
 
     keeps_integers: ClassVar[bool] = True
@@ -70,17 +71,24 @@ class Operation(Schema):
         change = self.on_channels(len(chosen))
         return _on(chosen, lambda voxels, _: change(voxels))
 
+    @abstractmethod
     def on_channels(self, number: int) -> Callable[[Array], Array]:
         """A function from (number, *spatial) voxels to changed ones of the same shape."""
-        return self.changed
-
-    def changed(self, voxels: Array) -> Array:
-        """The voxels (C, *spatial) of the channels, changed; unless `on_channels` is another."""
-        raise NotImplementedError
 
     def record(self) -> dict[str, Any]:
         """All settings on which the outcome depends, as plain values."""
         return self.model_dump(mode="json")
+
+
+class VoxelOperation(Operation):
+    """An operation that does the same whatever the number of channels."""
+
+    def on_channels(self, number: int) -> Callable[[Array], Array]:
+        return self.changed
+
+    @abstractmethod
+    def changed(self, voxels: Array) -> Array:
+        """Voxels of the same shape as these, (C, *spatial)."""
 
 
 def _image_channels(image: ImageSpec) -> list[int]:
@@ -104,7 +112,7 @@ def _on(channels: list[int], change: Change) -> Change:
     return apply
 
 
-class Clip(Operation):
+class Clip(VoxelOperation):
     """Intensities beyond `low` or `high` become that bound."""
 
     name: Literal["clip"]
@@ -123,7 +131,7 @@ class Clip(Operation):
         return np.clip(voxels, self.low, self.high)
 
 
-class Rescale(Operation):
+class Rescale(VoxelOperation):
     """The lowest intensity of each image becomes `low`, its highest `high`; all channels alike."""
 
     keeps_integers: ClassVar[bool] = False
@@ -142,7 +150,7 @@ class Rescale(Operation):
         return share * (self.high - self.low) + self.low
 
 
-class ThresholdOperation(Operation):
+class ThresholdOperation(VoxelOperation):
     """Intensities below `below` become `value`."""
 
     name: Literal["threshold"]
@@ -153,7 +161,7 @@ class ThresholdOperation(Operation):
         return np.where(voxels < self.below, self.value, voxels)
 
 
-class LargestComponent(Operation):
+class LargestComponent(VoxelOperation):
     """Of the connected parts above `above`, all but the largest become `background`.
 
     A voxel is above where any channel is; what is not above is left as it is. Parts are connected
@@ -179,7 +187,7 @@ class LargestComponent(Operation):
         return np.where(others, self.background, voxels)
 
 
-class FillHoles(Operation):
+class FillHoles(VoxelOperation):
     """What is enclosed by voxels above `above`, without being above it itself, becomes `value`.
 
     A voxel is above where any channel is. A hole in a volume is enclosed in all three axes.
