@@ -18,7 +18,7 @@ from synthcube.data.pictures import (
     grid,
     plane_of,
     save_animation,
-    save_grid,
+    save_picture,
     tile,
 )
 from synthcube.errors import ImageError, OutputError
@@ -276,12 +276,12 @@ def test_no_images() -> None:
 
 def test_save(tmp_path: Path) -> None:
     images = [torch.zeros(1, 8, 8)] * 4
-    save_grid(tmp_path / "a.png", images, 2, raster=False, spacing_mm=(1, 1, 1))
+    save_picture(tmp_path / "a.png", grid(images, 2, raster=False))
     with PIL.Image.open(tmp_path / "a.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), shown(images, 2))
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(OutputError, match="Cannot write"):
-        save_grid(tmp_path / "no" / "a.png", images)
+        save_picture(tmp_path / "no" / "a.png", grid(images))
 
 
 def test_a_plane_has_a_pixel_for_each_voxel_head_up() -> None:

@@ -23,12 +23,12 @@ def owners(certificates: ModuleType, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_a_list_as_medperf_writes_it(certificates, owners, tmp_path: Path) -> None:
     path = certificates.site_list(tmp_path / "cols.yaml", list(owners.values()), list(owners))
-    labels = identity.allowed_sites(path, PLAN)
-    assert sorted(labels.values()) == ["site-a", "site-b"]
+    certificates_by_site = identity.site_certificates(path, PLAN)
+    assert sorted(certificates_by_site) == ["site-a", "site-b"]
     pem = (owners["site-a"] / "crt.crt").read_text().replace("\n", "\n    ")
     text = path.read_text().splitlines()[1]
     path.write_text(f"site-a:\n  certificate: |\n    {pem}\n{text}\n", encoding="utf-8")
-    assert identity.allowed_sites(path, PLAN) == labels
+    assert identity.site_certificates(path, PLAN) == certificates_by_site
 
 
 def test_all_faults_of_a_list_come_at_once(certificates, owners, tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_all_faults_of_a_list_come_at_once(certificates, owners, tmp_path: Path)
         "site-d: {certificate: Erika}\n"
     )
     with pytest.raises(FederationError) as refusal:
-        identity.allowed_sites(path, PLAN)
+        identity.site_certificates(path, PLAN)
     text = str(refusal.value)
     for fault in (
         "site-c: is not a site of the plan",
@@ -50,7 +50,7 @@ def test_all_faults_of_a_list_come_at_once(certificates, owners, tmp_path: Path)
         assert fault in text
     path.write_text("Site A: {certificate: x}\nsite-b: {email: x, key: y}\n")
     with pytest.raises(FederationError, match=r"LABEL: \{email: NAME, certificate: PEM in base64"):
-        identity.allowed_sites(path, PLAN)
+        identity.site_certificates(path, PLAN)
 
 
 def test_what_is_wrong_with_a_folder_of_certificates(owners, tmp_path: Path) -> None:

@@ -65,9 +65,10 @@ class Network:
             PLAN, folder, {}, minutes, lambda _: ExpectedModel(SHAPES, CONSTANTS),
             folder / "agreement.json", folder / "average.safetensors",
         )  # fmt: skip
+        sites = identity.site_certificates(study["list"], PLAN)
+        allowed = {identity.fingerprint(value): site for site, value in sites.items()}
         self.server = Server(
-            ("127.0.0.1", 0), identity.server_context(study["server"]),
-            identity.allowed_sites(study["list"], PLAN), self.coordinator,
+            ("127.0.0.1", 0), identity.server_context(study["server"]), allowed, self.coordinator,
             identity.common_name_digest("Admin"),
         )  # fmt: skip
         self.outcome: object = None

@@ -249,26 +249,6 @@ def plane_of(
     return PIL.Image.fromarray(_beside(resized(_grey(cut), size) for cut in cuts)).convert("L")
 
 
-def save_grid(
-    path: Path,
-    images: Sequence[torch.Tensor],
-    columns: int | None = None,
-    *,
-    raster: bool = True,
-    spacing_mm: Sequence[float] | None = None,
-    captions: Sequence[str] = (),
-    headings: Sequence[str] = (),
-    title: str = "",
-    masks: Collection[int] = (),
-) -> None:
-    """Write :func:`grid` as a PNG in one step; it raises the same errors, and OutputError."""
-    picture = grid(
-        images, columns, raster=raster, spacing_mm=spacing_mm, captions=captions,
-        headings=headings, title=title, masks=masks,
-    )  # fmt: skip
-    save_picture(path, picture)
-
-
 def save_picture(path: Path, picture: PIL.Image.Image) -> None:
     """Write a PNG in one step. Raises OutputError."""
     write_with(path, lambda temporary: picture.save(temporary, format="PNG"))

@@ -38,15 +38,6 @@ class SiteCertificate(Schema):
 _SITES: TypeAdapter[dict[str, SiteCertificate]] = TypeAdapter(dict[SiteName, SiteCertificate])
 
 
-def allowed_sites(path: Path, plan: FederationPlan) -> dict[str, str]:
-    """The labels of the sites that may connect, by the SHA-256 of their certificates.
-
-    Errors as in :func:`site_certificates`.
-    """
-    certificates = site_certificates(path, plan)
-    return {fingerprint(certificate): label for label, certificate in certificates.items()}
-
-
 def site_certificates(path: Path, plan: FederationPlan) -> dict[str, bytes]:
     """The certificates of the sites in DER form, by label.
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from synthcube.data.channels import decoded
 from synthcube.data.conditions import caption
-from synthcube.data.pictures import save_grid
+from synthcube.data.pictures import grid, save_picture
 from synthcube.environment import derived_seed
 from synthcube.models.family import Reconstructs, Samples
 from synthcube.schema import Batch, ImageSpec
@@ -70,8 +70,7 @@ class SamplePictures(Callback):
             model.train(was_training)
         if columns and trainer.is_global_zero:
             path = make_folder(self.folder) / f"epoch_{epoch:04d}.png"
-            save_grid(
-                path,
+            picture = grid(
                 [image for row in zip(*columns.values(), strict=True) for image in row],
                 raster=self.image.file_format == "png",
                 spacing_mm=self.image.spacing_mm,
@@ -80,6 +79,7 @@ class SamplePictures(Callback):
                 headings=list(columns) if len(columns) > 1 else (),
                 title=f"Epoch {epoch}",
             )
+            save_picture(path, picture)
             for logger in trainer.loggers:
                 if isinstance(logger, Report):
                     logger.show_picture(path, trainer.global_step)
