@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from typing_extensions import Self
 
 from synthcube.errors import ConfigError
-from synthcube.models.convolution import correct_small_gradients
+from synthcube.models.convolution import replace_kernels
 from synthcube.models.optimizers import OptimizerConfig, SchedulerConfig
 from synthcube.plugins import TRAINED
 from synthcube.reading import faults_of
@@ -25,7 +25,7 @@ from synthcube.schema import Batch, Condition, ImageSpec, Moments, Schema, compl
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-correct_small_gradients()
+replace_kernels()
 
 
 class EpochMeans:

@@ -70,6 +70,8 @@ class Refinement(nn.Module):
         self.modulation = nn.Linear(embedding_size, 4 * channels)  # Perez et al., "FiLM" (2018)
         for weight in (*self.last.parameters(), *self.modulation.parameters()):
             nn.init.zeros_(weight)
+        if rank == 3:  # so few channels of so many voxels are convolved sooner than in planes
+            self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, x: Tensor, predicted: Tensor, features: Tensor, embedding: Tensor) -> Tensor:
         """The correction, (B, out_channels, *spatial).
