@@ -2,7 +2,8 @@
 
 Shares of the CPU time of a step of the default network, by kind of operation, from PyTorch's
 profiler; then the speed of the convolutions that take most of it beside that of a matrix product
-in float32, which is about what one core of the machine can do.
+in float32, which is about what one core of the machine can do; and convolutions of a single volume
+over those of PyTorch's own choice (synthcube.models.convolution).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _KINDS = {
     "group_norm": "group norms", "mm": "linear layers", "copy": "copies", "adam": "the optimizer",
 }  # fmt: skip
 _CONVOLUTIONS = ((32, 32, 1), (64, 64, 2), (128, 64, 4))  # channels in and out, share of the side
+_VOLUMES = ((64, 16), (96, 8))  # channels, side
 
 
 def measure(options: Options) -> list[Row]:
@@ -37,7 +39,28 @@ def measure(options: Options) -> list[Row]:
         name = f"convolution of {channels} to {out} channels at {SIDE // part} x {SIDE // part}"
         shown = f"{forward / product:.0%} of it forward, {both / product:.0%} with its gradients"
         rows.append(Row(name, both / product, shown))
+    ours, plain = apart(volume_seconds, True), apart(volume_seconds, False)
+    for (channels, side), after, before in zip(_VOLUMES, ours, plain, strict=True):
+        name = f"convolution of one volume of {side}^3, {channels} channels, over PyTorch's choice"
+        shown = f"{after / before:.2f} ({1000 * after:.0f} of {1000 * before:.0f} ms)"
+        rows.append(Row(name, after / before, shown, at_most=0.8))
     return rows
+
+
+def volume_seconds(replaced: bool) -> list[float]:
+    """CPU-seconds of the convolution of a volume and its gradients, in float32."""
+    import torch
+
+    from synthcube.models.convolution import replace_kernels
+
+    if replaced:
+        replace_kernels()
+    seconds = []
+    for channels, side in _VOLUMES:
+        layer = torch.nn.Conv3d(channels, channels, 3, padding=1)
+        x = torch.randn(1, channels, side, side, side, requires_grad=True)
+        seconds.append(_cpu_seconds(partial(_both_passes, layer, x, torch.randn_like(x))))
+    return seconds
 
 
 def step_shares(num_steps: int) -> dict[str, float]:

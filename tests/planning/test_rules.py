@@ -583,10 +583,11 @@ def test_an_image_that_is_too_large_to_read_is_warned_of() -> None:
 @pytest.mark.parametrize(
     ("shape", "where", "images", "overrides", "expected"),
     [
-        ((64, 64), CPU, 17_000, (), (0.25, 1.75)),
-        ((64, 64), CPU, 15_000, (), (None, None)),  # fewer than 2,000 steps
+        ((64, 64), CPU, 4_500, (), (0.25, 1.75)),
+        ((64, 64), CPU, 3_500, (), (None, None)),  # fewer than 500 steps
         ((64, 64), GPU, 160_000, (), (None, None)),
-        ((32, 32), CPU, 50_000, (), (0.25, 2)),
+        ((32, 32), CPU, 17_000, (), (0.25, 2)),
+        ((32, 32), CPU, 15_000, (), (None, None)),  # fewer than 2,000 steps
         ((32, 32), CPU, 60_000, (), (None, None)),  # steps enough
         ((64, 64, 64), CPU, 160_000, (), (None, None)),
         ((64, 64), CPU, 17_000, ("compute.strategy=fsdp",), (None, None)),

@@ -18,7 +18,7 @@ _STEPS_BETWEEN = 200  # validations
 _SMALL_PICTURE = 32
 _AVERAGED_SHARE = 0.1  # of the steps, by the last average
 _SLOWEST_AVERAGE = 0.9999
-_LEAST_STEPS_TO_GUIDE = 2000
+_LEAST_STEPS_TO_GUIDE = {True: 2000, False: 500}  # of small pictures, of others
 _DEFAULTS = TrainingConfig()
 
 
@@ -183,12 +183,13 @@ def choose_recipe(draft: Draft) -> None:
 def choose_autoguidance(draft: Draft) -> None:
     """Guidance by the weights of a quarter of the training; an image then takes twice the time.
 
-    Measured (docs/recipes.md): half the kernel distance of hands after 3,915 steps, more precision
-    after 14,040; 63 of 64 drawn shapes whole in place of 61 after 2,600, no gain after 578.
+    Measured (docs/recipes.md): half the kernel distance of hands after 722 and 3,915 steps, more
+    precision after 14,040; nothing for six classes after 334. Of drawn shapes 63 of 64 were whole
+    in place of 61 after 2,600 steps, and there was no gain after 578.
     """
     if draft.rank == 3 or draft.request.goal != "generate" or not lacks_steps(draft):
         return
-    if num_steps(draft) < _LEAST_STEPS_TO_GUIDE:
+    if num_steps(draft) < _LEAST_STEPS_TO_GUIDE[is_small(draft)]:
         return
     if lookup(draft.fixed, "compute.strategy")[1] in ("fsdp", "deepspeed"):
         return  # which split the weights

@@ -18,7 +18,7 @@ from synthcube.errors import ConfigError, SynthCubeError
 from synthcube.evaluation.config import EvaluationConfig
 from synthcube.models.families.autoencoder_kl import AutoencoderKLConfig
 from synthcube.models.families.rectified_flow import RectifiedFlowConfig
-from synthcube.models.nets.unet import UNetFields
+from synthcube.models.nets.unet import CONDITIONED_GROUPS, UNetFields
 from synthcube.planning.draft import Draft, lookup
 from synthcube.planning.length import is_small, lacks_steps
 from synthcube.schema import ImageSpec, near_multiples
@@ -41,7 +41,6 @@ _VOLUME_BATCH = 4  # WFM trains with 4 volumes, MAISI with 1 or 2, WDM with 10 a
 _FEW_IMAGES = 500
 _BATCH_ON_CPU = 8  # of pictures
 _CHANNELS_OF_SMALL = (16, 32, 64)  # of pictures of 32 x 32 (docs/recipes.md)
-_NORM_GROUPS = 8  # of 32 channels and more
 _ANISOTROPIC = 3.0
 _MOST_VALIDATED = 2000
 _FEW_OF_A_CLASS = 10
@@ -299,7 +298,7 @@ def choose_depth(draft: Draft) -> None:
     draft.choose("model.channels", channels, f"{levels} levels, the coarsest of {coarse} places")
     if draft.values["data"].get("conditions"):
         reason = "with a group for each channel, classes and the time pass less"
-        draft.choose("model.num_norm_groups", _NORM_GROUPS, reason)
+        draft.choose("model.num_norm_groups", CONDITIONED_GROUPS, reason)
     default_from: int = draft.family.model_fields["attention_from"].default
     if draft.family is RectifiedFlowConfig:
         default_from = levels - 1

@@ -32,6 +32,8 @@ from synthcube.schema import Batch, Condition, ConditionSpec, ImageSpec, Level, 
 TINY_UNET: Any = {
     "channels": (8, 8), "num_res_blocks": 1, "attention_from": 1, "num_norm_groups": 2,
 }  # fmt: skip
+CONDITIONED_GROUPS = 8
+"""A norm with a group for each channel takes away what a class adds to it (docs/recipes.md)."""
 _REFINEMENT = {2: 16, 3: 8}  # channels, by the number of axes
 # Above this many voxels at the finest level with attention, its matrix is not kept as a whole.
 _FEW_TOKENS = 1024
@@ -135,7 +137,7 @@ class UNetFields(Schema):
 
     def _unet_settings(self, image: ImageSpec, out_channels: int) -> dict[str, Any]:
         heads = (math.gcd(self.num_head_channels, channels) for channels in self.channels)
-        norm_groups = self.num_norm_groups or (8 if image.conditions else 32)
+        norm_groups = self.num_norm_groups or (CONDITIONED_GROUPS if image.conditions else 32)
         levels = range(len(self.channels))
         return {
             "spatial_dims": image.rank,
