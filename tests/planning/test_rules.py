@@ -570,7 +570,7 @@ def test_copies_are_warned_of() -> None:
 
 
 def test_an_image_that_is_too_large_to_read_is_warned_of() -> None:
-    request = PlanRequest(overrides=("data.size=[32,32,32]",))
+    request = PlanRequest(overrides=("data.size=[32,32,32]", "model.autoguidance_from=0"))
     where = Machine(torch.device("cpu"), int(1.3e9), cores=2, processes=1, precision="32-true")
     planned = plan.planned(measured((256, 256, 256), 40), where, request, None)
     assert planned.cost.reading_bytes > planned.cost.training_bytes
@@ -583,16 +583,18 @@ def test_an_image_that_is_too_large_to_read_is_warned_of() -> None:
 @pytest.mark.parametrize(
     ("shape", "where", "images", "overrides", "expected"),
     [
-        ((64, 64), CPU, 4_500, (), (0.25, 1.75)),
-        ((64, 64), CPU, 3_500, (), (None, None)),  # fewer than 500 steps
-        ((64, 64), GPU, 160_000, (), (None, None)),
-        ((32, 32), CPU, 17_000, (), (0.25, 2)),
-        ((32, 32), CPU, 15_000, (), (None, None)),  # fewer than 2,000 steps
-        ((32, 32), CPU, 60_000, (), (None, None)),  # steps enough
-        ((64, 64, 64), CPU, 160_000, (), (None, None)),
-        ((64, 64), CPU, 17_000, ("compute.strategy=fsdp",), (None, None)),
-        ((64, 64), CPU, 17_000, ("model.autoguidance=1",), (0.25, 1)),
-        ((64, 64), CPU, 17_000, ("model.autoguidance_from=0",), (0, None)),
+        ((64, 64), CPU, 4_500, (), (0.25, 1.75, 10)),
+        ((64, 64), CPU, 40_000, (), (0.25, 1.75, None)),  # 5,000 steps
+        ((64, 64), CPU, 3_500, (), (None, None, None)),  # fewer than 500 steps
+        ((64, 64), GPU, 160_000, (), (None, None, None)),
+        ((32, 32), CPU, 17_000, (), (0.25, 2, None)),
+        ((32, 32), CPU, 15_000, (), (None, None, None)),  # fewer than 2,000 steps
+        ((32, 32), CPU, 60_000, (), (None, None, None)),  # steps enough
+        ((64, 64, 64), CPU, 16_000, (), (0.25, 2, None)),
+        ((64, 64, 64), CPU, 1_500, (), (None, None, None)),
+        ((64, 64), CPU, 17_000, ("compute.strategy=fsdp",), (None, None, None)),
+        ((64, 64), CPU, 17_000, ("model.autoguidance=1",), (0.25, 1, 10)),
+        ((64, 64), CPU, 17_000, ("model.autoguidance_from=0",), (0, None, None)),
     ],
 )
 def test_pictures_are_guided_by_earlier_weights(
@@ -602,7 +604,7 @@ def test_pictures_are_guided_by_earlier_weights(
     planned = draft(measured(shape, 1600), where, *overrides, budget_images=images)
     length.choose_length(planned, None)
     length.choose_autoguidance(planned)
-    keys = ("autoguidance_from", "autoguidance")
+    keys = ("autoguidance_from", "autoguidance", "num_sampling_steps")
     assert tuple(value(planned, f"model.{key}") for key in keys) == expected
     settings = planned.config()
     assert settings.model.faults(planned.image(settings)) == []

@@ -19,6 +19,7 @@ _SMALL_PICTURE = 32
 _AVERAGED_SHARE = 0.1  # of the steps, by the last average
 _SLOWEST_AVERAGE = 0.9999
 _LEAST_STEPS_TO_GUIDE = {True: 2000, False: 500}  # of small pictures, of others
+_SHORT_STEPS = 5000  # of a training whose pictures gain nothing from more steps of the sampler
 _DEFAULTS = TrainingConfig()
 
 
@@ -181,13 +182,15 @@ def choose_recipe(draft: Draft) -> None:
 
 
 def choose_autoguidance(draft: Draft) -> None:
-    """Guidance by the weights of a quarter of the training; an image then takes twice the time.
+    """Guidance by the weights of a quarter of the training, and how many steps it needs.
 
-    Measured (docs/recipes.md): half the kernel distance of hands after 722 and 3,915 steps, more
-    precision after 14,040; nothing for six classes after 334. Of drawn shapes 63 of 64 were whole
-    in place of 61 after 2,600 steps, and there was no gain after 578.
+    A step of the sampler takes twice the time. Measured (docs/recipes.md): half the kernel distance
+    of hands after 722, 2,025 and 3,915 steps, more precision after 14,040; nothing for six classes
+    after 334; two thirds of the distance for volumes after 1,512. Of drawn shapes 63 of 64 were
+    whole in place of 61 after 2,600 steps, and there was no gain after 578. Hands drawn in 10 steps
+    were as good as in 20 after up to 3,915, and less good after 14,040.
     """
-    if draft.rank == 3 or draft.request.goal != "generate" or not lacks_steps(draft):
+    if draft.request.goal != "generate" or not lacks_steps(draft):
         return
     if num_steps(draft) < _LEAST_STEPS_TO_GUIDE[is_small(draft)]:
         return
@@ -195,5 +198,8 @@ def choose_autoguidance(draft: Draft) -> None:
         return  # which split the weights
     reason = "guided by its own weights of a quarter of the training"
     if draft.choose("model.autoguidance_from", 0.25, reason):
-        strength = 2.0 if is_small(draft) else 1.75
-        draft.choose("model.autoguidance", strength, "fewer odd images, at twice the time an image")
+        strength = 2.0 if is_small(draft) or draft.rank == 3 else 1.75
+        draft.choose("model.autoguidance", strength, "fewer odd images, at twice the time a step")
+        if draft.rank == 2 and not is_small(draft) and num_steps(draft) < _SHORT_STEPS:
+            reason = "hands were as good as in 20 after so short a training"
+            draft.choose("model.num_sampling_steps", 10, reason)
