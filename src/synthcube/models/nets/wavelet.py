@@ -71,7 +71,7 @@ class Refinement(nn.Module):
         self.modulation = nn.Linear(embedding_size, 4 * channels)  # Perez et al., "FiLM" (2018)
         for weight in (*self.last.parameters(), *self.modulation.parameters()):
             nn.init.zeros_(weight)
-        if rank == 3:  # a fifth less time for a step on a CPU
+        if rank == 3:  # up to a fifth less time for a step on a CPU
             layers: Any = self  # PyTorch's types lack this argument
             layers.to(memory_format=torch.channels_last_3d)
 
