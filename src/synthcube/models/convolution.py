@@ -28,7 +28,7 @@ _FEWEST_VOXELS = 512  # of the input; below it unfolding was as fast
 
 @cache
 def replace_kernels() -> None:
-    """Compute such convolutions rightly and fast, in this process and from now on.
+    """Compute such convolutions correctly and fast, in this process and from now on.
 
     It replaces PyTorch's CPU kernels of `slow_conv3d_forward` and `convolution_backward`, and so
     reaches every network, loss and library. A call costs about 30 microseconds more.
